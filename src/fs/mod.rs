@@ -1,0 +1,11 @@
+//! Layer 0: files. Atomic writes, guarded opening, locks, and what the kernel says about memory.
+
+mod atomic;
+mod lock;
+mod memory;
+mod open;
+
+pub use atomic::{Access, remove_stale_temps, sync_folder, write_atomic, write_atomic_bytes};
+pub use lock::FileLock;
+pub use memory::{available_bytes, peak_rss_bytes, unshared_bytes};
+pub use open::{Opened, open_regular, open_regular_no_link, read_limited, read_text};
