@@ -1,0 +1,259 @@
+//! Everything in `quant` that needs `unsafe`: aligned bytes and the vector kernels.
+//!
+//! [`Kernels`] is the table that the layer calls through: a function per direction and scheme. A set
+//! with integer products replaces single entries of it.
+
+// Loops over lanes and tiles run through several arrays by the same index.
+#![allow(clippy::needless_range_loop)]
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod buffer;
+mod depthwise;
+mod float;
+mod lanes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+
+use super::{PackedRef, Scheme};
+pub(crate) use buffer::AlignedBytes;
+pub(crate) use depthwise::{Line, Run, Tap};
+use float::{Isa, Tile};
+pub(crate) use float::{Job, Start};
+
+type Product = unsafe fn(&mut Job<'_>);
+
+/// The kernels of one instruction set. A reference to one proves that this processor can run them:
+/// only [`Kernels::available`] gives any.
+pub(crate) struct Kernels {
+    /// What `doctor` and the environment variable call it.
+    pub(crate) name: &'static str,
+    detected: fn() -> bool,
+    products: PerScheme,
+    transposed: PerScheme,
+    line: unsafe fn(&mut Line<'_>),
+}
+
+#[derive(Clone, Copy)]
+struct PerScheme {
+    q8: Product,
+    q4: Product,
+    f16: Product,
+    f32: Product,
+}
+
+impl PerScheme {
+    const fn all(product: Product) -> PerScheme {
+        PerScheme { q8: product, q4: product, f16: product, f32: product }
+    }
+
+    fn of(&self, scheme: Scheme) -> Product {
+        match scheme {
+            Scheme::Q8 => self.q8,
+            Scheme::Q4 => self.q4,
+            Scheme::F16 => self.f16,
+            Scheme::F32 => self.f32,
+        }
+    }
+}
+
+impl Kernels {
+    /// Those that this processor can run, fastest first; the portable ones are always there.
+    pub(crate) fn available() -> impl Iterator<Item = &'static Kernels> {
+        SETS.iter().copied().filter(|k| (k.detected)())
+    }
+
+    /// The first of them.
+    pub(crate) fn fastest() -> &'static Kernels {
+        Kernels::available().next().unwrap_or(&PORTABLE)
+    }
+
+    /// y\[M, rows\] = start + x\[M, cols\] · Wᵀ.
+    ///
+    /// # Panics
+    /// If lengths don't belong to one M.
+    pub(crate) fn product(&self, job: &mut Job<'_>) {
+        check(job, job.w.rows(), job.w.cols());
+        // SAFETY: the processor has the instructions (`self` exists); lengths are checked.
+        unsafe { self.products.of(job.w.scheme())(job) }
+    }
+
+    /// y\[M, cols\] = start + x\[M, rows\] · W.
+    ///
+    /// # Panics
+    /// If lengths don't belong to one M.
+    pub(crate) fn product_transposed(&self, job: &mut Job<'_>) {
+        check(job, job.w.cols(), job.w.rows());
+        // SAFETY: as in `product`.
+        unsafe { self.transposed.of(job.w.scheme())(job) }
+    }
+
+    /// One line of a depthwise convolution.
+    ///
+    /// # Panics
+    /// If a position, source or tap lies outside.
+    pub(crate) fn line(&self, l: &mut Line<'_>) {
+        let all = l.all_channels;
+        let top = |taps: &[Tap]| {
+            let kernel = taps.iter().map(|t| t.kernel).max()?;
+            Some((kernel, taps.iter().map(|t| t.source).max()?))
+        };
+        assert!(l.channels.end <= all);
+        assert!(l.bias.is_none_or(|b| b.len() == all));
+        for run in l.runs.iter().filter(|r| r.count > 0) {
+            let last = run.first + (run.count - 1) * run.step;
+            assert!((last + 1) * all <= l.to.len());
+            if let (Some(row), Some(col)) = (top(l.rows), top(&run.taps)) {
+                let source = col.1 + (run.count - 1) * run.source_step;
+                assert!(source < l.from_width && col.0 < l.kernel_width);
+                assert!((row.1 * l.from_width + source + 1) * all <= l.from.len());
+                assert!((row.0 * l.kernel_width + col.0 + 1) * all <= l.w.len());
+            }
+        }
+        // SAFETY: the processor has the instructions; the largest position, source and tap of every
+        // run are inside, and so are the others.
+        unsafe { (self.line)(l) }
+    }
+}
+
+fn check(job: &Job<'_>, outputs: usize, inner: usize) {
+    let m = job.y.len().checked_div(outputs).unwrap_or(0);
+    assert_eq!(job.y.len(), m * outputs, "y has M rows");
+    assert!(outputs == 0 || job.x.len() == m * inner, "x has as many rows as y");
+    if let Start::Bias(bias) = job.start {
+        assert_eq!(bias.len(), outputs, "a bias has one value an output");
+    }
+}
+
+/// Defines an instruction set: its [`Isa`] and its [`Kernels`].
+macro_rules! kernels {
+    (
+        $name:ident, $isa:ident, $label:literal, $lanes:ty, $(features = $features:literal,)?
+        detected = $detected:expr, rows = $rows:literal, panels = $panels:literal,
+        tiles = [$($m:literal x $p:literal),*]
+    ) => {
+        struct $isa;
+
+        impl Isa for $isa {
+            const ROWS: usize = $rows;
+            const PANELS: usize = $panels;
+
+            unsafe fn tile(rows: usize, panels: usize, t: &Tile) {
+                $(#[target_feature(enable = $features)])?
+                unsafe fn inner(rows: usize, panels: usize, t: &Tile) {
+                    // SAFETY: passed on from the trait's contract, with the features enabled here.
+                    unsafe {
+                        match (rows, panels) {
+                            $(($m, $p) => float::tile::<$lanes, $m, $p>(t),)*
+                            _ => unreachable!("a tile of {rows} rows and {panels} panels"),
+                        }
+                    }
+                }
+                // SAFETY: the trait's contract.
+                unsafe { inner(rows, panels, t) }
+            }
+
+            unsafe fn decode(w: PackedRef<'_>, panel: usize, first: usize, len: usize, out: *mut f32) {
+                $(#[target_feature(enable = $features)])?
+                unsafe fn inner(w: PackedRef<'_>, panel: usize, first: usize, len: usize, out: *mut f32) {
+                    // SAFETY: passed on from the trait's contract.
+                    unsafe { float::decode::<$lanes>(w, panel, first, len, out) }
+                }
+                // SAFETY: the trait's contract.
+                unsafe { inner(w, panel, first, len, out) }
+            }
+
+            unsafe fn decode_transposed(
+                w: PackedRef<'_>,
+                panel: usize,
+                block: usize,
+                out: [*mut f32; 2],
+            ) {
+                $(#[target_feature(enable = $features)])?
+                unsafe fn inner(w: PackedRef<'_>, panel: usize, block: usize, out: [*mut f32; 2]) {
+                    // SAFETY: passed on from the trait's contract.
+                    unsafe { float::decode_transposed::<$lanes>(w, panel, block, out) }
+                }
+                // SAFETY: the trait's contract.
+                unsafe { inner(w, panel, block, out) }
+            }
+        }
+
+        static $name: Kernels = {
+            $(#[target_feature(enable = $features)])?
+            unsafe fn line(l: &mut Line<'_>) {
+                // SAFETY: passed on from `depthwise::line`'s contract.
+                unsafe { depthwise::line::<$lanes>(l) }
+            }
+            Kernels {
+                name: $label,
+                detected: $detected,
+                products: PerScheme::all(float::run::<$isa, false>),
+                transposed: PerScheme::all(float::run::<$isa, true>),
+                line,
+            }
+        };
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+kernels! {
+    AVX512, Avx512Isa, "avx512", avx512::Avx512,
+    features = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
+    detected = || {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+    },
+    rows = 8, panels = 2,
+    tiles = [
+        1 x 1, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1, 7 x 1, 8 x 1,
+        1 x 2, 2 x 2, 3 x 2, 4 x 2, 5 x 2, 6 x 2, 7 x 2, 8 x 2, 1 x 4
+    ]
+}
+
+#[cfg(target_arch = "x86_64")]
+kernels! {
+    AVX2, Avx2Isa, "avx2", avx2::Avx2,
+    features = "avx2,fma,f16c",
+    detected = || {
+        is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+    },
+    rows = 6, panels = 1,
+    tiles = [1 x 1, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1, 1 x 4]
+}
+
+#[cfg(target_arch = "aarch64")]
+kernels! {
+    NEON, NeonIsa, "neon", neon::Neon,
+    features = "neon",
+    detected = || std::arch::is_aarch64_feature_detected!("neon"),
+    rows = 6, panels = 1,
+    tiles = [1 x 1, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1, 1 x 4]
+}
+
+kernels! {
+    PORTABLE, PortableIsa, "portable", portable::Portable,
+    detected = || true,
+    rows = 2, panels = 1,
+    tiles = [1 x 1, 2 x 1, 1 x 4]
+}
+
+static SETS: &[&Kernels] = &[
+    #[cfg(target_arch = "x86_64")]
+    &AVX512,
+    #[cfg(target_arch = "x86_64")]
+    &AVX2,
+    #[cfg(target_arch = "aarch64")]
+    &NEON,
+    &PORTABLE,
+];

@@ -1,0 +1,185 @@
+//! Lanes as four NEON registers, with what every ARMv8 core has. No closures around intrinsics, for
+//! the reason that `avx2` states.
+
+use super::lanes::Lanes;
+use std::arch::aarch64::*;
+
+#[derive(Clone, Copy)]
+pub(super) struct Neon([float32x4_t; 4]);
+
+impl Lanes for Neon {
+    type Words = [uint8x16_t; 4];
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Self {
+        // SAFETY: the caller has NEON.
+        Neon([unsafe { vdupq_n_f32(v) }; 4])
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller has NEON; `p` is readable for 16 floats.
+        Neon(unsafe {
+            [vld1q_f32(p), vld1q_f32(p.add(4)), vld1q_f32(p.add(8)), vld1q_f32(p.add(12))]
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        for (i, v) in self.0.into_iter().enumerate() {
+            // SAFETY: the caller has NEON; `p` is writable for 16 floats.
+            unsafe { vst1q_f32(p.add(4 * i), v) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_part(p: *const f32, n: usize) -> Self {
+        let mut v = [0f32; 16];
+        // SAFETY: the caller has NEON; `p` is readable for `n` < 16 floats.
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, v.as_mut_ptr(), n);
+            Self::load(v.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_part(self, p: *mut f32, n: usize) {
+        let mut v = [0f32; 16];
+        // SAFETY: the caller has NEON; `p` is writable for `n` < 16 floats.
+        unsafe {
+            self.store(v.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(v.as_ptr(), p, n);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_product(self, a: Self, b: Self) -> Self {
+        let mut out = self.0;
+        for (i, v) in out.iter_mut().enumerate() {
+            // SAFETY: the caller has NEON.
+            *v = unsafe { vfmaq_f32(*v, a.0[i], b.0[i]) };
+        }
+        Neon(out)
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, b: Self) -> Self {
+        let mut out = self.0;
+        for (i, v) in out.iter_mut().enumerate() {
+            // SAFETY: the caller has NEON.
+            *v = unsafe { vmulq_f32(*v, b.0[i]) };
+        }
+        Neon(out)
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u8) -> Self {
+        // SAFETY: the caller has NEON; `p` is readable for 32 bytes.
+        Neon(unsafe { [f16_quad(p), f16_quad(p.add(8)), f16_quad(p.add(16)), f16_quad(p.add(24))] })
+    }
+
+    #[inline(always)]
+    unsafe fn words(p: *const u8) -> Self::Words {
+        // SAFETY: the caller has NEON; `p` is readable for 64 bytes.
+        unsafe { [vld1q_u8(p), vld1q_u8(p.add(16)), vld1q_u8(p.add(32)), vld1q_u8(p.add(48))] }
+    }
+
+    #[inline(always)]
+    unsafe fn nibbles([a, b, c, d]: Self::Words, high: bool) -> Self::Words {
+        // SAFETY: the caller has NEON.
+        unsafe { [nibble(a, high), nibble(b, high), nibble(c, high), nibble(d, high)] }
+    }
+
+    #[inline(always)]
+    unsafe fn byte<const K: u32>([a, b, c, d]: Self::Words) -> Self {
+        // SAFETY: the caller has NEON.
+        Neon(unsafe { [widen::<K>(a), widen::<K>(b), widen::<K>(c), widen::<K>(d)] })
+    }
+
+    #[inline(always)]
+    unsafe fn store_transposed(v: [Self; 16], out: *mut f32) {
+        for i in 0..4 {
+            let quad = [v[4 * i].0, v[4 * i + 1].0, v[4 * i + 2].0, v[4 * i + 3].0];
+            for j in 0..4 {
+                // SAFETY: the caller has NEON; `out` is writable for 256 floats.
+                unsafe {
+                    let square = transpose4([quad[0][j], quad[1][j], quad[2][j], quad[3][j]]);
+                    for (k, s) in square.into_iter().enumerate() {
+                        vst1q_f32(out.add(16 * (4 * j + k) + 4 * i), s);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Four f16 from the 8 bytes at `p`. The conversion intrinsics need Rust 1.94, so: as `f16_bits`.
+///
+/// # Safety
+/// The processor has NEON; `p` is readable for 8 bytes.
+#[inline(always)]
+unsafe fn f16_quad(p: *const u8) -> float32x4_t {
+    // SAFETY: as the caller says.
+    unsafe {
+        let bits = vmovl_u16(vreinterpret_u16_u8(vld1_u8(p)));
+        let low = vshlq_n_u32::<13>(vandq_u32(bits, vdupq_n_u32(0x7fff)));
+        let scale = vreinterpretq_f32_u32(vdupq_n_u32(0x7780_0000));
+        let value = vreinterpretq_u32_f32(vmulq_f32(vreinterpretq_f32_u32(low), scale));
+        let exponent = vandq_u32(bits, vdupq_n_u32(0x7c00));
+        let special = vceqq_u32(exponent, vdupq_n_u32(0x7c00));
+        let special = vandq_u32(special, vdupq_n_u32(0x7f80_0000));
+        let sign = vshlq_n_u32::<16>(vandq_u32(bits, vdupq_n_u32(0x8000)));
+        vreinterpretq_f32_u32(vorrq_u32(value, vorrq_u32(special, sign)))
+    }
+}
+
+/// Low or high nibbles, less 8.
+///
+/// # Safety
+/// The processor has NEON.
+#[inline(always)]
+unsafe fn nibble(bytes: uint8x16_t, high: bool) -> uint8x16_t {
+    // SAFETY: the caller has NEON.
+    unsafe {
+        let n = if high { vshrq_n_u8::<4>(bytes) } else { vandq_u8(bytes, vdupq_n_u8(15)) };
+        vsubq_u8(n, vdupq_n_u8(8))
+    }
+}
+
+/// Signed byte `K` of each 32-bit word.
+///
+/// # Safety
+/// The processor has NEON.
+#[inline(always)]
+unsafe fn widen<const K: u32>(bytes: uint8x16_t) -> float32x4_t {
+    // SAFETY: the caller has NEON.
+    unsafe {
+        let words = vreinterpretq_s32_u8(bytes);
+        let top = match K {
+            0 => vshlq_n_s32::<24>(words),
+            1 => vshlq_n_s32::<16>(words),
+            2 => vshlq_n_s32::<8>(words),
+            _ => words,
+        };
+        vcvtq_f32_s32(vshrq_n_s32::<24>(top))
+    }
+}
+
+/// A 4 × 4 transpose.
+///
+/// # Safety
+/// The processor has NEON.
+#[inline(always)]
+unsafe fn transpose4([a, b, c, d]: [float32x4_t; 4]) -> [float32x4_t; 4] {
+    // SAFETY: the caller has NEON.
+    unsafe {
+        let (ac, ac_high) = (vzip1q_f32(a, c), vzip2q_f32(a, c));
+        let (bd, bd_high) = (vzip1q_f32(b, d), vzip2q_f32(b, d));
+        [
+            vzip1q_f32(ac, bd),
+            vzip2q_f32(ac, bd),
+            vzip1q_f32(ac_high, bd_high),
+            vzip2q_f32(ac_high, bd_high),
+        ]
+    }
+}
