@@ -1,0 +1,161 @@
+//! The limits of an adapter and the check that one keeps them.
+
+use super::config::{Adapter, Head, TargetAdapter};
+use super::names::shown;
+use crate::error::{Error, Result};
+use crate::shape::Data;
+use std::collections::HashSet;
+
+/// Most targets of one adapter.
+pub const MAX_TARGETS: usize = 65_536;
+/// Greatest rank.
+pub const MAX_RANK: u32 = 4096;
+/// Longest name (adapter, module path, label, input, metric) in bytes of UTF-8.
+pub const MAX_NAME: usize = 1024;
+/// Most labels of a head.
+pub const MAX_LABELS: usize = 65_536;
+/// Most probes, most inputs of one, and most metrics of a training record.
+pub const MAX_LIST: usize = 256;
+/// Most dimensions of a tensor.
+pub const MAX_AXES: usize = 8;
+
+impl Adapter {
+    /// Whether it keeps the limits of the format: names of at most [`MAX_NAME`] bytes without
+    /// control characters, no target twice, ranks of 1 to [`MAX_RANK`], tensors of the lengths that
+    /// rank and labels ask for, finite values. What was read from a file has passed it.
+    ///
+    /// # Errors
+    /// Bad input, naming the first fault.
+    pub fn check(&self) -> Result<()> {
+        name("adapter name", &self.name)?;
+        count("targets", self.targets.len(), MAX_TARGETS)?;
+        count("probes", self.probes.len(), MAX_LIST)?;
+        let mut seen = HashSet::new();
+        for target in &self.targets {
+            check_target(target)?;
+            if !seen.insert(target.module_path.as_str()) {
+                return Err(Error::bad_input(format!(
+                    "target '{}' appears twice",
+                    shown(&target.module_path)
+                )));
+            }
+        }
+        if let Some(head) = &self.head {
+            check_head(head).map_err(|e| e.at(format_args!("head '{}'", shown(&head.name))))?;
+        }
+        if let Some(record) = &self.training {
+            name("tool version", &record.tool)?;
+            finite("training record", &[record.epochs, record.learning_rate, record.final_loss])?;
+            for metrics in [&record.before, &record.after] {
+                count("metrics", metrics.len(), MAX_LIST)?;
+                for (metric, value) in metrics {
+                    name("metric", metric)?;
+                    finite("training record", &[*value])?;
+                }
+            }
+        }
+        for probe in &self.probes {
+            name("probe output", &probe.output)?;
+            finite("probe effect", &[probe.effect])?;
+            count("probe inputs", probe.inputs.len(), MAX_LIST)?;
+            for (input, values) in &probe.inputs {
+                name("probe input", input)?;
+                count("dimensions", values.shape().len(), MAX_AXES)?;
+                if let Data::F32(values) = values.data() {
+                    finite("probe input", values)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn check_target(target: &TargetAdapter) -> Result<()> {
+    let path = &target.module_path;
+    name("module path", path)?;
+    if path.is_empty() {
+        return Err(Error::bad_input("a target has an empty module path"));
+    }
+    let place = || format!("target '{}'", shown(path));
+    if target.rank == 0 || target.rank > MAX_RANK {
+        return Err(
+            Error::bad_input(format!("rank {} is not in 1 to {MAX_RANK}", target.rank)).at(place())
+        );
+    }
+    finite("alpha", &[target.alpha]).map_err(|e| e.at(place()))?;
+    for (name, values, features) in [
+        ("lora_a", &target.lora_a, target.in_features()),
+        ("lora_b", &target.lora_b, target.out_features()),
+    ] {
+        if features == 0 || u32::try_from(features).is_err() {
+            return Err(Error::bad_input(format!(
+                "{name} has {} values, expected a multiple of rank {}",
+                values.len(),
+                target.rank
+            ))
+            .at(place()));
+        }
+        finite(name, values).map_err(|e| e.at(place()))?;
+    }
+    Ok(())
+}
+
+fn check_head(head: &Head) -> Result<()> {
+    name("head name", &head.name)?;
+    name("head output", &head.output)?;
+    count("labels", head.labels.len(), MAX_LABELS)?;
+    if head.bias.is_empty() || head.labels.len() != head.classes() {
+        return Err(Error::bad_input(format!(
+            "{} labels for {} classes",
+            head.labels.len(),
+            head.classes()
+        )));
+    }
+    let mut seen = HashSet::new();
+    for label in &head.labels {
+        name("label", label)?;
+        if !seen.insert(label) {
+            return Err(Error::bad_input(format!("label '{}' appears twice", shown(label))));
+        }
+    }
+    if head.features == 0
+        || head.classes().checked_mul(head.features as usize) != Some(head.weight.len())
+    {
+        return Err(Error::bad_input(format!(
+            "weight has {} values, expected {} classes × {} features",
+            head.weight.len(),
+            head.classes(),
+            head.features
+        )));
+    }
+    finite("weight", &head.weight)?;
+    finite("bias", &head.bias)
+}
+
+pub(super) fn count(what: &str, found: usize, most: usize) -> Result<()> {
+    if found > most {
+        return Err(Error::bad_input(format!("{found} {what}, at most {most} are allowed")));
+    }
+    Ok(())
+}
+
+pub(super) fn name(what: &str, name: &str) -> Result<()> {
+    if name.len() > MAX_NAME {
+        return Err(Error::bad_input(format!(
+            "{what} '{}' has {} bytes, at most {MAX_NAME} are allowed",
+            shown(name),
+            name.len()
+        )));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(Error::bad_input(format!("{what} '{}' has a control character", shown(name))));
+    }
+    Ok(())
+}
+
+pub(super) fn finite(what: &str, values: &[f32]) -> Result<()> {
+    match values.iter().position(|v| !v.is_finite()) {
+        Some(at) => Err(Error::bad_input(format!("{what} has a value that is not finite at {at}"))),
+        None => Ok(()),
+    }
+}
