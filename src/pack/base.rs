@@ -1,0 +1,287 @@
+//! An opened base: views into its mapping.
+
+use super::header::{Header, KINDS, Kind, SectionInfo, decode};
+use super::mapping::Mapping;
+use super::record::{ConstType, ImportRecord, Preprocess, WeightSpec, check_targets};
+use crate::adapter::Target;
+use crate::error::{Error, Result};
+use crate::fingerprint::BaseFingerprint;
+use crate::quant::PackedRef;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// An opened `.base` file. Cheap to clone, usable from several threads.
+///
+/// Holding one proves: a regular file without an open writer (where the system can tell), of
+/// exactly the stated length, whose header and small tables are intact and consistent. The graph,
+/// the constants and the tokenizer are checked against their hashes when first asked for; the
+/// weights only by [`Base::verify`].
+#[derive(Clone, Debug)]
+pub struct Base(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    mapping: Mapping,
+    header: Header,
+    fingerprint: BaseFingerprint,
+    targets: Vec<Target>,
+    preprocess: Preprocess,
+    record: ImportRecord,
+    /// Which sections have been found to equal their hashes.
+    intact: [AtomicBool; 7],
+}
+
+/// A small constant of the graph.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ConstantRef<'a> {
+    /// Its name in the graph.
+    pub name: &'a str,
+    /// Element type.
+    pub dtype: ConstType,
+    /// Dimensions; none for a scalar.
+    pub shape: &'a [u64],
+    /// Row-major little-endian elements, 64-byte aligned.
+    pub bytes: &'a [u8],
+}
+
+impl Base {
+    /// Opens and maps a base, touching its header and small tables only.
+    ///
+    /// Errors: missing, damaged, truncated or no base (bad input), another format version
+    /// (unsupported), open for writing elsewhere (refused).
+    pub fn open(path: impl AsRef<Path>) -> Result<Base> {
+        let path = path.as_ref();
+        let mapping = Mapping::open(path)?;
+        Base::from_mapping(path, mapping).map_err(|e| e.at(format_args!("'{}'", path.display())))
+    }
+
+    fn from_mapping(path: &Path, mapping: Mapping) -> Result<Base> {
+        let header = Header::parse(mapping.bytes())?;
+        let table = |kind: Kind| -> Result<&[u8]> {
+            let bytes = section_bytes(&mapping, &header, kind)?;
+            check_hash(&header, kind, bytes)?;
+            Ok(bytes)
+        };
+        let place = |kind: Kind| move |e: Error| e.at(format_args!("section '{}'", kind.name()));
+        let targets: Vec<Target> = decode(table(Kind::Targets)?).map_err(place(Kind::Targets))?;
+        check_targets(&targets, |i| header.weights.get(i).map(|w| w.spec))?;
+        let preprocess: Preprocess =
+            decode(table(Kind::Preprocess)?).map_err(place(Kind::Preprocess))?;
+        preprocess.check()?;
+        let record: ImportRecord = decode(table(Kind::Record)?).map_err(place(Kind::Record))?;
+        record.check(&targets)?;
+        let fingerprint = header.fingerprint()?;
+        Ok(Base(Arc::new(Inner {
+            path: path.to_path_buf(),
+            mapping,
+            header,
+            fingerprint,
+            targets,
+            preprocess,
+            record,
+            intact: Default::default(),
+        })))
+    }
+
+    /// Reads the whole file: every section against its hash, every padding byte against zero, and
+    /// the file against changes since it was opened. Errors name the first damaged section.
+    pub fn verify(&self) -> Result<()> {
+        let inner = &*self.0;
+        let place = |e: Error| e.at(format_args!("'{}'", inner.path.display()));
+        let mut end = None;
+        for kind in KINDS {
+            let section = &inner.header.sections[kind.index()];
+            if let Some(end) = end {
+                let padding = range(inner.mapping.bytes(), end, section.offset - end);
+                if !padding.is_some_and(|p| p.iter().all(|&b| b == 0)) {
+                    return Err(place(Error::bad_input(format!(
+                        "padding before section '{}' is not zero",
+                        kind.name()
+                    ))));
+                }
+            }
+            let bytes = section_bytes(&inner.mapping, &inner.header, kind).map_err(place)?;
+            check_hash(&inner.header, kind, bytes).map_err(place)?;
+            end = Some(section.offset + section.len);
+        }
+        inner.mapping.check(&inner.path)
+    }
+
+    /// An error if the file was written in place, or somebody waits to write it, since it was
+    /// opened: two system calls, no reading. A base replaced by rename or removed is not changed.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.0.mapping.check(&self.0.path)
+    }
+
+    /// The base's name: blake3 over graph, constants, targets and weights with their tables.
+    pub fn fingerprint(&self) -> BaseFingerprint {
+        self.0.fingerprint
+    }
+
+    /// The graph section's text. Errors: damaged or not UTF-8 (bad input).
+    pub fn graph(&self) -> Result<&str> {
+        let bytes = self.checked(Kind::Graph)?;
+        std::str::from_utf8(bytes).map_err(|e| {
+            Error::bad_input(format!(
+                "'{}': section 'graph' is not UTF-8 (byte {})",
+                self.0.path.display(),
+                e.valid_up_to()
+            ))
+        })
+    }
+
+    /// The small constants, in the order in which they were added. Errors: damaged (bad input).
+    pub fn constants(&self) -> Result<impl Iterator<Item = ConstantRef<'_>>> {
+        let bytes = self.checked(Kind::Constants)?;
+        let constants: Vec<ConstantRef<'_>> = self
+            .0
+            .header
+            .constants
+            .iter()
+            .map(|c| {
+                let found = c
+                    .dtype
+                    .byte_len(&c.shape)
+                    .and_then(|len| range(bytes, c.offset, len))
+                    .filter(|b| c.dtype != ConstType::Bool || b.iter().all(|&v| v <= 1));
+                match found {
+                    Some(bytes) => {
+                        Ok(ConstantRef { name: &c.name, dtype: c.dtype, shape: &c.shape, bytes })
+                    }
+                    None => Err(Error::bad_input(format!(
+                        "'{}': constant '{}' has booleans that are neither 0 nor 1",
+                        self.0.path.display(),
+                        c.name
+                    ))),
+                }
+            })
+            .collect::<Result<_>>()?;
+        Ok(constants.into_iter())
+    }
+
+    /// The bytes of tokenizer.json, if the base has one. Errors: damaged (bad input).
+    pub fn tokenizer(&self) -> Result<Option<&[u8]>> {
+        let bytes = self.checked(Kind::Tokenizer)?;
+        Ok((!bytes.is_empty()).then_some(bytes))
+    }
+
+    /// Number of weights.
+    pub fn weight_count(&self) -> usize {
+        self.0.header.weights.len()
+    }
+
+    /// Scheme and shape of weight `index`.
+    pub fn weight_spec(&self, index: usize) -> Option<WeightSpec> {
+        self.0.header.weights.get(index).map(|w| w.spec)
+    }
+
+    /// Weight `index`, in place in the mapping. No copy, no check of its values. Errors: no such
+    /// weight (bad input).
+    pub fn weight(&self, index: usize) -> Result<PackedRef<'_>> {
+        let inner = &*self.0;
+        let entry = inner.header.weights.get(index).ok_or_else(|| {
+            Error::bad_input(format!(
+                "'{}' has no weight {index}, only {}",
+                inner.path.display(),
+                self.weight_count()
+            ))
+        })?;
+        let section = section_bytes(&inner.mapping, &inner.header, Kind::Weights)?;
+        let spec = entry.spec;
+        let bytes = spec.byte_len().and_then(|len| range(section, entry.offset, len));
+        PackedRef::new(
+            spec.scheme,
+            spec.rows as usize,
+            spec.cols as usize,
+            bytes.unwrap_or_default(),
+        )
+    }
+
+    /// The layers that can carry an adapter.
+    pub fn targets(&self) -> &[Target] {
+        &self.0.targets
+    }
+
+    /// How raw inputs become tensors.
+    pub fn preprocess(&self) -> &Preprocess {
+        &self.0.preprocess
+    }
+
+    /// Where the base comes from.
+    pub fn record(&self) -> &ImportRecord {
+        &self.0.record
+    }
+
+    /// Every section: name, place, hash.
+    pub fn sections(&self) -> Vec<SectionInfo> {
+        let sections = KINDS.into_iter().zip(&self.0.header.sections);
+        sections
+            .map(|(kind, s)| SectionInfo {
+                name: kind.name(),
+                offset: s.offset,
+                len: s.len,
+                hash: blake3::Hash::from_bytes(s.hash).to_hex().to_string(),
+            })
+            .collect()
+    }
+
+    /// The path that it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Length of the file in bytes.
+    pub fn file_len(&self) -> u64 {
+        self.0.mapping.bytes().len() as u64
+    }
+
+    /// Whether the system granted a read lease, so that a writer in place is noticed.
+    pub fn leased(&self) -> bool {
+        self.0.mapping.leased()
+    }
+
+    /// Asks the kernel to read the weights ahead of use. Best effort; for machines whose free
+    /// memory is well above the file's length.
+    pub fn will_need(&self) {
+        let section = &self.0.header.sections[Kind::Weights.index()];
+        if let (Ok(offset), Ok(len)) = (section.offset.try_into(), section.len.try_into()) {
+            self.0.mapping.will_need(offset, len);
+        }
+    }
+
+    /// The bytes of a section, hashed once.
+    fn checked(&self, kind: Kind) -> Result<&[u8]> {
+        let inner = &*self.0;
+        let bytes = section_bytes(&inner.mapping, &inner.header, kind)?;
+        let intact = &inner.intact[kind.index()];
+        if !intact.load(Ordering::Relaxed) {
+            check_hash(&inner.header, kind, bytes)
+                .map_err(|e| e.at(format_args!("'{}'", inner.path.display())))?;
+            intact.store(true, Ordering::Relaxed);
+        }
+        Ok(bytes)
+    }
+}
+
+fn section_bytes<'a>(mapping: &'a Mapping, header: &Header, kind: Kind) -> Result<&'a [u8]> {
+    let section = &header.sections[kind.index()];
+    range(mapping.bytes(), section.offset, section.len).ok_or_else(|| {
+        Error::bad_input(format!("section '{}' reaches past the file's end", kind.name()))
+    })
+}
+
+fn check_hash(header: &Header, kind: Kind, bytes: &[u8]) -> Result<()> {
+    if *blake3::hash(bytes).as_bytes() == header.sections[kind.index()].hash {
+        return Ok(());
+    }
+    Err(Error::bad_input(format!("section '{}' is damaged (its hash differs)", kind.name()))
+        .hint("pack the ONNX file again"))
+}
+
+fn range(bytes: &[u8], offset: u64, len: u64) -> Option<&[u8]> {
+    let start = usize::try_from(offset).ok()?;
+    let end = start.checked_add(usize::try_from(len).ok()?)?;
+    bytes.get(start..end)
+}

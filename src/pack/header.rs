@@ -1,0 +1,377 @@
+//! The first bytes of a `.base` file: prefix, header, section table. `docs/FORMAT.md` has the same
+//! offsets; a test ties the two.
+
+use super::record::{ConstType, WeightSpec};
+use crate::error::{Error, Result};
+use crate::fingerprint::BaseFingerprint;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+
+/// The first eight bytes of every base.
+pub const MAGIC: [u8; 8] = *b"offbase\n";
+/// The one format version that this crate writes and reads.
+pub const VERSION: u32 = 1;
+/// Alignment of every section in the file: the largest page size of the boards.
+pub const SECTION_ALIGN: u64 = 64 << 10;
+/// Alignment of every weight and constant in its section.
+pub const WEIGHT_ALIGN: u64 = 64;
+
+pub(super) const VERSION_AT: usize = MAGIC.len();
+pub(super) const HEADER_LEN_AT: usize = VERSION_AT + 4;
+pub(super) const FILE_LEN_AT: usize = HEADER_LEN_AT + 4;
+pub(super) const RESERVED_AT: usize = FILE_LEN_AT + 8;
+pub(super) const HASH_AT: usize = RESERVED_AT + 8;
+pub(super) const PREFIX_LEN: usize = HASH_AT + 32;
+/// Largest header.
+pub(super) const MAX_HEADER: usize = 1 << 20;
+/// Largest section of a kind that is decoded into structs at open (target table, preprocessing,
+/// import record): bounds what opening a hostile file can allocate.
+const MAX_TABLE: u64 = 8 << 20;
+/// Largest graph text and largest tokenizer.
+const MAX_TEXT: u64 = 256 << 20;
+
+/// The sections, in the order in which they stand in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Graph = 1,
+    Constants = 2,
+    Targets = 3,
+    Preprocess = 4,
+    Tokenizer = 5,
+    Record = 6,
+    Weights = 7,
+}
+
+pub(super) const KINDS: [Kind; 7] = [
+    Kind::Graph,
+    Kind::Constants,
+    Kind::Targets,
+    Kind::Preprocess,
+    Kind::Tokenizer,
+    Kind::Record,
+    Kind::Weights,
+];
+
+impl Kind {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Kind::Graph => "graph",
+            Kind::Constants => "constants",
+            Kind::Targets => "targets",
+            Kind::Preprocess => "preprocess",
+            Kind::Tokenizer => "tokenizer",
+            Kind::Record => "record",
+            Kind::Weights => "weights",
+        }
+    }
+
+    pub(super) fn index(self) -> usize {
+        self as usize - 1
+    }
+
+    fn max_len(self) -> u64 {
+        match self {
+            Kind::Targets | Kind::Preprocess | Kind::Record => MAX_TABLE,
+            Kind::Graph | Kind::Tokenizer => MAX_TEXT,
+            Kind::Constants | Kind::Weights => u64::MAX,
+        }
+    }
+}
+
+/// Where a section stands, for people and tools.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SectionInfo {
+    /// `graph`, `constants`, `targets`, `preprocess`, `tokenizer`, `record` or `weights`.
+    pub name: &'static str,
+    /// Offset in the file, a multiple of [`SECTION_ALIGN`].
+    pub offset: u64,
+    /// Bytes without the padding that follows.
+    pub len: u64,
+    /// Hex blake3 of those bytes.
+    pub hash: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Section {
+    pub kind: u8,
+    // Fixed width, so that the header's length does not depend on the offsets.
+    #[serde(with = "postcard::fixint::le")]
+    pub offset: u64,
+    #[serde(with = "postcard::fixint::le")]
+    pub len: u64,
+    pub hash: [u8; 32],
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct WeightEntry {
+    pub spec: WeightSpec,
+    /// From the start of the weights section.
+    pub offset: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct ConstEntry {
+    pub name: String,
+    pub dtype: ConstType,
+    pub shape: Vec<u64>,
+    /// From the start of the constants section.
+    pub offset: u64,
+}
+
+/// The decoded header. Holding one from [`Header::parse`] proves: sections in order, contiguous up
+/// to the end of the file; weights and constants within their sections, aligned, without overlap.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Header {
+    pub sections: [Section; 7],
+    pub weights: Vec<WeightEntry>,
+    pub constants: Vec<ConstEntry>,
+}
+
+impl Header {
+    /// Prefix and header as they stand at the start of the file.
+    pub(super) fn encode(&self) -> Result<Vec<u8>> {
+        let body = self.body()?;
+        let header_len = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        let mut bytes = Vec::with_capacity(PREFIX_LEN + body.len());
+        bytes.extend(MAGIC);
+        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend(header_len.to_le_bytes());
+        bytes.extend(self.end().unwrap_or(0).to_le_bytes());
+        bytes.extend([0; HASH_AT - RESERVED_AT]);
+        bytes.extend(header_hash(&bytes, &body));
+        bytes.extend(body);
+        Ok(bytes)
+    }
+
+    /// Length of prefix and header.
+    pub(super) fn encoded_len(&self) -> Result<u64> {
+        Ok((PREFIX_LEN + self.body()?.len()) as u64)
+    }
+
+    fn body(&self) -> Result<Vec<u8>> {
+        let body = postcard::to_stdvec(self)
+            .map_err(|e| Error::failed(format!("the header can't be encoded: {e}")))?;
+        if body.len() > MAX_HEADER {
+            return Err(Error::unsupported(format!(
+                "the header would take {} bytes, at most {MAX_HEADER} are allowed ({} weights, {} constants)",
+                body.len(),
+                self.weights.len(),
+                self.constants.len()
+            )));
+        }
+        Ok(body)
+    }
+
+    /// Reads and checks the header of a file of `file` bytes. Touches only the pages before the
+    /// first section.
+    pub(super) fn parse(file: &[u8]) -> Result<Header> {
+        let Some((prefix, rest)) = file.split_at_checked(PREFIX_LEN) else {
+            return Err(if MAGIC.starts_with(file) || file.starts_with(&MAGIC) {
+                Error::bad_input(format!("file of {} bytes is too short for a base", file.len()))
+            } else {
+                not_a_base(file)
+            });
+        };
+        if !prefix.starts_with(&MAGIC) {
+            return Err(not_a_base(file));
+        }
+        let version = u32_at(prefix, VERSION_AT);
+        if version != VERSION {
+            return Err(Error::unsupported(format!(
+                "base has format version {version}, this program reads version {VERSION}"
+            ))
+            .hint("pack the ONNX file again with this program"));
+        }
+        let stated = u64_at(prefix, FILE_LEN_AT);
+        let found = file.len() as u64;
+        if stated != found {
+            let what = if stated > found { "truncated" } else { "longer than it should be" };
+            return Err(Error::bad_input(format!(
+                "base is {what}: expected {stated} bytes, found {found}"
+            )));
+        }
+        let header_len = u32_at(prefix, HEADER_LEN_AT) as usize;
+        let body = match rest.get(..header_len) {
+            Some(body) if header_len <= MAX_HEADER => body,
+            _ => {
+                return Err(Error::bad_input(format!(
+                    "header length {header_len} is past the file's end or the limit of {MAX_HEADER}"
+                )));
+            }
+        };
+        let stated = prefix.get(HASH_AT..).unwrap_or_default();
+        if header_hash(prefix.get(..HASH_AT).unwrap_or_default(), body) != *stated {
+            return Err(Error::bad_input("header is damaged (its hash differs)"));
+        }
+        if u64_at(prefix, RESERVED_AT) != 0 {
+            return Err(Error::bad_input("reserved bytes of the header are not zero"));
+        }
+        let header: Header = decode(body).map_err(|e| e.at("header"))?;
+        header.check(found, (PREFIX_LEN + header_len) as u64)?;
+        let first = header.sections[0].offset as usize;
+        match rest.get(header_len..first - PREFIX_LEN) {
+            Some(padding) if padding.iter().all(|&b| b == 0) => Ok(header),
+            _ => Err(Error::bad_input("padding after the header is not zero")),
+        }
+    }
+
+    /// Geometry: see the type.
+    pub(super) fn check(&self, file_len: u64, header_end: u64) -> Result<()> {
+        let mut end = header_end;
+        for (kind, section) in KINDS.into_iter().zip(&self.sections) {
+            let name = kind.name();
+            if section.kind != kind as u8 {
+                return Err(Error::bad_input(format!(
+                    "section table: expected kind {} ('{name}'), found {}",
+                    kind as u8, section.kind
+                )));
+            }
+            let expected = align_up(end, SECTION_ALIGN);
+            if expected != Some(section.offset) {
+                return Err(Error::bad_input(format!(
+                    "section '{name}' is at {}, expected {}",
+                    section.offset,
+                    expected.unwrap_or(u64::MAX)
+                )));
+            }
+            if section.len > kind.max_len() {
+                return Err(Error::bad_input(format!(
+                    "section '{name}' has {} bytes, at most {} are allowed",
+                    section.len,
+                    kind.max_len()
+                )));
+            }
+            end = match section.offset.checked_add(section.len) {
+                Some(end) if end <= file_len => end,
+                _ => {
+                    return Err(Error::bad_input(format!(
+                        "section '{name}' of {} bytes reaches past the file's end",
+                        section.len
+                    )));
+                }
+            };
+        }
+        if end != file_len {
+            return Err(Error::bad_input(format!("sections end at {end}, the file at {file_len}")));
+        }
+        self.check_weights()?;
+        self.check_constants()
+    }
+
+    fn check_weights(&self) -> Result<()> {
+        let mut end = 0u64;
+        for (i, weight) in self.weights.iter().enumerate() {
+            let len = weight.spec.byte_len();
+            let next = len.and_then(|len| weight.offset.checked_add(len));
+            match next {
+                Some(next) if weight.offset == end && weight.offset % WEIGHT_ALIGN == 0 => {
+                    end = next;
+                }
+                _ => {
+                    return Err(Error::bad_input(format!(
+                        "weight {i} ({} x {}) at {} is empty, too large or not where it belongs",
+                        weight.spec.rows, weight.spec.cols, weight.offset
+                    )));
+                }
+            }
+        }
+        self.covers(Kind::Weights, end)
+    }
+
+    fn check_constants(&self) -> Result<()> {
+        let mut end = 0u64;
+        let mut seen = HashSet::new();
+        for constant in &self.constants {
+            let name = &constant.name;
+            if name.is_empty() || !seen.insert(name.as_str()) {
+                return Err(Error::bad_input(format!(
+                    "constant name '{name}' is empty or stands twice"
+                )));
+            }
+            let len = constant.dtype.byte_len(&constant.shape);
+            let next = len.and_then(|len| constant.offset.checked_add(len));
+            match next {
+                Some(next) if Some(constant.offset) == align_up(end, WEIGHT_ALIGN) => end = next,
+                _ => {
+                    return Err(Error::bad_input(format!(
+                        "constant '{name}' of shape {:?} at {} is too large or not where it belongs",
+                        constant.shape, constant.offset
+                    )));
+                }
+            }
+        }
+        self.covers(Kind::Constants, end)
+    }
+
+    fn covers(&self, kind: Kind, end: u64) -> Result<()> {
+        let len = self.sections[kind.index()].len;
+        if end == len {
+            return Ok(());
+        }
+        Err(Error::bad_input(format!(
+            "table covers {end} bytes of section '{}', which has {len}",
+            kind.name()
+        )))
+    }
+
+    /// Length of the file.
+    pub(super) fn end(&self) -> Option<u64> {
+        let last = &self.sections[Kind::Weights.index()];
+        last.offset.checked_add(last.len)
+    }
+
+    /// Everything that decides what the base computes: graph, constants and weights with their
+    /// tables, and the targets that adapters attach to. Not where it came from, nor preprocessing.
+    pub(super) fn fingerprint(&self) -> Result<BaseFingerprint> {
+        let mut hasher = blake3::Hasher::new_derive_key("offshoot base fingerprint 1");
+        for kind in [Kind::Graph, Kind::Constants, Kind::Targets, Kind::Weights] {
+            let section = &self.sections[kind.index()];
+            hasher.update(&section.len.to_le_bytes());
+            hasher.update(&section.hash);
+        }
+        let tables = postcard::to_stdvec(&(&self.weights, &self.constants))
+            .map_err(|e| Error::failed(format!("the weight table can't be encoded: {e}")))?;
+        hasher.update(&(tables.len() as u64).to_le_bytes());
+        hasher.update(&tables);
+        Ok(BaseFingerprint(*hasher.finalize().as_bytes()))
+    }
+}
+
+/// Decodes a whole postcard value; bytes left over are an error.
+pub(super) fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok((_, rest)) => Err(Error::bad_input(format!("{} bytes are left over", rest.len()))),
+        Err(e) => Err(Error::bad_input(format!("can't be decoded: {e}"))),
+    }
+}
+
+/// The next multiple of `align`.
+pub(super) fn align_up(value: u64, align: u64) -> Option<u64> {
+    value.checked_next_multiple_of(align)
+}
+
+fn header_hash(before: &[u8], body: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(before);
+    hasher.update(body);
+    *hasher.finalize().as_bytes()
+}
+
+fn not_a_base(file: &[u8]) -> Error {
+    if file.starts_with(b"offadpt\n") {
+        return Error::bad_input("an adapter file where a base is expected");
+    }
+    Error::bad_input("not a base file (its first bytes are others)")
+        .hint("make one with 'offshoot pack MODEL.onnx -o OUT.base'")
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let field = bytes.get(at..at + 4).and_then(|b| b.try_into().ok());
+    field.map_or(0, u32::from_le_bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let field = bytes.get(at..at + 8).and_then(|b| b.try_into().ok());
+    field.map_or(0, u64::from_le_bytes)
+}

@@ -1,0 +1,259 @@
+//! A read-only mapping of a file that nobody may be writing.
+//!
+//! A mapped file that is truncated gives SIGBUS on access, and one that is rewritten changes under
+//! the reader. So bases are replaced by rename only, and at open a read lease (`F_SETLEASE`) is
+//! taken where the system grants one: it is refused while anybody has the file open for writing,
+//! and it makes later writers wait (`/proc/sys/fs/lease-break-time`, 45 s), which [`Mapping::check`]
+//! reports.
+
+use crate::error::{Error, Result};
+use crate::fs::{Opened, open_regular};
+use memmap2::{Advice, Mmap};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// A mapped file. Holding one proves: a regular file, without an open writer where the system can
+/// tell, all of whose `bytes` were within it when it was opened.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    map: Mmap,
+    /// Kept open: closing it would give up the lease.
+    file: File,
+    leased: bool,
+    /// Length and time of last change (seconds, nanoseconds) at open.
+    stamp: (u64, i64, i64),
+}
+
+impl Mapping {
+    /// Maps the whole of `path`, which must not be empty.
+    ///
+    /// Errors: missing, empty or no regular file (bad input), open for writing elsewhere (refused),
+    /// what the system says (failed).
+    pub(super) fn open(path: &Path) -> Result<Mapping> {
+        let shown = path.display();
+        let Opened { file, .. } = open_regular(path, isize::MAX as u64)?;
+        let leased = match lease::take(&file) {
+            Ok(granted) => granted,
+            Err(lease::OpenWriter) => {
+                return Err(Error::refused(format!(
+                    "'{shown}' is open for writing by another process"
+                ))
+                .hint("a base is written beside and renamed, never in place; try again when the writer is done"));
+            }
+        };
+        // The length counts only now that no writer can change it.
+        let stamp = stamp(&file).map_err(|e| Error::io(path, e))?;
+        let len = usize::try_from(stamp.0).ok().filter(|&n| n > 0 && n <= isize::MAX as usize);
+        let Some(len) = len else {
+            return Err(Error::bad_input(format!(
+                "'{shown}' is empty or too large to map ({} bytes)",
+                stamp.0
+            )));
+        };
+        // SAFETY: the bytes must not change while mapped. `file` is a regular file; our own writers
+        // replace it by rename, which leaves this inode alone; other writers are kept out by the
+        // lease where it is granted. What remains (a writer on a system without leases, or one that
+        // has waited out the lease) is the hazard that the module's documentation states.
+        let map = unsafe { memmap2::MmapOptions::new().len(len).map(&file) }
+            .map_err(|e| Error::io(path, e))?;
+        Ok(Mapping { map, file, leased, stamp })
+    }
+
+    /// The file's bytes.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Whether a read lease was granted.
+    pub(super) fn leased(&self) -> bool {
+        self.leased
+    }
+
+    /// An error if somebody has opened the file for writing, or has written it, since it was mapped.
+    pub(super) fn check(&self, path: &Path) -> Result<()> {
+        let now = stamp(&self.file).map_err(|e| Error::io(path, e))?;
+        if now != self.stamp {
+            return Err(Error::bad_input(format!(
+                "'{}' was changed in place while in use",
+                path.display()
+            )));
+        }
+        if self.leased && !lease::held(&self.file) {
+            return Err(Error::refused(format!(
+                "'{}' is being opened for writing by another process",
+                path.display()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Asks the kernel to read `len` bytes at `offset` ahead of use. Best effort.
+    pub(super) fn will_need(&self, offset: usize, len: usize) {
+        if offset.checked_add(len).is_some_and(|end| end <= self.map.len()) && len > 0 {
+            // Only advice: a kernel without it reads on demand.
+            let _ = self.map.advise_range(Advice::WillNeed, offset, len);
+        }
+    }
+}
+
+fn stamp(file: &File) -> std::io::Result<(u64, i64, i64)> {
+    let meta = file.metadata()?;
+    Ok((meta.len(), meta.mtime(), meta.mtime_nsec()))
+}
+
+/// Read leases, on the systems whose constants are known.
+#[cfg(all(
+    target_os = "linux",
+    any(
+        target_arch = "x86_64",
+        target_arch = "x86",
+        target_arch = "aarch64",
+        target_arch = "arm",
+        target_arch = "riscv64"
+    )
+))]
+mod lease {
+    use rustix::io::Errno;
+    use rustix::process::Signal;
+    use std::ffi::c_int;
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+    use std::time::Duration;
+
+    // From Linux's include/uapi/asm-generic/fcntl.h and include/uapi/linux/fcntl.h.
+    const F_SETSIG: c_int = 10;
+    const F_SETLEASE: c_int = 1024;
+    const F_GETLEASE: c_int = 1025;
+    const F_RDLCK: c_int = 0;
+
+    // A process that forks while it writes the file leaves a copy of the descriptor in its child,
+    // until that calls exec: a writer that is gone at once.
+    const RETRIES: usize = 20;
+    const RETRY_AFTER: Duration = Duration::from_millis(5);
+
+    unsafe extern "C" {
+        fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
+    }
+
+    /// Somebody has the file open for writing.
+    pub(super) struct OpenWriter;
+
+    /// Takes a read lease; `false` where the system grants none (another owner's file, a file
+    /// system without leases).
+    pub(super) fn take(file: &File) -> Result<bool, OpenWriter> {
+        // The signal of a broken lease is SIGIO by default, which ends the process; SIGURG is
+        // ignored by default.
+        if command(file, F_SETSIG, Signal::URG.as_raw()).is_err() {
+            return Ok(false);
+        }
+        for _ in 0..RETRIES {
+            match command(file, F_SETLEASE, F_RDLCK) {
+                Ok(_) => return Ok(true),
+                Err(Some(Errno::AGAIN | Errno::BUSY)) => std::thread::sleep(RETRY_AFTER),
+                Err(_) => return Ok(false),
+            }
+        }
+        Err(OpenWriter)
+    }
+
+    /// Whether the lease stands and no writer waits for it.
+    pub(super) fn held(file: &File) -> bool {
+        command(file, F_GETLEASE, 0) == Ok(F_RDLCK)
+    }
+
+    fn command(file: &File, command: c_int, argument: c_int) -> Result<c_int, Option<Errno>> {
+        // SAFETY: the descriptor is open for as long as `file` is borrowed; the three commands used
+        // take an int (or ignore it) and touch no memory of ours.
+        let result = unsafe { fcntl(file.as_raw_fd(), command, argument) };
+        if result >= 0 {
+            return Ok(result);
+        }
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()))
+    }
+}
+
+#[cfg(not(all(
+    target_os = "linux",
+    any(
+        target_arch = "x86_64",
+        target_arch = "x86",
+        target_arch = "aarch64",
+        target_arch = "arm",
+        target_arch = "riscv64"
+    )
+)))]
+mod lease {
+    use std::fs::File;
+
+    pub(super) struct OpenWriter;
+
+    pub(super) fn take(_: &File) -> Result<bool, OpenWriter> {
+        Ok(false)
+    }
+
+    pub(super) fn held(_: &File) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::fs::{Access, write_atomic_bytes};
+    use std::fs::OpenOptions;
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    #[test]
+    fn a_replaced_or_removed_file_stays_as_it_was_under_the_map() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        write_atomic_bytes(&path, Access::Shared, &[1; 100_000]).unwrap();
+        let old = Mapping::open(&path).unwrap();
+        write_atomic_bytes(&path, Access::Shared, &[2; 50]).unwrap();
+        let new = Mapping::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(old.bytes().len() == 100_000 && old.bytes().iter().all(|&b| b == 1));
+        assert_eq!(new.bytes(), [2; 50]);
+        assert!(old.check(&path).is_ok() && new.check(&path).is_ok());
+    }
+
+    #[test]
+    fn an_open_writer_is_refused_and_a_later_one_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, [1; 9000]).unwrap();
+        let mapping = Mapping::open(&path).unwrap();
+        if !mapping.leased() {
+            println!("skipped: no leases on this file system");
+            return;
+        }
+        // Without NONBLOCK this open would wait for the lease-break time.
+        let late = OpenOptions::new()
+            .write(true)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
+            .open(&path);
+        assert_eq!(late.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        assert_eq!(mapping.check(&path).unwrap_err().kind(), ErrorKind::Refused);
+        drop(mapping);
+        let mut writer = OpenOptions::new().append(true).open(&path).unwrap();
+        let e = Mapping::open(&path).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Refused);
+        assert!(e.message().contains("open for writing"), "{e}");
+        writer.write_all(b"x").unwrap();
+        drop(writer);
+        assert_eq!(Mapping::open(&path).unwrap().bytes().len(), 9001);
+    }
+
+    #[test]
+    fn empty_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"").unwrap();
+        let e = Mapping::open(&path).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::BadInput);
+        assert!(e.message().contains("is empty"), "{e}");
+    }
+}

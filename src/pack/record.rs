@@ -1,0 +1,244 @@
+//! What a base says about itself: constants' types, weight shapes, preprocessing, import record.
+//!
+//! These structs are stored with postcard, so the order of their fields and variants is part of the
+//! format: a change needs a new format version.
+
+use crate::adapter::{Target, TargetKind};
+use crate::error::{Error, Result};
+use crate::quant::{Scheme, packed_len};
+use crate::shape::DType;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+
+/// Element type of a constant, little-endian in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum ConstType {
+    F32,
+    F16,
+    F64,
+    I8,
+    I16,
+    I32,
+    I64,
+    U8,
+    U16,
+    U32,
+    U64,
+    /// One byte, 0 or 1.
+    Bool,
+}
+
+impl ConstType {
+    /// Bytes of one element.
+    pub fn size(self) -> u64 {
+        match self {
+            ConstType::I8 | ConstType::U8 | ConstType::Bool => 1,
+            ConstType::F16 | ConstType::I16 | ConstType::U16 => 2,
+            ConstType::F32 | ConstType::I32 | ConstType::U32 => 4,
+            ConstType::F64 | ConstType::I64 | ConstType::U64 => 8,
+        }
+    }
+
+    /// Bytes of a constant of this type and `shape`; `None` where that overflows or the rank is
+    /// above 16.
+    pub fn byte_len(self, shape: &[u64]) -> Option<u64> {
+        if shape.len() > 16 {
+            return None;
+        }
+        // A zero dimension must not hide the overflow of the others.
+        let nonzero = shape.iter().filter(|&&d| d != 0);
+        nonzero.copied().try_fold(self.size(), u64::checked_mul)?;
+        shape.iter().copied().try_fold(self.size(), u64::checked_mul)
+    }
+}
+
+/// Scheme and shape of one frozen weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct WeightSpec {
+    /// How it is quantized.
+    pub scheme: Scheme,
+    /// Rows (out_features; for an embedding the vocabulary). At least 1.
+    pub rows: u32,
+    /// Columns (in_features; for an embedding the row length). At least 1.
+    pub cols: u32,
+}
+
+impl WeightSpec {
+    /// Bytes of the packed weight; `None` for an empty matrix or on overflow.
+    pub fn byte_len(&self) -> Option<u64> {
+        if self.rows == 0 || self.cols == 0 {
+            return None;
+        }
+        let rows = usize::try_from(self.rows).ok()?;
+        let cols = usize::try_from(self.cols).ok()?;
+        u64::try_from(packed_len(self.scheme, rows, cols)?).ok()
+    }
+}
+
+/// How a picture becomes the input tensor: resize, `(value / 255 - mean) / std` per channel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageSpec {
+    /// Height and width, 1 to 16384.
+    pub size: [u32; 2],
+    /// Mean of red, green, blue.
+    pub mean: [f32; 3],
+    /// Standard deviation of red, green, blue; not zero.
+    pub std: [f32; 3],
+    /// Whether the tensor is (1, 3, height, width), else (1, height, width, 3).
+    pub channels_first: bool,
+}
+
+/// How raw inputs become tensors and outputs become names. The tokenizer has a section of its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Preprocess {
+    /// For bases that take pictures.
+    pub image: Option<ImageSpec>,
+    /// Names of the classes that the base's own output has, in order; empty if unknown.
+    pub labels: Vec<String>,
+    /// Longest token sequence that the base takes; at least 1.
+    pub max_tokens: Option<u32>,
+}
+
+impl Preprocess {
+    pub(super) fn check(&self) -> Result<()> {
+        if let Some(image) = &self.image {
+            if image.size.iter().any(|d| !(1..=16384).contains(d)) {
+                return Err(Error::bad_input(format!(
+                    "image size {:?} is not within 1 to 16384",
+                    image.size
+                )));
+            }
+            if image.mean.iter().any(|v| !v.is_finite())
+                || image.std.iter().any(|v| !v.is_finite() || *v == 0.0)
+            {
+                return Err(Error::bad_input(format!(
+                    "image mean {:?} or std {:?} is not finite or is zero",
+                    image.mean, image.std
+                )));
+            }
+        }
+        if self.max_tokens == Some(0) {
+            return Err(Error::bad_input("max_tokens is 0"));
+        }
+        Ok(())
+    }
+}
+
+/// One input or output of the graph.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoSpec {
+    /// Its name in the ONNX file.
+    pub name: String,
+    /// Its safe identifier in the graph section.
+    pub safe_name: String,
+    /// Element type at the public interface.
+    pub dtype: DType,
+    /// Dimensions as text: a number or a symbol's expression.
+    pub dims: Vec<String>,
+}
+
+/// Quantization error of one target's weight against the ONNX file's values.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TargetError {
+    /// Index in the target table.
+    pub target: u32,
+    /// Scheme of its weight.
+    pub scheme: Scheme,
+    /// Frobenius norm of the difference over that of the original.
+    pub relative: f32,
+    /// Largest absolute difference.
+    pub max_abs: f32,
+}
+
+/// Where a base comes from and what was decided when it was packed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ImportRecord {
+    /// `offshoot` and its version.
+    pub tool: String,
+    /// The ONNX file's name without folders.
+    pub source_name: String,
+    /// Hex blake3 of the ONNX file.
+    pub source_hash: String,
+    /// Its length.
+    pub source_bytes: u64,
+    /// Its ONNX operator set.
+    pub opset: u64,
+    /// Symbols bound by `--dim`.
+    pub dims: Vec<(String, i64)>,
+    /// Inputs given by `--input`: name and text (`1x3x48x320,f32`).
+    pub fixed_inputs: Vec<(String, String)>,
+    /// Inputs fixed by `--const`: name and text of the value.
+    pub fixed_values: Vec<(String, String)>,
+    /// Safe identifier in the graph, name in the ONNX file.
+    pub node_names: Vec<(String, String)>,
+    /// Safe identifier in the graph, symbol in the ONNX file.
+    pub symbols: Vec<(String, String)>,
+    /// The graph's inputs, in its order.
+    pub inputs: Vec<IoSpec>,
+    /// The graph's outputs, in its order.
+    pub outputs: Vec<IoSpec>,
+    /// Quantization error per target.
+    pub errors: Vec<TargetError>,
+    /// The ONNX file's metadata properties.
+    pub properties: Vec<(String, String)>,
+}
+
+impl ImportRecord {
+    pub(super) fn check(&self, targets: &[Target]) -> Result<()> {
+        match self.errors.iter().find(|e| e.target as usize >= targets.len()) {
+            Some(e) => Err(Error::bad_input(format!(
+                "quantization error names target {} of {}",
+                e.target,
+                targets.len()
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Every target has its own name and points at a weight of its shape.
+pub(super) fn check_targets(
+    targets: &[Target],
+    weight: impl Fn(usize) -> Option<WeightSpec>,
+) -> Result<()> {
+    let mut seen = HashSet::new();
+    for target in targets {
+        let name = &target.module_path;
+        if name.is_empty() || !seen.insert(name.as_str()) {
+            return Err(Error::bad_input(format!("target name '{name}' is empty or stands twice")));
+        }
+        let spec = weight(target.weight as usize).ok_or_else(|| {
+            Error::bad_input(format!(
+                "target '{name}' names weight {}, which is missing",
+                target.weight
+            ))
+        })?;
+        let (rows, cols) = match target.kind {
+            TargetKind::Embedding => (target.in_features, target.out_features),
+            _ => (target.out_features, target.in_features),
+        };
+        if (spec.rows, spec.cols) != (rows, cols) {
+            return Err(Error::bad_input(format!(
+                "target '{name}' expects a weight of {rows} x {cols}, found {} x {}",
+                spec.rows, spec.cols
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constant_sizes_do_not_wrap() {
+        assert_eq!(ConstType::F32.byte_len(&[2, 3]), Some(24));
+        assert_eq!(ConstType::I64.byte_len(&[]), Some(8));
+        assert_eq!(ConstType::U8.byte_len(&[0, 9]), Some(0));
+        for shape in [&[1u64 << 62, 4][..], &[1 << 32, 1 << 32, 0], &[u64::MAX, 1], &[1; 17]] {
+            assert_eq!(ConstType::F32.byte_len(shape), None, "{shape:?}");
+        }
+    }
+}

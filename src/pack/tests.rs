@@ -1,0 +1,226 @@
+//! Round trips, determinism, fingerprints, and the golden bytes that docs/FORMAT.md describes.
+
+use super::header::*;
+use super::testing::*;
+use super::*;
+use crate::adapter::TargetKind;
+use crate::error::ErrorKind;
+use crate::quant::{Packed, Scheme};
+use std::path::Path;
+
+#[test]
+fn what_was_written_reads_back() {
+    let file = File::new();
+    let base = Base::open(&file.path).unwrap();
+    base.verify().unwrap();
+    base.check_unchanged().unwrap();
+    base.will_need();
+    let w = sample();
+    assert_eq!(base.fingerprint(), w.fingerprint().unwrap());
+    assert!(base.graph().unwrap().contains("offshoot_linear"));
+    let constants: Vec<ConstantRef> = base.constants().unwrap().collect();
+    assert_eq!(constants.len(), 3);
+    assert_eq!((constants[0].name, constants[0].dtype), ("bias", ConstType::F32));
+    assert_eq!((constants[0].shape, constants[0].bytes.len()), (&[3u64][..], 12));
+    assert_eq!((constants[1].bytes, constants[1].shape), (&[1u8][..], &[][..]));
+    assert_eq!(constants[2].shape, [0, 4]);
+    assert_eq!(base.weight_count(), 2);
+    assert_eq!(base.weight(0).unwrap().bytes(), matrix().bytes());
+    assert_eq!(base.weight(1).unwrap().dequantize(), values(35));
+    assert_eq!(base.weight_spec(1).unwrap().rows, 5);
+    assert_eq!(base.weight(2).unwrap_err().kind(), ErrorKind::BadInput);
+    assert_eq!(base.targets().len(), 3);
+    assert_eq!(base.targets()[2].kind, TargetKind::Conv { kernel: [2, 5], one_axis: false });
+    assert_eq!(base.preprocess().labels, ["no", "yes"]);
+    assert_eq!(base.tokenizer().unwrap(), Some(&b"{\"model\":{}}"[..]));
+    assert_eq!(base.record().properties[0].1, "a\nb\"");
+    assert_eq!(base.file_len(), file.bytes.len() as u64);
+    assert_eq!(base.sections().len(), 7);
+    assert_eq!(base.path(), file.path);
+}
+
+#[test]
+fn the_same_parts_give_the_same_bytes() {
+    let (a, b) = (File::new(), File::new());
+    assert!(a.bytes == b.bytes);
+}
+
+#[test]
+fn an_empty_base_is_a_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("empty.base");
+    BaseWriter::new().write(&path).unwrap();
+    let base = Base::open(&path).unwrap();
+    base.verify().unwrap();
+    assert_eq!(base.graph().unwrap(), "");
+    assert_eq!(base.tokenizer().unwrap(), None);
+    assert_eq!(base.constants().unwrap().count(), 0);
+}
+
+#[test]
+fn the_fingerprint_follows_the_function_and_nothing_else() {
+    let name = sample().fingerprint().unwrap();
+    let differs = |alter: &dyn Fn(&mut BaseWriter)| {
+        let mut w = sample();
+        alter(&mut w);
+        w.fingerprint().unwrap() != name
+    };
+    assert!(!differs(&|w| w.record(ImportRecord::default())));
+    assert!(!differs(&|w| w.tokenizer(vec![])));
+    assert!(!differs(&|w| w.preprocess(Preprocess::default())));
+    assert!(differs(&|w| w.graph("other")));
+    assert!(differs(&|w| {
+        let names = ["renamed", "b", "c"];
+        w.targets(names.map(|n| target(n, TargetKind::Linear, 0, 40, 20)).to_vec());
+    }));
+    assert!(differs(&|w| w.constant("more", ConstType::U8, &[], &[0]).unwrap()));
+    assert!(differs(&|w| {
+        w.weight(Packed::pack(Scheme::F16, 5, 7, &values(35)).unwrap()).unwrap();
+    }));
+    // The same bytes under another type or name.
+    let named = |name: &str, dtype| {
+        let mut w = BaseWriter::new();
+        w.constant(name, dtype, &[1], &[0; 4]).unwrap();
+        w.fingerprint().unwrap()
+    };
+    assert_ne!(named("a", ConstType::F32), named("b", ConstType::F32));
+    assert_ne!(named("a", ConstType::F32), named("a", ConstType::I32));
+}
+
+#[test]
+fn the_writer_refuses_what_the_reader_would() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.base");
+    let mut w = sample();
+    assert!(w.constant("short", ConstType::F32, &[2], &[0; 7]).is_err());
+    w.constant("bias", ConstType::U8, &[], &[0]).unwrap();
+    let e = w.write(&path).unwrap_err();
+    assert!(e.message().contains("'bias' is empty or stands twice"), "{e}");
+    for bad in [
+        target("q", TargetKind::Linear, 9, 40, 20),
+        target("q", TargetKind::Linear, 0, 20, 40),
+        target("", TargetKind::Linear, 0, 40, 20),
+    ] {
+        let mut w = sample();
+        w.targets(vec![bad]);
+        assert_eq!(w.write(&path).unwrap_err().kind(), ErrorKind::BadInput);
+    }
+    let mut w = sample();
+    w.targets(vec![]);
+    assert!(w.write(&path).unwrap_err().message().contains("names target 2 of 0"));
+    let mut w = sample();
+    w.preprocess(Preprocess { max_tokens: Some(0), ..Default::default() });
+    assert!(w.write(&path).is_err());
+    let mut w = BaseWriter::new();
+    for i in 0..40_000 {
+        w.constant(format!("a constant with a long name {i}"), ConstType::U8, &[1], &[0]).unwrap();
+    }
+    assert_eq!(w.write(&path).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert!(!path.exists());
+}
+
+/// A base in use is packed again to the same path: the old mapping keeps its bytes.
+#[test]
+fn saving_again_under_a_live_mapping_keeps_the_old_base_whole() {
+    let file = File::new();
+    let old = Base::open(&file.path).unwrap();
+    let mut w = sample();
+    w.graph("another graph");
+    let new = w.write(&file.path).unwrap();
+    assert_ne!(old.fingerprint(), new);
+    old.verify().unwrap();
+    assert!(old.graph().unwrap().contains("offshoot_linear"));
+    assert_eq!(Base::open(&file.path).unwrap().fingerprint(), new);
+    std::fs::remove_file(&file.path).unwrap();
+    old.verify().unwrap();
+}
+
+#[test]
+fn a_base_serves_several_threads() {
+    let file = File::new();
+    let base = Base::open(&file.path).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let base = base.clone();
+            scope.spawn(move || {
+                for _ in 0..50 {
+                    assert_eq!(base.constants().unwrap().count(), 3);
+                    assert_eq!(base.weight(1).unwrap().dequantize(), values(35));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn opening_does_not_read_the_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large.base");
+    let mut w = BaseWriter::new();
+    w.weight(Packed::pack(Scheme::F32, 1024, 4096, &values(4 << 20)).unwrap()).unwrap();
+    w.write(&path).unwrap();
+    let base = Base::open(&path).unwrap();
+    assert!(base.weight(0).unwrap().bytes().len() == 16 << 20);
+    let resident = mapped_resident(&path);
+    assert!(resident < 1 << 20, "{resident} bytes resident after open");
+    base.verify().unwrap();
+    assert!(mapped_resident(&path) >= 16 << 20);
+}
+
+/// Resident bytes of this process's mapping of `path`.
+fn mapped_resident(path: &Path) -> u64 {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let from = smaps.find(path.to_str().unwrap()).unwrap();
+    let rss = smaps[from..].lines().find_map(|l| l.strip_prefix("Rss:")).unwrap();
+    rss.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
+}
+
+/// The bytes themselves: a change here is a change of the format and needs a new version.
+#[test]
+fn golden_bytes() {
+    let file = File::new();
+    let bytes = &file.bytes;
+    assert_eq!(bytes[..24], *b"offbase\n\x01\0\0\0\x7e\x01\0\0\x40\x0a\x07\0\0\0\0\0");
+    // Section table: kind, offset, length, hash.
+    let first = &bytes[PREFIX_LEN..];
+    assert_eq!(first[..9], [1, 0, 0, 1, 0, 0, 0, 0, 0]);
+    assert_eq!(first[9..17], 62u64.to_le_bytes());
+    assert_eq!(first[17..49], *blake3::hash(&bytes[65536..65536 + 62]).as_bytes());
+    // Behind seven entries: the weight table (scheme, rows, cols, offset), then the constants.
+    let tables = &bytes[PREFIX_LEN + 7 * 49..PREFIX_LEN + 0x17e];
+    assert_eq!(tables[..10], [2, 0, 20, 40, 0, 3, 5, 7, 0x80, 0x11]);
+    assert_eq!(tables[10..20], *b"\x03\x04bias\0\x01\x03\0");
+    assert_eq!(tables[20..28], *b"\x04flag\x0b\0\x40");
+    assert_eq!(tables[28..], *b"\x04none\x06\x02\0\x04\x80\x01");
+    assert_eq!(blake3::hash(bytes).to_hex().as_str(), GOLDEN_FILE);
+    assert_eq!(sample().fingerprint().unwrap().to_string(), GOLDEN_FINGERPRINT);
+}
+
+/// docs/FORMAT.md's prefix table and the constants.
+#[test]
+fn the_format_page_has_the_codes_offsets() {
+    let page = include_str!("../../docs/FORMAT.md");
+    for (at, len, name) in [
+        (0, MAGIC.len(), "magic"),
+        (VERSION_AT, 4, "version"),
+        (HEADER_LEN_AT, 4, "header length"),
+        (FILE_LEN_AT, 8, "file length"),
+        (RESERVED_AT, 8, "reserved"),
+        (HASH_AT, 32, "header hash"),
+    ] {
+        assert!(page.contains(&format!("| {at} | {len} | {name} |")), "{name} at {at}");
+    }
+    assert!(page.contains(&format!("| {PREFIX_LEN} | header length | header |")));
+    for kind in KINDS {
+        assert!(page.contains(&format!("| {} | `{}` |", kind as u8, kind.name())), "{kind:?}");
+    }
+    assert!(page.contains(&format!("Format version {VERSION}")));
+    for (name, value) in [("section alignment", SECTION_ALIGN), ("weight alignment", WEIGHT_ALIGN)]
+    {
+        assert!(page.contains(&format!("{name}: {value} bytes")), "{name}");
+    }
+}
+
+const GOLDEN_FILE: &str = "6d7e47b198731cfddf12133b8e6239d11f44c58ece3e0062fa14a66452c1b445";
+const GOLDEN_FINGERPRINT: &str =
+    "blake3:8b8e6b78823eb4a65230007789b8136826a8e22bcf7dda40c4a75393f0b24360";
