@@ -1,0 +1,341 @@
+//! The import worker: a short-lived child process with limits on memory, stack, CPU time, and a
+//! deadline, because ONNX files make parsers panic, hang and overflow their stacks.
+//!
+//! The parent calls [`run_limited`]; the child calls [`apply_limits`] before it reads anything, and
+//! does its work inside [`run_worker`], which turns errors and panics into one JSON line on stderr
+//! that [`run_limited`] turns back.
+
+use crate::error::{Error, ErrorKind, Result};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getrlimit, kill_process_group, prlimit,
+    setrlimit, waitid,
+};
+use serde::{Deserialize, Serialize};
+use std::io::{Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Most bytes of a worker's standard output; more is an error.
+const STDOUT_CAP: usize = 4 << 20;
+/// Bytes of a worker's standard error that are kept; the rest is dropped.
+const STDERR_CAP: usize = 64 << 10;
+
+/// What a worker may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Address space (`RLIMIT_AS`), in bytes.
+    pub memory_bytes: u64,
+    /// Stack of the main thread (`RLIMIT_STACK`), in bytes.
+    pub stack_bytes: u64,
+    /// CPU time of all threads (`RLIMIT_CPU`), in seconds.
+    pub cpu_seconds: u64,
+    /// Wall time, held by the parent.
+    pub deadline: Duration,
+}
+
+impl Default for Limits {
+    /// 4 GiB (1 GiB on 32-bit machines) of address space, 64 MiB of stack, 600 s of CPU time, 600 s
+    /// of wall time: room for a large model on a slow board.
+    fn default() -> Limits {
+        Limits {
+            memory_bytes: if cfg!(target_pointer_width = "64") { 4 << 30 } else { 1 << 30 },
+            stack_bytes: 64 << 20,
+            cpu_seconds: 600,
+            deadline: Duration::from_secs(600),
+        }
+    }
+}
+
+impl Limits {
+    /// One word for the worker's command line.
+    pub fn to_argument(&self) -> String {
+        let Limits { memory_bytes, stack_bytes, cpu_seconds, deadline } = self;
+        format!("{memory_bytes},{stack_bytes},{cpu_seconds},{}", deadline.as_millis())
+    }
+
+    /// Reads [`Limits::to_argument`]. Errors: another form (usage).
+    pub fn from_argument(text: &str) -> Result<Limits> {
+        let numbers: Option<Vec<u64>> = text.split(',').map(|n| n.parse().ok()).collect();
+        match numbers.as_deref() {
+            Some(&[memory_bytes, stack_bytes, cpu_seconds, millis]) => {
+                let deadline = Duration::from_millis(millis);
+                Ok(Limits { memory_bytes, stack_bytes, cpu_seconds, deadline })
+            }
+            _ => Err(Error::usage(format!("'{text}' is not four limits"))),
+        }
+    }
+
+    fn resources(&self) -> [(Resource, u64); 4] {
+        [
+            (Resource::As, self.memory_bytes),
+            (Resource::Stack, self.stack_bytes),
+            (Resource::Cpu, self.cpu_seconds),
+            (Resource::Core, 0),
+        ]
+    }
+}
+
+/// What a worker that ended well has printed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerOutput {
+    /// Its standard output, at most 4 MiB.
+    pub stdout: Vec<u8>,
+    /// Its standard error, the first 64 KiB.
+    pub stderr: String,
+}
+
+/// Puts the calling process under `limits` (not the deadline), for good. For the worker, before it
+/// reads anything. Errors: what the system says (failed).
+pub fn apply_limits(limits: &Limits) -> Result<()> {
+    for (resource, value) in limits.resources() {
+        setrlimit(resource, capped(resource, value))
+            .map_err(|e| Error::failed(format!("limit {resource:?} can't be set: {e}")))?;
+    }
+    Ok(())
+}
+
+/// Does `work` in the worker process: prints its text to stdout, or its error as one JSON line to
+/// stderr, and returns the exit code. A panic becomes an error of kind unsupported that says where.
+pub fn run_worker(work: impl FnOnce() -> Result<String>) -> u8 {
+    let place = Arc::new(Mutex::new(String::new()));
+    let seen = Arc::clone(&place);
+    // The default hook prints several lines.
+    std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
+        let text = info.payload_as_str().unwrap_or("no message");
+        let at = info.location().map(|l| format!(" ({}:{})", l.file(), l.line()));
+        if let Ok(mut seen) = seen.lock() {
+            *seen = format!("{text}{}", at.unwrap_or_default());
+        }
+    }));
+    let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        let what = place.lock().map(|p| p.clone()).unwrap_or_default();
+        Err(Error::unsupported(format!("the importer gave up: {what}")))
+    });
+    // Whether the parent still listens does not matter to the exit code.
+    match result {
+        Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
+            Ok(()) => 0,
+            Err(_) => ErrorKind::Failed.exit_code(),
+        },
+        Err(e) => {
+            let _ = writeln!(std::io::stderr(), "{}", WorkerError::of(&e).line());
+            e.kind().exit_code()
+        }
+    }
+}
+
+/// Runs `command` as a process group of its own under `limits`, waits, and returns what it printed.
+/// Its standard input is empty. `source` is the file that it reads, for messages. Whatever the
+/// worker left running is killed.
+///
+/// Errors: the worker's own error as [`run_worker`] reports it; a worker that died of a signal,
+/// panicked, took too long or printed too much (unsupported); one that can't be started (failed).
+pub fn run_limited(mut command: Command, limits: &Limits, source: &Path) -> Result<WorkerOutput> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let child = command
+        .spawn()
+        .map_err(|e| Error::failed(format!("the import worker can't be started: {e}")))?;
+    let mut worker = Worker { child, ended: false };
+    let pid = worker.pid();
+    for (resource, value) in limits.resources() {
+        // The worker limits itself; this holds until it has come to that. The stack's limit can be
+        // lost here: an exec still under way puts back the one that it started with.
+        let _ = prlimit(pid, resource, capped(resource, value));
+    }
+    let stdout = worker.child.stdout.take().map(|pipe| capture(pipe, STDOUT_CAP));
+    let stderr = worker.child.stderr.take().map(|pipe| capture(pipe, STDERR_CAP));
+    let in_time = worker.wait(limits.deadline)?;
+    let status = worker.end()?;
+    let (stdout, too_much) = joined(stdout);
+    let (stderr, _) = joined(stderr);
+    let stderr = String::from_utf8_lossy(&stderr).into_owned();
+    let source = source.display();
+    if !in_time {
+        return Err(Error::unsupported(format!(
+            "import of '{source}' took longer than {} s",
+            limits.deadline.as_secs_f32()
+        )));
+    }
+    if !status.success() {
+        return Err(failure(status, &stderr, limits, &source.to_string()));
+    }
+    if too_much {
+        return Err(Error::unsupported(format!(
+            "import worker printed more than {STDOUT_CAP} bytes while reading '{source}'"
+        )));
+    }
+    Ok(WorkerOutput { stdout, stderr })
+}
+
+/// A child process and its group; both are gone when this is dropped.
+struct Worker {
+    child: Child,
+    ended: bool,
+}
+
+impl Worker {
+    fn pid(&self) -> Option<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
+    }
+
+    /// Waits until the child has ended, without reaping it; `false` if the deadline came first.
+    fn wait(&mut self, deadline: Duration) -> Result<bool> {
+        let start = Instant::now();
+        let mut pause = Duration::from_millis(1);
+        let Some(pid) = self.pid() else { return Ok(false) };
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        loop {
+            match waitid(WaitId::Pid(pid), options) {
+                Ok(Some(_)) => return Ok(true),
+                Ok(None) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(Error::failed(format!("waiting for the import worker: {e}"))),
+            }
+            let left = deadline.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            std::thread::sleep(pause.min(left));
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+
+    /// Kills what is left of the group and reaps the child.
+    fn end(&mut self) -> Result<ExitStatus> {
+        // Before the child is reaped, so that its number still is this group's.
+        if let Some(pid) = self.pid() {
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
+        let status = self.child.wait();
+        self.ended = true;
+        status.map_err(|e| Error::failed(format!("waiting for the import worker: {e}")))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.end();
+        }
+    }
+}
+
+/// `value` as soft and hard limit, within what this process may set.
+fn capped(resource: Resource, value: u64) -> Rlimit {
+    // At the hard limit of CPU time the signal is SIGKILL, which does not say why.
+    let hard = if resource == Resource::Cpu { value.saturating_add(1) } else { value };
+    let within = |v: u64| getrlimit(resource).maximum.map_or(v, |max| v.min(max));
+    Rlimit { current: Some(within(value)), maximum: Some(within(hard)) }
+}
+
+/// Reads a pipe to its end in a thread, keeping `cap` bytes; the flag says whether there were more.
+fn capture(mut pipe: impl Read + Send + 'static, cap: usize) -> JoinHandle<(Vec<u8>, bool)> {
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        // A broken pipe ends the output; what came before counts.
+        let _ = (&mut pipe).take(cap as u64).read_to_end(&mut kept);
+        let more = std::io::copy(&mut pipe, &mut std::io::sink()).unwrap_or(0);
+        (kept, more > 0)
+    })
+}
+
+fn joined(thread: Option<JoinHandle<(Vec<u8>, bool)>>) -> (Vec<u8>, bool) {
+    thread.and_then(|t| t.join().ok()).unwrap_or_default()
+}
+
+/// The error of a worker that did not end well.
+fn failure(status: ExitStatus, stderr: &str, limits: &Limits, source: &str) -> Error {
+    let mib = limits.memory_bytes >> 20;
+    let memory = stderr.contains("memory allocation of");
+    if let Some(signal) = status.signal() {
+        let overflow = stderr.contains("overflowed its stack");
+        let (name, why) = match signal {
+            6 if memory => ("SIGABRT", format!("out of memory, limit {mib} MiB")),
+            6 | 11 if overflow => {
+                (if signal == 6 { "SIGABRT" } else { "SIGSEGV" }, "stack overflow".into())
+            }
+            4 => ("SIGILL", "illegal instruction".into()),
+            6 => ("SIGABRT", "stack overflow or out of memory".into()),
+            7 => ("SIGBUS", "the file was cut while it was read".into()),
+            8 => ("SIGFPE", "arithmetic fault".into()),
+            9 => ("SIGKILL", "killed, perhaps for want of memory".into()),
+            11 => ("SIGSEGV", "stack overflow or bad access".into()),
+            24 => ("SIGXCPU", format!("more than {} s of CPU time", limits.cpu_seconds)),
+            2 | 15 => {
+                return Error::failed(format!(
+                    "import worker was stopped by signal {signal} while reading '{source}'"
+                ));
+            }
+            _ => ("a signal", "unexpected".into()),
+        };
+        return Error::unsupported(format!(
+            "import worker died of signal {signal} ({name}: {why}) while reading '{source}'"
+        ));
+    }
+    let lines = || stderr.lines().rev().map(str::trim).filter(|l| !l.is_empty());
+    if let Some(error) = lines().find_map(|l| serde_json::from_str::<WorkerError>(l).ok()) {
+        return error.into_error();
+    }
+    let code = status.code().unwrap_or(-1);
+    let last: String = lines().next().unwrap_or("no message").chars().take(300).collect();
+    // The exit code of Rust's runtime after a panic in the main thread.
+    if code == 101 {
+        let panic = stderr.lines().skip_while(|l| !l.contains("panicked at"));
+        let panic: Vec<&str> = panic.take(2).map(str::trim).collect();
+        let text = if panic.is_empty() { last } else { panic.join(" ") };
+        return Error::unsupported(format!(
+            "import worker panicked while reading '{source}': {text}"
+        ));
+    }
+    Error::failed(format!("import worker ended with code {code} while reading '{source}': {last}"))
+}
+
+/// An [`Error`] as one line between processes.
+#[derive(Serialize, Deserialize)]
+struct WorkerError {
+    kind: String,
+    message: String,
+    hint: Option<String>,
+}
+
+const KINDS: [(ErrorKind, &str); 7] = [
+    (ErrorKind::Failed, "failed"),
+    (ErrorKind::Usage, "usage"),
+    (ErrorKind::BadInput, "bad_input"),
+    (ErrorKind::Unsupported, "unsupported"),
+    (ErrorKind::Mismatch, "mismatch"),
+    (ErrorKind::Refused, "refused"),
+    (ErrorKind::Unreachable, "unreachable"),
+];
+
+impl WorkerError {
+    fn of(error: &Error) -> WorkerError {
+        let kind = KINDS.iter().find(|(k, _)| *k == error.kind()).map_or("failed", |(_, n)| n);
+        WorkerError {
+            kind: kind.into(),
+            message: error.message().into(),
+            hint: error.hint_text().map(Into::into),
+        }
+    }
+
+    fn line(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    fn into_error(self) -> Error {
+        let kind = KINDS.iter().find(|(_, n)| *n == self.kind);
+        let error = Error::new(kind.map_or(ErrorKind::Failed, |(k, _)| *k), self.message);
+        match self.hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "child_tests.rs"]
+mod tests;

@@ -1,0 +1,21 @@
+//! Layer 2: from an ONNX file to a checked, rewritten graph whose target layers carry no weights.
+//!
+//! Knows nothing about adapters' values or how operations run.
+
+mod child;
+mod names;
+mod nbits;
+mod options;
+mod prepare;
+mod quantize;
+mod targets;
+mod tensor;
+mod validate;
+mod weights;
+
+pub use child::{Limits, WorkerOutput, apply_limits, run_limited, run_worker};
+pub use options::{ImportOptions, InputSpec};
+pub use prepare::{InputInfo, Prepared, prepare};
+pub use quantize::{Quantized, quantize};
+pub use targets::{ConvAttributes, FrozenMatrix, Padding, op};
+pub use weights::MatrixValues;

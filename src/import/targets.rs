@@ -1,0 +1,558 @@
+//! Finds the layers that can carry an adapter and rewrites them to this crate's own operations,
+//! so that tract never sees (nor copies) their weights.
+
+use super::names::{Scopes, make_unique};
+use super::nbits;
+use super::validate::{attribute, label};
+use super::weights::{Constants, MatrixValues, Weight};
+use crate::adapter::{Target, TargetKind};
+use crate::error::{Error, Result};
+use std::collections::{HashMap, HashSet};
+use tract_onnx::pb::tensor_proto::DataType;
+use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto, TensorProto};
+
+/// Operation types of the rewritten nodes; layer 3 gives them meaning.
+pub mod op {
+    /// x, bias? → x·Wᵀ + bias on the last axis.
+    pub const LINEAR: &str = "OffshootLinear";
+    /// x (N, C, …), bias? → convolution with one group.
+    pub const CONV: &str = "OffshootConv";
+    /// x (N, C, …), w (kh·kw, C), bias? → convolution with one filter for each channel.
+    pub const DEPTHWISE: &str = "OffshootDepthwise";
+    /// ids → rows of a table.
+    pub const EMBEDDING: &str = "OffshootEmbedding";
+}
+
+/// Tables with fewer rows than this are no embeddings worth adapting (token types, positions of
+/// a shape computation).
+const MIN_EMBEDDING_ROWS: usize = 2;
+
+/// A matrix to be packed: rows = out_features, cols = in_features.
+pub struct FrozenMatrix {
+    /// The initializer's name.
+    pub name: String,
+    /// out_features (for an embedding: vocabulary).
+    pub rows: usize,
+    /// in_features (for an embedding: row length).
+    pub cols: usize,
+    /// The numbers.
+    pub values: MatrixValues,
+}
+
+/// What was found.
+pub(super) struct Found {
+    pub targets: Vec<Target>,
+    pub matrices: Vec<FrozenMatrix>,
+}
+
+/// Spatial geometry of a convolution as the file states it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvAttributes {
+    /// Kernel height and width.
+    pub kernel: [usize; 2],
+    /// Steps.
+    pub stride: [usize; 2],
+    /// Spacing of kernel elements.
+    pub dilation: [usize; 2],
+    /// How the borders are padded.
+    pub padding: Padding,
+    /// Whether the input has one spatial axis (kernel height 1, height 1).
+    pub one_axis: bool,
+}
+
+/// How a convolution's borders are padded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    /// Top, left, bottom, right.
+    Explicit([usize; 4]),
+    /// As much as makes out = ⌈in / stride⌉, the odd element at the end.
+    SameUpper,
+    /// The same with the odd element at the beginning.
+    SameLower,
+}
+
+impl ConvAttributes {
+    /// As integers, for a node attribute.
+    fn encode(&self) -> Vec<i64> {
+        let (mode, pads) = match self.padding {
+            Padding::Explicit(p) => (0, p),
+            Padding::SameUpper => (1, [0; 4]),
+            Padding::SameLower => (2, [0; 4]),
+        };
+        let numbers = [self.kernel, self.stride, self.dilation].concat();
+        let numbers = numbers.into_iter().chain(pads).map(|v| v as i64);
+        numbers.chain([mode, i64::from(self.one_axis)]).collect()
+    }
+
+    /// Reads what [`op::CONV`] and [`op::DEPTHWISE`] nodes carry as `geometry`.
+    pub fn decode(values: &[i64]) -> Option<ConvAttributes> {
+        let v: Vec<usize> =
+            values.iter().map(|&v| usize::try_from(v).ok()).collect::<Option<_>>()?;
+        let &[kh, kw, sh, sw, dh, dw, t, l, b, r, mode, one_axis] = v.as_slice() else {
+            return None;
+        };
+        let padding = match mode {
+            0 => Padding::Explicit([t, l, b, r]),
+            1 => Padding::SameUpper,
+            2 => Padding::SameLower,
+            _ => return None,
+        };
+        Some(ConvAttributes {
+            kernel: [kh, kw],
+            stride: [sh, sw],
+            dilation: [dh, dw],
+            padding,
+            one_axis: one_axis != 0,
+        })
+    }
+
+    /// The geometry of a Conv node with a kernel of this shape; `None` for more than two axes.
+    fn of(node: &NodeProto, kernel: &[usize]) -> Option<ConvAttributes> {
+        let one_axis = kernel.len() == 1;
+        if kernel.is_empty() || kernel.len() > 2 {
+            return None;
+        }
+        let pair = |name: &str| -> Option<[usize; 2]> {
+            let ints = attribute(node, name).map(|a| a.ints.as_slice()).unwrap_or(&[]);
+            let v: Vec<usize> = ints.iter().map(|&v| v as usize).collect();
+            match (one_axis, v.as_slice()) {
+                (_, []) => Some([1, 1]),
+                (true, &[w]) => Some([1, w]),
+                (false, &[h, w]) => Some([h, w]),
+                _ => None,
+            }
+        };
+        let pads = attribute(node, "pads").map(|a| a.ints.as_slice()).unwrap_or(&[]);
+        let pads: Vec<usize> = pads.iter().map(|&p| p as usize).collect();
+        let explicit = match (one_axis, pads.as_slice()) {
+            (_, []) => [0; 4],
+            (true, &[l, r]) => [0, l, 0, r],
+            (false, &[t, l, b, r]) => [t, l, b, r],
+            _ => return None,
+        };
+        let auto_pad = attribute(node, "auto_pad").map(|a| a.s.as_slice()).unwrap_or(b"NOTSET");
+        let padding = match auto_pad {
+            b"NOTSET" | b"" => Padding::Explicit(explicit),
+            b"VALID" => Padding::Explicit([0; 4]),
+            b"SAME_UPPER" => Padding::SameUpper,
+            b"SAME_LOWER" => Padding::SameLower,
+            _ => return None,
+        };
+        Some(ConvAttributes {
+            kernel: if one_axis { [1, kernel[0]] } else { [kernel[0], kernel[1]] },
+            stride: pair("strides")?,
+            dilation: pair("dilations")?,
+            padding,
+            one_axis,
+        })
+    }
+
+    /// Whether it is a matrix product on the channels of every pixel.
+    pub fn is_pointwise(&self) -> bool {
+        self.kernel == [1, 1]
+            && self.stride == [1, 1]
+            && !matches!(self.padding, Padding::Explicit(p) if p != [0; 4])
+    }
+}
+
+struct Finder<'a> {
+    graph: &'a GraphProto,
+    constants: Constants<'a>,
+    scopes: &'a Scopes,
+    /// Nodes that read a value, and values that leave the graph or are read by a sub-graph.
+    readers: HashMap<&'a str, Vec<usize>>,
+    escaping: HashSet<&'a str>,
+    found: Found,
+    /// Matrices by initializer and orientation, so that tied layers share one.
+    matrix_of: HashMap<(String, Vec<usize>), u32>,
+    replaced: HashMap<usize, NodeProto>,
+    dropped: HashSet<usize>,
+    added: Vec<TensorProto>,
+}
+
+/// Finds targets in `graph` and rewrites it. Weights that only targets read are removed from it.
+pub(super) fn find_and_rewrite(graph: &mut GraphProto, scopes: &Scopes) -> Result<Found> {
+    let mut finder = Finder {
+        constants: Constants::new(graph),
+        graph,
+        scopes,
+        readers: HashMap::new(),
+        escaping: graph.output.iter().map(|o| o.name.as_str()).collect(),
+        found: Found { targets: vec![], matrices: vec![] },
+        matrix_of: HashMap::new(),
+        replaced: HashMap::new(),
+        dropped: HashSet::new(),
+        added: vec![],
+    };
+    finder.index_readers();
+    for (index, node) in graph.node.iter().enumerate() {
+        if !finder.dropped.contains(&index) {
+            finder.visit(index, node).map_err(|e| e.at(label(node)))?;
+        }
+    }
+    let Finder { mut found, mut replaced, dropped, added, .. } = finder;
+    let mut paths: Vec<String> = found.targets.iter().map(|t| t.module_path.clone()).collect();
+    make_unique(&mut paths);
+    for (target, path) in found.targets.iter_mut().zip(paths) {
+        target.module_path = path;
+    }
+    let nodes = std::mem::take(&mut graph.node);
+    graph.node = nodes
+        .into_iter()
+        .enumerate()
+        .filter(|(i, _)| !dropped.contains(i))
+        .map(|(i, node)| replaced.remove(&i).unwrap_or(node))
+        .collect();
+    graph.initializer.extend(added);
+    remove_unread(graph);
+    Ok(found)
+}
+
+impl<'a> Finder<'a> {
+    fn index_readers(&mut self) {
+        fn captured<'a>(graph: &'a GraphProto, names: &mut HashSet<&'a str>) {
+            for node in &graph.node {
+                names.extend(node.input.iter().map(String::as_str));
+                for inner in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
+                    captured(inner, names);
+                }
+            }
+            names.extend(graph.output.iter().map(|o| o.name.as_str()));
+        }
+        for (index, node) in self.graph.node.iter().enumerate() {
+            for input in &node.input {
+                self.readers.entry(input).or_default().push(index);
+            }
+            for inner in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
+                captured(inner, &mut self.escaping);
+            }
+        }
+    }
+
+    fn visit(&mut self, index: usize, node: &'a NodeProto) -> Result<()> {
+        match (node.op_type.as_str(), node.domain.as_str()) {
+            ("MatMul", "" | "ai.onnx") => self.matmul(index, node),
+            ("Gemm", "" | "ai.onnx") => self.gemm(index, node),
+            ("Conv", "" | "ai.onnx") => self.conv(index, node),
+            ("Gather", "" | "ai.onnx") => self.gather(index, node),
+            ("MatMulNBits", "com.microsoft") => self.matmul_nbits(index, node),
+            _ => Ok(()),
+        }
+    }
+
+    fn matmul(&mut self, index: usize, node: &'a NodeProto) -> Result<()> {
+        let [x, w] = node.input.as_slice() else { return Ok(()) };
+        let Some(weight) = self.constants.weight(w)? else { return Ok(()) };
+        let &[k, n] = weight.shape().as_slice() else { return Ok(()) };
+        if k == 0 || n == 0 || self.constants.tensor(x).is_some() {
+            return Ok(());
+        }
+        let bias = self.bias_after(node, n);
+        let matrix = self.matrix(&weight, &[1, 0], n, k)?;
+        self.linear(index, node, x, matrix, (n, k), TargetKind::Linear, bias)
+    }
+
+    fn gemm(&mut self, index: usize, node: &'a NodeProto) -> Result<()> {
+        let flag = |name: &str| attribute(node, name).is_some_and(|a| a.i != 0);
+        let one = |name: &str| attribute(node, name).is_none_or(|a| a.f == 1.0);
+        let (Some(x), Some(w)) = (node.input.first(), node.input.get(1)) else { return Ok(()) };
+        if flag("transA") || !one("alpha") || !one("beta") {
+            return Ok(());
+        }
+        let Some(weight) = self.constants.weight(w)? else { return Ok(()) };
+        let &[a, b] = weight.shape().as_slice() else { return Ok(()) };
+        let (n, k, order) = if flag("transB") { (a, b, [0, 1]) } else { (b, a, [1, 0]) };
+        if k == 0 || n == 0 {
+            return Ok(());
+        }
+        let matrix = self.matrix(&weight, &order, n, k)?;
+        let bias = node.input.get(2).filter(|c| !c.is_empty());
+        let bias = bias.map(|c| (c.as_str(), node.output.first().cloned().unwrap_or_default()));
+        self.linear(index, node, x, matrix, (n, k), TargetKind::Linear, bias)
+    }
+
+    fn matmul_nbits(&mut self, index: usize, node: &'a NodeProto) -> Result<()> {
+        let Some((n, k, values)) = nbits::dequantize(node, &self.constants)? else {
+            return Ok(());
+        };
+        let name = node.input.get(1).cloned().unwrap_or_default();
+        let matrix = self.add_matrix((name.clone(), vec![]), name, n, k, values);
+        let bias = self.bias_after(node, n);
+        let Some(x) = node.input.first() else { return Ok(()) };
+        self.linear(index, node, x, matrix, (n, k), TargetKind::Linear, bias)
+    }
+
+    fn conv(&mut self, index: usize, node: &'a NodeProto) -> Result<()> {
+        let (Some(x), Some(w)) = (node.input.first(), node.input.get(1)) else { return Ok(()) };
+        let Some(weight) = self.constants.weight(w)? else { return Ok(()) };
+        let shape = weight.shape();
+        let (&[out, per_group], kernel) = shape.split_at(2.min(shape.len())) else {
+            return Ok(());
+        };
+        let Some(geometry) = ConvAttributes::of(node, kernel) else { return Ok(()) };
+        let stated = attribute(node, "kernel_shape").map(|a| a.ints.as_slice()).unwrap_or(&[]);
+        if !stated.is_empty() && !stated.iter().map(|&k| k as usize).eq(kernel.iter().copied()) {
+            return Err(Error::bad_input(format!(
+                "kernel_shape is {stated:?}, the weight's is {kernel:?}"
+            )));
+        }
+        let group = attribute(node, "group").map_or(1, |a| a.i as usize);
+        if shape.contains(&0) {
+            return Ok(());
+        }
+        let bias = node.input.get(2).filter(|b| !b.is_empty()).map(String::as_str);
+        // (out, in, kh, kw) → (out, kh, kw, in).
+        let channels_last: Vec<usize> =
+            std::iter::once(0).chain(2..shape.len()).chain(std::iter::once(1)).collect();
+        if group == 1 {
+            let cols = shape[1..].iter().product();
+            let matrix = self.matrix(&weight, &channels_last, out, cols)?;
+            let kernel = geometry.kernel.map(|k| k as u32);
+            let kind = TargetKind::Conv { kernel, one_axis: geometry.one_axis };
+            let mut new = self.target_node(op::CONV, node, matrix, (out, cols), kind);
+            new.input = std::iter::once(x.clone()).chain(bias.map(str::to_string)).collect();
+            new.attribute.push(ints_attribute("geometry", geometry.encode()));
+            self.replaced.insert(index, new);
+        } else if group == out && per_group == 1 {
+            let taps: usize = kernel.iter().product();
+            let order: Vec<usize> = (2..shape.len()).chain([0, 1]).collect();
+            let values = match weight.matrix(&order, taps)? {
+                MatrixValues::F32(values) => values,
+                // Scales follow the channels, which are the columns here: never one a row.
+                MatrixValues::Int8 { ints, scales } => ints
+                    .chunks(out)
+                    .zip(scales)
+                    .flat_map(|(row, s)| row.iter().map(move |&v| v as f32 * s))
+                    .collect(),
+            };
+            check_finite(weight.name, &values)?;
+            let name = format!("{w}.offshoot.{index}");
+            self.added.push(float_tensor(&name, &[taps, out], values));
+            let inputs = [x.clone(), name].into_iter().chain(bias.map(str::to_string)).collect();
+            let mut new = rewritten(op::DEPTHWISE, node);
+            new.input = inputs;
+            new.attribute = vec![ints_attribute("geometry", geometry.encode())];
+            self.replaced.insert(index, new);
+        }
+        Ok(())
+    }
+
+    fn gather(&mut self, index: usize, node: &'a NodeProto) -> Result<()> {
+        let [table, ids] = node.input.as_slice() else { return Ok(()) };
+        if attribute(node, "axis").is_some_and(|a| a.i != 0) {
+            return Ok(());
+        }
+        let Some(weight) = self.constants.weight(table)? else { return Ok(()) };
+        let &[rows, cols] = weight.shape().as_slice() else { return Ok(()) };
+        if rows < MIN_EMBEDDING_ROWS || cols < 2 || self.constants.tensor(ids).is_some() {
+            return Ok(());
+        }
+        let matrix = self.matrix(&weight, &[0, 1], rows, cols)?;
+        // In PEFT's terms an embedding maps the vocabulary (in) to its width (out).
+        let features = (cols, rows);
+        let mut new =
+            self.target_node(op::EMBEDDING, node, matrix, features, TargetKind::Embedding);
+        new.input = vec![ids.clone()];
+        self.replaced.insert(index, new);
+        Ok(())
+    }
+
+    /// The constant bias that the only reader of `node` adds, and the name of the sum; that
+    /// reader is dropped.
+    fn bias_after(&mut self, node: &NodeProto, n: usize) -> Option<(&'a str, String)> {
+        let output = node.output.first()?.as_str();
+        if self.escaping.contains(output) {
+            return None;
+        }
+        let &[reader] = self.readers.get(output)?.as_slice() else { return None };
+        let add = &self.graph.node[reader];
+        if add.op_type != "Add" || add.input.len() != 2 {
+            return None;
+        }
+        let other = add.input.iter().find(|i| i.as_str() != output)?;
+        let bias = self.constants.tensor(other)?;
+        let float = DataType::try_from(bias.data_type) == Ok(DataType::Float);
+        if bias.dims != [n as i64] || !float {
+            return None;
+        }
+        self.dropped.insert(reader);
+        Some((other, add.output.first()?.clone()))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn linear(
+        &mut self,
+        index: usize,
+        node: &NodeProto,
+        x: &str,
+        matrix: u32,
+        features: (usize, usize),
+        kind: TargetKind,
+        bias: Option<(&str, String)>,
+    ) -> Result<()> {
+        let mut new = self.target_node(op::LINEAR, node, matrix, features, kind);
+        new.input = vec![x.to_string()];
+        if let Some((name, output)) = bias {
+            new.input.push(name.to_string());
+            new.output = vec![output];
+        }
+        self.replaced.insert(index, new);
+        Ok(())
+    }
+
+    fn target_node(
+        &mut self,
+        op_type: &str,
+        node: &NodeProto,
+        weight: u32,
+        (out_features, in_features): (usize, usize),
+        kind: TargetKind,
+    ) -> NodeProto {
+        let initializers: Vec<&str> = node.input.iter().skip(1).map(String::as_str).collect();
+        let embedding: Vec<&str> = node.input.first().map(String::as_str).into_iter().collect();
+        let named = if kind == TargetKind::Embedding { &embedding } else { &initializers };
+        let target = self.found.targets.len() as i64;
+        self.found.targets.push(Target {
+            module_path: self.scopes.module_path(node, named),
+            node: if node.name.is_empty() {
+                node.output.first().cloned().unwrap_or_default()
+            } else {
+                node.name.clone()
+            },
+            kind,
+            weight,
+            in_features: in_features as u32,
+            out_features: out_features as u32,
+        });
+        let mut new = rewritten(op_type, node);
+        new.attribute = vec![
+            int_attribute("weight", weight as i64),
+            int_attribute("target", target),
+            int_attribute("in_features", in_features as i64),
+            int_attribute("out_features", out_features as i64),
+        ];
+        new
+    }
+
+    fn matrix(
+        &mut self,
+        weight: &Weight,
+        order: &[usize],
+        rows: usize,
+        cols: usize,
+    ) -> Result<u32> {
+        let axes: Vec<usize> = order.iter().map(|&o| weight.perm[o]).collect();
+        let key = (weight.name.to_string(), axes);
+        if let Some(&index) = self.matrix_of.get(&key) {
+            return Ok(index);
+        }
+        let values = weight.matrix(order, rows)?;
+        match &values {
+            MatrixValues::F32(v) => check_finite(weight.name, v)?,
+            MatrixValues::Int8 { scales, .. } => {
+                check_finite(weight.name, scales)?;
+            }
+        }
+        Ok(self.add_matrix(key, weight.name.to_string(), rows, cols, values))
+    }
+
+    fn add_matrix(
+        &mut self,
+        key: (String, Vec<usize>),
+        name: String,
+        rows: usize,
+        cols: usize,
+        values: MatrixValues,
+    ) -> u32 {
+        let index = self.found.matrices.len() as u32;
+        self.found.matrices.push(FrozenMatrix { name, rows, cols, values });
+        self.matrix_of.insert(key, index);
+        index
+    }
+}
+
+fn check_finite(name: &str, values: &[f32]) -> Result<()> {
+    match values.iter().position(|v| !v.is_finite()) {
+        Some(i) => {
+            Err(Error::bad_input(format!("weight '{name}' holds {} at position {i}", values[i])))
+        }
+        None => Ok(()),
+    }
+}
+
+fn rewritten(op_type: &str, node: &NodeProto) -> NodeProto {
+    NodeProto {
+        name: node.name.clone(),
+        op_type: op_type.to_string(),
+        output: node.output.clone(),
+        ..NodeProto::default()
+    }
+}
+
+fn int_attribute(name: &str, value: i64) -> AttributeProto {
+    use tract_onnx::pb::attribute_proto::AttributeType;
+    AttributeProto {
+        name: name.into(),
+        r#type: AttributeType::Int as i32,
+        i: value,
+        ..AttributeProto::default()
+    }
+}
+
+fn ints_attribute(name: &str, values: Vec<i64>) -> AttributeProto {
+    use tract_onnx::pb::attribute_proto::AttributeType;
+    AttributeProto {
+        name: name.into(),
+        r#type: AttributeType::Ints as i32,
+        ints: values,
+        ..AttributeProto::default()
+    }
+}
+
+fn float_tensor(name: &str, shape: &[usize], values: Vec<f32>) -> TensorProto {
+    TensorProto {
+        name: name.into(),
+        dims: shape.iter().map(|&d| d as i64).collect(),
+        data_type: DataType::Float as i32,
+        raw_data: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        ..TensorProto::default()
+    }
+}
+
+/// Removes nodes and initializers that no output depends on any more.
+fn remove_unread(graph: &mut GraphProto) {
+    fn reads(node: &NodeProto, names: &mut HashSet<String>) {
+        names.extend(node.input.iter().cloned());
+        for inner in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
+            inner.node.iter().for_each(|n| reads(n, names));
+            names.extend(inner.output.iter().map(|o| o.name.clone()));
+        }
+    }
+    let writers: HashMap<&str, usize> = graph
+        .node
+        .iter()
+        .enumerate()
+        .flat_map(|(i, n)| n.output.iter().map(move |o| (o.as_str(), i)))
+        .collect();
+    let mut read: HashSet<String> = graph.output.iter().map(|o| o.name.clone()).collect();
+    let mut kept = HashSet::new();
+    let mut waiting: Vec<String> = read.iter().cloned().collect();
+    while let Some(name) = waiting.pop() {
+        let Some(&index) = writers.get(name.as_str()) else { continue };
+        if kept.insert(index) {
+            let mut names = HashSet::new();
+            reads(&graph.node[index], &mut names);
+            for name in names {
+                if read.insert(name.clone()) {
+                    waiting.push(name);
+                }
+            }
+        }
+    }
+    let mut index = 0;
+    graph.node.retain(|_| {
+        index += 1;
+        kept.contains(&(index - 1))
+    });
+    graph.initializer.retain(|t| read.contains(&t.name));
+}
