@@ -1,0 +1,96 @@
+//! Binding the free dimensions of a graph.
+
+use tract_core::internal::*;
+use tract_core::model::translator::Translate;
+use tract_core::ops::logic::IfThenElse;
+
+use super::tract_error;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The graph with the named symbols bound to values. Symbols not named stay free.
+///
+/// # Errors
+/// A name that is no symbol of the graph, a negative value, or values that the graph refuses.
+pub fn bind_dims(model: &TypedModel, dims: &[(String, i64)]) -> Result<TypedModel> {
+    let mut subs = HashMap::new();
+    for (name, value) in dims {
+        let Some(symbol) = model.symbols.get(name) else {
+            let mut known: Vec<String> =
+                model.symbols.all_symbols().iter().map(|s| format!("'{s}'")).collect();
+            known.sort();
+            return Err(Error::usage(format!(
+                "no free dimension '{name}' (there are: {})",
+                known.join(", ")
+            )));
+        };
+        if *value < 0 {
+            return Err(Error::usage(format!(
+                "dimension '{name}' is {value}, expected at least 0"
+            )));
+        }
+        subs.insert(symbol, TDim::Val(*value));
+    }
+    substitute(model, &subs).map_err(|e| tract_error(ErrorKind::BadInput, &e))
+}
+
+/// The graph with symbols replaced, in the bodies of loops and conditions too.
+pub fn substitute(model: &TypedModel, subs: &HashMap<Symbol, TDim>) -> TractResult<TypedModel> {
+    if subs.is_empty() {
+        return Ok(model.clone());
+    }
+    Substitution(subs).translate_model(model)
+}
+
+/// tract's own substitution leaves the bodies of `IfThenElse` as they are.
+#[derive(Debug)]
+struct Substitution<'a>(&'a HashMap<Symbol, TDim>);
+
+impl Translate<TypedFact, Box<dyn TypedOp>, TypedFact, Box<dyn TypedOp>> for Substitution<'_> {
+    fn translate_node(
+        &self,
+        source: &TypedModel,
+        node: &TypedNode,
+        target: &mut TypedModel,
+        mapping: &HashMap<OutletId, OutletId>,
+    ) -> TractResult<TVec<OutletId>> {
+        let Some(op) = node.op_as::<IfThenElse>() else {
+            return self.0.translate_node(source, node, target, mapping);
+        };
+        let op = IfThenElse {
+            then_body: self.translate_model(&op.then_body)?,
+            else_body: self.translate_model(&op.else_body)?,
+            ..op.clone()
+        };
+        let inputs: TVec<OutletId> = node.inputs.iter().map(|i| mapping[i]).collect();
+        target.wire_node(&node.name, op, &inputs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> TypedModel {
+        let mut model = TypedModel::default();
+        let dims = [model.sym("batch").to_dim(), model.sym("seq").to_dim() * 2];
+        let x = model.add_source("x", f32::fact(dims)).unwrap();
+        model.select_output_outlets(&[x]).unwrap();
+        model
+    }
+
+    #[test]
+    fn named_dimensions_are_bound_and_others_stay_free() {
+        let bound = bind_dims(&model(), &[("seq".into(), 8)]).unwrap();
+        let batch = bound.symbols.get("batch").unwrap().to_dim();
+        assert_eq!(bound.output_fact(0).unwrap().shape.to_tvec(), tvec![batch, TDim::Val(16)]);
+        let both = bind_dims(&bound, &[("batch".into(), 3)]).unwrap();
+        assert_eq!(both.output_fact(0).unwrap().shape.as_concrete().unwrap(), &[3, 16]);
+    }
+
+    #[test]
+    fn unknown_names_and_negative_values_are_refused() {
+        let e = bind_dims(&model(), &[("length".into(), 8)]).unwrap_err();
+        assert_eq!(e.message(), "no free dimension 'length' (there are: 'batch', 'seq')");
+        assert!(bind_dims(&model(), &[("seq".into(), -1)]).is_err());
+    }
+}

@@ -1,0 +1,35 @@
+//! Layer 3: our tract ops over frozen weights, their text form, and rewrites of whole graphs.
+//! Knows nothing about files and sockets.
+
+mod bind;
+mod conv;
+mod depthwise;
+mod embedding;
+mod layout;
+mod linear;
+mod lower;
+mod nnef;
+mod patches;
+#[cfg(test)]
+mod testing;
+mod weights;
+mod window;
+
+pub use bind::{bind_dims, substitute};
+pub use conv::{FrozenConv, FrozenConvInputGradient};
+pub use depthwise::{DepthwiseInputGradient, FrozenDepthwise};
+pub use embedding::FrozenEmbedding;
+pub use layout::channels_last;
+pub use linear::{FrozenLinear, FrozenLinearTransposed};
+pub use lower::lower;
+pub use nnef::{GraphText, read_graph, write_graph};
+pub use patches::{Col2im, Im2col};
+pub use weights::{ActiveAdapter, FrozenWeights, WeightSource};
+pub use window::{Padding, Window};
+
+use crate::error::{Error, ErrorKind};
+
+/// tract's error as ours: the chain of its causes on one line.
+pub fn tract_error(kind: ErrorKind, error: &tract_core::internal::TractError) -> Error {
+    Error::new(kind, format!("{error:#}"))
+}

@@ -1,0 +1,95 @@
+//! From text, constants and weights to a typed graph.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use tract_core::internal::{Tensor, TractError, TypedModel};
+use tract_nnef::ast::{Identifier, ProtoModel};
+use tract_nnef::internal::Resource;
+
+use super::guard::check_document;
+use super::ops::WeightResource;
+use super::parse::parse;
+use super::{REGISTRY, WEIGHTS, framework};
+use crate::error::{Error, Result};
+use crate::graph::weights::FrozenWeights;
+
+/// Builds the graph that [`super::write_graph`] wrote. Its inputs are named `x0`, `x1`, .. and its
+/// outputs `y0`, `y1`, .. in the order of the original's.
+///
+/// # Errors
+/// Text that is damaged, names a constant or weight that is not there or of another shape, or uses
+/// an op that is not known: with the node's name where there is one.
+pub fn read_graph(
+    text: &str,
+    constants: impl IntoIterator<Item = (String, Arc<Tensor>)>,
+    weights: &FrozenWeights,
+) -> Result<TypedModel> {
+    let doc = parse(text)?;
+    check_document(&doc)?;
+    for (id, value) in &doc.extension {
+        let known = match id.0.as_str() {
+            "tract_registry" => ["tract_core", REGISTRY].contains(&value.trim()),
+            "tract_symbol" | "tract_assert" => true,
+            _ => false,
+        };
+        if !known {
+            return Err(Error::bad_input(format!(
+                "graph text asks for unknown extension '{} {}'",
+                id.0,
+                value.trim()
+            )));
+        }
+    }
+    let tensors = constants.into_iter().map(|(name, t)| (Identifier(name), t)).collect();
+    let weights: Arc<dyn Resource> = Arc::new(WeightResource(weights.clone()));
+    let resources = HashMap::from([(WEIGHTS.to_string(), weights)]);
+    let proto = ProtoModel { doc, tensors, quantization: None, resources };
+    let model = unpanicked(|| {
+        let translated = framework(vec![]).translate(&proto, TypedModel::default());
+        translated.map_err(|(_, e)| translation(&e))
+    })??;
+    let names: Vec<&str> = model.inputs.iter().map(|i| model.nodes[i.node].name.as_str()).collect();
+    let stated: Vec<&str> = proto.doc.graph_def.parameters.iter().map(|p| p.0.as_str()).collect();
+    if names != stated {
+        return Err(Error::bad_input(format!(
+            "graph text states inputs {stated:?} and defines {names:?}"
+        )));
+    }
+    Ok(model)
+}
+
+/// tract's translator panics on some damaged texts.
+fn unpanicked<T>(f: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no reason given");
+        Error::bad_input(format!("graph text can't be read: {}", short(text)))
+    })
+}
+
+fn short(text: &str) -> String {
+    const MAX: usize = 300;
+    match text.char_indices().nth(MAX) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_string(),
+    }
+}
+
+/// Node and reason out of tract's chain of contexts.
+fn translation(error: &TractError) -> Error {
+    let node = error.chain().filter_map(|c| {
+        let text = c.to_string();
+        let name = text.strip_prefix("Plugging in assignement for ")?;
+        Some(name.trim_matches('"').to_string())
+    });
+    let reason = short(&error.root_cause().to_string());
+    match node.last() {
+        Some(node) => Error::bad_input(format!("graph node '{node}': {reason}")),
+        None => Error::bad_input(format!("graph text: {reason}")),
+    }
+}
