@@ -1,0 +1,103 @@
+//! Between the public [`Array`] and tract's tensors.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::tract_error;
+use crate::pack::{ConstType, ConstantRef};
+use crate::shape::{Array, Data};
+use std::sync::Arc;
+use tract_core::internal::*;
+
+/// A tensor of `expected` type; 64-bit integers are narrowed where every value fits.
+pub(crate) fn to_tensor(name: &str, array: &Array, expected: DatumType) -> Result<Tensor> {
+    let shape = array.shape();
+    let mismatch = || {
+        Error::bad_input(format!(
+            "input '{name}': expected {expected:?} values, found {}",
+            array.dtype().name()
+        ))
+    };
+    let tensor = match (array.data(), expected) {
+        (Data::F32(v), DatumType::F32) => Tensor::from_shape(shape, v),
+        (Data::F32(v), DatumType::F16) => {
+            let half: Vec<f16> = v.iter().map(|&x| f16::from_f32(x)).collect();
+            Tensor::from_shape(shape, &half)
+        }
+        (Data::F32(v), DatumType::F64) => {
+            let wide: Vec<f64> = v.iter().map(|&x| x as f64).collect();
+            Tensor::from_shape(shape, &wide)
+        }
+        (Data::I64(v), DatumType::I64) => Tensor::from_shape(shape, v),
+        (Data::I64(v), DatumType::I32) => {
+            let narrow: Vec<i32> =
+                v.iter().map(|&x| i32::try_from(x)).collect::<Result<_, _>>().map_err(|_| {
+                    Error::bad_input(format!("input '{name}': a value exceeds 32 bits"))
+                })?;
+            Tensor::from_shape(shape, &narrow)
+        }
+        (Data::I32(v), DatumType::I32) => Tensor::from_shape(shape, v),
+        (Data::I32(v), DatumType::I64) => {
+            let wide: Vec<i64> = v.iter().map(|&x| x as i64).collect();
+            Tensor::from_shape(shape, &wide)
+        }
+        (Data::U8(v), DatumType::U8) => Tensor::from_shape(shape, v),
+        (Data::Bool(v), DatumType::Bool) => Tensor::from_shape(shape, v),
+        _ => return Err(mismatch()),
+    };
+    tensor.map_err(|e| tract_error(ErrorKind::BadInput, &e))
+}
+
+/// The public form of an output; half and double precision come out as f32.
+pub(crate) fn to_array(name: &str, tensor: &Tensor) -> Result<Array> {
+    let failed = |e: TractError| tract_error(ErrorKind::Failed, &e).at(format!("output '{name}'"));
+    let shape = tensor.shape().to_vec();
+    fn values<T: Datum + Copy>(tensor: &Tensor) -> TractResult<Vec<T>> {
+        Ok(tensor.try_as_plain_ram()?.as_slice::<T>()?.to_vec())
+    }
+    let data = match tensor.datum_type() {
+        DatumType::F32 => Data::F32(values(tensor).map_err(failed)?),
+        DatumType::F16 | DatumType::F64 => {
+            let cast = tensor.cast_to::<f32>().map_err(failed)?;
+            Data::F32(values(&cast).map_err(failed)?)
+        }
+        DatumType::I64 => Data::I64(values(tensor).map_err(failed)?),
+        DatumType::TDim => {
+            let cast = tensor.cast_to::<i64>().map_err(failed)?;
+            Data::I64(values(&cast).map_err(failed)?)
+        }
+        DatumType::I32 => Data::I32(values(tensor).map_err(failed)?),
+        DatumType::U8 => Data::U8(values(tensor).map_err(failed)?),
+        DatumType::Bool => Data::Bool(values(tensor).map_err(failed)?),
+        other => {
+            return Err(Error::unsupported(format!("output '{name}' has the type {other:?}")));
+        }
+    };
+    Array::new(shape, data)
+}
+
+/// A constant of the base as a tensor of its own (constants are small).
+pub(crate) fn constant(c: &ConstantRef<'_>) -> Result<Arc<Tensor>> {
+    let dtype = match c.dtype {
+        ConstType::F32 => DatumType::F32,
+        ConstType::F16 => DatumType::F16,
+        ConstType::F64 => DatumType::F64,
+        ConstType::I8 => DatumType::I8,
+        ConstType::I16 => DatumType::I16,
+        ConstType::I32 => DatumType::I32,
+        ConstType::I64 => DatumType::I64,
+        ConstType::U8 => DatumType::U8,
+        ConstType::U16 => DatumType::U16,
+        ConstType::U32 => DatumType::U32,
+        ConstType::U64 => DatumType::U64,
+        ConstType::Bool => DatumType::Bool,
+    };
+    let shape: Vec<usize> = c.shape.iter().map(|&d| d as usize).collect();
+    if dtype == DatumType::Bool && c.bytes.iter().any(|&b| b > 1) {
+        return Err(Error::bad_input(format!("constant '{}' holds no booleans", c.name)));
+    }
+    let mut tensor = Tensor::zero_dt(dtype, &shape)
+        .map_err(|e| tract_error(ErrorKind::BadInput, &e).at(format!("constant '{}'", c.name)))?;
+    let mut plain =
+        tensor.try_as_plain_ram_mut().map_err(|e| tract_error(ErrorKind::Failed, &e))?;
+    plain.as_bytes_mut().copy_from_slice(c.bytes);
+    Ok(tensor.into_arc_tensor())
+}

@@ -1,0 +1,291 @@
+//! A base made runnable: its graph, and plans for the dimensions it has been run with.
+
+use super::convert::{constant, to_array, to_tensor};
+use crate::adapter::{Adapter, Bound, bind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{
+    ActiveAdapter, FrozenWeights, WeightSource, bind_dims, read_graph, tract_error,
+};
+use crate::pack::{Base, IoSpec};
+use crate::quant::PackedRef;
+use crate::shape::Array;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use tract_core::internal::*;
+
+/// Plans kept for different bindings of the free dimensions; the least recently used goes first.
+const MAX_PLANS: usize = 16;
+
+/// Idle states kept for one plan: as many runs at once reuse their buffers.
+const MAX_IDLE_STATES: usize = 8;
+
+/// Values of the free dimensions of a run, by the graph's safe symbol names.
+pub(crate) type Binding = BTreeMap<String, i64>;
+
+/// A mapped base and its plans, shared by all sessions and threads. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    base: Base,
+    graph: TypedModel,
+    plans: Mutex<Vec<(Binding, Arc<Plan>)>>,
+}
+
+struct Plan {
+    runnable: Arc<TypedSimplePlan>,
+    idle: Mutex<Vec<TypedSimpleState>>,
+}
+
+impl WeightSource for Base {
+    fn weight(&self, index: usize) -> Result<PackedRef<'_>> {
+        Base::weight(self, index)
+    }
+}
+
+/// Named tensors, in the order of the graph's inputs or outputs.
+pub type Named = Vec<(String, Array)>;
+
+impl Engine {
+    /// Opens a base file; see [`Base::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Engine> {
+        Engine::new(Base::open(path)?)
+    }
+
+    /// Reads the base's graph; its weights stay where they are mapped.
+    pub fn new(base: Base) -> Result<Engine> {
+        let place = base.path().display().to_string();
+        let graph = read(&base).map_err(|e| e.at(place))?;
+        Ok(Engine(Arc::new(Inner { base, graph, plans: Mutex::new(vec![]) })))
+    }
+
+    /// The base.
+    pub fn base(&self) -> &Base {
+        &self.0.base
+    }
+
+    /// The graph with its dimensions free.
+    pub(crate) fn graph(&self) -> &TypedModel {
+        &self.0.graph
+    }
+
+    /// The graph's inputs.
+    pub fn inputs(&self) -> &[IoSpec] {
+        &self.0.base.record().inputs
+    }
+
+    /// The graph's outputs.
+    pub fn outputs(&self) -> &[IoSpec] {
+        &self.0.base.record().outputs
+    }
+
+    /// Makes adapters ready to run on this base, stacked with their weights: all or nothing.
+    pub fn bind(&self, adapters: &[(&Adapter, f32)]) -> Result<Arc<Bound>> {
+        let base = self.base();
+        bind(adapters, base.targets(), &base.fingerprint()).map(Arc::new)
+    }
+
+    /// Runs the base with an adapter, or without. `inputs` by name, in any order; every input of
+    /// the graph must be there. Outputs come in the graph's order.
+    ///
+    /// # Errors
+    /// Missing, unknown or ill-shaped inputs ([`ErrorKind::BadInput`]).
+    pub fn run(&self, inputs: &[(String, Array)], adapter: Option<&Arc<Bound>>) -> Result<Named> {
+        let ordered = self.ordered(inputs)?;
+        let binding = self.binding(&ordered)?;
+        let plan = self.plan(&binding)?;
+        let mut tensors = tvec![];
+        for ((spec, array), outlet) in self.inputs().iter().zip(&ordered).zip(&self.0.graph.inputs)
+        {
+            let fact = self
+                .0
+                .graph
+                .outlet_fact(*outlet)
+                .map_err(|e| tract_error(ErrorKind::Failed, &e))?;
+            tensors.push(to_tensor(&spec.name, array, fact.datum_type)?.into_tvalue());
+        }
+        let idle = plan.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut state = match idle {
+            Some(state) => state,
+            None => plan.runnable.spawn().map_err(|e| tract_error(ErrorKind::Failed, &e))?,
+        };
+        let shared = &mut state.turn_state.shared;
+        match adapter {
+            Some(bound) => drop(shared.insert(ActiveAdapter(bound.clone()))),
+            None => drop(shared.remove::<ActiveAdapter>()),
+        }
+        // A state that failed in the middle of a run is not used again.
+        let outputs = state.run(tensors).map_err(|e| self.run_error(&e))?;
+        let mut named = vec![];
+        for (spec, value) in self.outputs().iter().zip(outputs.iter()) {
+            named.push((spec.name.clone(), to_array(&spec.name, value)?));
+        }
+        drop(outputs);
+        let mut pool = plan.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if pool.len() < MAX_IDLE_STATES {
+            pool.push(state);
+        }
+        Ok(named)
+    }
+
+    /// Builds the plan for inputs of these shapes, so that the first run finds it.
+    pub fn prepare(&self, inputs: &[(String, Array)]) -> Result<()> {
+        let ordered = self.ordered(inputs)?;
+        self.plan(&self.binding(&ordered)?).map(drop)
+    }
+
+    pub(crate) fn ordered<'a>(&self, inputs: &'a [(String, Array)]) -> Result<Vec<&'a Array>> {
+        let specs = self.inputs();
+        let known = || specs.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
+        if let Some((name, _)) = inputs.iter().find(|(n, _)| !specs.iter().any(|s| &s.name == n)) {
+            return Err(Error::bad_input(format!("the base has no input '{name}'"))
+                .hint(format!("its inputs are {}", known())));
+        }
+        specs
+            .iter()
+            .map(|spec| match inputs.iter().find(|(name, _)| *name == spec.name) {
+                Some((_, array)) => Ok(array),
+                None => Err(Error::bad_input(format!("input '{}' is missing", spec.name))
+                    .hint(format!("the base's inputs are {}", known()))),
+            })
+            .collect()
+    }
+
+    /// Matches the shapes given with the graph's: numbers must agree, free dimensions take the
+    /// value found.
+    pub(crate) fn binding(&self, ordered: &[&Array]) -> Result<Binding> {
+        let graph = &self.0.graph;
+        let mut binding = Binding::new();
+        let mut derived = vec![];
+        for ((spec, array), outlet) in self.inputs().iter().zip(ordered).zip(&graph.inputs) {
+            let fact =
+                graph.outlet_fact(*outlet).map_err(|e| tract_error(ErrorKind::Failed, &e))?;
+            let wrong = || {
+                Error::bad_input(format!(
+                    "input '{}': expected shape [{}], found {:?}",
+                    spec.name,
+                    self.dims_text(&fact.shape),
+                    array.shape()
+                ))
+            };
+            if fact.rank() != array.shape().len() {
+                return Err(wrong());
+            }
+            for (dim, &found) in fact.shape.iter().zip(array.shape()) {
+                match dim {
+                    TDim::Val(v) if *v == found as i64 => {}
+                    TDim::Val(_) => return Err(wrong()),
+                    TDim::Sym(s) => {
+                        let known = *binding.entry(s.to_string()).or_insert(found as i64);
+                        if known != found as i64 {
+                            return Err(wrong().hint(format!(
+                                "the dimension '{}' is {known} in another input",
+                                self.symbol_name(&s.to_string())
+                            )));
+                        }
+                    }
+                    expression => derived.push((expression.clone(), found, wrong())),
+                }
+            }
+        }
+        for (expression, found, error) in derived {
+            let mut values = SymbolValues::default();
+            for symbol in expression.symbols() {
+                if let Some(&v) = binding.get(&symbol.to_string()) {
+                    values.set(&symbol, v);
+                }
+            }
+            if expression.eval(&values).to_i64().ok() != Some(found as i64) {
+                return Err(error);
+            }
+        }
+        Ok(binding)
+    }
+
+    fn symbol_name<'a>(&'a self, safe: &'a str) -> &'a str {
+        let symbols = &self.0.base.record().symbols;
+        symbols.iter().find(|(s, _)| s == safe).map_or(safe, |(_, name)| name)
+    }
+
+    fn dims_text(&self, shape: &ShapeFact) -> String {
+        let dims: Vec<String> = shape
+            .iter()
+            .map(|d| match d {
+                TDim::Sym(s) => self.symbol_name(&s.to_string()).to_string(),
+                other => other.to_string(),
+            })
+            .collect();
+        dims.join(", ")
+    }
+
+    fn plan(&self, binding: &Binding) -> Result<Arc<Plan>> {
+        let lock = || self.0.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let mut plans = lock();
+            if let Some(at) = plans.iter().position(|(b, _)| b == binding) {
+                let entry = plans.remove(at);
+                let plan = entry.1.clone();
+                plans.push(entry);
+                return Ok(plan);
+            }
+        }
+        // Built outside the lock: runs at other dimensions go on meanwhile.
+        let dims: Vec<(String, i64)> = binding.iter().map(|(k, v)| (k.clone(), *v)).collect();
+        let bound = bind_dims(&self.0.graph, &dims)?;
+        let runnable = bound
+            .into_optimized()
+            .and_then(TypedSimplePlan::new)
+            .map_err(|e| self.run_error(&e))?;
+        let plan = Arc::new(Plan { runnable, idle: Mutex::new(vec![]) });
+        let mut plans = lock();
+        if let Some((_, other)) = plans.iter().find(|(b, _)| b == binding) {
+            return Ok(other.clone());
+        }
+        if plans.len() == MAX_PLANS {
+            plans.remove(0);
+        }
+        plans.push((binding.clone(), plan.clone()));
+        Ok(plan)
+    }
+
+    /// tract's error, with the safe node names replaced by the ONNX file's.
+    fn run_error(&self, error: &TractError) -> Error {
+        let named = self.original_names(&format!("{error:#}"));
+        Error::bad_input(format!("running the base: {named}"))
+    }
+
+    /// `text` with the safe node names replaced by the ONNX file's.
+    pub(crate) fn original_names(&self, text: &str) -> String {
+        let mut named = String::with_capacity(text.len());
+        for word in text.split_inclusive(|c: char| !(c.is_ascii_alphanumeric() || c == '_')) {
+            let end = word.trim_end_matches(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+            let names = &self.0.base.record().node_names;
+            match names.iter().find(|(safe, _)| safe == end) {
+                Some((_, name)) => named.push_str(&format!("{name}{}", &word[end.len()..])),
+                None => named.push_str(word),
+            }
+        }
+        named
+    }
+}
+
+fn read(base: &Base) -> Result<TypedModel> {
+    let mut constants = vec![];
+    for c in base.constants()? {
+        constants.push((c.name.to_string(), constant(&c)?));
+    }
+    let weights = FrozenWeights::new(base.clone());
+    let graph = read_graph(base.graph()?, constants, &weights)?;
+    let record = base.record();
+    if graph.inputs.len() != record.inputs.len() || graph.outputs.len() != record.outputs.len() {
+        return Err(Error::bad_input(format!(
+            "the graph has {} inputs and {} outputs, the record names {} and {}",
+            graph.inputs.len(),
+            graph.outputs.len(),
+            record.inputs.len(),
+            record.outputs.len()
+        )));
+    }
+    Ok(graph)
+}

@@ -1,0 +1,218 @@
+//! From sentences and pictures to the inputs of a base.
+
+use super::engine::{Engine, Named};
+use super::head::is_mask;
+use super::picture;
+use super::text::{EncodedText, TextEncoder, Tokens, bucket};
+use crate::error::{Error, Result};
+use crate::pack::{Base, ImageSpec, IoSpec};
+use crate::shape::{Array, Data};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Token ids among a graph's inputs, by the end of the name.
+const IDS_INPUT: &str = "input_ids";
+/// Token segments among a graph's inputs, by the end of the name.
+const TYPES_INPUT: &str = "token_type_ids";
+
+/// Longest token sequence where the base states none.
+const DEFAULT_MAX_TOKENS: usize = 512;
+
+/// Makes inputs as the base's preprocessing says. The tokenizer is read at the first sentence.
+pub struct Preprocessor {
+    base: Base,
+    max_tokens: Option<usize>,
+    encoder: Mutex<Option<Arc<TextEncoder>>>,
+}
+
+impl Preprocessor {
+    /// For the engine's base.
+    pub fn new(engine: &Engine) -> Preprocessor {
+        Preprocessor { base: engine.base().clone(), max_tokens: None, encoder: Mutex::new(None) }
+    }
+
+    /// Cuts sentences at `max_tokens` (special tokens included) where that is less than the base's
+    /// own limit.
+    pub fn with_max_tokens(mut self, max_tokens: Option<usize>) -> Preprocessor {
+        self.max_tokens = max_tokens;
+        self.encoder = Mutex::new(None);
+        self
+    }
+
+    /// The most tokens a sentence gets.
+    pub fn max_tokens(&self) -> usize {
+        let stored = self.base.preprocess().max_tokens.map(|n| n as usize);
+        let limits = [stored, self.max_tokens, self.fixed_length()];
+        limits.into_iter().flatten().min().unwrap_or(DEFAULT_MAX_TOKENS)
+    }
+
+    /// A batch of sentences, padded to a common length: `input_ids`, `attention_mask`,
+    /// `token_type_ids`, those of them that the graph has.
+    ///
+    /// # Errors
+    /// Unsupported: a base without tokenizer, or with inputs that are none of these.
+    pub fn text(&self, sentences: &[&str]) -> Result<Named> {
+        let rows = sentences.iter().map(|s| self.tokens(s)).collect::<Result<Vec<_>>>()?;
+        self.batch(&rows.iter().collect::<Vec<_>>())
+    }
+
+    /// A batch of picture files for the graph's one input of four axes.
+    ///
+    /// # Errors
+    /// Unsupported: a base packed without picture size, or without one such input; and those of
+    /// [`picture::from_file`].
+    pub fn images(&self, files: &[&Path]) -> Result<Named> {
+        let arrays = files.iter().map(|f| self.image(f)).collect::<Result<Vec<_>>>()?;
+        self.stack(&arrays.iter().collect::<Vec<_>>())
+    }
+
+    /// One sentence's tokens, cut but not padded.
+    pub fn tokens(&self, sentence: &str) -> Result<Tokens> {
+        self.encoder()?.tokens(sentence)
+    }
+
+    /// The padded length of a batch whose longest row has `tokens` tokens.
+    pub fn padded_length(&self, tokens: usize) -> usize {
+        self.fixed_length().unwrap_or_else(|| bucket(tokens, self.max_tokens()))
+    }
+
+    /// A batch of token rows padded to [`Preprocessor::padded_length`] of the longest; as
+    /// [`Preprocessor::text`].
+    pub fn batch(&self, rows: &[&Tokens]) -> Result<Named> {
+        let longest = rows.iter().map(|r| r.ids.len()).max().unwrap_or(0);
+        let length = self.padded_length(longest);
+        let EncodedText { ids, mask, types } = self.encoder()?.batch_of_length(rows, length)?;
+        let named = self.base.record().inputs.iter().map(|spec| {
+            let name = spec.name.clone();
+            if name.ends_with(IDS_INPUT) {
+                Ok((name, ids.clone()))
+            } else if is_mask(&name) {
+                Ok((name, mask.clone()))
+            } else if name.ends_with(TYPES_INPUT) {
+                Ok((name, types.clone()))
+            } else {
+                Err(Error::unsupported(format!("sentences don't give the base's input '{name}'"))
+                    .hint("give all inputs as arrays"))
+            }
+        });
+        named.collect()
+    }
+
+    /// One picture file as the base's input with a batch of 1.
+    pub fn image(&self, file: &Path) -> Result<Array> {
+        picture::from_file(file, self.image_spec()?)
+    }
+
+    /// A batch from arrays of batch 1, for the graph's one input of four axes.
+    pub fn stack(&self, pictures: &[&Array]) -> Result<Named> {
+        let name = self.image_input()?.name.clone();
+        Ok(vec![(name.clone(), concat_rows(&name, pictures)?)])
+    }
+
+    fn image_spec(&self) -> Result<&ImageSpec> {
+        self.image_input()?;
+        self.base.preprocess().image.as_ref().ok_or_else(|| {
+            Error::unsupported(format!("base '{}' takes no pictures", self.base.path().display()))
+                .hint("pack it with --image SIZE")
+        })
+    }
+
+    fn image_input(&self) -> Result<&IoSpec> {
+        match self.base.record().inputs.as_slice() {
+            [spec] if spec.dims.len() == 4 => Ok(spec),
+            inputs => Err(Error::unsupported(format!(
+                "pictures need a base with one input of four axes, this one has {}",
+                describe(inputs)
+            ))),
+        }
+    }
+
+    fn encoder(&self) -> Result<Arc<TextEncoder>> {
+        let mut slot = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(encoder) = &*slot {
+            return Ok(encoder.clone());
+        }
+        if !self.base.record().inputs.iter().any(|s| s.name.ends_with(IDS_INPUT)) {
+            return Err(Error::unsupported(format!(
+                "sentences need a base with an input '{IDS_INPUT}', this one has {}",
+                describe(&self.base.record().inputs)
+            )));
+        }
+        let bytes = self.base.tokenizer()?.ok_or_else(|| {
+            Error::unsupported(format!("base '{}' has no tokenizer", self.base.path().display()))
+                .hint("pack it with --tokenizer tokenizer.json")
+        })?;
+        let encoder = Arc::new(TextEncoder::from_bytes(bytes, self.max_tokens())?);
+        *slot = Some(encoder.clone());
+        Ok(encoder)
+    }
+
+    /// The number of tokens, where the graph leaves no choice.
+    fn fixed_length(&self) -> Option<usize> {
+        let inputs = &self.base.record().inputs;
+        let ids = inputs.iter().find(|s| s.name.ends_with(IDS_INPUT))?;
+        ids.dims.get(1)?.parse().ok()
+    }
+}
+
+fn describe(inputs: &[IoSpec]) -> String {
+    let inputs: Vec<String> =
+        inputs.iter().map(|s| format!("'{}' [{}]", s.name, s.dims.join(", "))).collect();
+    inputs.join(", ")
+}
+
+/// Arrays of equal type and shape but for the first axis, joined along it.
+pub(crate) fn concat_rows(name: &str, arrays: &[&Array]) -> Result<Array> {
+    let Some((first, rest)) = arrays.split_first() else {
+        return Err(Error::usage(format!("no rows for input '{name}'")));
+    };
+    let differs = |other: &Array| {
+        Error::bad_input(format!(
+            "input '{name}': samples of {} {:?} and {} {:?} can't share a batch",
+            first.dtype().name(),
+            first.shape(),
+            other.dtype().name(),
+            other.shape()
+        ))
+    };
+    let mut data = first.data().clone();
+    let Some((&rows, inner)) = first.shape().split_first() else {
+        return Err(Error::bad_input(format!("input '{name}' is a scalar, it has no batch")));
+    };
+    let mut rows = rows;
+    for other in rest {
+        if other.shape().get(1..) != Some(inner) {
+            return Err(differs(other));
+        }
+        match (&mut data, other.data()) {
+            (Data::F32(v), Data::F32(o)) => v.extend_from_slice(o),
+            (Data::I64(v), Data::I64(o)) => v.extend_from_slice(o),
+            (Data::I32(v), Data::I32(o)) => v.extend_from_slice(o),
+            (Data::U8(v), Data::U8(o)) => v.extend_from_slice(o),
+            (Data::Bool(v), Data::Bool(o)) => v.extend_from_slice(o),
+            _ => return Err(differs(other)),
+        }
+        rows += other.shape().first().copied().unwrap_or(0);
+    }
+    let shape: Vec<usize> = std::iter::once(rows).chain(inner.iter().copied()).collect();
+    Array::new(shape, data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_joined_and_unlike_ones_refused() {
+        let a = Array::f32(vec![1, 2], vec![1.0, 2.0]).unwrap();
+        let b = Array::f32(vec![2, 2], vec![3.0, 4.0, 5.0, 6.0]).unwrap();
+        let joined = concat_rows("x", &[&a, &b]).unwrap();
+        assert_eq!(joined.shape(), [3, 2]);
+        assert_eq!(joined.as_f32().unwrap(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let c = Array::f32(vec![1, 3], vec![0.0; 3]).unwrap();
+        assert!(concat_rows("x", &[&a, &c]).unwrap_err().message().contains("'x'"));
+        let d = Array::i64(vec![1, 2], vec![0; 2]).unwrap();
+        assert!(concat_rows("x", &[&a, &d]).is_err());
+        assert!(concat_rows("x", &[]).is_err());
+    }
+}

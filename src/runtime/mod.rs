@@ -1,0 +1,22 @@
+//! Layer 4: running a base (engine, plans, sessions), packing one, and turning sentences and
+//! pictures into its inputs. Knows nothing about training and the store.
+
+mod calibrate;
+mod convert;
+mod engine;
+mod head;
+mod inputs;
+mod packing;
+pub mod picture;
+mod session;
+pub mod text;
+
+pub(crate) use convert::to_tensor;
+pub(crate) use engine::Binding;
+pub use engine::{Engine, Named};
+pub(crate) use head::is_mask;
+pub use head::{MASK_INPUT, Prediction, apply_head, pool};
+pub use inputs::Preprocessor;
+pub(crate) use inputs::concat_rows;
+pub use packing::{PackOptions, pack};
+pub use session::Session;
