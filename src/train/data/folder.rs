@@ -1,0 +1,105 @@
+//! A folder of class folders of pictures, or of `train` and `test` folders of those.
+
+use super::collect::{Collector, RawLabel};
+use super::{MAX_SAMPLES, Place, SampleInput};
+use crate::error::{Error, Result};
+use std::path::{Path, PathBuf};
+
+const READ: [&str; 3] = ["png", "jpg", "jpeg"];
+const NOT_READ: [&str; 8] = ["gif", "bmp", "webp", "tif", "tiff", "heic", "avif", "jxl"];
+
+pub(super) fn read(path: &Path, collector: &mut Collector) -> Result<()> {
+    collector.prefer_classes();
+    let (folders, files) = list(path)?;
+    if let Some(picture) = files.iter().find(|f| has_ending(f, &READ)) {
+        let error = format!("picture '{picture}' is in no class folder");
+        return Err(Error::bad_input(error).at(path.display()));
+    }
+    if folders.is_empty() {
+        let error = "no class folders of pictures";
+        return Err(Error::bad_input(error).at(path.display()));
+    }
+    let is_split = |f: &String| f == "train" || f == "test";
+    if !folders.iter().any(|f| f == "train") || !folders.iter().all(is_split) {
+        return classes(path, &folders, None, collector);
+    }
+    for split in &folders {
+        let folder = path.join(split);
+        let (classes_of_split, _) = list(&folder)?;
+        if classes_of_split.is_empty() {
+            let error = "no class folders of pictures";
+            return Err(Error::bad_input(error).at(folder.display()));
+        }
+        classes(&folder, &classes_of_split, Some(split), collector)?;
+    }
+    Ok(())
+}
+
+fn classes(
+    path: &Path,
+    folders: &[String],
+    split: Option<&str>,
+    collector: &mut Collector,
+) -> Result<()> {
+    for class in folders {
+        let folder = path.join(class);
+        let (inner, files) = list(&folder)?;
+        if let Some(inner) = inner.first() {
+            let error = format!("folder '{inner}' within a class folder");
+            return Err(Error::bad_input(error).at(folder.display()));
+        }
+        let mut found = false;
+        for file in files {
+            let picture = folder.join(&file);
+            let place = Place::new(&picture.display().to_string().into(), 0);
+            if has_ending(&file, &NOT_READ) {
+                let error = "picture is neither PNG nor JPEG";
+                return Err(Error::unsupported(error).at(place));
+            }
+            if has_ending(&file, &READ) {
+                found = true;
+                let input = SampleInput::Image(picture);
+                collector.add(input, RawLabel::Scalar(class.clone()), split, place)?;
+            }
+        }
+        if !found {
+            let error = "class folder without a PNG or JPEG picture";
+            return Err(Error::bad_input(error).at(folder.display()));
+        }
+    }
+    Ok(())
+}
+
+fn has_ending(name: &str, endings: &[&str]) -> bool {
+    let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
+    endings.iter().any(|e| ending.eq_ignore_ascii_case(e))
+}
+
+/// Names of the folders and of the regular files, hidden ones left out, sorted.
+fn list(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
+    let (mut folders, mut files) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(path).map_err(|e| Error::io(path, e))? {
+        let entry = entry.map_err(|e| Error::io(path, e))?;
+        let name = entry.file_name().into_string().map_err(|name| {
+            let error = format!("name '{}' is not UTF-8", PathBuf::from(name).display());
+            Error::bad_input(error).at(path.display())
+        })?;
+        if name.starts_with('.') {
+            continue;
+        }
+        let full = entry.path();
+        if full.is_dir() {
+            folders.push(name);
+        } else if full.is_file() {
+            files.push(name);
+        }
+        if files.len() > MAX_SAMPLES || folders.len() > MAX_SAMPLES {
+            return Err(
+                Error::bad_input(format!("more than {MAX_SAMPLES} files")).at(path.display())
+            );
+        }
+    }
+    folders.sort_unstable();
+    files.sort_unstable();
+    Ok((folders, files))
+}

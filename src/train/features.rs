@@ -1,0 +1,174 @@
+//! Where the head reads, and which targets are trained.
+
+use super::options::TargetChoice;
+use crate::adapter::{Pool, TargetKind};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{FrozenConv, FrozenEmbedding, FrozenLinear, tract_error};
+use crate::runtime::{Engine, is_mask};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use tract_core::internal::*;
+
+/// The output that a head reads, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Place among the base's outputs.
+    pub output: usize,
+    /// Its name.
+    pub name: String,
+    /// How its tokens are pooled.
+    pub pool: Pool,
+    /// F.
+    pub width: usize,
+}
+
+/// The output named `head_from`, or the one that
+/// [`TrainOptions::head_from`](super::TrainOptions::head_from) describes.
+///
+/// # Errors
+/// Usage: no such output, or one that `pool` doesn't fit. Unsupported: no output of two or three
+/// axes with floats and a known number of features.
+pub fn choose_features(
+    engine: &Engine,
+    head_from: Option<&str>,
+    pool: Option<Pool>,
+) -> Result<Features> {
+    let specs = engine.outputs();
+    let names = || specs.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
+    let output = match head_from {
+        Some(name) => specs.iter().position(|s| s.name == name).ok_or_else(|| {
+            Error::usage(format!("the base has no output '{name}'"))
+                .hint(format!("its outputs are {}", names()))
+        })?,
+        None => default_output(engine)?.ok_or_else(|| {
+            Error::unsupported("no output of the base has two or three axes of floats")
+                .hint(format!("its outputs are {}", names()))
+        })?,
+    };
+    let name = specs.get(output).map_or_else(String::new, |s| s.name.clone());
+    let fact = output_fact(engine, output)?;
+    let rank = fact.rank();
+    let pool = pool.unwrap_or(if rank == 3 { Pool::Mean } else { Pool::None });
+    let fits = if pool == Pool::None { rank == 2 } else { rank == 3 };
+    if !fits || !fact.datum_type.is_float() {
+        let (kind, pool) = (fact.datum_type, pool.name());
+        return Err(Error::usage(format!(
+            "a head can't read output '{name}' of {rank} axes of {kind:?} with pool {pool}"
+        ))
+        .hint("pools mean, cls and max take (B, T, F), none takes (B, F)"));
+    }
+    let width = fact.shape.last().and_then(|d| d.to_usize().ok()).filter(|&w| w > 0);
+    let width = width.ok_or_else(|| {
+        Error::unsupported(format!("the number of features of output '{name}' is open"))
+            .hint("fix it with --dim when packing")
+    })?;
+    Ok(Features { output, name, pool, width })
+}
+
+fn output_fact(engine: &Engine, output: usize) -> Result<TypedFact> {
+    let fact = engine.graph().output_fact(output);
+    fact.cloned().map_err(|e| tract_error(ErrorKind::Failed, &e))
+}
+
+fn default_output(engine: &Engine) -> Result<Option<usize>> {
+    let mut of_rank: [Vec<usize>; 2] = [vec![], vec![]];
+    for output in 0..engine.outputs().len() {
+        let fact = output_fact(engine, output)?;
+        if fact.datum_type.is_float() && (2..=3).contains(&fact.rank()) {
+            of_rank[fact.rank() - 2].push(output);
+        }
+    }
+    let [flat, tokens] = of_rank;
+    let has_mask = engine.inputs().iter().any(|s| is_mask(&s.name));
+    if let (true, Some(&first)) = (has_mask, tokens.first()) {
+        return Ok(Some(first));
+    }
+    let graph = engine.graph();
+    let outlets = graph.output_outlets().map_err(|e| tract_error(ErrorKind::Failed, &e))?;
+    for &output in &flat {
+        let own = outlets[output].node;
+        let feeds =
+            |other: &OutletId| other.node != own && ancestors(graph, other.node).contains(&own);
+        if outlets.iter().any(feeds) {
+            return Ok(Some(output));
+        }
+    }
+    Ok(flat.first().or(tokens.first()).copied())
+}
+
+fn ancestors(graph: &TypedModel, node: usize) -> HashSet<usize> {
+    let (mut found, mut open) = (HashSet::from([node]), vec![node]);
+    while let Some(id) = open.pop() {
+        for input in &graph.node(id).inputs {
+            if found.insert(input.node) {
+                open.push(input.node);
+            }
+        }
+    }
+    found
+}
+
+/// The nodes of the graph that are targets, by place in the target table. A target that stands
+/// inside a loop's or condition's body is not among them, nor one that stands twice.
+pub(crate) fn target_nodes(graph: &TypedModel) -> BTreeMap<usize, usize> {
+    let mut found = BTreeMap::new();
+    let mut twice = BTreeSet::new();
+    for node in graph.nodes() {
+        let linear = node.op_as::<FrozenLinear>().and_then(|op| op.target);
+        let conv = || node.op_as::<FrozenConv>().and_then(|op| op.target);
+        let embedding = || node.op_as::<FrozenEmbedding>().and_then(|op| op.target);
+        if let Some(target) = linear.or_else(conv).or_else(embedding)
+            && found.insert(target, node.id).is_some()
+        {
+            twice.insert(target);
+        }
+    }
+    found.retain(|target, _| !twice.contains(target));
+    found
+}
+
+/// Places of the targets that `choice` names, in the order of the table. With
+/// [`TargetChoice::AllLinear`] those that can't be trained (`nodes` lacks them, or the output
+/// doesn't depend on them) are left out.
+///
+/// # Errors
+/// Usage: a bad pattern, one that matches nothing, or a match that can't be trained.
+pub(crate) fn choose_targets(
+    engine: &Engine,
+    choice: &TargetChoice,
+    output: usize,
+) -> Result<Vec<usize>> {
+    let graph = engine.graph();
+    let nodes = target_nodes(graph);
+    let outlets = graph.output_outlets().map_err(|e| tract_error(ErrorKind::Failed, &e))?;
+    let outlet = outlets.get(output).ok_or_else(|| Error::failed("the output is gone"))?;
+    let before = ancestors(graph, outlet.node);
+    let trainable = |target: usize| nodes.get(&target).is_some_and(|node| before.contains(node));
+    let targets = engine.base().targets();
+    let pattern = match choice {
+        TargetChoice::None => return Ok(vec![]),
+        TargetChoice::AllLinear => {
+            let linear = |t: usize| targets[t].kind != TargetKind::Embedding;
+            return Ok((0..targets.len()).filter(|&t| linear(t) && trainable(t)).collect());
+        }
+        TargetChoice::Regex(pattern) => pattern,
+    };
+    let matcher = regex::Regex::new(&format!("^(?:{pattern})$")).map_err(|e| {
+        let reason = e.to_string();
+        let reason = reason.lines().last().unwrap_or_default().trim().to_string();
+        Error::usage(format!("'{pattern}' is no regular expression: {reason}"))
+    })?;
+    let matched: Vec<usize> =
+        (0..targets.len()).filter(|&t| matcher.is_match(&targets[t].module_path)).collect();
+    if matched.is_empty() {
+        let some: Vec<&str> = targets.iter().take(3).map(|t| t.module_path.as_str()).collect();
+        return Err(Error::usage(format!("'{pattern}' matches none of {} targets", targets.len()))
+            .hint(format!("the whole name must match, such as {}", some.join(", "))));
+    }
+    if let Some(&lost) = matched.iter().find(|&&t| !trainable(t)) {
+        let (path, name) = (&targets[lost].module_path, &engine.outputs()[output].name);
+        return Err(Error::usage(format!(
+            "target '{path}' can't be trained: the output '{name}' doesn't depend on it"
+        )));
+    }
+    Ok(matched)
+}

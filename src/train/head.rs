@@ -1,0 +1,177 @@
+//! Pooling over tokens and a linear head as graph parts, appended to a model.
+
+use tract_core::internal::*;
+use tract_core::ops::array::Slice;
+use tract_core::ops::einsum::EinSum;
+use tract_core::ops::logic::comp_gt;
+use tract_core::ops::math;
+use tract_core::ops::nn::{Reduce, Reducer};
+
+use super::wires::Wires;
+use crate::adapter::Pool;
+use crate::error::{Error, Result};
+
+/// The value of a masked token under [`Pool::Max`], as sentence-transformers has it.
+const MASKED: f32 = -1e9;
+
+/// A linear head wired into a model.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadPart {
+    /// features·Wᵀ + b: (.., classes).
+    pub logits: OutletId,
+    /// New input W, f32 (classes, features).
+    pub weight: OutletId,
+    /// New input b, f32 (classes).
+    pub bias: OutletId,
+}
+
+/// Name of [`HeadPart::weight`].
+pub const WEIGHT: &str = "head.weight";
+/// Name of [`HeadPart::bias`].
+pub const BIAS: &str = "head.bias";
+
+/// Pools `tokens` (B, T, F) to (B, F). `mask` (B, T), of any integer, float or bool type, tells
+/// the tokens that count by values above 0; without one all count. [`Pool::None`] gives `tokens`
+/// back as they are, of any rank.
+pub fn pool(
+    model: &mut TypedModel,
+    pool: Pool,
+    tokens: OutletId,
+    mask: Option<OutletId>,
+) -> Result<OutletId> {
+    let mut w = Wires::new(model, "pool");
+    if pool == Pool::None {
+        return Ok(tokens);
+    }
+    let fact = w.fact(tokens)?;
+    if fact.rank() != 3 || !fact.datum_type.is::<f32>() {
+        let message = format!("pooling over tokens takes an f32 output (B, T, F), found {fact:?}");
+        return Err(Error::usage(message).hint("pool 'none' takes (B, F)"));
+    }
+    let mask = match (pool, mask) {
+        (Pool::Mean | Pool::Max, Some(mask)) => Some(column(&mut w, mask)?),
+        _ => None,
+    };
+    let pooled = match (pool, mask) {
+        (Pool::Cls, _) => w.wire(Slice::new(1, 0, 1), &[tokens])?,
+        (Pool::Max, None) => w.wire(Reduce::new(tvec![1], Reducer::Max), &[tokens])?,
+        (Pool::Max, Some(mask)) => {
+            let zero = w.scalar(0.0, mask)?;
+            let kept = w.compare(comp_gt(), mask, zero)?;
+            let masked = w.scalar(MASKED, tokens)?;
+            let tokens = w.select(kept, tokens, masked)?;
+            w.wire(Reduce::new(tvec![1], Reducer::Max), &[tokens])?
+        }
+        (_, None) => w.mean(tokens, &[1])?,
+        (_, Some(mask)) => {
+            let kept = w.mul(tokens, mask)?;
+            let sum = w.sum(kept, &[1])?;
+            let count = w.sum(mask, &[1])?;
+            let least = w.scalar(1e-9, count)?;
+            let count = w.binary(math::max(), count, least)?;
+            w.div(sum, count)?
+        }
+    };
+    w.axis(AxisOp::Rm(1), pooled)
+}
+
+/// The mask (B, T) as f32 (B, T, 1).
+fn column(w: &mut Wires, mask: OutletId) -> Result<OutletId> {
+    if w.rank(mask)? != 2 {
+        return Err(Error::usage(format!("a mask is (B, T), found {:?}", w.fact(mask)?)));
+    }
+    let mask = w.cast(mask, f32::datum_type())?;
+    w.axis(AxisOp::Add(2), mask)
+}
+
+/// A linear layer over the last axis of `features` (.., F), its weights new inputs.
+pub fn head(model: &mut TypedModel, features: OutletId, classes: usize) -> Result<HeadPart> {
+    let mut w = Wires::new(model, "head");
+    let fact = w.fact(features)?;
+    let (dims, rank) = (fact.shape.to_tvec(), fact.rank());
+    if !fact.datum_type.is::<f32>() || !(1..=8).contains(&rank) {
+        return Err(Error::usage(format!("a head takes f32 features (.., F), found {fact:?}")));
+    }
+    let weight = w.source(WEIGHT, &[classes.to_dim(), dims[rank - 1].clone()])?;
+    let bias = w.source(BIAS, &[classes.to_dim()])?;
+    let rows = &"abcdefgh"[..rank - 1];
+    let formula = format!("{rows}x,yx->{rows}y");
+    let axes = formula.parse().map_err(|e| Error::failed(format!("{formula}: {e:#}")))?;
+    let product = w.wire(EinSum::new(axes, f32::datum_type()), &[features, weight])?;
+    let mut term = bias;
+    for _ in 1..rank {
+        term = w.axis(AxisOp::Add(0), term)?;
+    }
+    Ok(HeadPart { logits: w.add(product, term)?, weight, bias })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::vjp::check::{Case, random, run, slice, spread};
+
+    fn pooled(kind: Pool, tokens: Tensor, mask: Option<Tensor>) -> Vec<f32> {
+        let mut model = TypedModel::default();
+        let x = model.add_source("x", TypedFact::shape_and_dt_of(&tokens)).unwrap();
+        let m =
+            mask.as_ref().map(|m| model.add_source("mask", TypedFact::shape_and_dt_of(m)).unwrap());
+        let y = pool(&mut model, kind, x, m).unwrap();
+        model.select_output_outlets(&[y]).unwrap();
+        let inputs: Vec<Tensor> = [tokens].into_iter().chain(mask).collect();
+        slice(&run(&model, &inputs)[0]).to_vec()
+    }
+
+    #[test]
+    fn pooling_equals_the_formula() {
+        let x = || tensor3(&[[[1f32, -2.], [3., -4.], [8., 9.]]]);
+        let mask = || Some(tensor2(&[[1i64, 1, 0]]));
+        assert_eq!(pooled(Pool::Mean, x(), mask()), [2.0, -3.0]);
+        assert_eq!(pooled(Pool::Mean, x(), None), [4.0, 1.0]);
+        assert_eq!(pooled(Pool::Max, x(), mask()), [3.0, -2.0]);
+        assert_eq!(pooled(Pool::Max, x(), None), [8.0, 9.0]);
+        assert_eq!(pooled(Pool::Cls, x(), mask()), [1.0, -2.0]);
+        assert_eq!(pooled(Pool::None, x(), mask()), slice(&x()));
+        assert_eq!(pooled(Pool::Mean, x(), Some(tensor2(&[[0i64, 0, 0]]))), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn gradients_of_pooling_agree_with_central_differences() {
+        let mask = tensor2(&[[1i64, 1, 0], [1, 0, 0]]);
+        for kind in Pool::ALL {
+            for symbolic in [false, true] {
+                let inputs = [spread(&[2, 3, 4]), mask.clone()];
+                let case = Case::new(inputs, move |model, sources| {
+                    pool(model, kind, sources[0], Some(sources[1])).unwrap()
+                });
+                if symbolic { case.symbolic().check() } else { case.check() }
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_is_a_linear_layer_over_the_last_axis() {
+        for shape in [&[3, 4][..], &[2, 3, 4]] {
+            let x = random(shape, 1);
+            let (weight, bias) = (random(&[5, 4], 2), random(&[5], 3));
+            let mut model = TypedModel::default();
+            let features = model.add_source("x", f32::fact(shape)).unwrap();
+            let part = head(&mut model, features, 5).unwrap();
+            model.select_output_outlets(&[part.logits]).unwrap();
+            let got = run(&model, &[x.clone(), weight.clone(), bias.clone()]);
+            let (x, weight, bias) = (slice(&x), slice(&weight), slice(&bias));
+            for (i, got) in slice(&got[0]).iter().enumerate() {
+                let (row, class) = (i / 5, i % 5);
+                let want: f32 = (0..4).map(|f| x[row * 4 + f] * weight[class * 4 + f]).sum();
+                assert!((got - want - bias[class]).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn pooling_takes_tokens_and_says_so() {
+        let mut model = TypedModel::default();
+        let x = model.add_source("x", f32::fact([2, 3])).unwrap();
+        let e = pool(&mut model, Pool::Mean, x, None).unwrap_err();
+        assert!(e.message().contains("(B, T, F)"), "{e}");
+    }
+}

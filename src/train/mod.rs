@@ -1,0 +1,39 @@
+//! Layer 5: training. The gradient graph is itself a tract model; data, optimizers, schedules,
+//! metrics and checkpoints are plain Rust around it.
+
+pub mod checkpoint;
+pub mod data;
+mod evaluate;
+mod features;
+pub mod forward;
+pub mod gradient;
+pub mod head;
+pub mod init;
+pub mod loss;
+pub mod metrics;
+pub mod optimizer;
+mod options;
+mod plan;
+pub mod progress;
+pub mod random;
+#[cfg(test)]
+mod reference_tests;
+mod run;
+#[cfg(test)]
+mod run_tests;
+pub mod sampler;
+mod samples;
+pub mod schedule;
+pub mod split;
+pub mod stopping;
+#[cfg(test)]
+mod testing;
+mod trainer;
+pub mod vjp;
+pub mod wires;
+
+pub use evaluate::{Evaluation, evaluate};
+pub use features::{Features, choose_features};
+pub use options::{LossKind, OptimizerKind, TargetChoice, TrainOptions};
+pub use run::{TrainReport, Trained, train};
+pub use trainer::{Answers, Gradients, MicroBatch, Trainer};

@@ -1,0 +1,136 @@
+//! What a person chooses of a training run.
+
+use super::schedule::Schedule;
+use crate::adapter::Pool;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Which targets are trained.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum TargetChoice {
+    /// Every linear layer and convolution on the way to the output that the head reads; no
+    /// embeddings.
+    #[default]
+    AllLinear,
+    /// The targets whose whole module path matches; one that can't be trained is an error.
+    Regex(String),
+    /// None: the head alone.
+    None,
+}
+
+/// What is minimised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum LossKind {
+    /// Classes: cross-entropy over the labels.
+    #[default]
+    CrossEntropy,
+    /// Numbers: mean squared error, one head output per number.
+    MeanSquaredError,
+}
+
+/// How values move along their gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub enum OptimizerKind {
+    /// PyTorch's AdamW with its default betas and epsilon.
+    #[default]
+    AdamW,
+    /// PyTorch's SGD.
+    Sgd {
+        /// What is kept of the last step's direction; 0 for none.
+        momentum: f32,
+    },
+}
+
+/// A training run's settings.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TrainOptions {
+    /// The adapter's name.
+    pub name: String,
+    /// R of every target.
+    pub rank: u32,
+    /// Numerator of the scaling.
+    pub alpha: f32,
+    /// Whether the scaling divides by sqrt(rank).
+    pub rslora: bool,
+    /// Which targets are trained.
+    pub targets: TargetChoice,
+    /// The output that the head reads. By default the first one of three axes (tokens) of a base
+    /// with tokens, else of those of two axes one that other outputs are computed from
+    /// (EfficientNet's `features`), else the first of two axes, else the first of three.
+    pub head_from: Option<String>,
+    /// How tokens are pooled; by default the mean for an output of three axes.
+    pub pool: Option<Pool>,
+    /// What is minimised.
+    pub loss: LossKind,
+    /// How values move.
+    pub optimizer: OptimizerKind,
+    /// Peak learning rate.
+    pub learning_rate: f32,
+    /// Decay of every trained value.
+    pub weight_decay: f32,
+    /// The learning rate over the steps.
+    pub schedule: Schedule,
+    /// Passes over the samples (8 where neither this nor `steps` is given).
+    pub epochs: Option<u32>,
+    /// Optimizer steps; goes before `epochs`.
+    pub steps: Option<u32>,
+    /// Samples a step.
+    pub batch: usize,
+    /// Samples that go through the graph at once; the smaller of `batch` and 8 (text and raw
+    /// inputs) or 1 (pictures) by default.
+    pub micro_batch: Option<usize>,
+    /// Bytes that the whole process may take: picks the micro-batch, or refuses.
+    pub ram: Option<u64>,
+    /// Micro-batches that are worked on at once. The result doesn't depend on it.
+    pub threads: usize,
+    /// Decides everything random.
+    pub seed: u64,
+    /// Share of the samples that is held out where no hold-out is given; 0 for none.
+    pub holdout: f32,
+    /// Looks at the hold-out (one an epoch) without a lower loss before the run stops; the values
+    /// at the lowest loss are kept. `None`: all steps, the last values.
+    pub patience: Option<u32>,
+    /// Largest global norm of a step's gradients.
+    pub clip: Option<f32>,
+    /// Where the run's state is written. The file stays after the run.
+    pub checkpoint: Option<PathBuf>,
+    /// Steps between two checkpoints.
+    pub checkpoint_every: u32,
+    /// Whether to go on from the checkpoint if there is one.
+    pub resume: bool,
+    /// Longest token sequence; the base's own limit by default.
+    pub max_tokens: Option<usize>,
+}
+
+impl Default for TrainOptions {
+    fn default() -> TrainOptions {
+        TrainOptions {
+            name: "adapter".into(),
+            rank: 8,
+            alpha: 16.0,
+            rslora: false,
+            targets: TargetChoice::default(),
+            head_from: None,
+            pool: None,
+            loss: LossKind::default(),
+            optimizer: OptimizerKind::default(),
+            learning_rate: 1e-3,
+            weight_decay: 0.01,
+            schedule: Schedule::Linear { warmup: 0.1 },
+            epochs: None,
+            steps: None,
+            batch: 16,
+            micro_batch: None,
+            ram: None,
+            threads: 1,
+            seed: 0,
+            holdout: 0.2,
+            patience: None,
+            clip: None,
+            checkpoint: None,
+            checkpoint_every: 50,
+            resume: false,
+            max_tokens: None,
+        }
+    }
+}

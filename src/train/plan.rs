@@ -1,0 +1,254 @@
+//! One gradient graph, bound to a micro-batch's shapes and ready to run.
+
+use super::features::{Features, target_nodes};
+use super::forward::add_lora;
+use super::gradient::{add_gradients, reaches};
+use super::head::{self, pool};
+use super::loss::{self, Loss};
+use super::options::LossKind;
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{bind_dims, tract_error};
+use crate::runtime::{Binding, Engine, is_mask};
+use std::sync::{Arc, Mutex, PoisonError};
+use tract_core::internal::*;
+use tract_core::ops::konst::Const;
+
+/// What is trained, apart from shapes.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub features: Features,
+    /// Outputs of the head.
+    pub classes: usize,
+    pub loss: LossKind,
+    pub rank: usize,
+    pub scaling: f32,
+    /// Places in the target table.
+    pub targets: Vec<usize>,
+}
+
+/// What an input of a gradient graph is fed with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    /// The graph's own input at this place.
+    Input(usize),
+    /// The trained tensor at this place.
+    Parameter(usize),
+    Answers,
+    Weights,
+    WeightSum,
+}
+
+/// The loss's side of a micro-batch.
+pub(crate) struct Answers {
+    /// [`Loss::targets`].
+    pub targets: Tensor,
+    /// [`Loss::weights`] (B).
+    pub weights: Tensor,
+    /// [`Loss::weight_sum`].
+    pub weight_sum: f32,
+}
+
+/// A gradient graph ready to run, from several threads at once.
+pub(crate) struct Plan {
+    runnable: Arc<TypedSimplePlan>,
+    idle: Mutex<Vec<TypedSimpleState>>,
+    slots: Vec<Slot>,
+    peak: u64,
+}
+
+/// A graph with its loss.
+struct Wired {
+    model: TypedModel,
+    loss: Loss,
+    /// lora_a and lora_b of each target, then the head's weight and bias.
+    parameters: Vec<OutletId>,
+}
+
+fn failed(e: TractError) -> Error {
+    tract_error(ErrorKind::Failed, &e)
+}
+
+fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
+    let dims: Vec<(String, i64)> = binding.iter().map(|(k, v)| (k.clone(), *v)).collect();
+    let mut model = bind_dims(engine.graph(), &dims)?;
+    let mask = engine.inputs().iter().position(|s| is_mask(&s.name));
+    let mask = mask.and_then(|at| model.inputs.get(at).copied());
+    let outlet = model.output_outlets().map_err(failed)?.get(setup.features.output).copied();
+    let outlet = outlet.ok_or_else(|| Error::failed("the head's output is gone"))?;
+    model.select_output_outlets(&[outlet]).map_err(failed)?;
+
+    let nodes = target_nodes(&model);
+    let mut parameters = vec![];
+    for &target in &setup.targets {
+        let path = &engine.base().targets()[target].module_path;
+        let node = *nodes.get(&target).ok_or_else(|| {
+            Error::unsupported(format!("target '{path}' is not in the graph of these dimensions"))
+        })?;
+        let lora = add_lora(&mut model, node, setup.rank, setup.scaling)
+            .map_err(|e| e.at(format!("target '{path}'")))?;
+        parameters.extend([lora.lora_a, lora.lora_b]);
+    }
+    // A target's sum may have taken the place of the output.
+    let outlet = model.output_outlets().map_err(failed)?[0];
+    let pooled = pool(&mut model, setup.features.pool, outlet, mask)?;
+    let part = head::head(&mut model, pooled, setup.classes)?;
+    parameters.extend([part.weight, part.bias]);
+    let loss = match setup.loss {
+        LossKind::CrossEntropy => loss::cross_entropy(&mut model, part.logits)?,
+        LossKind::MeanSquaredError => loss::mean_squared_error(&mut model, part.logits)?,
+    };
+    Ok(Wired { model, loss, parameters })
+}
+
+/// Those of the targets whose gradients reach the loss.
+pub(crate) fn reaching(engine: &Engine, setup: &Setup) -> Result<Vec<bool>> {
+    let wired = wire(engine, &Binding::new(), setup)?;
+    let pairs = &wired.parameters[..2 * setup.targets.len()];
+    let lora_b: Vec<OutletId> = pairs.iter().skip(1).step_by(2).copied().collect();
+    reaches(&wired.model, wired.loss.value, &lora_b)
+}
+
+impl Plan {
+    pub(crate) fn build(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Plan> {
+        let named = |e: Error| {
+            let text = engine.original_names(e.message());
+            let renamed = Error::new(e.kind(), text);
+            match e.hint_text() {
+                Some(hint) => renamed.hint(hint),
+                None => renamed,
+            }
+        };
+        let Wired { mut model, loss, parameters } = wire(engine, binding, setup).map_err(named)?;
+        let gradients = add_gradients(&mut model, loss.value, &parameters).map_err(named)?;
+        let outputs: Vec<OutletId> = std::iter::once(loss.value).chain(gradients).collect();
+        model.select_output_outlets(&outputs).map_err(failed)?;
+        let slots = slots(&model, engine.inputs().len(), &loss, &parameters)?;
+        let optimizing =
+            |e: TractError| named(tract_error(ErrorKind::Unsupported, &e).at("gradient graph"));
+        let runnable = model.into_optimized().and_then(TypedSimplePlan::new).map_err(optimizing)?;
+        let peak = peak(&runnable)?;
+        Ok(Plan { runnable, idle: Mutex::new(vec![]), slots, peak })
+    }
+
+    /// Bytes of tensors that are alive at once while it runs, at most.
+    pub(crate) fn peak(&self) -> u64 {
+        self.peak
+    }
+
+    /// The loss and the gradients, in the order of the parameters. `inputs` are the graph's own.
+    pub(crate) fn run(
+        &self,
+        engine: &Engine,
+        inputs: &[TValue],
+        parameters: &[Arc<Tensor>],
+        answers: &Answers,
+    ) -> Result<(f32, Vec<Tensor>)> {
+        let mut values = tvec![];
+        for slot in &self.slots {
+            values.push(match *slot {
+                Slot::Input(i) => inputs[i].clone(),
+                Slot::Parameter(i) => TValue::from_const(parameters[i].clone()),
+                Slot::Answers => answers.targets.clone().into_tvalue(),
+                Slot::Weights => answers.weights.clone().into_tvalue(),
+                Slot::WeightSum => tensor0(answers.weight_sum).into_tvalue(),
+            });
+        }
+        let running = |e: TractError| {
+            let text = engine.original_names(&format!("{e:#}"));
+            Error::failed(format!("running the gradient graph: {text}"))
+        };
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut state = match idle {
+            Some(state) => state,
+            None => self.runnable.spawn().map_err(running)?,
+        };
+        // A state that failed in the middle of a run is not used again.
+        let mut outputs = state.run(values).map_err(running)?.into_iter();
+        let loss = outputs.next().ok_or_else(|| Error::failed("no loss was computed"))?;
+        let loss = floats(&loss)?.first().copied().unwrap_or(f32::NAN);
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(state);
+        Ok((loss, outputs.map(|g| g.into_tensor()).collect()))
+    }
+}
+
+/// The values of an f32 tensor.
+pub(crate) fn floats(tensor: &Tensor) -> Result<&[f32]> {
+    let plain = tensor.try_as_plain_ram().map_err(failed)?;
+    plain.as_slice::<f32>().map_err(failed)
+}
+
+fn slots(
+    model: &TypedModel,
+    inputs: usize,
+    loss: &Loss,
+    parameters: &[OutletId],
+) -> Result<Vec<Slot>> {
+    let outlets = model.input_outlets().map_err(failed)?;
+    let slot = |(at, outlet): (usize, &OutletId)| {
+        if at < inputs {
+            Ok(Slot::Input(at))
+        } else if let Some(i) = parameters.iter().position(|p| p == outlet) {
+            Ok(Slot::Parameter(i))
+        } else if *outlet == loss.targets {
+            Ok(Slot::Answers)
+        } else if Some(*outlet) == loss.weights {
+            Ok(Slot::Weights)
+        } else if *outlet == loss.weight_sum {
+            Ok(Slot::WeightSum)
+        } else {
+            Err(Error::failed(format!("input '{}' is unknown", model.node(outlet.node).name)))
+        }
+    };
+    outlets.iter().enumerate().map(slot).collect()
+}
+
+/// The most bytes of values alive at once, in the plan's own order: a node's outputs come into
+/// being beside its inputs, and a value lives until its last reader has run. Constants count
+/// throughout; frozen weights, which are mapped, do not.
+fn peak(plan: &TypedSimplePlan) -> Result<u64> {
+    let model = plan.model();
+    let size = |node: &TypedNode| -> u64 {
+        let bytes = |o: &Outlet<TypedFact>| {
+            let count = o.fact.shape.volume().to_usize().unwrap_or(0);
+            (count * o.fact.datum_type.size_of()) as u64
+        };
+        node.outputs.iter().map(bytes).sum()
+    };
+    let constants: u64 = model.nodes().iter().filter(|n| n.op_is::<Const>()).map(size).sum();
+    let order = plan.order_without_consts();
+    let mut last_use: HashMap<usize, usize> = HashMap::new();
+    for (step, &id) in order.iter().enumerate() {
+        for input in &model.node(id).inputs {
+            last_use.insert(input.node, step);
+        }
+    }
+    for output in model.output_outlets().map_err(failed)? {
+        last_use.insert(output.node, usize::MAX);
+    }
+    let mut ends: Vec<Vec<usize>> = vec![vec![]; order.len()];
+    for (&node, &step) in &last_use {
+        if let Some(list) = ends.get_mut(step)
+            && !model.node(node).op_is::<Const>()
+        {
+            list.push(node);
+        }
+    }
+    // All inputs are set before the first step.
+    let is_source = |id: usize| model.inputs.iter().any(|o| o.node == id);
+    let mut alive: u64 = model.inputs.iter().map(|o| size(model.node(o.node))).sum();
+    let mut peak = alive;
+    for (step, &id) in order.iter().enumerate() {
+        let node = model.node(id);
+        if !is_source(id) {
+            alive += size(node);
+        }
+        peak = peak.max(alive);
+        for &done in &ends[step] {
+            alive = alive.saturating_sub(size(model.node(done)));
+        }
+        if !last_use.contains_key(&id) && !is_source(id) {
+            alive = alive.saturating_sub(size(node));
+        }
+    }
+    Ok(peak + constants)
+}

@@ -1,0 +1,246 @@
+//! Samples as micro-batches: encoded once, put together as they are needed.
+
+use super::data::{Dataset, Label, SampleInput};
+use super::trainer::Answers;
+use crate::error::{Error, Result};
+use crate::runtime::text::Tokens;
+use crate::runtime::{Engine, Named, Preprocessor, concat_rows};
+use crate::shape::Array;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes of decoded pictures that are kept.
+pub(super) const PICTURE_CACHE: u64 = 64 << 20;
+
+/// A data set ready to be cut into batches.
+pub(super) struct Samples {
+    preprocessor: Preprocessor,
+    items: Vec<Item>,
+    labels: Vec<Label>,
+    /// Rows that every run must have, where the graph fixes that.
+    fixed_rows: Option<usize>,
+    cache: Mutex<Cache>,
+}
+
+enum Item {
+    Tokens(Tokens),
+    Picture(PathBuf),
+    /// With a batch axis of 1.
+    Arrays(Named),
+}
+
+#[derive(Default)]
+struct Cache {
+    pictures: HashMap<usize, Arc<Array>>,
+    bytes: u64,
+    limit: u64,
+}
+
+impl Samples {
+    /// Encodes `data`; classes become places in `labels` (those of a head) by their names.
+    ///
+    /// # Errors
+    /// Mismatch: a class that `labels` lacks. What the preprocessor says, with the sample's place.
+    pub(super) fn new(
+        engine: &Engine,
+        data: &Dataset,
+        labels: &[String],
+        max_tokens: Option<usize>,
+    ) -> Result<Samples> {
+        let preprocessor = Preprocessor::new(engine).with_max_tokens(max_tokens);
+        let places: Vec<Option<usize>> =
+            data.labels.iter().map(|l| labels.iter().position(|known| known == l)).collect();
+        let mut items = Vec::with_capacity(data.samples.len());
+        let mut answers = Vec::with_capacity(data.samples.len());
+        for sample in &data.samples {
+            let item = match &sample.input {
+                SampleInput::Text(text) => preprocessor.tokens(text).map(Item::Tokens),
+                SampleInput::Image(path) => Ok(Item::Picture(path.clone())),
+                SampleInput::Arrays(arrays) => arrays
+                    .iter()
+                    .map(|(name, array)| {
+                        let shape: Vec<usize> =
+                            std::iter::once(1).chain(array.shape().iter().copied()).collect();
+                        Ok((name.clone(), Array::new(shape, array.data().clone())?))
+                    })
+                    .collect::<Result<Named>>()
+                    .map(Item::Arrays),
+            };
+            items.push(item.map_err(|e| e.at(&sample.place))?);
+            answers.push(match &sample.label {
+                Label::Values(values) => Label::Values(values.clone()),
+                Label::Class(class) => {
+                    let place = places.get(*class).copied().flatten().ok_or_else(|| {
+                        let name = data.labels.get(*class).map_or("?", String::as_str);
+                        Error::mismatch(format!("the head has no label '{name}'"))
+                            .at(&sample.place)
+                            .hint(format!("it knows {}", labels.join(", ")))
+                    })?;
+                    Label::Class(place)
+                }
+            });
+        }
+        let first = engine.inputs().iter().find_map(|s| s.dims.first());
+        let fixed_rows = first.and_then(|d| d.parse().ok());
+        let cache = Cache { limit: PICTURE_CACHE, ..Cache::default() };
+        Ok(Samples { preprocessor, items, labels: answers, fixed_rows, cache: Mutex::new(cache) })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    pub(super) fn label(&self, sample: usize) -> &Label {
+        &self.labels[sample]
+    }
+
+    pub(super) fn fixed_rows(&self) -> Option<usize> {
+        self.fixed_rows
+    }
+
+    pub(super) fn has_pictures(&self) -> bool {
+        matches!(self.items.first(), Some(Item::Picture(_)))
+    }
+
+    pub(super) fn has_text(&self) -> bool {
+        matches!(self.items.first(), Some(Item::Tokens(_)))
+    }
+
+    pub(super) fn limit_cache(&self, bytes: u64) {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).limit = bytes;
+    }
+
+    /// Tokens of a sentence, 0 for others: what batches are sorted by.
+    pub(super) fn length(&self, sample: usize) -> usize {
+        match &self.items[sample] {
+            Item::Tokens(tokens) => tokens.ids.len(),
+            _ => 0,
+        }
+    }
+
+    /// The sample whose batch takes the most memory.
+    pub(super) fn longest(&self) -> usize {
+        (0..self.len()).max_by_key(|&s| (self.length(s), usize::MAX - s)).unwrap_or(0)
+    }
+
+    /// `samples` sorted by length, in groups of at most `rows`, so that short sentences are not
+    /// padded to the length of long ones.
+    pub(super) fn groups(&self, samples: &[usize], rows: usize) -> Vec<Vec<usize>> {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by_key(|&s| self.length(s));
+        sorted.chunks(rows.max(1)).map(<[usize]>::to_vec).collect()
+    }
+
+    /// The base's inputs for `samples` (at least one), filled up to `rows` rows by the first.
+    pub(super) fn inputs(&self, samples: &[usize], rows: usize) -> Result<Named> {
+        let first = *samples.first().ok_or_else(|| Error::usage("a batch without samples"))?;
+        let fill = std::iter::repeat_n(first, rows.saturating_sub(samples.len()));
+        let rows: Vec<usize> = samples.iter().copied().chain(fill).collect();
+        match &self.items[first] {
+            Item::Tokens(_) => {
+                let rows: Vec<&Tokens> = rows
+                    .iter()
+                    .filter_map(|&s| match &self.items[s] {
+                        Item::Tokens(tokens) => Some(tokens),
+                        _ => None,
+                    })
+                    .collect();
+                self.preprocessor.batch(&rows)
+            }
+            Item::Picture(_) => {
+                let pictures = rows.iter().map(|&s| self.picture(s)).collect::<Result<Vec<_>>>()?;
+                self.preprocessor.stack(&pictures.iter().map(|p| &**p).collect::<Vec<_>>())
+            }
+            Item::Arrays(arrays) => {
+                let column = |name: &str| -> Result<Array> {
+                    let cells: Vec<&Array> = rows
+                        .iter()
+                        .filter_map(|&s| match &self.items[s] {
+                            Item::Arrays(arrays) => {
+                                arrays.iter().find(|(n, _)| n == name).map(|(_, a)| a)
+                            }
+                            _ => None,
+                        })
+                        .collect();
+                    concat_rows(name, &cells)
+                };
+                arrays.iter().map(|(name, _)| Ok((name.clone(), column(name)?))).collect()
+            }
+        }
+    }
+
+    fn picture(&self, sample: usize) -> Result<Arc<Array>> {
+        let Item::Picture(path) = &self.items[sample] else {
+            return Err(Error::usage("samples of different kinds can't share a batch"));
+        };
+        let lock = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(picture) = lock().pictures.get(&sample) {
+            return Ok(picture.clone());
+        }
+        let picture = Arc::new(self.preprocessor.image(path)?);
+        let bytes = 4 * picture.data().len() as u64;
+        let mut cache = lock();
+        if cache.bytes + bytes <= cache.limit && !cache.pictures.contains_key(&sample) {
+            cache.bytes += bytes;
+            cache.pictures.insert(sample, picture.clone());
+        }
+        Ok(picture)
+    }
+
+    /// The answers of `samples`, filled up to `rows` with rows that don't count.
+    pub(super) fn answers(&self, samples: &[usize], rows: usize) -> Answers {
+        let classes = matches!(self.labels.first(), Some(Label::Class(_)));
+        let fill = rows.saturating_sub(samples.len());
+        let labels = samples.iter().map(|&s| Some(&self.labels[s]));
+        let labels = labels.chain(std::iter::repeat_n(None, fill));
+        if classes {
+            Answers::Classes(
+                labels
+                    .map(|l| match l {
+                        Some(Label::Class(class)) => Some(*class),
+                        _ => None,
+                    })
+                    .collect(),
+            )
+        } else {
+            Answers::Values(
+                labels
+                    .map(|l| match l {
+                        Some(Label::Values(values)) => Some(values.clone()),
+                        _ => None,
+                    })
+                    .collect(),
+            )
+        }
+    }
+
+    /// What the samples are, for a run's hash.
+    pub(super) fn hash(&self, samples: &[usize]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        let mut part = |bytes: Cow<[u8]>| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(&bytes);
+        };
+        for &s in samples {
+            match &self.items[s] {
+                Item::Tokens(tokens) => {
+                    part(tokens.ids.iter().flat_map(|id| id.to_le_bytes()).collect());
+                }
+                Item::Picture(path) => part(path.to_string_lossy().as_bytes().into()),
+                Item::Arrays(arrays) => {
+                    for (name, array) in arrays {
+                        part(name.as_bytes().into());
+                        part(crate::npy::to_bytes(array).into());
+                    }
+                }
+            }
+            part(match &self.labels[s] {
+                Label::Class(class) => (*class as u64).to_le_bytes().to_vec().into(),
+                Label::Values(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            });
+        }
+        *hasher.finalize().as_bytes()
+    }
+}

@@ -1,0 +1,103 @@
+//! Small bases and data sets for the tests of whole runs.
+
+use super::data::{Dataset, Label, Place, Sample, SampleInput};
+use super::random::{below, stream, unit};
+use crate::runtime::{Engine, PackOptions, pack};
+use crate::shape::Array;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// One of `models/tiny`, packed on the fly.
+pub fn engine(name: &str, options: &PackOptions) -> (tempfile::TempDir, Engine) {
+    let source = format!("{}/models/tiny/{name}.onnx", env!("CARGO_MANIFEST_DIR"));
+    packed(Path::new(&source), options)
+}
+
+pub fn packed(source: &Path, options: &PackOptions) -> (tempfile::TempDir, Engine) {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("model.base");
+    pack(source, &out, options).unwrap();
+    (dir, Engine::open(&out).unwrap())
+}
+
+/// What stands beside the repository on development machines; tests that need it say so and pass
+/// where it is missing.
+pub fn shared() -> Option<PathBuf> {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
+    let found = std::env::var_os("OFFSHOOT_SHARED").map(PathBuf::from).unwrap_or(beside);
+    let found = [found, "/work/shared".into()].into_iter().find(|p| p.join("reference").is_dir());
+    if found.is_none() {
+        println!("skipped: no shared reference files (set OFFSHOOT_SHARED)");
+    }
+    found
+}
+
+pub fn sample(inputs: Vec<(&str, Array)>, label: Label) -> Sample {
+    let inputs = inputs.into_iter().map(|(n, a)| (n.to_string(), a)).collect();
+    let place = Place::new(&Arc::from("test"), 0);
+    Sample { input: SampleInput::Arrays(inputs), label, place }
+}
+
+fn dataset(samples: Vec<Sample>, labels: &[&str]) -> Dataset {
+    let labels = labels.iter().map(|l| l.to_string()).collect();
+    Dataset { samples, labels, splits: Default::default() }
+}
+
+/// Points of 12 values around one of three centres, for `mlp`.
+pub fn points(count: usize, seed: u64) -> Dataset {
+    let mut rng = stream(seed, "points", 0);
+    let samples = (0..count).map(|i| {
+        let class = i % 3;
+        let value = |k: usize| {
+            let centre = if k % 3 == class { 1.0 } else { -0.3 };
+            centre + 1.6 * (unit(&mut rng) - 0.5)
+        };
+        let x = Array::f32(vec![12], (0..12).map(value).collect()).unwrap();
+        sample(vec![("x", x)], Label::Class(class))
+    });
+    dataset(samples.collect(), &["a", "b", "c"])
+}
+
+/// The same points with two numbers to meet.
+pub fn numbers(count: usize, seed: u64) -> Dataset {
+    let mut data = points(count, seed);
+    data.labels.clear();
+    for s in &mut data.samples {
+        let SampleInput::Arrays(arrays) = &s.input else { unreachable!() };
+        let x = arrays[0].1.as_f32().unwrap();
+        s.label = Label::Values(vec![x[0] - x[1], x[2]]);
+    }
+    data
+}
+
+/// Sequences of 8 ids, the last few masked, whose class says which ids are frequent, for
+/// `attention`.
+pub fn sequences(count: usize, seed: u64) -> Dataset {
+    let mut rng = stream(seed, "sequences", 0);
+    let samples = (0..count).map(|i| {
+        let class = i % 2;
+        let length = 4 + below(&mut rng, 5) as usize;
+        let id = |rng: &mut _| 1 + 20 * class as i64 + below(rng, 25) as i64;
+        let ids = (0..8).map(|t| if t < length { id(&mut rng) } else { 0 }).collect();
+        let mask = (0..8).map(|t| i64::from(t < length)).collect();
+        let ids = Array::i64(vec![8], ids).unwrap();
+        let mask = Array::i64(vec![8], mask).unwrap();
+        sample(vec![("input_ids", ids), ("attention_mask", mask)], Label::Class(class))
+    });
+    dataset(samples.collect(), &["low", "high"])
+}
+
+/// Noise with a bright half, for `convnet`.
+pub fn pictures(count: usize, seed: u64) -> Dataset {
+    let mut rng = stream(seed, "pictures", 0);
+    let samples = (0..count).map(|i| {
+        let class = i % 2;
+        let value = |k: usize| {
+            let top = (k / 32) % 32 < 16;
+            unit(&mut rng) + if top == (class == 0) { 0.8 } else { -0.8 }
+        };
+        let x = Array::f32(vec![3, 32, 32], (0..3 * 32 * 32).map(value).collect()).unwrap();
+        sample(vec![("image", x)], Label::Class(class))
+    });
+    dataset(samples.collect(), &["top", "bottom"])
+}

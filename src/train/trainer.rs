@@ -1,0 +1,466 @@
+//! Gradients and steps over micro-batches: what a training run is made of.
+
+use super::features::{choose_features, choose_targets};
+use super::init;
+use super::optimizer::{Optimizer, Rule, clip_global_norm};
+use super::options::{LossKind, OptimizerKind, TrainOptions};
+use super::plan::{Answers as Tensors, Plan, Setup, floats, reaching};
+use crate::adapter::{Adapter, Head, Kind, TargetAdapter, scaling};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::tract_error;
+use crate::runtime::{Binding, Engine, Named, to_tensor};
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex, PoisonError};
+use tract_core::internal::{IntoTValue, Tensor};
+
+/// What the rows of a micro-batch should answer. `None`: a row that only fills up the batch.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answers {
+    /// Places among the labels.
+    Classes(Vec<Option<usize>>),
+    /// One number per output of the head.
+    Values(Vec<Option<Vec<f32>>>),
+}
+
+impl Answers {
+    /// Rows that count.
+    pub fn counted(&self) -> usize {
+        match self {
+            Answers::Classes(rows) => rows.iter().flatten().count(),
+            Answers::Values(rows) => rows.iter().flatten().count(),
+        }
+    }
+}
+
+/// Rows that go through the graph at once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MicroBatch {
+    /// The base's inputs by name.
+    pub inputs: Named,
+    /// One answer a row.
+    pub answers: Answers,
+}
+
+/// The sum over micro-batches: the batch's mean loss and its gradients, in the order of
+/// [`Trainer::parameters`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gradients {
+    /// Mean loss over the rows that count.
+    pub loss: f32,
+    /// One gradient per trained tensor, of its length.
+    pub values: Vec<Vec<f32>>,
+}
+
+/// Trained tensors, their optimizer, and the gradient graphs for the shapes seen so far. The
+/// frozen weights are those that the engine maps.
+pub struct Trainer {
+    engine: Engine,
+    setup: Setup,
+    options: TrainOptions,
+    labels: Vec<String>,
+    skipped: Vec<String>,
+    names: Vec<String>,
+    values: Vec<Vec<f32>>,
+    optimizer: Optimizer,
+    plans: Mutex<Vec<(Binding, Arc<Plan>)>>,
+}
+
+/// Gradient graphs kept for different shapes; the oldest goes first.
+const MAX_PLANS: usize = 12;
+
+impl Trainer {
+    /// For a head with one output per label, at the first values that `options.seed` fixes:
+    /// lora_a and the head random, lora_b zero.
+    ///
+    /// # Errors
+    /// Usage: unknown output or targets, a rank of 0, no labels. Unsupported: ops on the way
+    /// without a gradient rule (found when the first plan is built).
+    pub fn new(engine: &Engine, options: &TrainOptions, labels: Vec<String>) -> Result<Trainer> {
+        check(options)?;
+        if labels.is_empty() {
+            return Err(Error::usage("a head needs one label at least"));
+        }
+        let features = choose_features(engine, options.head_from.as_deref(), options.pool)?;
+        let chosen = choose_targets(engine, &options.targets, features.output)?;
+        let mut setup = Setup {
+            features,
+            classes: labels.len(),
+            loss: options.loss,
+            rank: options.rank as usize,
+            scaling: scaling(options.alpha, options.rank, options.rslora),
+            targets: chosen,
+        };
+        let table = engine.base().targets();
+        let reached = reaching(engine, &setup)?;
+        let lost = setup.targets.iter().zip(&reached).find(|(_, reached)| !**reached);
+        if let (super::TargetChoice::Regex(_), Some((&target, _))) = (&options.targets, lost) {
+            let path = &table[target].module_path;
+            return Err(Error::usage(format!(
+                "target '{path}' can't be trained: no gradient flows from the loss to it"
+            )));
+        }
+        let mut kept = reached.iter();
+        setup.targets.retain(|_| kept.next().copied().unwrap_or(false));
+        let skipped = match options.targets {
+            super::TargetChoice::AllLinear => (0..table.len())
+                .filter(|t| !setup.targets.contains(t))
+                .filter(|&t| table[t].kind != crate::adapter::TargetKind::Embedding)
+                .map(|t| table[t].module_path.clone())
+                .collect(),
+            _ => vec![],
+        };
+        let (mut names, mut values) = (vec![], vec![]);
+        for &target in &setup.targets {
+            let t = &table[target];
+            let name = format!("{}.lora_a", t.module_path);
+            values.push(init::lora_a(options.seed, &name, setup.rank, t.in_features as usize));
+            names.push(name);
+            names.push(format!("{}.lora_b", t.module_path));
+            values.push(init::lora_b(t.out_features as usize, setup.rank));
+        }
+        let width = setup.features.width;
+        let (weight, bias) = init::head(options.seed, "head", labels.len(), width);
+        names.extend(["head.weight".to_string(), "head.bias".to_string()]);
+        values.extend([weight, bias]);
+        let weight_decay = f64::from(options.weight_decay);
+        let rule = match options.optimizer {
+            OptimizerKind::AdamW => {
+                Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay }
+            }
+            OptimizerKind::Sgd { momentum } => {
+                Rule::Sgd { momentum: momentum.into(), weight_decay, nesterov: false }
+            }
+        };
+        let lengths = names.iter().zip(&values).map(|(n, v)| (n.clone(), v.len()));
+        let optimizer = Optimizer::new(rule, lengths)?;
+        Ok(Trainer {
+            engine: engine.clone(),
+            setup,
+            options: options.clone(),
+            labels,
+            skipped,
+            names,
+            values,
+            optimizer,
+            plans: Mutex::new(vec![]),
+        })
+    }
+
+    /// The base's output that the head reads.
+    pub fn output(&self) -> &str {
+        &self.setup.features.name
+    }
+
+    /// The head's labels.
+    pub fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    /// Number of targets trained.
+    pub fn targets(&self) -> usize {
+        self.setup.targets.len()
+    }
+
+    /// Linear and convolutional targets that were left out because the head's output does not
+    /// depend on them.
+    pub fn skipped(&self) -> &[String] {
+        &self.skipped
+    }
+
+    /// The trained tensors: `PATH.lora_a` (R, in_features) and `PATH.lora_b` (out_features, R) of
+    /// each target, then `head.weight` (labels, features) and `head.bias` (labels).
+    pub fn parameters(&self) -> impl Iterator<Item = (&str, &[f32])> {
+        self.names.iter().zip(&self.values).map(|(n, v)| (n.as_str(), v.as_slice()))
+    }
+
+    /// Number of trained values.
+    pub fn parameter_count(&self) -> usize {
+        self.values.iter().map(Vec::len).sum()
+    }
+
+    /// Sets one of the trained tensors; an error if there is none of that name and length.
+    pub fn set_parameter(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        let at = self.names.iter().position(|n| n == name);
+        let slot = at.and_then(|at| self.values.get_mut(at));
+        match slot {
+            Some(slot) if slot.len() == values.len() => {
+                slot.copy_from_slice(values);
+                Ok(())
+            }
+            Some(slot) => Err(Error::mismatch(format!(
+                "'{name}' has {} values, got {}",
+                slot.len(),
+                values.len()
+            ))),
+            None => Err(Error::usage(format!("no tensor '{name}' is trained"))),
+        }
+    }
+
+    pub(super) fn values(&self) -> &[Vec<f32>] {
+        &self.values
+    }
+
+    pub(super) fn set_values(&mut self, values: Vec<Vec<f32>>) {
+        self.values = values;
+    }
+
+    pub(super) fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
+    pub(super) fn set_optimizer(&mut self, optimizer: Optimizer) {
+        self.optimizer = optimizer;
+    }
+
+    /// Bytes that the tensors alive at once take, at most, while a micro-batch of these inputs
+    /// runs. Builds and keeps its gradient graph.
+    pub fn plan(&self, inputs: &Named) -> Result<u64> {
+        let ordered = self.engine.ordered(inputs)?;
+        Ok(self.plan_for(&self.engine.binding(&ordered)?)?.peak())
+    }
+
+    /// Forgets the gradient graphs built so far.
+    pub(super) fn drop_plans(&self) {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn plan_for(&self, binding: &Binding) -> Result<Arc<Plan>> {
+        // Held while building: threads that ask for the same shapes wait instead of building too.
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, plan)) = plans.iter().find(|(b, _)| b == binding) {
+            return Ok(plan.clone());
+        }
+        let plan = Arc::new(Plan::build(&self.engine, binding, &self.setup)?);
+        if plans.len() == MAX_PLANS {
+            plans.remove(0);
+        }
+        plans.push((binding.clone(), plan.clone()));
+        Ok(plan)
+    }
+
+    /// The gradients of one batch, given as its micro-batches.
+    pub fn gradients(&self, batch: &[MicroBatch]) -> Result<Gradients> {
+        let counted = batch.iter().map(|m| m.answers.counted()).sum();
+        self.gradients_from(batch.len(), counted, self.options.threads, &|i| {
+            Ok(Cow::Borrowed(&batch[i]))
+        })
+    }
+
+    /// As [`Trainer::gradients`], with `count` micro-batches made on the threads that work on them;
+    /// `counted` is the number of rows that count in all of them. Summed in the order of the
+    /// micro-batches, so that the number of threads changes nothing.
+    pub(super) fn gradients_from<'a>(
+        &self,
+        count: usize,
+        counted: usize,
+        threads: usize,
+        make: &(dyn Fn(usize) -> Result<Cow<'a, MicroBatch>> + Sync),
+    ) -> Result<Gradients> {
+        if count == 0 || counted == 0 {
+            return Err(Error::usage("a batch without rows"));
+        }
+        let parameters = self.parameter_tensors()?;
+        let mut loss = 0.0f64;
+        let mut sums: Vec<Vec<f32>> = vec![];
+        let mut add = |(part, gradients): (f32, Vec<Tensor>)| -> Result<()> {
+            loss += f64::from(part);
+            if sums.is_empty() {
+                sums = gradients.iter().map(|g| Ok(floats(g)?.to_vec())).collect::<Result<_>>()?;
+                return Ok(());
+            }
+            for (sum, gradient) in sums.iter_mut().zip(&gradients) {
+                for (s, g) in sum.iter_mut().zip(floats(gradient)?) {
+                    *s += g;
+                }
+            }
+            Ok(())
+        };
+        let work = |i: usize| self.run_one(&*make(i)?, counted, &parameters);
+        let threads = threads.clamp(1, count);
+        if threads == 1 {
+            for i in 0..count {
+                add(work(i)?)?;
+            }
+        } else {
+            for first in (0..count).step_by(threads) {
+                let wave: Vec<Result<(f32, Vec<Tensor>)>> = std::thread::scope(|scope| {
+                    let handles: Vec<_> = (first..count.min(first + threads))
+                        .map(|i| {
+                            let work = &work;
+                            scope.spawn(move || work(i))
+                        })
+                        .collect();
+                    let died = |_| Err(Error::failed("a training thread panicked"));
+                    handles.into_iter().map(|h| h.join().unwrap_or_else(died)).collect()
+                });
+                for result in wave {
+                    add(result?)?;
+                }
+            }
+        }
+        Ok(Gradients { loss: loss as f32, values: sums })
+    }
+
+    fn parameter_tensors(&self) -> Result<Vec<Arc<Tensor>>> {
+        let width = self.setup.features.width;
+        let rank = self.setup.rank;
+        let pairs = 2 * self.setup.targets.len();
+        let tensors = self.values.iter().enumerate().map(|(i, v)| {
+            let shape: Vec<usize> = match i {
+                i if i < pairs && i % 2 == 0 => vec![rank, v.len() / rank],
+                i if i < pairs => vec![v.len() / rank, rank],
+                i if i == pairs => vec![self.setup.classes, width],
+                _ => vec![self.setup.classes],
+            };
+            Ok(Arc::new(tensor(&shape, v)?))
+        });
+        tensors.collect()
+    }
+
+    fn run_one(
+        &self,
+        micro: &MicroBatch,
+        counted: usize,
+        parameters: &[Arc<Tensor>],
+    ) -> Result<(f32, Vec<Tensor>)> {
+        let ordered = self.engine.ordered(&micro.inputs)?;
+        let plan = self.plan_for(&self.engine.binding(&ordered)?)?;
+        let graph = self.engine.graph();
+        let mut inputs = vec![];
+        for ((spec, array), outlet) in self.engine.inputs().iter().zip(ordered).zip(&graph.inputs) {
+            let fact = graph.outlet_fact(*outlet).map_err(failed)?;
+            inputs.push(to_tensor(&spec.name, array, fact.datum_type)?.into_tvalue());
+        }
+        let answers = self.answers(&micro.answers, counted)?;
+        plan.run(&self.engine, &inputs, parameters, &answers)
+    }
+
+    fn answers(&self, answers: &Answers, counted: usize) -> Result<Tensors> {
+        let classes = self.setup.classes;
+        let (targets, weights) = match (answers, self.setup.loss) {
+            (Answers::Classes(rows), LossKind::CrossEntropy) => {
+                let mut targets = vec![0f32; rows.len() * classes];
+                for (row, class) in targets.chunks_mut(classes).zip(rows) {
+                    let Some(class) = class else { continue };
+                    *row.get_mut(*class).ok_or_else(|| {
+                        Error::usage(format!("class {class} is not one of {classes}"))
+                    })? = 1.0;
+                }
+                (targets, rows.iter().map(|r| r.is_some()).collect::<Vec<bool>>())
+            }
+            (Answers::Values(rows), LossKind::MeanSquaredError) => {
+                let mut targets = vec![0f32; rows.len() * classes];
+                for (row, values) in targets.chunks_mut(classes).zip(rows) {
+                    let Some(values) = values else { continue };
+                    if values.len() != classes {
+                        let found = values.len();
+                        return Err(Error::usage(format!(
+                            "{found} values for a head of {classes} outputs"
+                        )));
+                    }
+                    row.copy_from_slice(values);
+                }
+                (targets, rows.iter().map(|r| r.is_some()).collect())
+            }
+            (Answers::Values(_), LossKind::CrossEntropy) => {
+                return Err(Error::usage("labels are numbers, cross-entropy takes classes")
+                    .hint("mean squared error takes numbers"));
+            }
+            (Answers::Classes(_), LossKind::MeanSquaredError) => {
+                return Err(Error::usage("labels are classes, mean squared error takes numbers")
+                    .hint("cross-entropy takes classes"));
+            }
+        };
+        let weights: Vec<f32> = weights.into_iter().map(|w| f32::from(u8::from(w))).collect();
+        Ok(Tensors {
+            targets: tensor(&[weights.len(), classes], &targets)?,
+            weights: tensor(&[weights.len()], &weights)?,
+            weight_sum: counted as f32,
+        })
+    }
+
+    /// Clips and takes one optimizer step at learning rate `rate`.
+    pub fn apply(&mut self, gradients: &mut Gradients, rate: f64) -> Result<()> {
+        if let Some(clip) = self.options.clip {
+            clip_global_norm(&mut gradients.values, clip.into())?;
+        }
+        self.optimizer.step(rate, &mut self.values, &gradients.values)
+    }
+
+    /// [`Trainer::gradients`] and [`Trainer::apply`]; the loss before the step.
+    pub fn step(&mut self, batch: &[MicroBatch], rate: f64) -> Result<f32> {
+        let mut gradients = self.gradients(batch)?;
+        self.apply(&mut gradients, rate)?;
+        Ok(gradients.loss)
+    }
+
+    /// The adapter with the values as they are now; no training record, no probes.
+    pub fn adapter(&self) -> Adapter {
+        let table = self.engine.base().targets();
+        let pairs = self.setup.targets.iter().zip(self.values.chunks(2));
+        let targets = pairs
+            .map(|(&t, pair)| TargetAdapter {
+                module_path: table[t].module_path.clone(),
+                rank: self.options.rank,
+                alpha: self.options.alpha,
+                lora_a: pair[0].clone(),
+                lora_b: pair[1].clone(),
+            })
+            .collect();
+        let pairs = 2 * self.setup.targets.len();
+        let head = Head {
+            name: "head".into(),
+            output: self.setup.features.name.clone(),
+            pool: self.setup.features.pool,
+            labels: self.labels.clone(),
+            features: self.setup.features.width as u32,
+            weight: self.values[pairs].clone(),
+            bias: self.values[pairs + 1].clone(),
+        };
+        Adapter {
+            name: self.options.name.clone(),
+            kind: Kind::Lora,
+            base: Some(self.engine.base().fingerprint()),
+            rslora: self.options.rslora,
+            targets,
+            head: Some(head),
+            training: None,
+            probes: vec![],
+        }
+    }
+}
+
+fn failed(e: tract_core::internal::TractError) -> Error {
+    tract_error(ErrorKind::Failed, &e)
+}
+
+fn tensor(shape: &[usize], values: &[f32]) -> Result<Tensor> {
+    Tensor::from_shape(shape, values).map_err(failed)
+}
+
+fn check(options: &TrainOptions) -> Result<()> {
+    let max = crate::adapter::MAX_RANK;
+    if !(1..=max).contains(&options.rank) {
+        return Err(Error::usage(format!("rank {} is not within 1 to {max}", options.rank)));
+    }
+    let positive = |name: &str, value: f32| {
+        if value.is_finite() && value > 0.0 {
+            return Ok(());
+        }
+        Err(Error::usage(format!("{name} {value} is not a positive number")))
+    };
+    positive("alpha", options.alpha)?;
+    positive("learning rate", options.learning_rate)?;
+    options.clip.map_or(Ok(()), |clip| positive("clip", clip))?;
+    let sizes = [
+        ("batch", options.batch),
+        ("micro-batch", options.micro_batch.unwrap_or(1)),
+        ("threads", options.threads),
+        ("steps", options.steps.unwrap_or(1) as usize),
+        ("epochs", options.epochs.unwrap_or(1) as usize),
+    ];
+    match sizes.iter().find(|(_, n)| *n == 0) {
+        Some((name, _)) => Err(Error::usage(format!("{name} is 0, expected 1 or more"))),
+        None => Ok(()),
+    }
+}
