@@ -1,0 +1,298 @@
+//! `offshoot adapter …`: the store.
+
+use super::inspect;
+use super::output::{Out, count, table};
+use crate::adapter::peft::{self, HeadSpec, ImportOptions};
+use crate::adapter::{Adapter, Pool, ProbeEffect, TensorType};
+use crate::error::{Error, Result};
+use crate::pack::Base;
+use crate::runtime::Engine;
+use crate::shape::Array;
+use crate::store::{Reference, Store, check_name};
+use clap::Subcommand;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// How far a measured effect may be from the recorded one: kernels of other processors round
+/// otherwise.
+const EFFECT_TOLERANCE: f32 = 0.05;
+
+/// `offshoot adapter`'s arguments.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Names, generations, and which one is active
+    List,
+    /// What an adapter of the store is
+    Show {
+        /// NAME or NAME@GENERATION
+        #[arg(value_parser = Reference::parse)]
+        name: Reference,
+    },
+    /// Put an adapter file into the store as a new generation
+    Add {
+        /// The .adapter file
+        file: PathBuf,
+        /// Its name in the store (default: the name in the file)
+        #[arg(long)]
+        name: Option<String>,
+        /// Check that it fits this base
+        #[arg(long)]
+        base: Option<PathBuf>,
+        /// Make it the active generation
+        #[arg(long = "use")]
+        activate: bool,
+    },
+    /// Make a generation the active one (the newest, if none is named)
+    Use {
+        /// NAME or NAME@GENERATION
+        #[arg(value_parser = Reference::parse)]
+        name: Reference,
+    },
+    /// Remove a generation, or all of a name
+    Remove {
+        /// NAME or NAME@GENERATION
+        #[arg(value_parser = Reference::parse)]
+        name: Reference,
+        /// Remove the active generation too
+        #[arg(long)]
+        force: bool,
+    },
+    /// Check an adapter's bytes, and with a base that it fits and has its recorded effect
+    Verify {
+        /// NAME, NAME@GENERATION or a file
+        adapter: String,
+        /// The base it was made for
+        #[arg(long)]
+        base: Option<PathBuf>,
+    },
+    /// Turn a PEFT directory into an adapter file
+    Import(ImportArgs),
+}
+
+#[derive(clap::Args)]
+struct ImportArgs {
+    /// The directory with adapter_config.json and adapter_model.safetensors
+    directory: PathBuf,
+    /// The base that it belongs to
+    #[arg(long)]
+    base: PathBuf,
+    /// The adapter file to write
+    #[arg(short, long, value_name = "FILE")]
+    out: PathBuf,
+    /// The adapter's name (default: the directory's)
+    #[arg(long)]
+    name: Option<String>,
+    /// The output that its head reads
+    #[arg(long, value_name = "OUTPUT")]
+    head_output: Option<String>,
+    /// How tokens are pooled for its head: mean, cls, max or none
+    #[arg(long, value_parser = pool, default_value = "mean", requires = "head_output")]
+    pool: Pool,
+    /// The classes' names: A,B,C
+    #[arg(long, value_delimiter = ',', requires = "head_output")]
+    labels: Option<Vec<String>>,
+}
+
+/// Reads `mean`, `cls`, `max` or `none`.
+pub fn pool(text: &str) -> Result<Pool> {
+    Pool::parse(text).ok_or_else(|| Error::usage("expected mean, cls, max or none"))
+}
+
+/// Does what the verb says.
+pub fn run(args: &Args, out: &Out) -> Result<()> {
+    match &args.verb {
+        Verb::List => list(out),
+        Verb::Show { name } => {
+            let loaded = Store::of_user()?.load(name)?;
+            inspect::adapter(&loaded.adapter, &loaded.path, out)
+        }
+        Verb::Add { file, name, base, activate } => {
+            add(file, name.as_deref(), base.as_deref(), *activate, out)
+        }
+        Verb::Use { name } => {
+            let (generation, before) = Store::of_user()?.activate(name)?;
+            let name = name.name();
+            let was = before.map_or("none".into(), |b| b.to_string());
+            out.line(format!("'{name}' serves generation {generation} (before: {was})"));
+            out.document(&json!({"name": name, "active": generation, "before": before}))
+        }
+        Verb::Remove { name, force } => {
+            let gone = Store::of_user()?.remove(name, *force)?;
+            let list: Vec<String> = gone.iter().map(u64::to_string).collect();
+            out.line(format!("removed generation {} of '{}'", list.join(", "), name.name()));
+            out.document(&json!({"name": name.name(), "removed": gone}))
+        }
+        Verb::Verify { adapter, base } => verify(adapter, base.as_deref(), out),
+        Verb::Import(args) => import(args, out),
+    }
+}
+
+fn list(out: &Out) -> Result<()> {
+    let store = Store::of_user()?;
+    let entries = store.list()?;
+    if entries.is_empty() {
+        out.line(format!("no adapters in '{}'", store.root().display()));
+    }
+    let rows: Vec<Vec<String>> = entries
+        .iter()
+        .map(|e| {
+            let generations: Vec<String> = e.generations.iter().map(u64::to_string).collect();
+            let active = e.active.map_or("none active".into(), |a| format!("active {a}"));
+            vec![e.name.clone(), active, format!("generations {}", generations.join(", "))]
+        })
+        .collect();
+    table(&rows).iter().for_each(|line| out.line(line));
+    out.document(&json!({"store": store.root(), "adapters": entries}))
+}
+
+fn add(
+    file: &Path,
+    name: Option<&str>,
+    base: Option<&Path>,
+    activate: bool,
+    out: &Out,
+) -> Result<()> {
+    let adapter = Adapter::read(file)?;
+    let name = name.unwrap_or(&adapter.name);
+    check_name(name).map_err(|e| match e.hint_text() {
+        Some(_) => e,
+        None => e.hint("choose one with --name"),
+    })?;
+    if let Some(base) = base {
+        let base = Base::open(base)?;
+        crate::adapter::bind(&[(&adapter, 1.0)], base.targets(), &base.fingerprint())?;
+    }
+    let added = Store::of_user()?.add(name, &adapter, activate)?;
+    let generation = added.generation;
+    let what = if added.new { "added" } else { "was there already" };
+    let active = if added.active {
+        "active".to_string()
+    } else {
+        format!("not active: switch with 'adapter use {name}@{generation}'")
+    };
+    out.line(format!("'{name}' generation {generation} {what}, {active}"));
+    out.document(&json!({
+        "name": name, "generation": generation, "new": added.new, "active": added.active,
+    }))
+}
+
+fn verify(text: &str, base: Option<&Path>, out: &Out) -> Result<()> {
+    let choice = super::chosen::Choice { source: text.into(), weight: 1.0 };
+    let adapter = choice.load()?;
+    adapter.check()?;
+    out.line(format!(
+        "'{text}': the hash holds, {} values are finite",
+        count(adapter.parameters())
+    ));
+    let mut measured = vec![];
+    if let Some(base) = base {
+        let engine = Engine::open(base)?;
+        let bound = engine.bind(&[(&adapter, 1.0)])?;
+        out.line("it fits the base");
+        for (i, probe) in adapter.probes.iter().enumerate() {
+            let plain = output(&engine.run(&probe.inputs, None)?, probe)?;
+            let adapted = output(&engine.run(&probe.inputs, Some(&bound))?, probe)?;
+            let found = mean_difference(&plain, &adapted)?;
+            check_effect(i, probe, found)?;
+            out.line(format!(
+                "probe {}: '{}' moves by {found:.4}, recorded {:.4}",
+                i + 1,
+                probe.output,
+                probe.effect
+            ));
+            measured.push(json!({
+                "output": probe.output, "recorded": probe.effect, "measured": found,
+            }));
+        }
+        if adapter.probes.is_empty() {
+            out.line("no probe is stored with it: its effect is not checked");
+        }
+    }
+    out.document(&json!({
+        "adapter": text, "intact": true, "fits": base.is_some(), "probes": measured,
+    }))
+}
+
+fn output(outputs: &[(String, Array)], probe: &ProbeEffect) -> Result<Vec<f32>> {
+    match outputs.iter().find(|(name, _)| *name == probe.output) {
+        Some((_, array)) => Ok(array.as_f32()?.to_vec()),
+        None => Err(Error::mismatch(format!("the base has no output '{}'", probe.output))),
+    }
+}
+
+fn mean_difference(a: &[f32], b: &[f32]) -> Result<f32> {
+    if a.len() != b.len() || a.is_empty() {
+        return Err(Error::mismatch("the adapter changes the shape of the base's output"));
+    }
+    let sum: f64 = a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs())).sum();
+    Ok((sum / a.len() as f64) as f32)
+}
+
+fn check_effect(index: usize, probe: &ProbeEffect, found: f32) -> Result<()> {
+    let near = (found - probe.effect).abs() <= EFFECT_TOLERANCE * probe.effect.abs() + 1e-6;
+    // NaN is near nothing.
+    if near {
+        return Ok(());
+    }
+    Err(Error::mismatch(format!(
+        "probe {}: expected '{}' to move by {:.6}, found {found:.6}",
+        index + 1,
+        probe.output,
+        probe.effect
+    )))
+}
+
+fn import(args: &ImportArgs, out: &Out) -> Result<()> {
+    let base = Base::open(&args.base)?;
+    if let Some(output) = &args.head_output {
+        let outputs = &base.record().outputs;
+        if !outputs.iter().any(|o| o.name == *output) {
+            let names: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).collect();
+            return Err(Error::mismatch(format!("the base has no output '{output}'"))
+                .hint(format!("its outputs are {}", names.join(", "))));
+        }
+    }
+    let options = ImportOptions {
+        name: args.name.clone(),
+        base: Some(base.fingerprint()),
+        head: args.head_output.as_ref().map(|output| HeadSpec {
+            output: output.clone(),
+            pool: args.pool,
+            labels: args.labels.clone(),
+        }),
+    };
+    let imported = peft::import(&args.directory, base.targets(), &options)?;
+    // All or nothing: what can't be bound is not written.
+    crate::adapter::bind(&[(&imported.adapter, 1.0)], base.targets(), &base.fingerprint())?;
+    imported.adapter.write(&args.out, TensorType::F32)?;
+    imported.warnings.iter().for_each(|w| out.remark(format!("warning: {w}")));
+    let rows: Vec<Vec<String>> = imported
+        .rows
+        .iter()
+        .map(|r| {
+            let shape = format!("{} -> {}", r.in_features, r.out_features);
+            vec![r.peft.clone(), r.module_path.clone(), format!("rank {}", r.rank), shape]
+        })
+        .collect();
+    table(&rows).iter().for_each(|line| out.line(line));
+    let head = imported.adapter.head.as_ref();
+    out.line(format!(
+        "{}: {} targets matched{}",
+        args.out.display(),
+        rows.len(),
+        head.map_or(String::new(), |h| format!(", head '{}'", h.name))
+    ));
+    out.document(&json!({
+        "out": args.out,
+        "name": imported.adapter.name,
+        "matched": imported.rows,
+        "head": head.map(|h| &h.name),
+        "warnings": imported.warnings,
+    }))
+}

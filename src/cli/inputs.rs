@@ -1,0 +1,57 @@
+//! A base's inputs from the command line: a sentence, a picture, or `.npy` files.
+
+use crate::error::{Error, Result};
+use crate::npy;
+use crate::runtime::{Engine, Named, Preprocessor};
+use std::path::PathBuf;
+
+/// Longest `.npy` input.
+const MAX_NPY: u64 = 4 << 30;
+
+/// What goes into the base.
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct Source {
+    /// A sentence
+    #[arg(long, value_name = "SENTENCE")]
+    text: Option<String>,
+    /// A picture (PNG or JPEG)
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// An input as an array; once for each input
+    #[arg(long, value_name = "NAME=FILE.npy", value_parser = pair)]
+    input: Vec<(String, PathBuf)>,
+}
+
+impl Source {
+    /// The inputs by name.
+    pub fn load(&self, engine: &Engine) -> Result<Named> {
+        if let Some(sentence) = &self.text {
+            if sentence.trim().is_empty() {
+                return Err(Error::usage("the sentence is empty"));
+            }
+            return Preprocessor::new(engine).text(&[sentence]);
+        }
+        if let Some(picture) = &self.image {
+            return Preprocessor::new(engine).images(&[picture]);
+        }
+        let mut named = Named::new();
+        for (name, path) in &self.input {
+            if named.iter().any(|(n, _)| n == name) {
+                return Err(Error::usage(format!("input '{name}' is given twice")));
+            }
+            named.push((name.clone(), npy::read(path, MAX_NPY)?));
+        }
+        Ok(named)
+    }
+}
+
+fn pair(text: &str) -> Result<(String, PathBuf)> {
+    // Names may hold '=' signs; for file names that do, there is the folder './'.
+    match text.rsplit_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => {
+            Ok((name.into(), file.into()))
+        }
+        _ => Err(Error::usage("expected NAME=FILE.npy")),
+    }
+}

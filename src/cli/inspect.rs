@@ -1,0 +1,279 @@
+//! `offshoot inspect`.
+
+use super::onnx::{OnnxSummary, TargetLine};
+use super::output::{Out, bytes, count, dims, table};
+use super::pack::ImportArgs;
+use super::worker::{self, Files, Request};
+use crate::adapter::{Adapter, TargetKind};
+use crate::error::{Error, Result};
+use crate::fs::open_regular;
+use crate::pack::{Base, SectionInfo};
+use crate::quant::Scheme;
+use serde_json::json;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// `offshoot inspect`'s arguments.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A .onnx, .base or .adapter file
+    file: PathBuf,
+    /// Read the whole of a base file and check every hash
+    #[arg(long)]
+    verify: bool,
+    #[command(flatten)]
+    import: ImportArgs,
+}
+
+/// Says what is in a file.
+pub fn run(args: &Args, out: &Out) -> Result<()> {
+    let path = &args.file;
+    let mut opened = open_regular(path, u64::MAX)?;
+    let mut magic = [0; 8];
+    let known = opened.file.read_exact(&mut magic).is_ok();
+    drop(opened);
+    if known && magic == crate::pack::MAGIC {
+        return base(&Base::open(path)?, args.verify, out);
+    }
+    if known && magic == crate::adapter::MAGIC {
+        return adapter(&Adapter::read(path)?, path, out);
+    }
+    let ending = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
+    match ending.as_str() {
+        "onnx" => {
+            let request = Request::of(Scheme::Q8, &args.import.options());
+            let files = Files { source: path, out: None, tokenizer: None, labels: None };
+            match worker::call(&request, files)? {
+                Some(summary) => onnx(&summary, path, out),
+                None => Err(Error::failed("the import worker gave no answer")),
+            }
+        }
+        // Their readers say what is wrong.
+        "base" => base(&Base::open(path)?, args.verify, out),
+        "adapter" => adapter(&Adapter::read(path)?, path, out),
+        _ => Err(Error::bad_input(format!(
+            "'{}' is neither a base nor an adapter, nor does its name end in .onnx",
+            path.display()
+        ))),
+    }
+}
+
+/// `linear`, `conv 3x3` or `embedding`.
+pub fn kind_text(kind: TargetKind) -> String {
+    match kind {
+        TargetKind::Linear => "linear".into(),
+        TargetKind::Conv { kernel: [_, w], one_axis: true } => format!("conv {w}"),
+        TargetKind::Conv { kernel: [h, w], .. } => format!("conv {h}x{w}"),
+        TargetKind::Embedding => "embedding".into(),
+    }
+}
+
+fn base(base: &Base, verify: bool, out: &Out) -> Result<()> {
+    if verify {
+        base.verify()?;
+    }
+    let record = base.record();
+    let preprocess = base.preprocess();
+    let error_of = |i: usize| record.errors.iter().find(|e| e.target as usize == i);
+    if out.json() {
+        let io = |specs: &[crate::pack::IoSpec]| -> Vec<_> {
+            specs
+                .iter()
+                .map(|s| json!({"name": s.name, "dtype": s.dtype, "dims": s.dims}))
+                .collect()
+        };
+        let targets: Vec<_> = base
+            .targets()
+            .iter()
+            .enumerate()
+            .map(|(i, t)| {
+                json!({
+                    "module_path": t.module_path,
+                    "node": t.node,
+                    "kind": kind_text(t.kind),
+                    "in_features": t.in_features,
+                    "out_features": t.out_features,
+                    "scheme": base.weight_spec(t.weight as usize).map(|s| s.scheme),
+                    "relative_error": error_of(i).map(|e| e.relative),
+                    "max_abs_error": error_of(i).map(|e| e.max_abs),
+                })
+            })
+            .collect();
+        let sections: Vec<_> = base
+            .sections()
+            .iter()
+            .map(|s| json!({"name": s.name, "offset": s.offset, "bytes": s.len, "hash": s.hash}))
+            .collect();
+        return out.document(&json!({
+            "kind": "base",
+            "file": base.path(),
+            "bytes": base.file_len(),
+            "fingerprint": base.fingerprint().to_string(),
+            "verified": verify,
+            "inputs": io(&record.inputs),
+            "outputs": io(&record.outputs),
+            "targets": targets,
+            "weights": base.weight_count(),
+            "sections": sections,
+            "preprocess": preprocess,
+            "tokenizer": base.tokenizer()?.is_some(),
+            "record": {
+                "tool": record.tool,
+                "source_name": record.source_name,
+                "source_hash": record.source_hash,
+                "source_bytes": record.source_bytes,
+                "opset": record.opset,
+                "dims": record.dims,
+                "fixed_inputs": record.fixed_inputs,
+                "fixed_values": record.fixed_values,
+                "properties": record.properties,
+            },
+        }));
+    }
+    out.line(format!("{}: a base of {}", base.path().display(), bytes(base.file_len())));
+    out.line(format!("fingerprint {}", base.fingerprint()));
+    if verify {
+        out.line("every section equals its hash");
+    }
+    out.line(format!(
+        "packed by {} from {} ({}, opset {}, blake3 {})",
+        record.tool,
+        record.source_name,
+        bytes(record.source_bytes),
+        record.opset,
+        record.source_hash.get(..12).unwrap_or(&record.source_hash)
+    ));
+    for (title, specs) in [("inputs", &record.inputs), ("outputs", &record.outputs)] {
+        let rows: Vec<Vec<String>> = specs
+            .iter()
+            .map(|s| vec![s.name.clone(), s.dtype.name().into(), dims(&s.dims)])
+            .collect();
+        block(out, title, &rows);
+    }
+    if let Some(image) = &preprocess.image {
+        let [h, w] = image.size;
+        out.line(format!("pictures {h} x {w}, mean {:?}, std {:?}", image.mean, image.std));
+    }
+    if base.tokenizer()?.is_some() {
+        let most = preprocess.max_tokens.map_or(String::new(), |n| format!(", at most {n} tokens"));
+        out.line(format!("sentences by its own tokenizer{most}"));
+    }
+    if !preprocess.labels.is_empty() {
+        out.line(format!("{} labels", preprocess.labels.len()));
+    }
+    let rows: Vec<Vec<String>> = base
+        .targets()
+        .iter()
+        .enumerate()
+        .map(|(i, t)| {
+            let scheme = base.weight_spec(t.weight as usize).map_or("", |s| s.scheme.name());
+            let error =
+                error_of(i).map_or(String::new(), |e| format!("{:.3} %", e.relative * 100.));
+            let shape = format!("{} -> {}", t.in_features, t.out_features);
+            vec![t.module_path.clone(), kind_text(t.kind), shape, scheme.into(), error]
+        })
+        .collect();
+    block(out, &format!("{} targets (scheme, quantization error)", rows.len()), &rows);
+    let row = |s: &SectionInfo| vec![s.name.to_string(), bytes(s.len), format!("at {}", s.offset)];
+    block(out, "sections", &base.sections().iter().map(row).collect::<Vec<_>>());
+    Ok(())
+}
+
+/// Says what an adapter is.
+pub fn adapter(adapter: &Adapter, path: &Path, out: &Out) -> Result<()> {
+    let size = open_regular(path, u64::MAX)?.len;
+    let d = adapter.describe();
+    if out.json() {
+        return out
+            .document(&json!({"kind": "adapter", "file": path, "bytes": size, "adapter": d}));
+    }
+    let ranks: Vec<String> = d.ranks.iter().map(u32::to_string).collect();
+    out.line(format!("{}: adapter '{}', {}", path.display(), d.name, bytes(size)));
+    out.line(format!(
+        "{} of rank {} on {} targets, {} trained values",
+        d.kind,
+        if ranks.is_empty() { "-".into() } else { ranks.join(", ") },
+        d.targets.len(),
+        count(d.parameters)
+    ));
+    out.line(format!("base {}", d.base.as_deref().unwrap_or("not stated")));
+    if let Some(head) = &d.head {
+        out.line(format!(
+            "head '{}' on '{}' (pool {}): {}",
+            head.name,
+            head.output,
+            head.pool.name(),
+            head.labels.join(", ")
+        ));
+    }
+    if let Some(t) = &d.training {
+        out.line(format!(
+            "trained by {}: {} samples, {} steps, rate {}, seed {}, loss {:.4}",
+            t.tool, t.samples, t.steps, t.learning_rate, t.seed, t.final_loss
+        ));
+        for (name, after) in &t.after {
+            let before = t.before.iter().find(|(n, _)| n == name).map(|(_, v)| format!("{v:.4}"));
+            let before = before.unwrap_or_else(|| "unknown".into());
+            out.line(format!("  hold-out {name}: {before} before, {after:.4} after"));
+        }
+    }
+    for probe in &d.probes {
+        out.line(format!(
+            "moves output '{}' by {:.4} on a stored probe",
+            probe.output, probe.effect
+        ));
+    }
+    let rows: Vec<Vec<String>> = d
+        .targets
+        .iter()
+        .map(|t| {
+            vec![
+                t.module_path.clone(),
+                format!("rank {}", t.rank),
+                format!("scaling {}", t.scaling),
+                format!("{} -> {}", t.in_features, t.out_features),
+                format!("norm {:.4}", t.norm),
+            ]
+        })
+        .collect();
+    block(out, "targets", &rows);
+    Ok(())
+}
+
+fn onnx(summary: &OnnxSummary, path: &Path, out: &Out) -> Result<()> {
+    if out.json() {
+        return out.document(&json!({"kind": "onnx", "file": path, "onnx": summary}));
+    }
+    out.line(format!(
+        "{}: ONNX, {}, opset {}, blake3 {}",
+        path.display(),
+        bytes(summary.bytes),
+        summary.opset,
+        summary.hash.get(..12).unwrap_or(&summary.hash)
+    ));
+    for (title, ios) in [("inputs", &summary.inputs), ("outputs", &summary.outputs)] {
+        let rows: Vec<Vec<String>> =
+            ios.iter().map(|io| vec![io.name.clone(), dims(&io.dims)]).collect();
+        block(out, title, &rows);
+    }
+    if !summary.free_dims.is_empty() {
+        out.line(format!("free dimensions (--dim NAME=N): {}", summary.free_dims.join(", ")));
+    }
+    let row = |t: &TargetLine| {
+        let shape = format!("{} -> {}", t.in_features, t.out_features);
+        vec![t.module_path.clone(), t.kind.clone(), shape]
+    };
+    let rows: Vec<Vec<String>> = summary.targets.iter().map(row).collect();
+    block(out, &format!("{} targets", summary.target_count), &rows);
+    let others: Vec<String> =
+        summary.operations.iter().map(|(name, n)| format!("{n} {name}")).collect();
+    out.line(format!("other operations: {}", others.join(", ")));
+    Ok(())
+}
+
+fn block(out: &Out, title: &str, rows: &[Vec<String>]) {
+    if !rows.is_empty() {
+        out.line(format!("{title}:"));
+        table(rows).iter().for_each(|line| out.line(line));
+    }
+}

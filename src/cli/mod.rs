@@ -1,0 +1,164 @@
+//! Layer 7: the command line. Everything is done through the crate's public interface.
+
+mod adapter;
+mod chosen;
+mod data;
+mod demo;
+mod eval;
+mod inputs;
+mod inspect;
+mod onnx;
+mod output;
+mod pack;
+mod progress;
+mod run;
+mod train;
+mod worker;
+
+use crate::error::{Error, ErrorKind, Result};
+use clap::error::ErrorKind as ClapKind;
+use clap::{CommandFactory, Parser, Subcommand};
+use output::Out;
+use std::ffi::OsString;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+/// LoRA adapters for ONNX models, on the device that uses them
+#[derive(Parser)]
+#[command(name = "offshoot", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    /// Print one JSON document on stdout; errors as one JSON line on stderr
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Turn an ONNX file into a base: quantized, mapped, ready to run and to train on
+    Pack(pack::Args),
+    /// Show what is in a .onnx, .base or .adapter file
+    Inspect(inspect::Args),
+    /// Run a base, with adapters or without
+    Run(run::Args),
+    /// Train an adapter
+    Train(train::Args),
+    /// Measure a base or an adapter on labelled data
+    Eval(eval::Args),
+    /// Keep adapters in a store and switch between them
+    Adapter(adapter::Args),
+    /// See it work: pack a model, train two adapters, switch between them
+    Demo(demo::Args),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the process's own command line.
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    if worker::is_call(&arguments) {
+        return ExitCode::from(worker::main(&arguments));
+    }
+    std::panic::set_hook(Box::new(|info| {
+        let text = info.payload_as_str().unwrap_or("no message");
+        let at = info.location().map(|l| format!(" at {}:{}", l.file(), l.line()));
+        output::error_line(&format!(
+            "internal error: {text}{}: please report it with the command that you ran",
+            at.unwrap_or_default()
+        ));
+    }));
+    let code = catch_unwind(AssertUnwindSafe(|| run(&arguments)));
+    ExitCode::from(code.unwrap_or(ErrorKind::Failed.exit_code()))
+}
+
+/// Runs a command line, its first word the program's name; returns the exit code.
+pub fn run(arguments: &[OsString]) -> u8 {
+    // Known before the arguments are parsed, for errors in them.
+    let json = arguments.iter().any(|a| a == "--json");
+    let out = Out::new(json);
+    let result = match Cli::try_parse_from(arguments) {
+        Ok(cli) => dispatch(cli, &out),
+        Err(e) => parse_error(&e, &out),
+    };
+    match result.and_then(|()| out.finish()) {
+        Ok(()) => 0,
+        Err(e) => {
+            out.error(&e);
+            e.kind().exit_code()
+        }
+    }
+}
+
+fn dispatch(cli: Cli, out: &Out) -> Result<()> {
+    match cli.verb {
+        Verb::Pack(args) => pack::run(&args, out),
+        Verb::Inspect(args) => inspect::run(&args, out),
+        Verb::Run(args) => run::run(&args, out),
+        Verb::Train(args) => train::run(&args, out),
+        Verb::Eval(args) => eval::run(&args, out),
+        Verb::Adapter(args) => adapter::run(&args, out),
+        Verb::Demo(args) => demo::run(&args, out),
+        Verb::Completions { shell } => {
+            let mut script = vec![];
+            clap_complete::generate(shell, &mut Cli::command(), "offshoot", &mut script);
+            out.raw(&String::from_utf8_lossy(&script));
+            Ok(())
+        }
+    }
+}
+
+/// clap's help and version go to stdout; its errors, several lines long, become one of ours.
+fn parse_error(error: &clap::Error, out: &Out) -> Result<()> {
+    let text = error.render().to_string();
+    match error.kind() {
+        ClapKind::DisplayHelp | ClapKind::DisplayVersion => {
+            out.raw(&text);
+            return Ok(());
+        }
+        ClapKind::DisplayHelpOnMissingArgumentOrSubcommand | ClapKind::MissingSubcommand => {
+            return Err(Error::usage("a command is missing").hint("see 'offshoot --help'"));
+        }
+        _ => {}
+    }
+    let body = text.split("\n\nUsage:").next().unwrap_or(&text);
+    let body = body.split("\n\nFor more information").next().unwrap_or(body);
+    let body = body.strip_prefix("error: ").unwrap_or(body);
+    let (message, tip) = match body.split_once("tip: ") {
+        Some((message, tip)) => (message, Some(tip)),
+        None => (body, None),
+    };
+    let joined = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let tip = tip.map(joined).unwrap_or_else(|| "see --help".into());
+    Err(Error::usage(joined(message)).hint(tip))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn errors_in_arguments_are_one_line() {
+        let out = Out::new(false);
+        let error = |words: &[&str]| {
+            let words = [&["offshoot"], words].concat();
+            let e = Cli::try_parse_from(words).err().unwrap();
+            parse_error(&e, &out).unwrap_err()
+        };
+        let e = error(&["pack", "x.onnx"]);
+        assert_eq!(e.kind(), ErrorKind::Usage);
+        assert!(e.message().contains("--out"), "{e}");
+        assert!(!e.to_string().contains('\n') && !e.to_string().contains("Usage"), "{e}");
+        let e = error(&["run", "x.base", "--txt", "hi"]);
+        assert!(e.message().contains("--txt") && e.hint_text().unwrap().contains("--text"), "{e}");
+        assert_eq!(error(&[]).message(), "a command is missing");
+    }
+}

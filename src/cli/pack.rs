@@ -1,0 +1,354 @@
+//! `offshoot pack`.
+
+use super::output::{Out, bytes, count, table};
+use super::worker::{self, Files, Request};
+use crate::error::{Error, Result};
+use crate::fs::{remove_stale_temps, sync_folder};
+use crate::import::{ImportOptions, InputSpec};
+use crate::pack::{Base, ImageSpec, TargetError};
+use crate::quant::Scheme;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Mean and standard deviation of ImageNet's pictures, what most vision models are trained with.
+pub const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+
+/// Targets whose error is printed.
+const WORST: usize = 5;
+
+/// `offshoot pack`'s arguments.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The ONNX file
+    model: PathBuf,
+    /// The base file to write
+    #[arg(short, long, value_name = "BASE")]
+    out: PathBuf,
+    /// How weights are stored: q8, q4, f16 or f32
+    #[arg(long, value_name = "SCHEME", default_value = "q8", value_parser = scheme)]
+    weights: Scheme,
+    #[command(flatten)]
+    import: ImportArgs,
+    /// tokenizer.json, for models that take sentences
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Longest token sequence (default: the rows of the position table)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: Option<u32>,
+    /// Picture size, for models that take pictures: SIZE or HEIGHTxWIDTH
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    image: Option<[u32; 2]>,
+    /// Mean of red, green and blue (of 0 to 1) [default: ImageNet's]
+    #[arg(long, value_name = "R,G,B", value_parser = triple, requires = "image")]
+    mean: Option<[f32; 3]>,
+    /// Standard deviation of red, green and blue [default: ImageNet's]
+    #[arg(long, value_name = "R,G,B", value_parser = triple, requires = "image")]
+    std: Option<[f32; 3]>,
+    /// Pictures are given as height x width x 3, not 3 x height x width
+    #[arg(long, requires = "image")]
+    channels_last: bool,
+    /// Names of the model's own classes, one a line
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+}
+
+/// What is fixed of an ONNX file.
+#[derive(clap::Args)]
+pub struct ImportArgs {
+    /// Bind a free dimension: batch=1
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = dim)]
+    dims: Vec<(String, i64)>,
+    /// An input's shape and type: x=1x3x48x320,f32; names in it stay free
+    #[arg(long = "input", value_name = "NAME=SHAPE", value_parser = input)]
+    inputs: Vec<InputSpec>,
+    /// Make a scalar input constant: sr=16000
+    #[arg(long = "const", value_name = "NAME=VALUE", value_parser = constant)]
+    consts: Vec<(String, String)>,
+}
+
+impl ImportArgs {
+    /// As the importer takes them.
+    pub fn options(&self) -> ImportOptions {
+        ImportOptions {
+            dims: self.dims.clone(),
+            inputs: self.inputs.clone(),
+            consts: self.consts.clone(),
+        }
+    }
+}
+
+/// What a pack made.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The base file.
+    pub out: PathBuf,
+    /// Its fingerprint.
+    pub fingerprint: String,
+    /// Length of the ONNX file.
+    pub source_bytes: u64,
+    /// Length of the base file.
+    pub base_bytes: u64,
+    /// Number of layers that can carry an adapter.
+    pub targets: usize,
+    /// Weights per scheme.
+    pub schemes: BTreeMap<&'static str, usize>,
+    /// Mean of the targets' relative errors.
+    pub mean_error: f32,
+    /// The targets with the greatest relative errors, greatest first.
+    pub worst: Vec<ErrorLine>,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// Quantization error of one target.
+#[derive(Clone, Debug, Serialize)]
+pub struct ErrorLine {
+    /// The target.
+    pub module_path: String,
+    /// Its weight's scheme.
+    pub scheme: &'static str,
+    /// Norm of the difference over that of the original.
+    pub relative: f32,
+    /// Largest absolute difference.
+    pub max_abs: f32,
+}
+
+/// Packs and prints the report.
+pub fn run(args: &Args, out: &Out) -> Result<()> {
+    let mut request = Request::of(args.weights, &args.import.options());
+    request.max_tokens = args.max_tokens;
+    request.image = args.image.map(|size| ImageSpec {
+        size,
+        mean: args.mean.unwrap_or(IMAGENET.0),
+        std: args.std.unwrap_or(IMAGENET.1),
+        channels_first: !args.channels_last,
+    });
+    let files = Files {
+        source: &args.model,
+        out: Some(&args.out),
+        tokenizer: args.tokenizer.as_deref(),
+        labels: args.labels.as_deref(),
+    };
+    let report = pack(&request, files, &args.out)?;
+    out.line(format!(
+        "{}: {}, {} targets, from {} of ONNX in {:.1} s",
+        args.out.display(),
+        bytes(report.base_bytes),
+        report.targets,
+        bytes(report.source_bytes),
+        report.seconds
+    ));
+    out.line(format!("fingerprint {}", report.fingerprint));
+    let schemes: Vec<String> =
+        report.schemes.iter().map(|(name, n)| format!("{} {name}", count(*n as u64))).collect();
+    out.line(format!("weights: {}", schemes.join(", ")));
+    if report.worst.iter().all(|e| e.max_abs == 0.0) {
+        out.line("quantization error: none, every weight is kept as it was");
+    } else {
+        out.line(format!(
+            "quantization error: mean {:.3} %, greatest in",
+            report.mean_error * 100.0
+        ));
+        error_table(&report.worst).iter().for_each(|line| out.line(line));
+    }
+    out.document(&report)
+}
+
+/// Has the worker pack into a hidden file beside `out`, looks it over and puts it in its place. On
+/// any error `out` stays as it was.
+pub fn pack(request: &Request, files: Files<'_>, out: &Path) -> Result<Report> {
+    let start = Instant::now();
+    if std::fs::metadata(out).is_ok_and(|m| !m.is_file()) {
+        return Err(Error::usage(format!("'{}' exists and is not a regular file", out.display())));
+    }
+    let staged = Staged::beside(out)?;
+    let result = worker::call(request, Files { out: Some(&staged.path), ..files });
+    if result.is_err() {
+        // What a killed worker was writing; its own error matters more than this one's.
+        let _ = remove_stale_temps(&staged.folder);
+    }
+    result?;
+    let base = Base::open(&staged.path)?;
+    // The worker reads files from strangers: what it made is checked like any other file.
+    base.verify()?;
+    let report = report(&base, out, start);
+    drop(base);
+    staged.put(out)?;
+    Ok(report)
+}
+
+fn report(base: &Base, out: &Path, start: Instant) -> Report {
+    let errors = &base.record().errors;
+    let mut schemes = BTreeMap::new();
+    for i in 0..base.weight_count() {
+        if let Some(spec) = base.weight_spec(i) {
+            *schemes.entry(spec.scheme.name()).or_insert(0) += 1;
+        }
+    }
+    let mean = errors.iter().map(|e| e.relative).sum::<f32>() / errors.len().max(1) as f32;
+    Report {
+        out: out.to_path_buf(),
+        fingerprint: base.fingerprint().to_string(),
+        source_bytes: base.record().source_bytes,
+        base_bytes: base.file_len(),
+        targets: base.targets().len(),
+        schemes,
+        mean_error: mean,
+        worst: worst_errors(base, WORST),
+        seconds: start.elapsed().as_secs_f64(),
+    }
+}
+
+/// The `n` targets with the greatest relative errors.
+pub fn worst_errors(base: &Base, n: usize) -> Vec<ErrorLine> {
+    let mut errors: Vec<&TargetError> = base.record().errors.iter().collect();
+    errors.sort_by(|a, b| b.relative.total_cmp(&a.relative).then(a.target.cmp(&b.target)));
+    let name = |e: &TargetError| base.targets().get(e.target as usize).map(|t| &t.module_path);
+    errors
+        .into_iter()
+        .take(n)
+        .map(|e| ErrorLine {
+            module_path: name(e).cloned().unwrap_or_default(),
+            scheme: e.scheme.name(),
+            relative: e.relative,
+            max_abs: e.max_abs,
+        })
+        .collect()
+}
+
+/// Errors in columns.
+fn error_table(errors: &[ErrorLine]) -> Vec<String> {
+    let rows: Vec<Vec<String>> = errors
+        .iter()
+        .map(|e| {
+            let relative = format!("{:.3} %", e.relative * 100.0);
+            vec![e.module_path.clone(), e.scheme.into(), relative, format!("max {:.2e}", e.max_abs)]
+        })
+        .collect();
+    table(&rows)
+}
+
+/// A hidden file beside the one to be written, removed when dropped.
+struct Staged {
+    folder: PathBuf,
+    path: PathBuf,
+}
+
+impl Staged {
+    /// Names the file; removes those of processes that are gone.
+    fn beside(out: &Path) -> Result<Staged> {
+        let name = out.file_name().ok_or_else(|| {
+            Error::usage(format!("'{}' does not name a file to write", out.display()))
+        })?;
+        let folder = match out.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        if !folder.is_dir() {
+            return Err(Error::failed(format!("folder of '{}' does not exist", out.display())));
+        }
+        let prefix = [".", &name.to_string_lossy(), "."].concat();
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let file = entry.file_name().to_string_lossy().into_owned();
+            let process = file.strip_prefix(&prefix).and_then(|f| f.strip_suffix(".part"));
+            let process = process.filter(|p| p.bytes().all(|b| b.is_ascii_digit()));
+            if process.is_some_and(|p| !Path::new("/proc").join(p).exists()) {
+                // Left by a cut of power or a kill; no harm if it stays.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        let mut hidden = OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.part", std::process::id()));
+        Ok(Staged { path: folder.join(hidden), folder: folder.to_path_buf() })
+    }
+
+    /// The worker has fsynced the file: renames it to `out` and makes that durable.
+    fn put(self, out: &Path) -> Result<()> {
+        std::fs::rename(&self.path, out).map_err(|e| Error::io(out, e))?;
+        sync_folder(&self.folder).map_err(|e| Error::io(&self.folder, e))
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // Not there where it was renamed or never written.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn scheme(text: &str) -> Result<Scheme> {
+    Scheme::parse(text).ok_or_else(|| Error::usage("expected q8, q4, f16 or f32"))
+}
+
+fn dim(text: &str) -> Result<(String, i64)> {
+    let pair = text.rsplit_once('=').and_then(|(name, n)| Some((name, n.parse().ok()?)));
+    match pair {
+        Some((name, n)) if !name.is_empty() => Ok((name.to_string(), n)),
+        _ => Err(Error::usage("expected NAME=NUMBER")),
+    }
+}
+
+fn input(text: &str) -> Result<InputSpec> {
+    InputSpec::parse(text)
+}
+
+fn constant(text: &str) -> Result<(String, String)> {
+    match text.rsplit_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err(Error::usage("expected NAME=VALUE")),
+    }
+}
+
+fn size(text: &str) -> Result<[u32; 2]> {
+    let number = |t: &str| t.parse::<u32>().ok().filter(|n| (1..=16384).contains(n));
+    let found = match text.split_once('x') {
+        Some((h, w)) => number(h).zip(number(w)).map(|(h, w)| [h, w]),
+        None => number(text).map(|n| [n, n]),
+    };
+    found.ok_or_else(|| Error::usage("expected SIZE or HEIGHTxWIDTH, 1 to 16384"))
+}
+
+fn triple(text: &str) -> Result<[f32; 3]> {
+    let numbers: Option<Vec<f32>> =
+        text.split(',').map(|t| t.trim().parse().ok().filter(|v: &f32| v.is_finite())).collect();
+    let triple = numbers.and_then(|n| <[f32; 3]>::try_from(n).ok());
+    triple.ok_or_else(|| Error::usage("expected three numbers: R,G,B"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn option_values() {
+        assert_eq!(size("224").unwrap(), [224, 224]);
+        assert_eq!(size("48x320").unwrap(), [48, 320]);
+        assert!(["0", "x", "1x", "99999"].iter().all(|t| size(t).is_err()));
+        assert_eq!(triple("0.5, 0.4,0.1").unwrap(), [0.5, 0.4, 0.1]);
+        assert!(["1,2", "1,2,3,4", "a,b,c", "NaN,1,1"].iter().all(|t| triple(t).is_err()));
+        assert_eq!(dim("batch=1").unwrap(), ("batch".into(), 1));
+        assert!(["batch", "batch=", "=1"].iter().all(|t| dim(t).is_err()));
+    }
+
+    #[test]
+    fn staged_files_of_the_dead_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("m.base");
+        // Process numbers end far below this on Linux.
+        let stale = dir.path().join(".m.base.4294967290.part");
+        let alive = dir.path().join(format!(".m.base.{}.part", 1));
+        for path in [&stale, &alive] {
+            std::fs::write(path, "x").unwrap();
+        }
+        let staged = Staged::beside(&out).unwrap();
+        assert!(!stale.exists() && alive.exists());
+        std::fs::write(&staged.path, "new").unwrap();
+        let path = staged.path.clone();
+        drop(staged);
+        assert!(!path.exists() && !out.exists());
+    }
+}

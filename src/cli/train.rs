@@ -1,0 +1,315 @@
+//! `offshoot train`.
+
+use super::adapter::pool;
+use super::data::training;
+use super::output::{Out, bytes, count};
+use super::progress::Bar;
+use crate::adapter::{Kind, Pool, TensorType};
+use crate::error::{Error, Result};
+use crate::fs::{open_regular, peak_rss_bytes};
+use crate::runtime::Engine;
+use crate::train::data::{Dataset, LoadOptions, Split, Task, load};
+use crate::train::schedule::Schedule;
+use crate::train::{LossKind, OptimizerKind, TargetChoice, TrainOptions, TrainReport, train};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// `offshoot train`'s arguments.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The base file
+    base: PathBuf,
+    /// What to learn: .jsonl or .csv with text/image and label, .npz, or a folder of class folders
+    /// of pictures; a split 'test' in it is held out
+    #[arg(long, value_name = "DATA")]
+    data: PathBuf,
+    /// The adapter file to write
+    #[arg(short, long, value_name = "FILE")]
+    out: PathBuf,
+    /// The adapter's name (default: that of the file)
+    #[arg(long)]
+    name: Option<String>,
+    /// The kind of adapter: lora
+    #[arg(long, value_name = "KIND", default_value = "lora", value_parser = kind)]
+    kind: Kind,
+    /// Rank of every target
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    rank: u32,
+    /// Numerator of the scaling alpha/rank
+    #[arg(long, default_value_t = 16.0, value_parser = positive)]
+    alpha: f32,
+    /// Scale by alpha/sqrt(rank)
+    #[arg(long)]
+    rslora: bool,
+    /// Layers to adapt: all-linear, none (the head alone), or a regular expression
+    #[arg(long, value_name = "REGEX", default_value = "all-linear")]
+    targets: String,
+    /// The output that the new head reads (default: found)
+    #[arg(long, value_name = "OUTPUT")]
+    head_from: Option<String>,
+    /// How tokens are pooled for the head: mean, cls, max or none
+    #[arg(long, value_parser = pool)]
+    pool: Option<Pool>,
+    /// cross-entropy or mse (default: by the labels)
+    #[arg(long, value_parser = loss)]
+    loss: Option<LossKind>,
+    /// adamw or sgd
+    #[arg(long, default_value = "adamw", value_parser = ["adamw", "sgd"])]
+    optimizer: String,
+    /// SGD's momentum
+    #[arg(long, default_value_t = 0.9)]
+    momentum: f32,
+    /// Peak learning rate
+    #[arg(long, default_value_t = 1e-3, value_parser = positive)]
+    lr: f32,
+    /// Weight decay
+    #[arg(long, default_value_t = 0.01, value_parser = not_negative)]
+    weight_decay: f32,
+    /// constant, linear or cosine
+    #[arg(long, default_value = "linear", value_parser = Schedule::parse)]
+    schedule: Schedule,
+    /// Passes over the data [default: 8]
+    #[arg(long, conflicts_with = "steps", value_parser = clap::value_parser!(u32).range(1..))]
+    epochs: Option<u32>,
+    /// Optimizer steps
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: Option<u32>,
+    /// Samples a step
+    #[arg(long, default_value_t = 16, value_parser = at_least_one)]
+    batch: usize,
+    /// Samples that go through the network at once
+    #[arg(long, value_parser = at_least_one)]
+    micro_batch: Option<usize>,
+    /// Memory of the whole process: 96M; picks the micro-batch, or refuses
+    #[arg(long, value_name = "BYTES", value_parser = memory)]
+    ram: Option<u64>,
+    /// Threads [default: one a processor]
+    #[arg(long, value_parser = at_least_one)]
+    threads: Option<usize>,
+    /// Decides everything random
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Data to hold out; else a split 'test', else a share of the samples
+    #[arg(long, value_name = "DATA")]
+    holdout_data: Option<PathBuf>,
+    /// Share of the samples that is held out where nothing else is
+    #[arg(long, default_value_t = 0.2, value_parser = share)]
+    holdout: f32,
+    /// Stop after so many looks at the hold-out without a gain, and keep the best values
+    #[arg(long)]
+    patience: Option<u32>,
+    /// Largest norm of a step's gradients
+    #[arg(long, value_parser = positive)]
+    clip: Option<f32>,
+    /// Longest token sequence
+    #[arg(long, value_parser = at_least_one)]
+    max_tokens: Option<usize>,
+    /// Where the run's state is kept (default: FILE.checkpoint; removed at the end)
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Option<PathBuf>,
+    /// Steps between two checkpoints
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    checkpoint_every: u32,
+    /// Go on from the checkpoint of a run that was stopped
+    #[arg(long)]
+    resume: bool,
+}
+
+/// Trains and writes the adapter.
+pub fn run(args: &Args, out: &Out) -> Result<()> {
+    check_out(&args.out)?;
+    let engine = Engine::open(&args.base)?;
+    let task = match args.loss {
+        Some(LossKind::CrossEntropy) => Task::Classes,
+        Some(LossKind::MeanSquaredError) => Task::Values,
+        _ => Task::Auto,
+    };
+    let data = training(&args.data, task)?;
+    let held_out = match &args.holdout_data {
+        Some(path) => Some(hold_out(path, &data.data, task)?),
+        None => data.held_out,
+    };
+    let data = data.data;
+    let options = options(args, &data);
+    let checkpoint = options.checkpoint.clone();
+    let mut bar = Bar::new("training", out.json());
+    let trained = train(&engine, &data, held_out.as_ref(), &options, &mut bar)?;
+    drop(bar);
+    trained.adapter.write(&args.out, TensorType::F32)?;
+    if let Some(checkpoint) = checkpoint.filter(|_| args.checkpoint.is_none()) {
+        // Missing where the run was shorter than the first checkpoint.
+        let _ = std::fs::remove_file(checkpoint);
+    }
+    let size = open_regular(&args.out, u64::MAX)?.len;
+    summary(&trained.report, out);
+    out.line(format!("{}: {}", args.out.display(), bytes(size)));
+    out.document(&json!({
+        "out": args.out,
+        "bytes": size,
+        "name": trained.adapter.name,
+        "base": engine.base().fingerprint().to_string(),
+        "report": trained.report,
+        "peak_rss_bytes": peak_rss_bytes(),
+    }))
+}
+
+/// The report for people.
+pub fn summary(report: &TrainReport, out: &Out) {
+    out.line(format!(
+        "{} steps on {} samples in {:.1} s ({:.0} ms a step), loss {:.3} -> {:.3}",
+        report.steps,
+        report.samples_train,
+        report.seconds,
+        report.step_ms_median,
+        report.loss_first,
+        report.loss_last
+    ));
+    out.line(format!(
+        "{} targets and a head on '{}' with {} labels: {} trained values",
+        report.targets,
+        report.output,
+        report.labels.len(),
+        count(report.parameters as u64)
+    ));
+    for (name, after) in &report.after {
+        let before = report.before.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
+        out.line(format!(
+            "hold-out {name} ({} samples): {:.3} -> {after:.3}",
+            report.samples_holdout,
+            before.unwrap_or(f32::NAN)
+        ));
+    }
+}
+
+/// Found before the training, not after it.
+fn check_out(out: &Path) -> Result<()> {
+    if out.file_name().is_none() || std::fs::metadata(out).is_ok_and(|m| !m.is_file()) {
+        return Err(Error::usage(format!("'{}' does not name a file to write", out.display())));
+    }
+    match out.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            Err(Error::failed(format!("folder of '{}' does not exist", out.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn hold_out(path: &Path, data: &Dataset, task: Task) -> Result<Dataset> {
+    let labels = (!data.labels.is_empty()).then(|| data.labels.clone());
+    load(path, &LoadOptions { split: Split::All, task, labels })
+}
+
+fn options(args: &Args, data: &Dataset) -> TrainOptions {
+    let stem = args.out.file_stem().map(|s| s.to_string_lossy().into_owned());
+    let checkpoint = args.checkpoint.clone().or_else(|| {
+        let mut name = args.out.clone().into_os_string();
+        name.push(".checkpoint");
+        Some(name.into())
+    });
+    let by_labels = match data.classes() {
+        Some(_) => LossKind::CrossEntropy,
+        None => LossKind::MeanSquaredError,
+    };
+    TrainOptions {
+        name: args.name.clone().or(stem).unwrap_or_else(|| "adapter".into()),
+        rank: args.rank,
+        alpha: args.alpha,
+        rslora: args.rslora,
+        targets: match args.targets.as_str() {
+            "all-linear" => TargetChoice::AllLinear,
+            "none" => TargetChoice::None,
+            regex => TargetChoice::Regex(regex.into()),
+        },
+        head_from: args.head_from.clone(),
+        pool: args.pool,
+        loss: args.loss.unwrap_or(by_labels),
+        optimizer: match args.optimizer.as_str() {
+            "sgd" => OptimizerKind::Sgd { momentum: args.momentum },
+            _ => OptimizerKind::AdamW,
+        },
+        learning_rate: args.lr,
+        weight_decay: args.weight_decay,
+        schedule: args.schedule,
+        epochs: args.epochs,
+        steps: args.steps,
+        batch: args.batch,
+        micro_batch: args.micro_batch,
+        ram: args.ram,
+        threads: args.threads.unwrap_or_else(processors),
+        seed: args.seed,
+        holdout: args.holdout,
+        patience: args.patience,
+        clip: args.clip,
+        checkpoint,
+        checkpoint_every: args.checkpoint_every,
+        resume: args.resume,
+        max_tokens: args.max_tokens,
+    }
+}
+
+/// Processors that this process may use.
+pub fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+fn kind(text: &str) -> Result<Kind> {
+    Kind::parse(text).ok_or_else(|| Error::usage("expected lora"))
+}
+
+fn loss(text: &str) -> Result<LossKind> {
+    match text {
+        "cross-entropy" | "ce" => Ok(LossKind::CrossEntropy),
+        "mse" => Ok(LossKind::MeanSquaredError),
+        _ => Err(Error::usage("expected cross-entropy or mse")),
+    }
+}
+
+fn number(text: &str, fits: impl Fn(f32) -> bool, wanted: &str) -> Result<f32> {
+    let parsed = text.parse::<f32>().ok().filter(|v| v.is_finite() && fits(*v));
+    parsed.ok_or_else(|| Error::usage(format!("expected {wanted}")))
+}
+
+fn positive(text: &str) -> Result<f32> {
+    number(text, |v| v > 0.0, "a number above 0")
+}
+
+fn not_negative(text: &str) -> Result<f32> {
+    number(text, |v| v >= 0.0, "a number of 0 or more")
+}
+
+fn share(text: &str) -> Result<f32> {
+    number(text, |v| (0.0..1.0).contains(&v), "a number from 0 to below 1")
+}
+
+/// Reads a whole number of 1 or more.
+pub fn at_least_one(text: &str) -> Result<usize> {
+    let parsed = text.parse::<usize>().ok().filter(|n| *n > 0);
+    parsed.ok_or_else(|| Error::usage("expected a whole number of 1 or more"))
+}
+
+/// Reads `96M`: a number of bytes, with K, M or G for powers of 1024.
+fn memory(text: &str) -> Result<u64> {
+    let (digits, factor) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (text.get(..at), 1 << 10),
+        Some((at, 'm' | 'M')) => (text.get(..at), 1 << 20),
+        Some((at, 'g' | 'G')) => (text.get(..at), 1 << 30),
+        _ => (Some(text), 1u64),
+    };
+    let bytes = digits.and_then(|d| d.parse::<u64>().ok()).and_then(|n| n.checked_mul(factor));
+    bytes.filter(|n| *n > 0).ok_or_else(|| Error::usage("expected bytes, as in 96M"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn option_values() {
+        assert_eq!(memory("96M").unwrap(), 96 << 20);
+        assert_eq!(memory("1024").unwrap(), 1024);
+        assert!(["", "M", "0", "1T", "99999999999G", "9ü"].iter().all(|t| memory(t).is_err()));
+        assert!(share("1").is_err() && share("0").is_ok() && positive("0").is_err());
+        assert!(positive("NaN").is_err() && positive("inf").is_err());
+        assert!(kind("dora").is_err() && at_least_one("0").is_err());
+    }
+}

@@ -1,0 +1,7 @@
+//! The `offshoot` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    offshoot::cli::main()
+}
