@@ -1,0 +1,11 @@
+//! The engine as its users see it: real and tiny networks packed, run, adapted and switched, and
+//! the rules that the sources hold to.
+
+mod golden;
+mod layers;
+mod merged;
+mod names;
+mod peft;
+mod support;
+mod switch;
+mod tiny;

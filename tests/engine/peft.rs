@@ -1,0 +1,83 @@
+//! Adapters that PEFT trained give PEFT's outputs.
+
+use crate::support::*;
+use offshoot::adapter::Pool;
+use offshoot::adapter::peft::{HeadSpec, ImportOptions, import};
+use offshoot::npy::read_npz;
+use offshoot::quant::Scheme;
+use offshoot::runtime::{Engine, MASK_INPUT, PackOptions, apply_head, pool};
+use offshoot::shape::Array;
+use std::path::Path;
+use std::sync::OnceLock;
+
+fn minilm(shared: &Path) -> &'static Engine {
+    static ENGINE: OnceLock<Engine> = OnceLock::new();
+    let options = PackOptions { scheme: Scheme::F32, ..PackOptions::default() };
+    ENGINE.get_or_init(|| packed(&shared.join("models/minilm-l6.onnx"), &options))
+}
+
+/// Largest difference of two (B, T, F) arrays over the tokens that `mask` (B, T) keeps.
+fn masked_difference(a: &Array, b: &Array, mask: &Array) -> f32 {
+    assert_eq!(a.shape(), b.shape());
+    let width = a.shape()[2];
+    let tokens = a.as_f32().unwrap().chunks(width).zip(b.as_f32().unwrap().chunks(width));
+    let kept = tokens.zip(mask.as_i64().unwrap()).filter(|(_, keep)| **keep > 0);
+    kept.map(|((a, b), _)| max_difference(a, b)).fold(0.0, f32::max)
+}
+
+fn check(directory: &str) {
+    let Some(shared) = shared() else { return };
+    let engine = minilm(&shared);
+    let folder = shared.join("reference/minilm").join(directory);
+    let file = folder.join("reference.npz");
+    let expected = reference(&file);
+    let mask = named(&expected.inputs, MASK_INPUT);
+    let head = HeadSpec { output: "last_hidden_state".into(), pool: Pool::Mean, labels: None };
+    let options = ImportOptions {
+        base: Some(engine.base().fingerprint()),
+        head: Some(head),
+        ..ImportOptions::default()
+    };
+    let imported = import(&folder, engine.base().targets(), &options).unwrap();
+    println!("{directory}: {} modules, {:?}", imported.rows.len(), imported.warnings);
+    let bound = engine.bind(&[(&imported.adapter, 1.0)]).unwrap();
+
+    let found = engine.run(&expected.inputs, Some(&bound)).unwrap();
+    let hidden = named(&found, "last_hidden_state");
+    let apart = masked_difference(hidden, named(&expected.outputs, "last_hidden_state"), mask);
+    println!("{directory} hidden: {apart:.1e}");
+    assert!(apart <= 1e-3, "last_hidden_state: {apart}");
+
+    let pooled = pool(Pool::Mean, hidden, Some(mask)).unwrap().concat();
+    let expected_pooled = named(&expected.outputs, "pooled_mean").as_f32().unwrap();
+    let apart = max_difference(&pooled, expected_pooled);
+    println!("{directory} pooled: {apart:.1e}");
+    assert!(apart <= 1e-3, "pooled_mean: {apart}");
+
+    let head = bound.head.as_ref().unwrap();
+    let predictions = apply_head(head, &expected.inputs, &found).unwrap();
+    let logits: Vec<f32> = predictions.iter().flat_map(|p| p.logits.clone()).collect();
+    let apart = max_difference(&logits, named(&expected.outputs, "logits").as_f32().unwrap());
+    println!("{directory} logits: {apart:.1e}");
+    assert!(apart <= 1e-3, "logits: {apart}");
+
+    let arrays = read_npz(&file, 64 << 20).unwrap();
+    let base = named(&arrays, "base.last_hidden_state");
+    let off = engine.run(&expected.inputs, None).unwrap();
+    let off = named(&off, "last_hidden_state");
+    let apart = masked_difference(off, base, mask);
+    println!("{directory} adapter off: {apart:.1e}");
+    assert!(apart <= 1e-4, "adapter off: {apart}");
+    let effect = masked_difference(off, hidden, mask);
+    assert!(effect > 1e-2, "the adapter moves nothing: {effect}");
+}
+
+#[test]
+fn of_rank_8() {
+    check("peft_adapter");
+}
+
+#[test]
+fn of_rank_4() {
+    check("peft_adapter_spam_r4");
+}

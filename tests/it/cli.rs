@@ -1,0 +1,205 @@
+//! The verbs, used as a person or a program uses them.
+
+use crate::support::{Place, done, learnable, repo};
+use offshoot::npy;
+use std::process::Stdio;
+
+#[test]
+fn pack_inspect_and_run_answer_as_onnx_runtime_does() {
+    let place = Place::new();
+    let packed = place.json("pack {models}/mlp.onnx -o mlp.base --weights f32");
+    assert_eq!(packed["targets"], 2);
+    assert_eq!(packed["mean_error"], 0.0);
+    let fingerprint = packed["fingerprint"].as_str().unwrap().to_string();
+    assert!(place.ok("inspect mlp.base").contains(&fingerprint));
+    let inspected = place.json("inspect mlp.base --verify");
+    assert_eq!(inspected["fingerprint"], fingerprint.as_str());
+    assert_eq!(inspected["targets"][0]["module_path"], "fc1");
+    assert_eq!(inspected["bytes"], place.read("mlp.base").len());
+    let onnx = place.json("inspect {models}/mlp.onnx");
+    assert_eq!(onnx["onnx"]["free_dims"][0], "batch");
+
+    let known = npy::read_npz(repo("models/tiny/mlp.npz"), 1 << 20).unwrap();
+    let array = |name: &str| &known.iter().find(|(n, _)| n == name).unwrap().1;
+    npy::write(place.path("x.npy"), array("in.x")).unwrap();
+    let run = place.json("run mlp.base --input x=x.npy --output answers");
+    assert!(run["total_ms"].as_f64().unwrap() > 0.0);
+    assert!(run["peak_rss_bytes"].as_u64().unwrap() > 1 << 20);
+    let found = npy::read(place.path("answers/y.npy"), 1 << 20).unwrap();
+    let expected = array("out.y");
+    assert_eq!(found.shape(), expected.shape());
+    for (a, b) in found.as_f32().unwrap().iter().zip(expected.as_f32().unwrap()) {
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+    assert!(place.ok("run mlp.base --input x=x.npy").starts_with("y: f32 "));
+}
+
+#[test]
+fn pack_binds_dimensions_and_constants_and_says_what_is_wrong_with_them() {
+    let place = Place::new();
+    place.ok("pack {models}/mlp.onnx -o one.base --dim batch=1");
+    assert_eq!(place.json("inspect one.base")["inputs"][0]["dims"][0], "1");
+    place.ok("pack {models}/scalar_if.onnx -o if.base --const sr=8000");
+    let error = place.fails("pack {models}/mlp.onnx -o x.base --dim btch=1", 2);
+    assert!(error.contains("free dimensions are batch"), "{error}");
+    place.fails("pack {models}/mlp.onnx -o x.base --input z=1x3", 2);
+    place.fails("pack {models}/mlp.onnx -o x.base --weights q5", 2);
+    place.fails("pack {models}/mlp.onnx", 2);
+    place.fails("pack {models}/mlp.onnx -o missing/x.base", 1);
+    place.fails("pack {models}/mlp.onnx -o .", 2);
+    assert_eq!(place.names("."), ["if.base", "one.base"]);
+}
+
+#[test]
+fn a_base_with_labels_and_pictures_says_its_own_classes() {
+    let place = Place::new();
+    place.write("labels.txt", "cat\ndog\nowl\nemu\n");
+    place.ok("pack {models}/convnet.onnx -o c.base --image 32 --labels labels.txt");
+    let picture = repo("models/pictures/wardrobe/test/bag");
+    let picture = std::fs::read_dir(picture).unwrap().next().unwrap().unwrap().path();
+    let line = format!("run c.base --top 2 --image {}", picture.display());
+    assert_eq!(place.ok(&line).lines().filter(|l| l.contains(" %  ")).count(), 2);
+    let top = &place.json(&line)["predictions"][0]["top"];
+    assert!(["cat", "dog", "owl", "emu"].contains(&top[0]["label"].as_str().unwrap()));
+    assert!(top[0]["probability"].as_f64().unwrap() >= top[1]["probability"].as_f64().unwrap());
+}
+
+#[test]
+fn an_adapter_from_training_to_removal() {
+    let place = Place::new();
+    learnable(&place);
+    let train = "train mlp.base --data two.npz --lr 0.02 --epochs 20 --rank 2 --threads 1";
+    let trained = place.json(&format!("{train} --out one.adapter"));
+    assert!(trained["report"]["loss_last"].as_f64() < trained["report"]["loss_first"].as_f64());
+    assert_eq!(place.names("."), ["mlp.base", "one.adapter", "two.npz"]);
+
+    let eval = place.json("eval mlp.base --data two.npz --adapter one.adapter --retention two.npz");
+    assert!(eval["evaluation"]["accuracy"].as_f64().unwrap() > 0.9, "{eval}");
+    assert_eq!(eval["retention"]["samples"], 60);
+    let cosine = eval["retention"]["cosine_mean"].as_f64().unwrap();
+    assert!(cosine < 0.999_999 && cosine > -1.0, "the adapter changes what the head reads");
+    assert!(place.ok("eval mlp.base --data two.npz --adapter one.adapter").contains("accuracy"));
+
+    // The same seed gives the same bytes.
+    place.ok(&format!("{train} --out again.adapter --name one"));
+    assert_eq!(
+        place.json("inspect one.adapter")["adapter"]["targets"],
+        place.json("inspect again.adapter")["adapter"]["targets"]
+    );
+    place.ok(&format!("{train} --out two.adapter --seed 2"));
+
+    let added = place.json("adapter add one.adapter --name home --base mlp.base");
+    assert_eq!((&added["generation"], &added["active"]), (&1.into(), &true.into()));
+    let added = place.json("adapter add two.adapter --name home");
+    assert_eq!((&added["generation"], &added["active"]), (&2.into(), &false.into()));
+    let row = npy_row(&place);
+    let logits = |adapter: &str| {
+        let run = format!("run mlp.base --input x={row} --adapter {adapter}");
+        place.json(&run)["predictions"][0]["logits"].to_string()
+    };
+    assert_eq!(logits("home"), logits("one.adapter"));
+    assert_eq!(logits("home@2"), logits("two.adapter"));
+    assert_ne!(logits("home@1:0.5"), logits("home@1"));
+    place.ok("adapter use home@2");
+    assert_eq!(logits("home"), logits("two.adapter"));
+    assert_eq!(place.json("adapter list")["adapters"][0]["active"], 2);
+    assert!(place.ok("adapter show home").contains("head "));
+    let verified = place.json("adapter verify home --base mlp.base");
+    assert_eq!(verified["fits"], true);
+    assert!(!verified["probes"].as_array().unwrap().is_empty());
+
+    place.fails("adapter remove home@2", 5);
+    place.ok("adapter remove home@1");
+    place.ok("adapter remove home --force");
+    assert!(place.ok("adapter list").contains("no adapters"));
+    place.fails("run mlp.base --input x=row.npy --adapter home", 2);
+}
+
+/// One input row of the data that was learned.
+fn npy_row(place: &Place) -> &'static str {
+    let arrays = npy::read_npz(place.path("two.npz"), 1 << 20).unwrap();
+    let x = arrays.iter().find(|(name, _)| name == "x").unwrap().1.as_f32().unwrap();
+    let row = offshoot::shape::Array::f32(vec![1, 12], x[..12].to_vec()).unwrap();
+    npy::write(place.path("row.npy"), &row).unwrap();
+    "row.npy"
+}
+
+/// A run that is killed goes on from its checkpoint and ends as one that was never stopped.
+#[test]
+fn a_stopped_run_resumes_to_the_same_adapter() {
+    let place = Place::new();
+    learnable(&place);
+    let train = "train mlp.base --data two.npz --threads 1 --checkpoint-every 20 --name a";
+    place.ok(&format!("{train} --steps 3000 --out whole.adapter"));
+    let line = format!("{train} --steps 3000 --out part.adapter");
+    let words: Vec<&str> = line.split(' ').collect();
+    let mut child = place.command(&words).stdout(Stdio::null()).spawn().unwrap();
+    let checkpoint = place.path("part.adapter.checkpoint");
+    while !checkpoint.exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!place.path("part.adapter").exists(), "it was stopped in time");
+    place.ok(&format!("{line} --resume"));
+    let targets = |file: &str| place.json(&format!("inspect {file}"))["adapter"]["targets"].clone();
+    assert_eq!(targets("part.adapter"), targets("whole.adapter"));
+    assert!(!checkpoint.exists());
+}
+
+#[test]
+fn errors_for_programs_are_one_json_line() {
+    let place = Place::new();
+    for (line, kind, code) in [
+        ("inspect none.base --json", "bad_input", 3),
+        ("--json frobnicate", "usage", 2),
+        ("run --json x.base", "usage", 2),
+    ] {
+        let done = place.run(line);
+        assert_eq!(done.code, code, "{done:?}");
+        assert_eq!(done.stderr.lines().count(), 1, "{done:?}");
+        let value: serde_json::Value = serde_json::from_str(&done.stderr).unwrap();
+        assert_eq!(value["error"]["kind"], kind);
+        assert!(done.stdout.is_empty());
+    }
+}
+
+#[test]
+fn help_version_and_completions() {
+    let place = Place::new();
+    assert!(place.ok("--help").contains("demo"));
+    assert!(place.ok("train --help").contains("--rank"));
+    assert!(!place.ok("--help").contains("import-worker"));
+    assert!(place.ok("--version").starts_with("offshoot "));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(place.ok(&format!("completions {shell}")).contains("offshoot"));
+    }
+    place.fails("completions tcsh", 2);
+    place.fails("import-worker", 2);
+}
+
+/// `offshoot … | head -1` ends without a word.
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let place = Place::new();
+    place.ok("pack {models}/attention.onnx -o a.base");
+    let mut command = place.command(&["inspect", "a.base", "--json"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}
+
+#[test]
+fn output_that_can_not_be_written_is_an_error() {
+    let place = Place::new();
+    place.ok("pack {models}/mlp.onnx -o a.base");
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = place.command(&["inspect", "a.base"]);
+    let output = command.stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+    let output = output.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("standard output"));
+    let done = done(place.command(&["inspect", "a.base"]));
+    assert_eq!(done.code, 0);
+}

@@ -1,0 +1,6 @@
+//! Tests of the `offshoot` program: every verb, every exit code, files from strangers.
+
+mod bad_input;
+mod cli;
+mod hostile;
+mod support;
