@@ -10,6 +10,8 @@ mod packing;
 pub mod picture;
 mod session;
 pub mod text;
+#[cfg(feature = "text")]
+mod wordpiece;
 
 pub(crate) use convert::to_tensor;
 pub(crate) use engine::Binding;

@@ -100,8 +100,8 @@ fn pad(rows: &[&Tokens], length: usize, padding: Padding) -> Result<EncodedText>
 #[cfg(feature = "text")]
 mod with_tokenizers {
     use super::*;
+    use crate::runtime::wordpiece::WordPiece;
     use std::panic::{AssertUnwindSafe, catch_unwind};
-    use tokenizers::models::wordpiece::WordPiece;
     use tokenizers::{
         DecoderWrapper, Encoding, Model, NormalizerWrapper, PaddingDirection, PostProcessor,
         PostProcessorWrapper, PreTokenizerWrapper, Tokenizer, TokenizerImpl, TruncationParams,
@@ -115,8 +115,8 @@ mod with_tokenizers {
         DecoderWrapper,
     >;
 
-    /// WordPiece apart from the rest: read straight into its type, MiniLM's 30,522 entries take
-    /// 9 ms; through the library's wrapper of all models, which buffers every value, 25 ms.
+    /// WordPiece apart from the rest: its vocabulary in a compact form, and read straight into its
+    /// type, where the library's wrapper of all models first buffers every value.
     enum Inner {
         WordPiece(Box<Of<WordPiece>>),
         Any(Box<Tokenizer>),
