@@ -208,10 +208,8 @@ fn slots(
 fn peak(plan: &TypedSimplePlan) -> Result<u64> {
     let model = plan.model();
     let size = |node: &TypedNode| -> u64 {
-        let bytes = |o: &Outlet<TypedFact>| {
-            let count = o.fact.shape.volume().to_usize().unwrap_or(0);
-            (count * o.fact.datum_type.size_of()) as u64
-        };
+        // Of packed matrices too, whose shape tells nothing.
+        let bytes = |o: &Outlet<TypedFact>| o.fact.mem_size().to_usize().unwrap_or(0) as u64;
         node.outputs.iter().map(bytes).sum()
     };
     let constants: u64 = model.nodes().iter().filter(|n| n.op_is::<Const>()).map(size).sum();
