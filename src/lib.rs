@@ -6,6 +6,7 @@ pub mod error;
 pub mod fingerprint;
 pub mod fs;
 pub mod graph;
+pub mod host;
 pub mod import;
 pub mod npy;
 pub mod pack;
