@@ -4,6 +4,7 @@ mod adapter;
 mod chosen;
 mod data;
 mod demo;
+mod doctor;
 mod eval;
 mod inputs;
 mod inspect;
@@ -50,6 +51,8 @@ enum Verb {
     Adapter(adapter::Args),
     /// See it work: pack a model, train two adapters, switch between them
     Demo(demo::Args),
+    /// Look at this machine: kernels, memory, heat, power and disk, and what to mend
+    Doctor(doctor::Args),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -102,6 +105,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<()> {
         Verb::Eval(args) => eval::run(&args, out),
         Verb::Adapter(args) => adapter::run(&args, out),
         Verb::Demo(args) => demo::run(&args, out),
+        Verb::Doctor(args) => doctor::run(&args, out),
         Verb::Completions { shell } => {
             let mut script = vec![];
             clap_complete::generate(shell, &mut Cli::command(), "offshoot", &mut script);

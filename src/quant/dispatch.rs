@@ -32,6 +32,11 @@ pub fn available_kernels() -> Vec<&'static str> {
     Kernels::available().map(|k| k.name).collect()
 }
 
+/// The names of the kernels that were compiled in, fastest first.
+pub fn compiled_kernels() -> Vec<&'static str> {
+    Kernels::compiled().map(|k| k.name).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -40,7 +40,7 @@ mod testing;
 
 pub use conv::{ConvGeometry, col2im_add, im2col};
 pub use depthwise::{depthwise, depthwise_input_gradient};
-pub use dispatch::{available_kernels, kernel_name};
+pub use dispatch::{available_kernels, compiled_kernels, kernel_name};
 pub use layout::{BLOCK, GROUP, PANEL, packed_len};
 pub use packed::{Packed, PackedRef};
 pub use product::{product, product_add, product_transposed};

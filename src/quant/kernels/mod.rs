@@ -61,6 +61,11 @@ impl PerScheme {
 }
 
 impl Kernels {
+    /// Those that were compiled in, fastest first.
+    pub(crate) fn compiled() -> impl Iterator<Item = &'static Kernels> {
+        SETS.iter().copied()
+    }
+
     /// Those that this processor can run, fastest first; the portable ones are always there.
     pub(crate) fn available() -> impl Iterator<Item = &'static Kernels> {
         SETS.iter().copied().filter(|k| (k.detected)())
