@@ -13,6 +13,10 @@ mod avx512;
 mod buffer;
 mod depthwise;
 mod float;
+#[cfg(target_arch = "x86_64")]
+mod integer;
+#[cfg(target_arch = "x86_64")]
+mod integer_x86;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -32,6 +36,9 @@ pub(crate) struct Kernels {
     /// What `doctor` and the environment variable call it.
     pub(crate) name: &'static str,
     detected: fn() -> bool,
+    /// Whether q8 and q4 products quantize x, block by block.
+    #[cfg(test)]
+    pub(crate) integers: bool,
     products: PerScheme,
     transposed: PerScheme,
     line: unsafe fn(&mut Line<'_>),
@@ -48,6 +55,12 @@ struct PerScheme {
 impl PerScheme {
     const fn all(product: Product) -> PerScheme {
         PerScheme { q8: product, q4: product, f16: product, f32: product }
+    }
+
+    /// Products of q8 and q4 in integers.
+    #[cfg(target_arch = "x86_64")]
+    const fn integers(self, product: Product) -> PerScheme {
+        PerScheme { q8: product, q4: product, ..self }
     }
 
     fn of(&self, scheme: Scheme) -> Product {
@@ -132,6 +145,7 @@ fn check(job: &Job<'_>, outputs: usize, inner: usize) {
 macro_rules! kernels {
     (
         $name:ident, $isa:ident, $label:literal, $lanes:ty, $(features = $features:literal,)?
+        $(integers = $integers:ty,)?
         detected = $detected:expr, rows = $rows:literal, panels = $panels:literal,
         tiles = [$($m:literal x $p:literal),*]
     ) => {
@@ -191,7 +205,10 @@ macro_rules! kernels {
             Kernels {
                 name: $label,
                 detected: $detected,
-                products: PerScheme::all(float::run::<$isa, false>),
+                #[cfg(test)]
+                integers: false $(|| size_of::<$integers>() == 0)?,
+                products: PerScheme::all(float::run::<$isa, false>)
+                    $(.integers(integer::run::<$integers>))?,
                 transposed: PerScheme::all(float::run::<$isa, true>),
                 line,
             }
@@ -203,6 +220,7 @@ macro_rules! kernels {
 kernels! {
     AVX512, Avx512Isa, "avx512", avx512::Avx512,
     features = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
+    integers = integer_x86::Avx2,
     detected = || {
         is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -220,9 +238,22 @@ kernels! {
 }
 
 #[cfg(target_arch = "x86_64")]
+static AVX512_VNNI: Kernels = Kernels {
+    name: "avx512vnni",
+    detected: || (AVX512.detected)() && is_x86_feature_detected!("avx512vnni"),
+    #[cfg(test)]
+    integers: true,
+    products: PerScheme::all(float::run::<Avx512Isa, false>)
+        .integers(integer::run::<integer_x86::Avx512Vnni>),
+    transposed: AVX512.transposed,
+    line: AVX512.line,
+};
+
+#[cfg(target_arch = "x86_64")]
 kernels! {
     AVX2, Avx2Isa, "avx2", avx2::Avx2,
     features = "avx2,fma,f16c",
+    integers = integer_x86::Avx2,
     detected = || {
         is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
@@ -249,6 +280,8 @@ kernels! {
 }
 
 static SETS: &[&Kernels] = &[
+    #[cfg(target_arch = "x86_64")]
+    &AVX512_VNNI,
     #[cfg(target_arch = "x86_64")]
     &AVX512,
     #[cfg(target_arch = "x86_64")]
