@@ -7,11 +7,13 @@ pub fn peak_rss_bytes() -> Option<u64> {
     kilobytes(Path::new("/proc/self/status"), &["VmHWM:"])
 }
 
-/// Bytes of process `pid` that no other process can share (`Private_Dirty` of smaps_rollup). Clean
-/// pages of files are left out: a second process that maps the same file shares them.
+/// Bytes of process `pid` that no other process can share (`Anonymous` of smaps_rollup): memory that
+/// no file backs, pages copied on write among it. Pages of mapped files are left out, for a second
+/// process that maps the same file shares them. `Private_Dirty` would not do: it also counts pages of
+/// a file that was just written and is not yet on disk.
 pub fn unshared_bytes(pid: u32) -> Option<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
-    kilobytes(Path::new(&path), &["Private_Dirty:"])
+    kilobytes(Path::new(&path), &["Anonymous:"])
 }
 
 /// Bytes that the machine can still give without swapping (`MemAvailable`).
