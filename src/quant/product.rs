@@ -105,7 +105,7 @@ mod tests {
                 let (x, dy, bias) = (noise(m * cols, 2), noise(m * rows, 3), noise(rows, 4));
                 let back = slow(&w, cols, &dy, true);
                 for k in Kernels::available() {
-                    let quantized = k.integers && matches!(scheme, Scheme::Q8 | Scheme::Q4);
+                    let quantized = k.integers.is_some() && !view.keeps_inputs();
                     let plain = match quantized {
                         true => slow(&w, cols, &on_the_grid(&x, cols), false),
                         false => slow(&w, cols, &x, false),
@@ -117,6 +117,8 @@ mod tests {
                     let mut y = vec![f32::NAN; m * rows];
                     product_with(k, view, &x, Start::Zero, &mut y);
                     close(&y, &plain, cols, &what);
+                    product_with(k, view.keeping_inputs(), &x, Start::Zero, &mut y);
+                    close(&y, &slow(&w, cols, &x, false), cols, &what);
                     product_with(k, view, &x, Start::Bias(&bias), &mut y);
                     close(&y, &biased, cols, &what);
                     let mut y: Vec<f32> = bias.iter().copied().cycle().take(m * rows).collect();

@@ -1,7 +1,6 @@
 //! Everything in `quant` that needs `unsafe`: aligned bytes and the vector kernels.
 //!
-//! [`Kernels`] is the table that the layer calls through: a function per direction and scheme. A set
-//! with integer products replaces single entries of it.
+//! [`Kernels`] is the table that the layer calls through.
 
 // Loops over lanes and tiles run through several arrays by the same index.
 #![allow(clippy::needless_range_loop)]
@@ -22,7 +21,7 @@ mod lanes;
 mod neon;
 mod portable;
 
-use super::{PackedRef, Scheme};
+use super::PackedRef;
 pub(crate) use buffer::AlignedBytes;
 pub(crate) use depthwise::{Line, Run, Tap};
 use float::{Isa, Tile};
@@ -36,41 +35,11 @@ pub(crate) struct Kernels {
     /// What `doctor` and the environment variable call it.
     pub(crate) name: &'static str,
     detected: fn() -> bool,
-    /// Whether q8 and q4 products quantize x, block by block.
-    #[cfg(test)]
-    pub(crate) integers: bool,
-    products: PerScheme,
-    transposed: PerScheme,
+    products: Product,
+    /// For q8 and q4: quantizes x block by block, sums in integers.
+    integers: Option<Product>,
+    transposed: Product,
     line: unsafe fn(&mut Line<'_>),
-}
-
-#[derive(Clone, Copy)]
-struct PerScheme {
-    q8: Product,
-    q4: Product,
-    f16: Product,
-    f32: Product,
-}
-
-impl PerScheme {
-    const fn all(product: Product) -> PerScheme {
-        PerScheme { q8: product, q4: product, f16: product, f32: product }
-    }
-
-    /// Products of q8 and q4 in integers.
-    #[cfg(target_arch = "x86_64")]
-    const fn integers(self, product: Product) -> PerScheme {
-        PerScheme { q8: product, q4: product, ..self }
-    }
-
-    fn of(&self, scheme: Scheme) -> Product {
-        match scheme {
-            Scheme::Q8 => self.q8,
-            Scheme::Q4 => self.q4,
-            Scheme::F16 => self.f16,
-            Scheme::F32 => self.f32,
-        }
-    }
 }
 
 impl Kernels {
@@ -90,8 +59,12 @@ impl Kernels {
     /// If lengths don't belong to one M.
     pub(crate) fn product(&self, job: &mut Job<'_>) {
         check(job, job.w.rows(), job.w.cols());
+        let run = match self.integers {
+            Some(integers) if !job.w.keeps_inputs() => integers,
+            _ => self.products,
+        };
         // SAFETY: the processor has the instructions (`self` exists); lengths are checked.
-        unsafe { self.products.of(job.w.scheme())(job) }
+        unsafe { run(job) }
     }
 
     /// y\[M, cols\] = start + x\[M, rows\] · W.
@@ -101,7 +74,7 @@ impl Kernels {
     pub(crate) fn product_transposed(&self, job: &mut Job<'_>) {
         check(job, job.w.cols(), job.w.rows());
         // SAFETY: as in `product`.
-        unsafe { self.transposed.of(job.w.scheme())(job) }
+        unsafe { (self.transposed)(job) }
     }
 
     /// One line of a depthwise convolution.
@@ -205,11 +178,9 @@ macro_rules! kernels {
             Kernels {
                 name: $label,
                 detected: $detected,
-                #[cfg(test)]
-                integers: false $(|| size_of::<$integers>() == 0)?,
-                products: PerScheme::all(float::run::<$isa, false>)
-                    $(.integers(integer::run::<$integers>))?,
-                transposed: PerScheme::all(float::run::<$isa, true>),
+                products: float::run::<$isa, false>,
+                integers: [$(integer::run::<$integers> as Product,)?].first().copied(),
+                transposed: float::run::<$isa, true>,
                 line,
             }
         };
@@ -241,10 +212,8 @@ kernels! {
 static AVX512_VNNI: Kernels = Kernels {
     name: "avx512vnni",
     detected: || (AVX512.detected)() && is_x86_feature_detected!("avx512vnni"),
-    #[cfg(test)]
-    integers: true,
-    products: PerScheme::all(float::run::<Avx512Isa, false>)
-        .integers(integer::run::<integer_x86::Avx512Vnni>),
+    products: AVX512.products,
+    integers: Some(integer::run::<integer_x86::Avx512Vnni>),
     transposed: AVX512.transposed,
     line: AVX512.line,
 };
