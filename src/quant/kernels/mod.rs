@@ -37,7 +37,7 @@ pub(crate) struct Kernels {
     detected: fn() -> bool,
     products: Product,
     /// For q8 and q4: quantizes x block by block, sums in integers.
-    integers: Option<Product>,
+    pub(super) integers: Option<Product>,
     transposed: Product,
     line: unsafe fn(&mut Line<'_>),
 }
