@@ -3,7 +3,8 @@
 use super::kernels::Kernels;
 use std::sync::OnceLock;
 
-/// Names the kernels to use instead of the fastest: `portable`, `avx2`, `avx512`, `neon`.
+/// Names the kernels to use instead of the fastest: `portable`, `avx2`, `avx512`,
+/// `avx512vnni`, `neon`.
 const VARIABLE: &str = "OFFSHOOT_KERNELS";
 
 /// The kernels in use: those that `OFFSHOOT_KERNELS` names if this processor can run them, else the

@@ -70,6 +70,7 @@ impl Packed {
             rows: self.rows,
             cols: self.cols,
             bytes: self.bytes.bytes(),
+            keep_inputs: false,
         }
     }
 
@@ -109,6 +110,7 @@ pub struct PackedRef<'a> {
     rows: usize,
     cols: usize,
     bytes: &'a [u8],
+    keep_inputs: bool,
 }
 
 impl<'a> PackedRef<'a> {
@@ -128,7 +130,18 @@ impl<'a> PackedRef<'a> {
         if len > 0 && !bytes.as_ptr().addr().is_multiple_of(ALIGN) {
             return Err(Error::bad_input("weights do not start at a multiple of 64 bytes"));
         }
-        Ok(PackedRef { scheme, rows, cols, bytes })
+        Ok(PackedRef { scheme, rows, cols, bytes, keep_inputs: false })
+    }
+
+    /// The same matrix, with products in f32 on every processor: integer kernels, which quantize their
+    /// inputs too, are left aside. Slower; for judging what the weights alone cost.
+    pub fn keeping_inputs(self) -> PackedRef<'a> {
+        PackedRef { keep_inputs: true, ..self }
+    }
+
+    /// Whether products leave their inputs unquantized.
+    pub(crate) fn keeps_inputs(&self) -> bool {
+        self.keep_inputs || !matches!(self.scheme, Scheme::Q8 | Scheme::Q4)
     }
 
     /// out_features.

@@ -76,6 +76,16 @@ mod tests {
         out
     }
 
+    /// x as the integer products see it: each block of 32 columns on a grid of its largest / 127.
+    fn on_the_grid(x: &[f32], cols: usize) -> Vec<f32> {
+        let block = |x: &[f32]| {
+            let largest = x.iter().fold(0f32, |a, v| a.max(v.abs()));
+            let (inverse, scale) = (127.0 / largest, largest / 127.0);
+            x.iter().map(|v| (v * inverse).round_ties_even() * scale).collect::<Vec<_>>()
+        };
+        x.chunks(cols).flat_map(|row| row.chunks(32).flat_map(block)).collect()
+    }
+
     /// Summing `terms` products one after the other is off by at most terms · 2⁻²⁴ of the sum of
     /// their magnitudes (and of the bias, at most 1).
     fn close(got: &[f32], want: &[(f64, f64)], terms: usize, what: &str) {
@@ -93,15 +103,22 @@ mod tests {
                 let packed = Packed::pack(scheme, rows, cols, &noise(rows * cols, 1)).unwrap();
                 let (w, view) = (packed.view().dequantize(), packed.view());
                 let (x, dy, bias) = (noise(m * cols, 2), noise(m * rows, 3), noise(rows, 4));
-                let plain = slow(&w, cols, &x, false);
-                let mut biased = plain.clone();
-                biased.iter_mut().enumerate().for_each(|(i, v)| v.0 += f64::from(bias[i % rows]));
                 let back = slow(&w, cols, &dy, true);
                 for k in Kernels::available() {
+                    let quantized = k.integers.is_some() && !view.keeps_inputs();
+                    let plain = match quantized {
+                        true => slow(&w, cols, &on_the_grid(&x, cols), false),
+                        false => slow(&w, cols, &x, false),
+                    };
+                    let mut biased = plain.clone();
+                    let add = |(i, v): (usize, &mut (f64, f64))| v.0 += f64::from(bias[i % rows]);
+                    biased.iter_mut().enumerate().for_each(add);
                     let what = format!("{} {} {m}x{rows}x{cols}", k.name, scheme.name());
                     let mut y = vec![f32::NAN; m * rows];
                     product_with(k, view, &x, Start::Zero, &mut y);
                     close(&y, &plain, cols, &what);
+                    product_with(k, view.keeping_inputs(), &x, Start::Zero, &mut y);
+                    close(&y, &slow(&w, cols, &x, false), cols, &what);
                     product_with(k, view, &x, Start::Bias(&bias), &mut y);
                     close(&y, &biased, cols, &what);
                     let mut y: Vec<f32> = bias.iter().copied().cycle().take(m * rows).collect();

@@ -39,10 +39,12 @@ impl WeightSource for Mixed {
     fn weight(&self, index: usize) -> Result<PackedRef<'_>> {
         let missing = || Error::bad_input(format!("weight {index} is missing"));
         let exact = self.use_exact.get(index).ok_or_else(missing)?.load(Ordering::Relaxed);
-        match self.exact.get(index) {
-            Some(Some(packed)) if exact => Ok(packed.view()),
-            _ => self.coarse.get(index).map(Packed::view).ok_or_else(missing),
-        }
+        let packed = match self.exact.get(index) {
+            Some(Some(packed)) if exact => Some(packed),
+            _ => self.coarse.get(index),
+        };
+        // In f32, so that the choice doesn't depend on which kernels the packing machine has.
+        packed.map(|p| p.view().keeping_inputs()).ok_or_else(missing)
     }
 }
 

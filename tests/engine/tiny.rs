@@ -117,7 +117,10 @@ fn integers_are_kept() {
     assert!(kept > 0, "no target is large enough for q8");
     for (output, found, expected) in answers(&engine, &reference) {
         let apart = max_difference(found.as_f32().unwrap(), expected.as_f32().unwrap());
-        assert!(apart <= 1e-4, "'{output}': {apart}");
+        println!("{output}: {apart}");
+        let largest = expected.as_f32().unwrap().iter().fold(0f32, |a, v| a.max(v.abs()));
+        // What integer kernels add: inputs of each product on a grid of their largest / 127.
+        assert!(apart <= 0.02 * largest, "'{output}': {apart}");
     }
 }
 

@@ -1,7 +1,6 @@
 //! Everything in `quant` that needs `unsafe`: aligned bytes and the vector kernels.
 //!
-//! [`Kernels`] is the table that the layer calls through: a function per direction and scheme. A set
-//! with integer products replaces single entries of it.
+//! [`Kernels`] is the table that the layer calls through.
 
 // Loops over lanes and tiles run through several arrays by the same index.
 #![allow(clippy::needless_range_loop)]
@@ -13,12 +12,16 @@ mod avx512;
 mod buffer;
 mod depthwise;
 mod float;
+#[cfg(target_arch = "x86_64")]
+mod integer;
+#[cfg(target_arch = "x86_64")]
+mod integer_x86;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
 
-use super::{PackedRef, Scheme};
+use super::PackedRef;
 pub(crate) use buffer::AlignedBytes;
 pub(crate) use depthwise::{Line, Run, Tap};
 use float::{Isa, Tile};
@@ -32,32 +35,11 @@ pub(crate) struct Kernels {
     /// What `doctor` and the environment variable call it.
     pub(crate) name: &'static str,
     detected: fn() -> bool,
-    products: PerScheme,
-    transposed: PerScheme,
+    products: Product,
+    /// For q8 and q4: quantizes x block by block, sums in integers.
+    pub(super) integers: Option<Product>,
+    transposed: Product,
     line: unsafe fn(&mut Line<'_>),
-}
-
-#[derive(Clone, Copy)]
-struct PerScheme {
-    q8: Product,
-    q4: Product,
-    f16: Product,
-    f32: Product,
-}
-
-impl PerScheme {
-    const fn all(product: Product) -> PerScheme {
-        PerScheme { q8: product, q4: product, f16: product, f32: product }
-    }
-
-    fn of(&self, scheme: Scheme) -> Product {
-        match scheme {
-            Scheme::Q8 => self.q8,
-            Scheme::Q4 => self.q4,
-            Scheme::F16 => self.f16,
-            Scheme::F32 => self.f32,
-        }
-    }
 }
 
 impl Kernels {
@@ -82,8 +64,12 @@ impl Kernels {
     /// If lengths don't belong to one M.
     pub(crate) fn product(&self, job: &mut Job<'_>) {
         check(job, job.w.rows(), job.w.cols());
+        let run = match self.integers {
+            Some(integers) if !job.w.keeps_inputs() => integers,
+            _ => self.products,
+        };
         // SAFETY: the processor has the instructions (`self` exists); lengths are checked.
-        unsafe { self.products.of(job.w.scheme())(job) }
+        unsafe { run(job) }
     }
 
     /// y\[M, cols\] = start + x\[M, rows\] · W.
@@ -93,7 +79,7 @@ impl Kernels {
     pub(crate) fn product_transposed(&self, job: &mut Job<'_>) {
         check(job, job.w.cols(), job.w.rows());
         // SAFETY: as in `product`.
-        unsafe { self.transposed.of(job.w.scheme())(job) }
+        unsafe { (self.transposed)(job) }
     }
 
     /// One line of a depthwise convolution.
@@ -137,6 +123,7 @@ fn check(job: &Job<'_>, outputs: usize, inner: usize) {
 macro_rules! kernels {
     (
         $name:ident, $isa:ident, $label:literal, $lanes:ty, $(features = $features:literal,)?
+        $(integers = $integers:ty,)?
         detected = $detected:expr, rows = $rows:literal, panels = $panels:literal,
         tiles = [$($m:literal x $p:literal),*]
     ) => {
@@ -196,8 +183,9 @@ macro_rules! kernels {
             Kernels {
                 name: $label,
                 detected: $detected,
-                products: PerScheme::all(float::run::<$isa, false>),
-                transposed: PerScheme::all(float::run::<$isa, true>),
+                products: float::run::<$isa, false>,
+                integers: [$(integer::run::<$integers> as Product,)?].first().copied(),
+                transposed: float::run::<$isa, true>,
                 line,
             }
         };
@@ -208,6 +196,7 @@ macro_rules! kernels {
 kernels! {
     AVX512, Avx512Isa, "avx512", avx512::Avx512,
     features = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
+    integers = integer_x86::Avx2,
     detected = || {
         is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -225,9 +214,20 @@ kernels! {
 }
 
 #[cfg(target_arch = "x86_64")]
+static AVX512_VNNI: Kernels = Kernels {
+    name: "avx512vnni",
+    detected: || (AVX512.detected)() && is_x86_feature_detected!("avx512vnni"),
+    products: AVX512.products,
+    integers: Some(integer::run::<integer_x86::Avx512Vnni>),
+    transposed: AVX512.transposed,
+    line: AVX512.line,
+};
+
+#[cfg(target_arch = "x86_64")]
 kernels! {
     AVX2, Avx2Isa, "avx2", avx2::Avx2,
     features = "avx2,fma,f16c",
+    integers = integer_x86::Avx2,
     detected = || {
         is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
@@ -254,6 +254,8 @@ kernels! {
 }
 
 static SETS: &[&Kernels] = &[
+    #[cfg(target_arch = "x86_64")]
+    &AVX512_VNNI,
     #[cfg(target_arch = "x86_64")]
     &AVX512,
     #[cfg(target_arch = "x86_64")]

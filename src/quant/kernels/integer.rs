@@ -1,0 +1,201 @@
+//! The integer products of q8 and q4: rows of x are quantized to int8 with a scale for each block of
+//! 32, blocks are summed in 32-bit integers, exactly, and the sums are scaled and added up in f32.
+//!
+//! Products of bytes are unsigned by signed on x86 (vpdpbusd, vpmaddubsw), so a weight enters as
+//! `q + OFFSET` and each block's sum starts at `-OFFSET · Σx`, which is known when x is quantized.
+//! Integer sums don't depend on order, and the f32 part is one fused chain in the order of the
+//! blocks: all instruction sets with a fused multiply-add give the same bits, and a row's result
+//! doesn't depend on the other rows of the batch.
+
+use super::super::layout::{BLOCK, PANEL};
+use super::super::{PackedRef, Scheme};
+use super::float::{Job, Start};
+
+/// Rows of x that are quantized and multiplied at a time.
+const ROW_BLOCK: usize = 256;
+/// Rows of the largest tile of any instruction set.
+const MAX_ROWS: usize = 12;
+
+/// The arguments of a tile: y\[rows, 16\] = start + x\[rows, 32·blocks\] · one panel.
+pub(super) struct Tile {
+    pub(super) blocks: usize,
+    /// \[rows\]\[blocks\]\[32\].
+    pub(super) x: *const i8,
+    /// Scale of each block, \[rows\]\[blocks\].
+    pub(super) scales: *const f32,
+    /// What each block's sum starts at, \[rows\]\[blocks\].
+    pub(super) offsets: *const i32,
+    /// The panel's quants, then its scales.
+    pub(super) panel: *const u8,
+    pub(super) start: *const f32,
+    pub(super) start_stride: usize,
+    pub(super) y: *mut f32,
+    pub(super) y_stride: usize,
+}
+
+/// The compiled pieces of one instruction set.
+///
+/// # Safety
+/// The functions may only be called on a processor that has the instructions.
+pub(super) trait Isa {
+    /// Rows of the largest tile, at most [`MAX_ROWS`].
+    const ROWS: usize;
+    /// A tile of 1..=ROWS rows of a q8 or q4 panel.
+    ///
+    /// # Safety
+    /// Every pointer is good for what [`Tile`] says.
+    unsafe fn tile(scheme: Scheme, rows: usize, tile: &Tile);
+    /// [`quantize`].
+    ///
+    /// # Safety
+    /// None beyond the instructions.
+    unsafe fn quantize(
+        x: &[f32],
+        offset: i32,
+        out: &mut [i8],
+        scale: &mut [f32],
+        start: &mut [i32],
+    );
+}
+
+/// Quantizes one row: for each block of 32 values the scale max|x| / 127, the values over it rounded
+/// to the nearest (ties to even), and `-offset` times their sum. The last block is padded with zeros.
+/// A block that holds a value that is not finite gets the scale NaN, so that it shows in the answer.
+#[inline(always)]
+pub(super) fn quantize(
+    x: &[f32],
+    offset: i32,
+    out: &mut [i8],
+    scales: &mut [f32],
+    starts: &mut [i32],
+) {
+    let blocks = out.chunks_exact_mut(BLOCK).zip(scales).zip(starts);
+    for (x, ((out, scale), start)) in x.chunks(BLOCK).zip(blocks) {
+        let mut block = [0f32; BLOCK];
+        block[..x.len()].copy_from_slice(x);
+        let mut largest = [0f32; 8];
+        let mut finite = 0f32;
+        for eight in block.chunks_exact(8) {
+            for i in 0..8 {
+                largest[i] = largest[i].max(eight[i].abs());
+                // 0 · x is NaN for what is not finite, else ±0.
+                finite += 0.0 * eight[i];
+            }
+        }
+        let largest = largest.iter().fold(0f32, |a, &b| a.max(b));
+        // Below this the inverse would overflow; such a block is zero beside any other.
+        let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
+        *scale = largest / 127.0 + finite;
+        let mut sum = 0i32;
+        for i in 0..BLOCK {
+            // Rounds to the nearest by adding 1.5 · 2²³, whose units are the last bits.
+            let bits = (block[i] * inverse + 12_582_912.0).to_bits() as i32;
+            let q = (bits - 0x4b40_0000) as i8;
+            out[i] = q;
+            sum += i32::from(q);
+        }
+        *start = -offset * sum;
+    }
+}
+
+/// Runs `job` forward over q8 or q4 weights.
+///
+/// # Safety
+/// The processor has the instructions of `I`; x and y have M · cols and M · rows values, and a bias
+/// has rows values.
+pub(super) unsafe fn run<I: Isa>(job: &mut Job<'_>) {
+    let w = job.w;
+    let (outputs, inner) = (w.rows(), w.cols());
+    if outputs == 0 || job.y.is_empty() {
+        return;
+    }
+    let m = job.y.len() / outputs;
+    let blocks = inner.div_ceil(BLOCK);
+    let offset = if w.scheme() == Scheme::Q8 { 128 } else { 8 };
+    let most = m.min(ROW_BLOCK);
+    let mut x = vec![0i8; most * blocks * BLOCK];
+    let mut scales = vec![0f32; most * blocks];
+    let mut offsets = vec![0i32; most * blocks];
+    for first in (0..m).step_by(ROW_BLOCK) {
+        let rows = ROW_BLOCK.min(m - first);
+        if blocks > 0 {
+            let to = x.chunks_exact_mut(blocks * BLOCK);
+            let to = to.zip(scales.chunks_exact_mut(blocks)).zip(offsets.chunks_exact_mut(blocks));
+            for (row, ((x, scales), offsets)) in
+                job.x[first * inner..][..rows * inner].chunks_exact(inner).zip(to)
+            {
+                // SAFETY: the processor has the instructions.
+                unsafe { I::quantize(row, offset, x, scales, offsets) }
+            }
+        }
+        let rows = Rows { first, count: rows, blocks, x: &x, scales: &scales, offsets: &offsets };
+        // SAFETY: passed on; the rows are quantized.
+        unsafe { panels::<I>(job, w, &rows) }
+    }
+}
+
+/// Quantized rows of x.
+struct Rows<'a> {
+    first: usize,
+    count: usize,
+    blocks: usize,
+    x: &'a [i8],
+    scales: &'a [f32],
+    offsets: &'a [i32],
+}
+
+/// # Safety
+/// As [`run`].
+unsafe fn panels<I: Isa>(job: &mut Job<'_>, w: PackedRef<'_>, rows: &Rows<'_>) {
+    let outputs = w.rows();
+    let step = rows.count.div_ceil(rows.count.div_ceil(I::ROWS));
+    for panel in 0..outputs.div_ceil(PANEL) {
+        let output = panel * PANEL;
+        let lanes = PANEL.min(outputs - output);
+        for row in (0..rows.count).step_by(step) {
+            let count = step.min(rows.count - row);
+            let at = (rows.first + row) * outputs + output;
+            let mut tile = Tile {
+                blocks: rows.blocks,
+                x: rows.x[row * rows.blocks * BLOCK..].as_ptr(),
+                scales: rows.scales[row * rows.blocks..].as_ptr(),
+                offsets: rows.offsets[row * rows.blocks..].as_ptr(),
+                panel: w.panel(panel).as_ptr(),
+                start: ZEROS.as_ptr(),
+                start_stride: 0,
+                y: job.y[at..].as_mut_ptr(),
+                y_stride: outputs,
+            };
+            if lanes == PANEL {
+                match job.start {
+                    Start::Zero => {}
+                    Start::Bias(bias) => tile.start = bias[output..output + lanes].as_ptr(),
+                    Start::Keep => (tile.start, tile.start_stride) = (tile.y, tile.y_stride),
+                }
+                // SAFETY: x and y hold `count` rows from here on, the panel `blocks` blocks.
+                unsafe { I::tile(w.scheme(), count, &tile) }
+                continue;
+            }
+            // The last outputs fill part of a panel only: through a whole tile on the stack.
+            let mut whole = [0f32; MAX_ROWS * PANEL];
+            for (i, whole) in whole.chunks_exact_mut(PANEL).enumerate().take(count) {
+                let y = at + i * outputs;
+                match job.start {
+                    Start::Zero => {}
+                    Start::Bias(bias) => whole[..lanes].copy_from_slice(&bias[output..]),
+                    Start::Keep => whole[..lanes].copy_from_slice(&job.y[y..y + lanes]),
+                }
+            }
+            (tile.y, tile.y_stride) = (whole.as_mut_ptr(), PANEL);
+            (tile.start, tile.start_stride) = (tile.y, PANEL);
+            // SAFETY: `whole` holds MAX_ROWS rows of a panel.
+            unsafe { I::tile(w.scheme(), count, &tile) }
+            for (i, whole) in whole.chunks_exact(PANEL).enumerate().take(count) {
+                let y = at + i * outputs;
+                job.y[y..y + lanes].copy_from_slice(&whole[..lanes]);
+            }
+        }
+    }
+}
+
+static ZEROS: [f32; PANEL] = [0.0; PANEL];

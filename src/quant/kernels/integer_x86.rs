@@ -1,0 +1,220 @@
+//! Integer tiles for AVX512-VNNI and AVX2.
+
+use super::super::Scheme;
+use super::super::layout::{PANEL, SCALES, block_bytes};
+use super::integer::{Isa, Tile, quantize};
+use std::arch::x86_64::*;
+
+/// vpdpbusd on registers of a whole panel.
+pub(super) struct Avx512Vnni;
+/// vpmaddubsw and vpmaddwd on half panels.
+pub(super) struct Avx2;
+
+impl Isa for Avx512Vnni {
+    const ROWS: usize = 12;
+
+    unsafe fn tile(scheme: Scheme, rows: usize, t: &Tile) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn inner<const Q4: bool>(rows: usize, t: &Tile) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match rows {
+                    1 => vnni::<Q4, 1>(t),
+                    2 => vnni::<Q4, 2>(t),
+                    3 => vnni::<Q4, 3>(t),
+                    4 => vnni::<Q4, 4>(t),
+                    5 => vnni::<Q4, 5>(t),
+                    6 => vnni::<Q4, 6>(t),
+                    7 => vnni::<Q4, 7>(t),
+                    8 => vnni::<Q4, 8>(t),
+                    9 => vnni::<Q4, 9>(t),
+                    10 => vnni::<Q4, 10>(t),
+                    11 => vnni::<Q4, 11>(t),
+                    12 => vnni::<Q4, 12>(t),
+                    _ => unreachable!("a tile of {rows} rows"),
+                }
+            }
+        }
+        // SAFETY: the trait's contract.
+        unsafe {
+            match scheme {
+                Scheme::Q4 => inner::<true>(rows, t),
+                _ => inner::<false>(rows, t),
+            }
+        }
+    }
+
+    unsafe fn quantize(
+        x: &[f32],
+        offset: i32,
+        out: &mut [i8],
+        scale: &mut [f32],
+        start: &mut [i32],
+    ) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        fn inner(x: &[f32], offset: i32, out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
+            quantize(x, offset, out, scale, start);
+        }
+        // SAFETY: the trait's contract.
+        unsafe { inner(x, offset, out, scale, start) }
+    }
+}
+
+/// # Safety
+/// The processor has AVX-512 F, BW, VL and VNNI; [`Tile`]'s pointers hold `R` rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn vnni<const Q4: bool, const R: usize>(t: &Tile) {
+    let quants = block_bytes(if Q4 { Scheme::Q4 } else { Scheme::Q8 });
+    // SAFETY: start, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
+    unsafe {
+        let mut sums = [_mm512_setzero_ps(); R];
+        for r in 0..R {
+            sums[r] = _mm512_loadu_ps(t.start.add(r * t.start_stride));
+        }
+        let w_scales = t.panel.add(t.blocks * quants);
+        for b in 0..t.blocks {
+            let w_scale = _mm512_cvtph_ps(_mm256_loadu_si256(w_scales.add(b * SCALES).cast()));
+            let mut w = [_mm512_setzero_si512(); 8];
+            let from = t.panel.add(b * quants);
+            if Q4 {
+                let low = _mm512_set1_epi8(15);
+                for v in 0..4 {
+                    let q = _mm512_loadu_si512(from.add(64 * v).cast());
+                    w[v] = _mm512_and_si512(q, low);
+                    w[v + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(q), low);
+                }
+            } else {
+                for g in 0..8 {
+                    let q = _mm512_loadu_si512(from.add(64 * g).cast());
+                    w[g] = _mm512_xor_si512(q, _mm512_set1_epi8(-128));
+                }
+            }
+            for r in 0..R {
+                let at = r * t.blocks + b;
+                let x = t.x.add(at * 32).cast::<i32>();
+                let mut ints = _mm512_set1_epi32(*t.offsets.add(at));
+                for g in 0..8 {
+                    let x = _mm512_set1_epi32(x.add(g).read_unaligned());
+                    ints = _mm512_dpbusd_epi32(ints, w[g], x);
+                }
+                let scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(*t.scales.add(at)));
+                sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints), scale, sums[r]);
+            }
+        }
+        for r in 0..R {
+            _mm512_storeu_ps(t.y.add(r * t.y_stride), sums[r]);
+        }
+    }
+}
+
+impl Isa for Avx2 {
+    const ROWS: usize = 4;
+
+    unsafe fn tile(scheme: Scheme, rows: usize, t: &Tile) {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn inner<const Q4: bool>(rows: usize, t: &Tile) {
+            for half in 0..2 {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    match rows {
+                        1 => maddubs::<Q4, 1>(t, half),
+                        2 => maddubs::<Q4, 2>(t, half),
+                        3 => maddubs::<Q4, 3>(t, half),
+                        4 => maddubs::<Q4, 4>(t, half),
+                        _ => unreachable!("a tile of {rows} rows"),
+                    }
+                }
+            }
+        }
+        // SAFETY: the trait's contract.
+        unsafe {
+            match scheme {
+                Scheme::Q4 => inner::<true>(rows, t),
+                _ => inner::<false>(rows, t),
+            }
+        }
+    }
+
+    unsafe fn quantize(
+        x: &[f32],
+        offset: i32,
+        out: &mut [i8],
+        scale: &mut [f32],
+        start: &mut [i32],
+    ) {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn inner(x: &[f32], offset: i32, out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
+            quantize(x, offset, out, scale, start);
+        }
+        // SAFETY: the trait's contract.
+        unsafe { inner(x, offset, out, scale, start) }
+    }
+}
+
+/// Eight rows of the panel.
+///
+/// q4: `q + 8` is 0..=15, so eight groups fit into 16 bits (8 · 2 · 15 · 127 < 2¹⁵). q8: |q| times x
+/// with q's sign, at most 2 · 128 · 127 a pair, widened each time; no offset then.
+///
+/// # Safety
+/// The processor has AVX2, FMA and F16C; [`Tile`]'s pointers hold `R` rows.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn maddubs<const Q4: bool, const R: usize>(t: &Tile, half: usize) {
+    let quants = block_bytes(if Q4 { Scheme::Q4 } else { Scheme::Q8 });
+    // SAFETY: start, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
+    unsafe {
+        let mut sums = [_mm256_setzero_ps(); R];
+        for r in 0..R {
+            sums[r] = _mm256_loadu_ps(t.start.add(r * t.start_stride + half * PANEL / 2));
+        }
+        let ones = _mm256_set1_epi16(1);
+        let w_scales = t.panel.add(t.blocks * quants + half * SCALES / 2);
+        for b in 0..t.blocks {
+            let w_scale = _mm256_cvtph_ps(_mm_loadu_si128(w_scales.add(b * SCALES).cast()));
+            let from = t.panel.add(b * quants + 32 * half);
+            let mut ints = [_mm256_setzero_si256(); R];
+            if Q4 {
+                let low = _mm256_set1_epi8(15);
+                for v in 0..4 {
+                    let q = _mm256_loadu_si256(from.add(64 * v).cast());
+                    let w = [
+                        _mm256_and_si256(q, low),
+                        _mm256_and_si256(_mm256_srli_epi16::<4>(q), low),
+                    ];
+                    for r in 0..R {
+                        let x = t.x.add((r * t.blocks + b) * 32).cast::<i32>();
+                        for i in 0..2 {
+                            let x = _mm256_set1_epi32(x.add(v + 4 * i).read_unaligned());
+                            ints[r] = _mm256_add_epi16(ints[r], _mm256_maddubs_epi16(w[i], x));
+                        }
+                    }
+                }
+                for r in 0..R {
+                    let offset = _mm256_set1_epi32(*t.offsets.add(r * t.blocks + b));
+                    ints[r] = _mm256_add_epi32(_mm256_madd_epi16(ints[r], ones), offset);
+                }
+            } else {
+                for g in 0..8 {
+                    let w = _mm256_loadu_si256(from.add(64 * g).cast());
+                    let size = _mm256_abs_epi8(w);
+                    for r in 0..R {
+                        let x = t.x.add((r * t.blocks + b) * 32).cast::<i32>();
+                        let x = _mm256_set1_epi32(x.add(g).read_unaligned());
+                        let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w));
+                        ints[r] = _mm256_add_epi32(ints[r], _mm256_madd_epi16(pairs, ones));
+                    }
+                }
+            }
+            for r in 0..R {
+                let scale = _mm256_set1_ps(*t.scales.add(r * t.blocks + b));
+                let scale = _mm256_mul_ps(w_scale, scale);
+                sums[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(ints[r]), scale, sums[r]);
+            }
+        }
+        for r in 0..R {
+            _mm256_storeu_ps(t.y.add(r * t.y_stride + half * PANEL / 2), sums[r]);
+        }
+    }
+}
