@@ -7,6 +7,7 @@ pub mod fingerprint;
 pub mod fs;
 pub mod graph;
 pub mod host;
+#[cfg(feature = "import")]
 pub mod import;
 pub mod npy;
 pub mod pack;

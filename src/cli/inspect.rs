@@ -1,13 +1,17 @@
 //! `offshoot inspect`.
 
+#[cfg(feature = "import")]
 use super::onnx::{OnnxSummary, TargetLine};
 use super::output::{Out, bytes, count, dims, table};
+#[cfg(feature = "import")]
 use super::pack::ImportArgs;
+#[cfg(feature = "import")]
 use super::worker::{self, Files, Request};
 use crate::adapter::{Adapter, TargetKind};
 use crate::error::{Error, Result};
 use crate::fs::open_regular;
 use crate::pack::{Base, SectionInfo};
+#[cfg(feature = "import")]
 use crate::quant::Scheme;
 use serde_json::json;
 use std::io::Read;
@@ -21,6 +25,7 @@ pub struct Args {
     /// Read the whole of a base file and check every hash
     #[arg(long)]
     verify: bool,
+    #[cfg(feature = "import")]
     #[command(flatten)]
     import: ImportArgs,
 }
@@ -40,6 +45,10 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     }
     let ending = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
     match ending.as_str() {
+        #[cfg(not(feature = "import"))]
+        "onnx" => Err(Error::unsupported("this build reads no ONNX files")
+            .hint("pack them with a build that has the feature 'import'")),
+        #[cfg(feature = "import")]
         "onnx" => {
             let request = Request::of(Scheme::Q8, &args.import.options());
             let files = Files { source: path, out: None, tokenizer: None, labels: None };
@@ -240,6 +249,7 @@ pub fn adapter(adapter: &Adapter, path: &Path, out: &Out) -> Result<()> {
     Ok(())
 }
 
+#[cfg(feature = "import")]
 fn onnx(summary: &OnnxSummary, path: &Path, out: &Out) -> Result<()> {
     if out.json() {
         return out.document(&json!({"kind": "onnx", "file": path, "onnx": summary}));

@@ -3,17 +3,21 @@
 mod adapter;
 mod chosen;
 mod data;
+#[cfg(feature = "import")]
 mod demo;
 mod doctor;
 mod eval;
 mod inputs;
 mod inspect;
+#[cfg(feature = "import")]
 mod onnx;
 mod output;
+#[cfg(feature = "import")]
 mod pack;
 mod progress;
 mod run;
 mod train;
+#[cfg(feature = "import")]
 mod worker;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -38,6 +42,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Turn an ONNX file into a base: quantized, mapped, ready to run and to train on
+    #[cfg(feature = "import")]
     Pack(pack::Args),
     /// Show what is in a .onnx, .base or .adapter file
     Inspect(inspect::Args),
@@ -50,6 +55,7 @@ enum Verb {
     /// Keep adapters in a store and switch between them
     Adapter(adapter::Args),
     /// See it work: pack a model, train two adapters, switch between them
+    #[cfg(feature = "import")]
     Demo(demo::Args),
     /// Look at this machine: kernels, memory, heat, power and disk, and what to mend
     Doctor(doctor::Args),
@@ -63,6 +69,7 @@ enum Verb {
 /// Runs the process's own command line.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
+    #[cfg(feature = "import")]
     if worker::is_call(&arguments) {
         return ExitCode::from(worker::main(&arguments));
     }
@@ -98,12 +105,14 @@ pub fn run(arguments: &[OsString]) -> u8 {
 
 fn dispatch(cli: Cli, out: &Out) -> Result<()> {
     match cli.verb {
+        #[cfg(feature = "import")]
         Verb::Pack(args) => pack::run(&args, out),
         Verb::Inspect(args) => inspect::run(&args, out),
         Verb::Run(args) => run::run(&args, out),
         Verb::Train(args) => train::run(&args, out),
         Verb::Eval(args) => eval::run(&args, out),
         Verb::Adapter(args) => adapter::run(&args, out),
+        #[cfg(feature = "import")]
         Verb::Demo(args) => demo::run(&args, out),
         Verb::Doctor(args) => doctor::run(&args, out),
         Verb::Completions { shell } => {

@@ -7,6 +7,7 @@ mod depthwise;
 mod embedding;
 mod layout;
 mod linear;
+#[cfg(feature = "import")]
 mod lower;
 mod nnef;
 mod patches;
@@ -21,6 +22,7 @@ pub use depthwise::{DepthwiseInputGradient, FrozenDepthwise};
 pub use embedding::FrozenEmbedding;
 pub use layout::channels_last;
 pub use linear::{FrozenLinear, FrozenLinearTransposed};
+#[cfg(feature = "import")]
 pub use lower::lower;
 pub use nnef::{GraphText, read_graph, write_graph};
 pub use patches::{Col2im, Im2col};

@@ -1,12 +1,14 @@
 //! Layer 4: running a base (engine, plans, sessions), packing one, and turning sentences and
 //! pictures into its inputs. Knows nothing about training and the store.
 
+#[cfg(feature = "import")]
 mod calibrate;
 mod convert;
 mod engine;
 mod head;
 mod inputs;
 mod library;
+#[cfg(feature = "import")]
 mod packing;
 pub mod picture;
 mod session;
@@ -22,5 +24,6 @@ pub use head::{MASK_INPUT, Prediction, apply_head, pool};
 pub use inputs::Preprocessor;
 pub(crate) use inputs::concat_rows;
 pub use library::{LibraryKernels, library_kernels};
+#[cfg(feature = "import")]
 pub use packing::{PackOptions, pack};
 pub use session::Session;
