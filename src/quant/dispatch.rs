@@ -4,7 +4,7 @@ use super::kernels::Kernels;
 use std::sync::OnceLock;
 
 /// Names the kernels to use instead of the fastest: `portable`, `avx2`, `avx512`,
-/// `avx512vnni`, `neon`.
+/// `avx512vnni`, `neon`, `neon-dotprod`, `neon-i8mm`.
 const VARIABLE: &str = "OFFSHOOT_KERNELS";
 
 /// The kernels in use: those that `OFFSHOOT_KERNELS` names if this processor can run them, else the
@@ -53,6 +53,6 @@ mod tests {
             assert_eq!(choose(wanted).name, names[0]);
         }
         #[cfg(target_arch = "aarch64")]
-        assert_eq!(names[0], "neon");
+        assert!(names[0].starts_with("neon"), "{names:?}");
     }
 }

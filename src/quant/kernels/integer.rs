@@ -2,7 +2,8 @@
 //! 32, blocks are summed in 32-bit integers, exactly, and the sums are scaled and added up in f32.
 //!
 //! Products of bytes are unsigned by signed on x86 (vpdpbusd, vpmaddubsw), so a weight enters as
-//! `q + OFFSET` and each block's sum starts at `-OFFSET · Σx`, which is known when x is quantized.
+//! `q + OFFSET` and each block's sum starts at `-OFFSET · Σx`, which is known when x is quantized; so
+//! it is with q4 everywhere.
 //! Integer sums don't depend on order, and the f32 part is one fused chain in the order of the
 //! blocks: all instruction sets with a fused multiply-add give the same bits, and a row's result
 //! doesn't depend on the other rows of the batch.

@@ -12,8 +12,10 @@ mod avx512;
 mod buffer;
 mod depthwise;
 mod float;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod integer;
+#[cfg(target_arch = "aarch64")]
+mod integer_neon;
 #[cfg(target_arch = "x86_64")]
 mod integer_x86;
 mod lanes;
@@ -241,10 +243,31 @@ kernels! {
 kernels! {
     NEON, NeonIsa, "neon", neon::Neon,
     features = "neon",
+    integers = integer_neon::Baseline,
     detected = || std::arch::is_aarch64_feature_detected!("neon"),
     rows = 6, panels = 1,
     tiles = [1 x 1, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1, 1 x 4]
 }
+
+#[cfg(target_arch = "aarch64")]
+static NEON_DOTPROD: Kernels = Kernels {
+    name: "neon-dotprod",
+    detected: || (NEON.detected)() && std::arch::is_aarch64_feature_detected!("dotprod"),
+    products: NEON.products,
+    integers: Some(integer::run::<integer_neon::DotProd>),
+    transposed: NEON.transposed,
+    line: NEON.line,
+};
+
+#[cfg(target_arch = "aarch64")]
+static NEON_I8MM: Kernels = Kernels {
+    name: "neon-i8mm",
+    detected: || (NEON_DOTPROD.detected)() && std::arch::is_aarch64_feature_detected!("i8mm"),
+    products: NEON.products,
+    integers: Some(integer::run::<integer_neon::I8mm>),
+    transposed: NEON.transposed,
+    line: NEON.line,
+};
 
 kernels! {
     PORTABLE, PortableIsa, "portable", portable::Portable,
@@ -260,6 +283,10 @@ static SETS: &[&Kernels] = &[
     &AVX512,
     #[cfg(target_arch = "x86_64")]
     &AVX2,
+    #[cfg(target_arch = "aarch64")]
+    &NEON_I8MM,
+    #[cfg(target_arch = "aarch64")]
+    &NEON_DOTPROD,
     #[cfg(target_arch = "aarch64")]
     &NEON,
     &PORTABLE,

@@ -118,7 +118,7 @@ impl Lanes for Neon {
 /// # Safety
 /// The processor has NEON; `p` is readable for 8 bytes.
 #[inline(always)]
-unsafe fn f16_quad(p: *const u8) -> float32x4_t {
+pub(super) unsafe fn f16_quad(p: *const u8) -> float32x4_t {
     // SAFETY: as the caller says.
     unsafe {
         let bits = vmovl_u16(vreinterpret_u16_u8(vld1_u8(p)));
