@@ -25,7 +25,7 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
 export CXX_aarch64_unknown_linux_gnu=aarch64-linux-gnu-g++
 target=aarch64-unknown-linux-gnu
-emulator() { echo "qemu-aarch64-static -cpu $1 -L /usr/aarch64-linux-gnu"; }
+emulator() { echo "qemu-aarch64-static -cpu $1"; }
 
 case $verb in
     build) cargo build --locked --release --target $target "$@" ;;
