@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# One base, one adapter, one answer on every board: packs, trains and runs on this machine (x86-64)
+# and on an emulated aarch64, and compares.
+#
+#   cross/identity.sh [HOST_BINARY AARCH64_BINARY]    development builds of both by default
+#
+# Bases must be equal byte by byte. An adapter trained there must load here and the other way
+# round. Answers may differ by rounding: kernels of one arithmetic (f32 or integer) by 1e-3 of the
+# largest value, different arithmetics by 0.001 in cosine.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. cross/tools.sh
+
+if [ $# -eq 2 ]; then
+    here=$1 there=$2
+    tools_for_arm64
+else
+    cargo build --locked
+    here=${CARGO_TARGET_DIR:-$PWD/target}/debug/offshoot
+    tools_for_arm64
+    export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target/cross}
+    cargo build --locked --target aarch64-unknown-linux-gnu
+    there=$CARGO_TARGET_DIR/aarch64-unknown-linux-gnu/debug/offshoot
+fi
+register_qemu aarch64 '\xb7' || { echo "identity: binfmt_misc can't be used here" >&2; exit 1; }
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+export OFFSHOOT_STORE=$dir/store
+export QEMU_CPU=cortex-a53
+
+pack() { # NAME ONNX ARGS…
+    local name=$1 onnx=$2
+    shift 2
+    "$here" pack "$onnx" -o "$dir/$name.here" "$@" >/dev/null
+    "$there" pack "$onnx" -o "$dir/$name.there" "$@" >/dev/null
+    cmp "$dir/$name.here" "$dir/$name.there"
+    echo "packed alike: $name, $(stat -c %s "$dir/$name.here") bytes"
+}
+
+for tiny in attention bn conv1d convnet group lstm mlp primitives qdq scalar_if tied; do
+    for scheme in q8 q4; do pack "$tiny.$scheme" "models/tiny/$tiny.onnx" --weights $scheme; done
+done
+for scheme in q8 q4; do
+    pack "minilm.$scheme" models/minilm-l6.onnx --weights $scheme \
+        --tokenizer models/minilm-l6.tokenizer.json
+    pack "lite0.$scheme" models/efficientnet-lite0.onnx --weights $scheme
+done
+
+base=$dir/minilm.q8.here
+head -24 models/commands.jsonl >"$dir/few.jsonl"
+train() { "$1" train "$base" --data "$dir/few.jsonl" --out "$2" --steps 2 --batch 4 \
+    --max-tokens 16 --threads 1 --seed 7 >/dev/null; }
+train "$here" "$dir/here.adapter"
+train "$there" "$dir/there.adapter"
+
+text="please turn on the light in the kitchen"
+answer() { # PROGRAM CPU KERNELS ADAPTER TO
+    QEMU_CPU=$2 OFFSHOOT_KERNELS=$3 "$1" --json run "$base" --text "$text" --adapter "$4" \
+        --output "$5" >"$5.json"
+}
+for adapter in here there; do
+    for kernels in portable ''; do
+        to=$dir/$adapter.x86.$kernels
+        answer "$here" '' "$kernels" "$dir/$adapter.adapter" "$to"
+        for cpu in cortex-a53 cortex-a76 max; do
+            to=$dir/$adapter.$cpu.$kernels
+            answer "$there" $cpu "$kernels" "$dir/$adapter.adapter" "$to"
+            python3 cross/compare.py "$adapter.adapter, ${kernels:-fastest} kernels, $cpu" \
+                "${kernels:-fastest}" "$dir/$adapter.x86.$kernels" "$to"
+        done
+    done
+done
