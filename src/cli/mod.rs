@@ -49,7 +49,7 @@ enum Verb {
     /// Run a base, with adapters or without
     Run(run::Args),
     /// Train an adapter
-    Train(train::Args),
+    Train(Box<train::Args>),
     /// Measure a base or an adapter on labelled data
     Eval(eval::Args),
     /// Keep adapters in a store and switch between them
