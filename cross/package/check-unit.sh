@@ -34,8 +34,8 @@ wrong=$(systemd-analyze verify --man=no "$folder"/offshoot.{service,socket} 2>&1
     echo "$wrong" >&2
     exit 1
 }
-mkdir "$folder/root"
-systemd-sysusers --root="$folder/root" "$PWD/offshoot.sysusers" >/dev/null 2>&1
+mkdir -p "$folder/root/etc"
+systemd-sysusers --root="$folder/root" "$PWD/offshoot.sysusers" 2>/dev/null
 systemd-tmpfiles --root="$folder/root" --create "$PWD/offshoot.tmpfiles"
 [ "$(stat -c %a "$folder/root/var/lib/offshoot")" = 750 ]
 grep -q '^offshoot:.*:/usr/sbin/nologin$' "$folder/root/etc/passwd"
