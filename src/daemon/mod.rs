@@ -1,0 +1,59 @@
+//! Layer 6: the daemon. It answers requests, takes samples in, trains when the machine is idle,
+//! promotes what is proven, rolls back and forgets.
+//!
+//! Knows nothing about how operations run.
+
+mod client;
+mod config;
+mod host;
+pub mod serve;
+
+pub use client::{Answer, Client};
+pub use config::{
+    Config, Level, Limits, LogConfig, SYSTEM_CONFIG, SYSTEM_SOCKET, SampleConfig, ServeConfig,
+    read_token,
+};
+pub use host::Host;
+
+use crate::error::Result;
+use crate::runtime::Engine;
+use std::time::Duration;
+
+/// What the learner needs of the serving side.
+pub trait Serving: Send + Sync {
+    /// Requests to the base that wait or run now.
+    fn in_flight(&self) -> usize;
+
+    /// How long no request to the base has waited or run.
+    fn idle_for(&self) -> Duration;
+
+    /// Serves what the store calls active for `name`; requests in flight keep what they have.
+    ///
+    /// # Errors
+    /// The generation can't be loaded or does not fit the base: the one before is served on.
+    fn refresh(&self, name: &str) -> Result<()>;
+
+    /// The engine.
+    fn engine(&self) -> &Engine;
+}
+
+/// What the serving side needs of the learner. None of the methods waits for training.
+pub trait Learning: Send + Sync {
+    /// Conditions, the current job, the last verdicts.
+    fn status(&self) -> Result<serde_json::Value>;
+
+    /// Queues a job for `name` that starts without waiting for its conditions; gives its number.
+    fn train_now(&self, name: &str) -> Result<i64>;
+
+    /// A person said whether what `generation` of `name` answered was right.
+    fn outcome(&self, name: &str, generation: Option<u64>, right: bool) -> Result<()>;
+
+    /// Something changed: samples came in, a job was queued.
+    fn wake(&self);
+
+    /// Takes over changed settings.
+    fn reload(&self, config: &Config) -> Result<()>;
+
+    /// Stops the training child at its next checkpoint and the scheduler for good.
+    fn stop(&self);
+}
