@@ -2,11 +2,14 @@
 
 mod adapter;
 mod chosen;
+#[cfg(feature = "daemon")]
+mod daemon;
 mod data;
 #[cfg(feature = "import")]
 mod demo;
 mod doctor;
 mod eval;
+mod forget;
 mod inputs;
 mod inspect;
 #[cfg(feature = "import")]
@@ -16,6 +19,8 @@ mod output;
 mod pack;
 mod progress;
 mod run;
+#[cfg(feature = "daemon")]
+mod serve;
 mod train;
 #[cfg(feature = "import")]
 mod worker;
@@ -57,6 +62,23 @@ enum Verb {
     /// See it work: pack a model, train two adapters, switch between them
     #[cfg(feature = "import")]
     Demo(demo::Args),
+    /// Run the daemon: answer requests, learn from feedback
+    #[cfg(feature = "daemon")]
+    Serve(serve::Args),
+    /// Show what the daemon serves, what it waits for, and what it did
+    #[cfg(feature = "daemon")]
+    Status(daemon::StatusArgs),
+    /// Ask the daemon
+    #[cfg(feature = "daemon")]
+    Predict(daemon::PredictArgs),
+    /// Tell the daemon the right answer
+    #[cfg(feature = "daemon")]
+    Feedback(daemon::FeedbackArgs),
+    /// Have the daemon train an adapter now
+    #[cfg(feature = "daemon")]
+    TrainNow(daemon::TrainNowArgs),
+    /// Remove samples and every generation that learned from them, with the daemon or without
+    Forget(forget::Args),
     /// Look at this machine: kernels, memory, heat, power and disk, and what to mend
     Doctor(doctor::Args),
     /// Print a completion script for a shell
@@ -114,6 +136,17 @@ fn dispatch(cli: Cli, out: &Out) -> Result<()> {
         Verb::Adapter(args) => adapter::run(&args, out),
         #[cfg(feature = "import")]
         Verb::Demo(args) => demo::run(&args, out),
+        #[cfg(feature = "daemon")]
+        Verb::Serve(args) => serve::run(&args, out),
+        #[cfg(feature = "daemon")]
+        Verb::Status(args) => daemon::status(&args, out),
+        #[cfg(feature = "daemon")]
+        Verb::Predict(args) => daemon::predict(&args, out),
+        #[cfg(feature = "daemon")]
+        Verb::Feedback(args) => daemon::feedback(&args, out),
+        #[cfg(feature = "daemon")]
+        Verb::TrainNow(args) => daemon::train_now(&args, out),
+        Verb::Forget(args) => forget::run(&args, out),
         Verb::Doctor(args) => doctor::run(&args, out),
         Verb::Completions { shell } => {
             let mut script = vec![];

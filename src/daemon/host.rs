@@ -78,8 +78,18 @@ mod tests {
         assert_eq!(Host::parse("unix:///run/o.sock").unwrap(), unix("/run/o.sock"));
         assert_eq!(Host::parse("o.sock").unwrap(), unix("o.sock"));
         let tcp = Host::parse("http://localhost:80/").unwrap();
-        assert_eq!((tcp.to_string(), tcp), ("http://127.0.0.1:80".into(), Host::Tcp(([127, 0, 0, 1], 80).into())));
-        for bad in ["", "unix://", "http://example.org:80", "http://8.8.8.8:80", "ftp://x", "http://127.0.0.1"] {
+        assert_eq!(
+            (tcp.to_string(), tcp),
+            ("http://127.0.0.1:80".into(), Host::Tcp(([127, 0, 0, 1], 80).into()))
+        );
+        for bad in [
+            "",
+            "unix://",
+            "http://example.org:80",
+            "http://8.8.8.8:80",
+            "ftp://x",
+            "http://127.0.0.1",
+        ] {
             assert!(Host::parse(bad).is_err(), "{bad}");
         }
     }

@@ -17,6 +17,7 @@ pub use host::Host;
 
 use crate::error::Result;
 use crate::runtime::Engine;
+use crate::shape::{Array, Data};
 use std::time::Duration;
 
 /// What the learner needs of the serving side.
@@ -56,4 +57,17 @@ pub trait Learning: Send + Sync {
 
     /// Stops the training child at its next checkpoint and the scheduler for good.
     fn stop(&self);
+}
+
+/// A tensor as requests and answers carry it: `{"shape", "dtype", "data"}`.
+pub fn tensor_json(array: &Array) -> serde_json::Value {
+    use serde_json::json;
+    let data = match array.data() {
+        Data::F32(v) => json!(v),
+        Data::I64(v) => json!(v),
+        Data::I32(v) => json!(v),
+        Data::U8(v) => json!(v),
+        Data::Bool(v) => json!(v),
+    };
+    json!({"shape": array.shape(), "dtype": array.dtype(), "data": data})
 }

@@ -3,9 +3,10 @@
 use super::ask::{Asked, Question, Raw};
 use super::problem::Problem;
 use super::roster::{Roster, Served};
+use crate::daemon::tensor_json;
 use crate::error::Result;
-use crate::runtime::{Engine, Named, Prediction, Preprocessor, apply_head, base_predictions};
 use crate::runtime::text::Tokens;
+use crate::runtime::{Engine, Named, Prediction, Preprocessor, apply_head, base_predictions};
 use crate::shape::{Array, DType, Data};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -90,6 +91,19 @@ impl Answerer {
             Asked::Tensors(named) => Work::Inputs(named),
         };
         Ok(Prepared { work, served, top, outputs })
+    }
+
+    /// An error if the base can't take `input`, without running it.
+    pub fn check(&self, input: &Asked) -> Result<(), Problem> {
+        match input {
+            Asked::Text(text) => drop(self.preprocessor.tokens(text)?),
+            Asked::Picture(bytes, _) => {
+                let _one = self.decoding.lock().unwrap_or_else(PoisonError::into_inner);
+                drop(self.preprocessor.image_bytes(bytes)?);
+            }
+            Asked::Tensors(named) => self.engine.check(named)?,
+        }
+        Ok(())
     }
 
     /// Questions of equal keys may share a run: one adapter, one padded length.
@@ -275,22 +289,11 @@ impl Reply {
             "predictions": self.predictions.iter().map(labels).collect::<Vec<_>>(),
         });
         if let (Some(outputs), Some(map)) = (&self.outputs, answer.as_object_mut()) {
-            let named = outputs.iter().map(|(name, a)| (name.clone(), array_json(a)));
+            let named = outputs.iter().map(|(name, a)| (name.clone(), tensor_json(a)));
             map.insert("outputs".into(), Value::Object(named.collect()));
         }
         answer
     }
-}
-
-fn array_json(array: &Array) -> Value {
-    let data = match array.data() {
-        Data::F32(v) => json!(v),
-        Data::I64(v) => json!(v),
-        Data::I32(v) => json!(v),
-        Data::U8(v) => json!(v),
-        Data::Bool(v) => json!(v),
-    };
-    json!({"shape": array.shape(), "dtype": array.dtype(), "data": data})
 }
 
 impl std::fmt::Debug for Prepared {
@@ -298,4 +301,3 @@ impl std::fmt::Debug for Prepared {
         f.debug_struct("Prepared").field("top", &self.top).finish_non_exhaustive()
     }
 }
-

@@ -31,6 +31,8 @@ pub struct App {
     pub store: Store,
     /// Which adapter answers.
     pub roster: Arc<Roster>,
+    /// Makes inputs and answers.
+    pub answerer: Arc<Answerer>,
     /// The workers.
     pub pool: Pool,
     /// The counters.
@@ -56,7 +58,7 @@ impl App {
         let metrics = Arc::new(Metrics::default());
         let answerer = Arc::new(Answerer::new(engine.clone(), roster.clone()));
         let pool = Pool::start(
-            answerer,
+            answerer.clone(),
             metrics.clone(),
             config.worker_count(),
             limits.queue,
@@ -72,6 +74,7 @@ impl App {
             ready: AtomicBool::new(false),
             store,
             roster,
+            answerer,
             pool,
             metrics,
             registry: Registry::default(),
@@ -177,7 +180,11 @@ impl App {
                 "Whether the base's file was written to since it was opened.",
                 f64::from(u8::from(self.engine.base().check_unchanged().is_err())),
             ),
-            gauge("requests_processing", "Questions that wait or run.", self.pool.in_flight() as f64),
+            gauge(
+                "requests_processing",
+                "Questions that wait or run.",
+                self.pool.in_flight() as f64,
+            ),
             gauge("requests_deferred", "Questions that wait.", self.pool.waiting() as f64),
             gauge("connections", "Open connections.", self.registry.len() as f64),
             gauge("resident_bytes", "Resident memory.", resident),

@@ -203,12 +203,12 @@ impl TensorBody {
                 _ => Err(wrong(s)),
             })?),
             DType::I64 => Data::I64(collect(&self.data, int)?),
-            DType::I32 => Data::I32(collect(&self.data, |s| {
-                i32::try_from(int(s)?).map_err(|_| wrong(s))
-            })?),
-            DType::U8 => Data::U8(collect(&self.data, |s| {
-                u8::try_from(int(s)?).map_err(|_| wrong(s))
-            })?),
+            DType::I32 => {
+                Data::I32(collect(&self.data, |s| i32::try_from(int(s)?).map_err(|_| wrong(s)))?)
+            }
+            DType::U8 => {
+                Data::U8(collect(&self.data, |s| u8::try_from(int(s)?).map_err(|_| wrong(s)))?)
+            }
             DType::Bool => Data::Bool(collect(&self.data, |s| match *s {
                 Scalar::Bool(v) => Ok(v),
                 Scalar::Int(0) => Ok(false),
@@ -251,8 +251,7 @@ pub fn input(
             let bytes = engine
                 .decode(image.as_bytes())
                 .map_err(|e| Problem::invalid(format!("image: not base64: {e}")))?;
-            let mime =
-                if bytes.starts_with(b"\x89PNG") { Mime::Png } else { Mime::Jpeg };
+            let mime = if bytes.starts_with(b"\x89PNG") { Mime::Png } else { Mime::Jpeg };
             Ok(Asked::Picture(bytes.into(), mime))
         }
         (None, None, Some(inputs)) => {
@@ -275,9 +274,9 @@ pub fn raw_input(body: &Bytes, mime: Mime) -> Result<Option<Asked>, Problem> {
         Mime::Json => Ok(None),
         Mime::Png | Mime::Jpeg => Ok(Some(Asked::Picture(body.clone(), mime))),
         Mime::Npz => Ok(Some(Asked::Tensors(npy::read_npz_bytes(body, MAX_UNPACKED)?))),
-        Mime::Bytes => Err(unsupported_media(
-            "application/json, image/png, image/jpeg or application/x-npz",
-        )),
+        Mime::Bytes => {
+            Err(unsupported_media("application/json, image/png, image/jpeg or application/x-npz"))
+        }
     }
 }
 
@@ -329,8 +328,11 @@ pub fn mix(list: &[LoraWeight], names: &[String]) -> Result<Vec<(String, f32)>, 
     let mut parts: Vec<(String, f32)> = vec![];
     for weight in list {
         let Some(name) = names.get(weight.id) else {
-            return Err(Problem::not_found(format!("there is no adapter with the id {}", weight.id))
-                .hint("see GET /lora-adapters"));
+            return Err(Problem::not_found(format!(
+                "there is no adapter with the id {}",
+                weight.id
+            ))
+            .hint("see GET /lora-adapters"));
         };
         if !weight.scale.is_finite() || parts.iter().any(|(n, _)| n == name) {
             return Err(Problem::invalid(format!(
@@ -384,7 +386,9 @@ mod tests {
         assert_eq!(q.selection, Selection::Default);
         let q = parse(r#"{"text": "hi", "lora": [{"id": 1, "scale": 0.5}]}"#).unwrap();
         assert_eq!(q.selection, Selection::Mix(vec![("b".into(), 0.5)]));
-        let q = parse(r#"{"inputs": {"x": {"shape": [1, 2], "dtype": "i64", "data": [9007199254740993, -1]}}}"#);
+        let q = parse(
+            r#"{"inputs": {"x": {"shape": [1, 2], "dtype": "i64", "data": [9007199254740993, -1]}}}"#,
+        );
         let Asked::Tensors(named) = q.unwrap().input else { panic!() };
         assert_eq!(named[0].1.as_i64().unwrap(), [9_007_199_254_740_993, -1]);
         for (text, status, part) in [

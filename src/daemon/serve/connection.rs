@@ -142,7 +142,7 @@ pub async fn accept<L: Listener>(app: Arc<App>, listener: L, mut stop: watch::Re
     loop {
         let limit = app.config().limits.connections;
         let accepted = tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = stopped(&mut stop) => return,
             accepted = async {
                 app.registry.room(limit, &app).await;
                 listener.accept().await
@@ -192,7 +192,7 @@ where
         let ended = tokio::select! {
             ended = serving.as_mut() => Some(ended),
             () = conn.drop.notified() => None,
-            _ = stop.wait_for(|stop| *stop) => {
+            () = stopped(&mut stop) => {
                 serving.as_mut().graceful_shutdown();
                 Some(serving.await)
             }
@@ -203,6 +203,11 @@ where
             None => tracing::debug!("connection {id}: dropped, its client is slow"),
         }
     });
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error: the sender is gone, and with it the daemon.
+    drop(stop.wait_for(|stop| *stop).await);
 }
 
 /// What connections come from.
@@ -246,11 +251,7 @@ impl<S> Timed<S> {
         Timed { stream, patience, waiting: None }
     }
 
-    fn timed<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        poll: Poll<io::Result<T>>,
-    ) -> Poll<io::Result<T>> {
+    fn timed<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if poll.is_ready() {
             self.waiting = None;
             return poll;

@@ -42,7 +42,9 @@ impl Listeners {
                     return Err(Error::usage(format!(
                         "systemd hands over the port {local}, but serve.tcp is not set"
                     ))
-                    .hint("set serve.tcp and serve.token_file, or remove it from the socket unit"));
+                    .hint(
+                        "set serve.tcp and serve.token_file, or remove it from the socket unit",
+                    ));
                 }
                 tcp.get_or_insert(listener);
             } else {
@@ -89,10 +91,7 @@ impl Drop for Listeners {
     }
 }
 
-fn bind_unix(
-    path: &Path,
-    group: Option<&str>,
-) -> Result<(std::os::unix::net::UnixListener, Made)> {
+fn bind_unix(path: &Path, group: Option<&str>) -> Result<(std::os::unix::net::UnixListener, Made)> {
     let wrong = |e| Error::io(path, e);
     remove_dead(path)?;
     let listener = std::os::unix::net::UnixListener::bind(path).map_err(|e| match e.kind() {

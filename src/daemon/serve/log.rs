@@ -18,18 +18,20 @@ pub fn start(level: Level) {
         .with_env_filter(filter(level))
         .with_target(false)
         .with_ansi(false)
-        .with_writer(Stderr { journal })
-        .with_filter_reloading();
-    let handle = builder.reload_handle();
-    let started = match journal {
-        true => tracing::subscriber::set_global_default(builder.without_time().with_level(false).finish()),
-        false => tracing::subscriber::set_global_default(builder.finish()),
+        .with_writer(Stderr { journal });
+    let (set, started): (SetFilter, _) = if journal {
+        let builder = builder.without_time().with_level(false).with_filter_reloading();
+        let handle = builder.reload_handle();
+        // Reloading fails only where the subscriber is gone: never, it is the process's own.
+        let set = move |filter| drop(handle.reload(filter));
+        (Box::new(set), tracing::subscriber::set_global_default(builder.finish()))
+    } else {
+        let builder = builder.with_filter_reloading();
+        let handle = builder.reload_handle();
+        let set = move |filter| drop(handle.reload(filter));
+        (Box::new(set), tracing::subscriber::set_global_default(builder.finish()))
     };
     if started.is_ok() {
-        let set: SetFilter = Box::new(move |filter| {
-            // Fails only where the subscriber is gone: never, it is the process's own.
-            let _ = handle.reload(filter);
-        });
         // Set once, as the subscriber.
         let _ = SET.set(set);
     } else {

@@ -17,4 +17,4 @@ mod run;
 
 pub use app::App;
 pub use openapi::document as openapi;
-pub use run::{Source, check, run};
+pub use run::{Overrides, Source, check, run};

@@ -1,6 +1,6 @@
 //! What a client is told when it gets no answer: a status, a type, a sentence.
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Cause, Error, ErrorKind};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -64,13 +64,22 @@ impl Problem {
 
 impl From<Error> for Problem {
     fn from(e: Error) -> Problem {
-        let (status, kind) = match e.kind() {
-            ErrorKind::Failed => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
-            ErrorKind::Usage | ErrorKind::BadInput => (StatusCode::BAD_REQUEST, "invalid_request"),
-            ErrorKind::Unsupported => (StatusCode::UNPROCESSABLE_ENTITY, "unsupported"),
-            ErrorKind::Mismatch => (StatusCode::UNPROCESSABLE_ENTITY, "mismatch"),
-            ErrorKind::Refused => (StatusCode::CONFLICT, "refused"),
-            ErrorKind::Unreachable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        let (status, kind) = match (e.cause(), e.kind()) {
+            (Some(Cause::NotFound), _) => (StatusCode::NOT_FOUND, "not_found"),
+            (Some(Cause::Moved | Cause::Forgotten), _) => (StatusCode::CONFLICT, "conflict"),
+            (Some(Cause::Busy), _) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            (Some(Cause::Full), _) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            (Some(Cause::Locked | Cause::ReadOnly | Cause::Unreadable), _) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
+            }
+            (_, ErrorKind::Failed) => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
+            (_, ErrorKind::Usage | ErrorKind::BadInput) => {
+                (StatusCode::BAD_REQUEST, "invalid_request")
+            }
+            (_, ErrorKind::Unsupported) => (StatusCode::UNPROCESSABLE_ENTITY, "unsupported"),
+            (_, ErrorKind::Mismatch) => (StatusCode::UNPROCESSABLE_ENTITY, "mismatch"),
+            (_, ErrorKind::Refused) => (StatusCode::CONFLICT, "refused"),
+            (_, ErrorKind::Unreachable) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
         };
         Problem {
             status,

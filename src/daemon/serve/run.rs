@@ -96,8 +96,7 @@ pub fn run(source: &Source) -> Result<()> {
     log::start(config.log.level);
     let engine = Engine::open(&config.base)?;
     let key = config.samples.key_file.as_deref().map(Key::read).transpose()?;
-    let store =
-        Store::open_with(&config.state, Options { key, rules: config.samples.rules() })?;
+    let store = Store::open_with(&config.state, Options { key, rules: config.samples.rules() })?;
     for switched in store.end_interrupted_trials()? {
         tracing::warn!(
             "adapter '{}': the trial was interrupted, back to {}",
@@ -148,11 +147,8 @@ async fn serve(app: &Arc<App>, source: &Source) -> Result<()> {
     if let Some(every) = sd_notify::watchdog_enabled() {
         tasks.push(tokio::spawn(watchdog(app.clone(), every / 2)));
     }
-    loop {
-        tokio::select! {
-            () = signals.stop() => break,
-            _ = signals.reload.recv() => reload(app, source).await,
-        }
+    while signals.next().await == Told::Reload {
+        reload(app, source).await;
     }
     tracing::info!("stopping: {} connections", app.registry.len());
     notify(&[NotifyState::Stopping]);
@@ -164,10 +160,16 @@ async fn serve(app: &Arc<App>, source: &Source) -> Result<()> {
         () = tokio::time::sleep(patience) => {
             tracing::warn!("stopped with {} connections open", app.registry.len());
         }
-        () = signals.stop() => tracing::warn!("stopped at once, as told twice"),
+        _ = signals.next() => tracing::warn!("stopped at once, as told twice"),
     }
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     Ok(())
+}
+
+#[derive(PartialEq)]
+enum Told {
+    Stop,
+    Reload,
 }
 
 struct Signals {
@@ -188,10 +190,11 @@ impl Signals {
         })
     }
 
-    async fn stop(&mut self) {
+    async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.int.recv() => {}
+            _ = self.term.recv() => Told::Stop,
+            _ = self.int.recv() => Told::Stop,
+            _ = self.reload.recv() => Told::Reload,
         }
     }
 }
