@@ -116,6 +116,9 @@ fn retention(engine: &Engine, bound: &Arc<Bound>, path: &Path) -> Result<Retenti
         let inputs = match &sample.input {
             SampleInput::Text(text) => preprocessor.text(&[text])?,
             SampleInput::Image(file) => preprocessor.images(&[file])?,
+            SampleInput::Stored(picture) => {
+                preprocessor.stack(&[&preprocessor.image_bytes(&picture.bytes()?)?])?
+            }
             SampleInput::Arrays(arrays) => arrays
                 .iter()
                 .map(|(n, a)| Ok((n.clone(), batch_of_one(a)?)))
