@@ -3,7 +3,7 @@
 //! An existing file is never truncated or rewritten, so mappings of it stay valid. A reader sees
 //! the old bytes or the new ones, also after a power cut.
 
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, ErrorKind, Write};
@@ -134,12 +134,15 @@ fn write_error(path: &Path, error: io::Error) -> Error {
     match error.kind() {
         ErrorKind::StorageFull => {
             Error::failed(format!("no space left on device while writing '{path}'"))
+                .because(Cause::Full)
         }
         ErrorKind::QuotaExceeded => {
             Error::failed(format!("disk quota exceeded while writing '{path}'"))
+                .because(Cause::Full)
         }
         ErrorKind::ReadOnlyFilesystem => {
             Error::failed(format!("read-only file system while writing '{path}'"))
+                .because(Cause::ReadOnly)
         }
         ErrorKind::NotFound => Error::failed(format!("folder of '{path}' does not exist")),
         ErrorKind::PermissionDenied => {
