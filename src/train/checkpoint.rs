@@ -10,8 +10,8 @@
 use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;
 use crate::fs::{Access, read_limited, write_atomic};
-use crate::train::optimizer::Optimizer;
 use crate::train::mixer::MixerState;
+use crate::train::optimizer::Optimizer;
 use crate::train::stopping::EarlyStopping;
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -189,8 +189,8 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
     use crate::train::init::uniform;
-    use crate::train::optimizer::{Rule, clip_global_norm};
     use crate::train::mixer::Mixer;
+    use crate::train::optimizer::{Rule, clip_global_norm};
     use crate::train::schedule::Schedule;
     use crate::train::stopping::Verdict;
 

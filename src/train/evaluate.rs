@@ -79,8 +79,7 @@ pub fn answers(
         rows[sample] = logits.to_vec();
         Ok(())
     };
-    let whole =
-        each_row(engine, adapter, &samples, &all, labels.len(), batch, go_on, &mut take)?;
+    let whole = each_row(engine, adapter, &samples, &all, labels.len(), batch, go_on, &mut take)?;
     Ok(whole.then_some((labels, rows)))
 }
 

@@ -103,8 +103,7 @@ impl Teacher {
             Ok(())
         };
         let width = head.labels.len();
-        let whole =
-            each_row(engine, Some(&bound), samples, &all, width, batch, go_on, &mut take)?;
+        let whole = each_row(engine, Some(&bound), samples, &all, width, batch, go_on, &mut take)?;
         Ok(whole.then_some(Teacher { rows }))
     }
 

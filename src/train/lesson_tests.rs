@@ -84,10 +84,8 @@ fn replay_keeps_what_was_learned_before() {
         let bound = engine.bind(&[(&trained.adapter, 1.0)]).unwrap();
         evaluate(&engine, Some(&bound), &test, 8).unwrap().accuracy.unwrap()
     };
-    let joined = Dataset {
-        samples: [new.samples.clone(), old.samples.clone()].concat(),
-        ..data.clone()
-    };
+    let joined =
+        Dataset { samples: [new.samples.clone(), old.samples.clone()].concat(), ..data.clone() };
     let previous = Some(&first.adapter);
     let with = Lesson { data: &joined, replayed: old.samples.len(), holdout: None, previous };
     let with = accuracy(&learn(&engine, &with, &long, &mut Silent).unwrap());

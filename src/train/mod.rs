@@ -22,6 +22,7 @@ pub mod progress;
 pub mod random;
 #[cfg(test)]
 mod reference_tests;
+mod retention;
 mod run;
 #[cfg(test)]
 mod run_tests;
@@ -41,5 +42,6 @@ pub use features::{Features, choose_features};
 pub use lesson::Lesson;
 pub use mixer::MixerState;
 pub use options::{LossKind, OptimizerKind, TargetChoice, TrainOptions};
+pub use retention::{Retention, retention};
 pub use run::{TrainReport, Trained, learn, train};
 pub use trainer::{Answers, Gradients, MicroBatch, Trainer};

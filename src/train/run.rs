@@ -1,6 +1,7 @@
 //! A whole training run: from samples to an adapter with its record.
 
 use super::checkpoint::{Checkpoint, Trained as Tensor, run_hash};
+use super::data::Dataset;
 use super::evaluate::evaluate_samples;
 use super::lesson::{Lesson, Teacher};
 use super::mixer::Mixer;
@@ -10,7 +11,6 @@ use super::samples::{PICTURE_CACHE, Samples};
 use super::split::hold_out;
 use super::stopping::{EarlyStopping, Verdict};
 use super::trainer::{Answers, MicroBatch, Trainer};
-use super::data::Dataset;
 use crate::adapter::{Adapter, ProbeEffect, TensorType, TrainingRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Engine;
@@ -609,8 +609,7 @@ impl<'a> Run<'a> {
 }
 
 /// Early stopping, the best values, the losses, the metrics before the first step.
-type SoFar<'a> =
-    (EarlyStopping, &'a Option<Vec<Vec<f32>>>, &'a [f32], &'a [(String, f32)]);
+type SoFar<'a> = (EarlyStopping, &'a Option<Vec<Vec<f32>>>, &'a [f32], &'a [(String, f32)]);
 
 /// Whether the patience was used up by the looks before a checkpoint.
 fn stopping_is_over(stopping: &EarlyStopping, patience: Option<u32>) -> bool {

@@ -34,9 +34,7 @@ impl Now {
     pub fn since(&self, then: Then) -> Duration {
         match then.steady {
             Some(steady) => self.steady.saturating_sub(steady),
-            None => {
-                Duration::from_secs(self.wall.saturating_sub(then.wall)).max(self.steady)
-            }
+            None => Duration::from_secs(self.wall.saturating_sub(then.wall)).max(self.steady),
         }
     }
 
@@ -87,7 +85,7 @@ fn offset(now: Now) -> i128 {
 pub fn local_minute(wall: u64) -> Option<u16> {
     let seconds = i64::try_from(wall).ok()?;
     let at = jiff::Timestamp::from_second(seconds).ok()?;
-    let local = at.to_zoned(jiff::tz::TimeZone::system()).time();
+    let local = jiff::tz::TimeZone::system().to_datetime(at).time();
     u16::try_from(i32::from(local.hour()) * 60 + i32::from(local.minute())).ok()
 }
 

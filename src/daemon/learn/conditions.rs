@@ -163,7 +163,13 @@ fn heat(readings: &Readings, settings: &Settings, phase: Phase) -> Condition {
     let Some(sensor) = &readings.hottest else {
         let sentence = "no sensor says how hot it is".into();
         let threshold = json!(configured);
-        return Condition { name: "temperature", value: Value::Null, threshold, met: true, sentence };
+        return Condition {
+            name: "temperature",
+            value: Value::Null,
+            threshold,
+            met: true,
+            sentence,
+        };
     };
     let most = sensor.limit.map_or(configured, |limit| configured.min(limit - MARGIN));
     let found = (f64::from(sensor.celsius) * 10.0).round() / 10.0;

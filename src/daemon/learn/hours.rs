@@ -33,7 +33,8 @@ impl TryFrom<String> for Hours {
     fn try_from(text: String) -> Result<Hours, String> {
         let minute = |part: &str| -> Option<u16> {
             let (hours, minutes) = part.trim().split_once(':')?;
-            let digits = |t: &str| (1..=2).contains(&t.len()) && t.bytes().all(|b| b.is_ascii_digit());
+            let digits =
+                |t: &str| (1..=2).contains(&t.len()) && t.bytes().all(|b| b.is_ascii_digit());
             if !digits(hours) || minutes.len() != 2 || !digits(minutes) {
                 return None;
             }
@@ -73,12 +74,15 @@ mod tests {
     #[test]
     fn spans_within_a_day_and_over_midnight() {
         let night = hours("22:00-6:30");
-        let held: Vec<u16> = [0, 389, 390, 1319, 1320, 1439].into_iter().filter(|&m| night.hold(m)).collect();
+        let held: Vec<u16> =
+            [0, 389, 390, 1319, 1320, 1439].into_iter().filter(|&m| night.hold(m)).collect();
         assert_eq!(held, [0, 389, 1320, 1439]);
         assert!(hours("09:00-17:00").hold(540) && !hours("09:00-17:00").hold(1020));
         assert!(hours("00:00-24:00").hold(0) && hours("00:00-24:00").hold(1439));
         assert_eq!(night.to_string(), "22:00-06:30");
-        for bad in ["", "22-6", "1:00-1:00", "25:00-1:00", "1:60-2:00", "1:00", "+1:00-2:00", "24:00-1:00"] {
+        for bad in
+            ["", "22-6", "1:00-1:00", "25:00-1:00", "1:60-2:00", "1:00", "+1:00-2:00", "24:00-1:00"]
+        {
             assert!(Hours::try_from(bad.to_string()).is_err(), "{bad}");
         }
     }

@@ -48,16 +48,12 @@ impl Reader {
         Reader { root, ticks: None, load: None }
     }
 
-    /// The system.
-    pub fn root(&self) -> &Root {
-        &self.root
-    }
-
     /// Reads everything.
     pub fn read(&mut self, serving: &dyn Serving, now: Now) -> Readings {
         let memory = memory(&self.root);
         let limited = memory.limit.map(|limit| limit.saturating_sub(self.used_by_group()));
-        let hottest = sensors(&self.root).into_iter().max_by(|a, b| a.celsius.total_cmp(&b.celsius));
+        let hottest =
+            sensors(&self.root).into_iter().max_by(|a, b| a.celsius.total_cmp(&b.celsius));
         Readings {
             in_flight: serving.in_flight(),
             idle: serving.idle_for(),
@@ -104,7 +100,9 @@ impl Reader {
 fn ticks(stat: &str) -> Option<Ticks> {
     let line = stat.lines().find_map(|l| l.strip_prefix("cpu "))?;
     let values: Vec<u64> = line.split_whitespace().map_while(|v| v.parse().ok()).take(8).collect();
-    let &[user, nice, system, idle, wait, irq, soft, steal] = values.as_slice() else { return None };
+    let &[user, nice, system, idle, wait, irq, soft, steal] = values.as_slice() else {
+        return None;
+    };
     let busy = user + system + irq + soft + steal;
     Some(Ticks { busy, all: busy + nice + idle + wait })
 }

@@ -164,10 +164,16 @@ pub fn judge(measured: &Measured, settings: &GateSettings, seed: u64) -> Verdict
         && held.iter().all(|r| r.candidate_loss.is_finite() && r.reference_loss.is_finite())
         && measured.effect.is_none_or(f64::is_finite)
         && measured.kept.cosine_mean.is_finite();
-    checks.add("finite", f64::from(u8::from(finite)), 1.0, finite, match finite {
-        true => "all values and answers are finite".into(),
-        false => "a value or an answer is not finite".into(),
-    });
+    checks.add(
+        "finite",
+        f64::from(u8::from(finite)),
+        1.0,
+        finite,
+        match finite {
+            true => "all values and answers are finite".into(),
+            false => "a value or an answer is not finite".into(),
+        },
+    );
     let enough = held.len() >= settings.min_holdout;
     checks.add(
         "holdout",
@@ -180,20 +186,26 @@ pub fn judge(measured: &Measured, settings: &GateSettings, seed: u64) -> Verdict
     let classes = gain.accuracy.is_some();
     let by_accuracy = gain.accuracy.zip(gain.reference_accuracy);
     let found = by_accuracy.map_or_else(|| gain.relative_loss(), |(c, r)| c - r);
-    checks.add("gain", found, settings.min_gain, found >= settings.min_gain, match by_accuracy {
-        Some((candidate, reference)) => format!(
-            "hold-out accuracy {} against {}, a gain of {} is needed",
-            percent(candidate),
-            percent(reference),
-            percent(settings.min_gain)
-        ),
-        None => format!(
-            "hold-out loss {:.4} against {:.4}, {} less is needed",
-            gain.loss,
-            gain.reference_loss,
-            percent(settings.min_gain)
-        ),
-    });
+    checks.add(
+        "gain",
+        found,
+        settings.min_gain,
+        found >= settings.min_gain,
+        match by_accuracy {
+            Some((candidate, reference)) => format!(
+                "hold-out accuracy {} against {}, a gain of {} is needed",
+                percent(candidate),
+                percent(reference),
+                percent(settings.min_gain)
+            ),
+            None => format!(
+                "hold-out loss {:.4} against {:.4}, {} less is needed",
+                gain.loss,
+                gain.reference_loss,
+                percent(settings.min_gain)
+            ),
+        },
+    );
     let alpha = 1.0 - settings.confidence;
     let sure = percent(settings.confidence);
     match settings.evidence {
@@ -310,10 +322,8 @@ impl Gain {
 }
 
 fn gain(held: &[HeldRow], settings: &GateSettings, seed: u64) -> Gain {
-    let pairs: Option<Vec<(usize, bool, bool)>> = held
-        .iter()
-        .map(|r| Some((r.class, r.candidate_right?, r.reference_right?)))
-        .collect();
+    let pairs: Option<Vec<(usize, bool, bool)>> =
+        held.iter().map(|r| Some((r.class, r.candidate_right?, r.reference_right?))).collect();
     let pairs = pairs.filter(|p| !p.is_empty());
     let answers = pairs.as_deref().unwrap_or(&[]);
     let share = |right: &dyn Fn(&(usize, bool, bool)) -> bool| {

@@ -66,8 +66,7 @@ fn a_better_candidate_passes_and_its_numbers_are_right() {
 
 #[test]
 fn each_check_alone_refuses() {
-    let settings =
-        GateSettings { retention_agreement: Some(0.8), ..GateSettings::default() };
+    let settings = GateSettings { retention_agreement: Some(0.8), ..GateSettings::default() };
     type Spoil = fn(&mut Measured);
     let cases: [(&str, Spoil); 10] = [
         ("finite", |m| m.finite = false),
@@ -77,7 +76,9 @@ fn each_check_alone_refuses() {
         ("evidence", |m| m.held = rows(30, 18, 18)),
         ("retention", |m| m.kept.cosine_mean = 0.2),
         ("base classes", |m| m.kept.agreement = Some(0.5)),
-        ("retention set", |m| m.labelled = Some(Labelled { samples: 20, candidate: 0.6, reference: 0.8 })),
+        ("retention set", |m| {
+            m.labelled = Some(Labelled { samples: 20, candidate: 0.6, reference: 0.8 })
+        }),
         ("effect", |m| m.effect = Some(0.0)),
         ("latency", |m| m.candidate_ms = 100.0),
     ];
