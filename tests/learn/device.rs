@@ -181,9 +181,26 @@ impl Device {
         }
     }
 
+    /// A person brings a sample without asking first.
+    pub fn bring(&self, name: &str, input: &Input, label: &str, source: &str) -> Recorded {
+        self.add(name, input, label, source, None)
+    }
+
     /// A person asks and says what would have been right.
     pub fn feedback(&self, name: &str, input: &Input, label: &str, source: &str) -> Recorded {
-        let (predicted, generation) = self.desk.predict(name, &self.inputs(input));
+        let asked = self.desk.predict(name, &self.inputs(input));
+        self.add(name, input, label, source, Some(asked))
+    }
+
+    fn add(
+        &self,
+        name: &str,
+        input: &Input,
+        label: &str,
+        source: &str,
+        asked: Option<(String, u64)>,
+    ) -> Recorded {
+        let (predicted, generation) = asked.unwrap_or_default();
         let recorded = self
             .store
             .add_sample(&NewSample {
@@ -201,6 +218,14 @@ impl Device {
             learner.outcome(name, Some(generation), true);
         }
         recorded
+    }
+
+    /// A person asks and says whether the answer was right; nothing is kept of the question.
+    pub fn judge(&self, name: &str, input: &Input, label: &str) {
+        let (predicted, generation) = self.desk.predict(name, &self.inputs(input));
+        let right = predicted == label;
+        self.store.record_outcome(name, generation, right, 1_800_000_000).unwrap();
+        self.learner().outcome(name, Some(generation), right);
     }
 
     /// Waits until `wanted` holds.

@@ -47,16 +47,41 @@ impl Week {
         self.test.iter().filter(right).count() as f64 / self.test.len() as f64
     }
 
+    fn trains(&self, enabled: bool) {
+        self.device.settings.write().unwrap().train.enabled = enabled;
+    }
+
     /// A day's feedback, and the night's training.
-    fn day(&mut self, day: &str, source: &str, portion: &Portion) {
+    fn day(&mut self, day: &str, portion: &Portion) {
         let began = Instant::now();
+        self.trains(false);
         for (input, label) in portion {
-            self.device.feedback(self.name, input, label, source);
+            self.device.feedback(self.name, input, label, "anna");
         }
         self.night(day, began);
     }
 
+    /// Somebody brings wrong labels in bulk.
+    fn poisoned_day(&mut self, day: &str, portion: &Portion) {
+        let began = Instant::now();
+        self.trains(false);
+        for (input, label) in portion {
+            self.device.bring(self.name, input, label, "mallory");
+        }
+        self.night(day, began);
+    }
+
+    /// The poison goes, and with it the candidate that learned from it.
+    fn forget_the_poison(&mut self) {
+        self.trains(false);
+        let active = self.device.active(self.name);
+        let forgotten = Selector { source: Some("mallory".into()), ..Selector::default() };
+        self.device.store.forget(&forgotten).unwrap();
+        assert_eq!(self.device.active(self.name), active);
+    }
+
     fn night(&mut self, day: &str, began: Instant) {
+        self.trains(true);
         self.device.learner().wake();
         let job = self.device.ended(self.last, self.patience);
         self.last = job.id;
@@ -91,6 +116,11 @@ impl Week {
     /// A generation whose head's rows are turned by one is made active by hand; people correct it.
     fn bad_generation(&mut self, portion: &Portion) {
         let began = Instant::now();
+        self.trains(false);
+        // What people say of the good one.
+        for (input, label) in portion.iter().take(20) {
+            self.device.judge(self.name, input, label);
+        }
         let good = self.device.active(self.name).unwrap();
         let loaded = self.device.store.load(&Reference::parse(self.name).unwrap()).unwrap();
         let mut adapter: Adapter = loaded.adapter;
@@ -105,7 +135,7 @@ impl Week {
         let mut asked = 0;
         for (input, label) in portion {
             asked += 1;
-            self.device.feedback(self.name, input, label, "anna");
+            self.device.judge(self.name, input, label);
             std::thread::sleep(Duration::from_millis(150));
             if self.device.active(self.name) != Some(added.generation) {
                 break;
@@ -196,23 +226,20 @@ fn a_week_with_a_tiny_model() {
     };
     let test = points(&[0, 1, 2], 60);
     let mut week = Week::new(Device::tiny("mlp", settings), "home", test, PATIENCE);
-    week.day("monday", "anna", &points(&[0, 1], 60));
+    week.day("monday", &points(&[0, 1], 60));
     assert!(week.promoted(), "{:?}", week.rows[0].verdict);
     let first = week.rows[0].test;
-    week.day("tuesday", "anna", &points(&[0, 1, 2], 90));
+    week.day("tuesday", &points(&[0, 1, 2], 90));
     assert!(week.promoted(), "{:?}", week.rows[1].verdict);
     let second = week.rows[1].test;
     assert!(second > first + 0.2 && second > 0.85, "{first} {second}");
     let active = week.device.active("home");
     let labels: Vec<String> = POINTS.map(String::from).to_vec();
-    week.day("wednesday", "mallory", &poisoned(&points(&[0, 1, 2], 60), &labels));
+    week.poisoned_day("wednesday (poisoned)", &poisoned(&points(&[0, 1, 2], 60), &labels));
     assert!(!week.promoted(), "{:?}", week.rows[2].verdict);
     assert_eq!(week.device.active("home"), active);
     assert_eq!(week.rows[2].test, second);
-    // The poison goes, and with it the candidate that learned from it.
-    let forgotten = Selector { source: Some("mallory".into()), ..Selector::default() };
-    week.device.store.forget(&forgotten).unwrap();
-    assert_eq!(week.device.active("home"), active);
+    week.forget_the_poison();
     week.bad_generation(&points(&[0, 1, 2], 40));
     week.print();
     week.check();
@@ -270,23 +297,17 @@ fn script(mut week: Week, all: &Portion) {
     labels.sort();
     labels.dedup();
     for (day, portion) in ["monday", "tuesday", "wednesday"].iter().zip(&days) {
-        week.day(day, "anna", portion);
+        week.day(day, portion);
         week.print();
     }
     let active = week.device.active(week.name);
-    week.day("thursday (poisoned)", "mallory", &poisoned(&days[3], &labels));
+    week.poisoned_day("thursday (poisoned)", &poisoned(&days[3], &labels));
     assert!(!week.promoted());
     assert_eq!(week.device.active(week.name), active);
-    let began = Instant::now();
-    let forgotten = Selector { source: Some("mallory".into()), ..Selector::default() };
-    week.device.store.forget(&forgotten).unwrap();
-    week.last = week.device.store.jobs().unwrap().iter().map(|j| j.id).max().unwrap_or(0);
+    week.forget_the_poison();
     let test = week.test.clone();
     week.bad_generation(&test);
-    for (input, label) in &days[3] {
-        week.device.feedback(week.name, input, label, "anna");
-    }
-    week.night("friday", began);
+    week.day("friday", &days[3]);
     week.print();
     week.check();
     let promoted = week.rows.iter().filter(|r| r.what == "promoted").count();
