@@ -43,4 +43,6 @@ pub use seal::Key;
 pub use state::{Options, Store};
 
 #[cfg(test)]
+mod sample_tests;
+#[cfg(test)]
 mod tests;

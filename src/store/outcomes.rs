@@ -99,7 +99,7 @@ impl Store {
                 Err(_) => Default::default(),
             };
             let mut statement = c.prepare_cached(
-                "SELECT state, label_id, part, count(*), sum(bytes), sum(round > trained)
+                "SELECT state, label_id, part, count(*), sum(bytes), sum(samples.round > trained)
                  FROM samples JOIN names ON names.id = name_id
                  WHERE name_id = ?1 AND state < 2 GROUP BY state, label_id, part
                  ORDER BY label_id",
