@@ -1,9 +1,6 @@
 //! Where tests make what this crate writes fail, or look at what a cut of power would leave. In a
 //! program it does nothing.
 
-use std::io;
-use std::path::Path;
-
 /// A step towards durability that is about to be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
@@ -23,7 +20,7 @@ pub(crate) enum Op {
 
 #[cfg(not(test))]
 #[inline(always)]
-pub(crate) fn point(_: Op, _: &Path) -> io::Result<()> {
+pub(crate) fn point(_: Op, _: &std::path::Path) -> std::io::Result<()> {
     Ok(())
 }
 

@@ -244,7 +244,8 @@ impl Store {
             super::hashes::sweep(c)?;
             Ok(gone)
         })?;
-        self.collect()?;
+        // It is done; files that are left over go when the store is opened next.
+        let _ = self.collect();
         Ok(gone)
     }
 }

@@ -15,6 +15,7 @@ use super::samples::{Filter, condition};
 use super::seal::Key;
 use super::state::{Secrets, Store, Unlocked};
 use crate::error::{Error, Result};
+use crate::fs::fault::{self, Op};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -164,6 +165,7 @@ impl Store {
         let run = || -> Outcome<bool> {
             connection.pragma_update(None, "temp_store", if small { "MEMORY" } else { "FILE" })?;
             connection.execute_batch("VACUUM")?;
+            let _ = fault::point(Op::Committed, self.database());
             let start = Instant::now();
             loop {
                 let busy: i64 =

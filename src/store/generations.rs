@@ -322,7 +322,8 @@ impl Store {
             trim(c, &row, number, quota.max_generations)?;
             Ok(Added { generation: unsigned(number), new: true, active: false })
         })?;
-        self.collect()?;
+        // It is done; files that are left over go when the store is opened next.
+        let _ = self.collect();
         Ok(added)
     }
 }

@@ -43,6 +43,14 @@ pub use seal::Key;
 pub use state::{Options, Store};
 
 #[cfg(test)]
+mod cut_tests;
+#[cfg(test)]
+mod forget_tests;
+#[cfg(test)]
+mod kill_tests;
+#[cfg(test)]
+mod open_tests;
+#[cfg(test)]
 mod sample_tests;
 #[cfg(test)]
 mod tests;

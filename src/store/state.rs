@@ -213,6 +213,10 @@ impl Store {
         let run = || -> Outcome<T> {
             let transaction = connection.transaction_with_behavior(behavior)?;
             let value = work(&transaction)?;
+            if matches!(behavior, TransactionBehavior::Deferred) {
+                transaction.commit()?;
+                return Ok(value);
+            }
             let step = |op| fault::point(op, &self.inner.database);
             step(Op::Commit).map_err(|e| Error::io(&self.inner.database, e))?;
             transaction.commit()?;
