@@ -119,7 +119,7 @@ impl Store {
                 "UPDATE jobs SET state = ?2, updated = ?3 WHERE id = ?1",
                 params![id, JobState::Running.code(), now],
             )?;
-            Ok(find(c, id)?)
+            find(c, id)
         })
     }
 

@@ -83,7 +83,7 @@ impl Known {
         let lines: Vec<&str> = said.lines().filter(|l| !l.is_empty()).collect();
         // A last line without its end was not said.
         let whole = if said.ends_with('\n') { lines.len() } else { lines.len() - 1 };
-        for line in &lines[..whole.max(0)] {
+        for line in &lines[..whole] {
             let words: Vec<&str> = line.split(' ').collect();
             match words.as_slice() {
                 ["sample", hash, source] => {

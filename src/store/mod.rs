@@ -49,8 +49,12 @@ mod forget_tests;
 #[cfg(test)]
 mod kill_tests;
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod open_tests;
 #[cfg(test)]
 mod sample_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wear_tests;
