@@ -8,9 +8,10 @@
 use super::active::{How, fallback, point, set_state};
 use super::db::{self, Outcome};
 use super::events;
-use super::generations::{GenerationState, find_name, live, manifest};
+use super::generations::GenerationState;
 use super::hashes::{self, SampleHash};
 use super::jobs::{JobState, queue};
+use super::rows::{find_name, live, manifest};
 use super::samples::{Filter, condition};
 use super::seal::Key;
 use super::state::{Secrets, Store, Unlocked};

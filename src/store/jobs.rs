@@ -1,9 +1,9 @@
 //! Training jobs: queued, claimed, resumed, backed off.
 
 use super::db::{Fault, Outcome, now, signed, unsigned};
-use super::generations::make_name;
 use super::hashes::{self, SampleHash};
 use super::names::check_name;
+use super::rows::make_name;
 use super::state::Store;
 use crate::error::{Cause, Error, Result};
 use rusqlite::{Connection, OptionalExtension, Row, params};

@@ -20,6 +20,8 @@ mod insert;
 mod jobs;
 mod names;
 mod outcomes;
+mod quota;
+mod rows;
 mod rules;
 mod samples;
 mod schema;

@@ -1,8 +1,8 @@
 //! How right generations are in use, and how many samples there are.
 
 use super::db::{Outcome, signed, unsigned};
-use super::generations::known;
 use super::names::check_name;
+use super::rows::known;
 use super::samples::{Part, SampleState, labels};
 use super::state::Store;
 use crate::error::Result;

@@ -69,6 +69,6 @@ fn a_sample_costs_the_card_little() {
     };
     let (text, picture) = (bytes("text"), bytes("picture"));
     println!("{text} bytes a sentence, {picture} a picture of {PICTURE}\n{said}");
-    assert!(text <= 32 << 10, "{text}");
+    assert!(text <= 12 << 10, "{text}");
     assert!(picture <= 3 * PICTURE as u64, "{picture}");
 }
