@@ -182,11 +182,7 @@ impl Store {
             }
         };
         match run() {
-            Err(db::Fault::Sql(e))
-                if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) =>
-            {
-                Ok(false)
-            }
+            Err(db::Fault::Sql(e)) if db::is_busy(&e) => Ok(false),
             other => other.map_err(|e| e.at(self.database())),
         }
     }
