@@ -229,23 +229,33 @@ fn an_evicted_sample_keeps_its_part_and_is_still_forgotten() {
 #[test]
 fn outcomes_are_counted_with_the_feedback() {
     let (_dir, store) = store();
+    for number in 1..=3 {
+        store.add("home", &adapter(number as f32), &Origin::default()).unwrap();
+    }
+    let now = super::db::now();
     let answer = |text: &str, label: &str, predicted: &str| NewSample {
         predicted: Some(predicted.into()),
         generation: Some(3),
+        time: now - 7200,
         ..sample(text, label, "app")
     };
     store.add_sample(&answer("a", "x", "x")).unwrap();
     store.add_sample(&answer("b", "x", "y")).unwrap();
     assert_eq!(store.outcomes("home", 3).unwrap(), Outcomes { right: 1, total: 2 });
-    store.record_outcome("home", 3, true, 1_700_000_000 + 7200).unwrap();
+    // A clock that runs ahead counts as now.
+    store.record_outcome("home", 3, true, u64::MAX).unwrap();
     assert_eq!(store.outcomes("home", 3).unwrap(), Outcomes { right: 2, total: 3 });
-    let later = store.outcomes_since("home", 3, 1_700_000_000 + 3600).unwrap();
+    let later = store.outcomes_since("home", 3, now - 3600).unwrap();
     assert_eq!(later, Outcomes { right: 1, total: 1 });
-    // A contradiction is no evidence against a generation.
+    // A contradiction is no evidence against a generation, nor is what nobody answered.
     let other = NewSample { source: "web".into(), ..answer("a", "y", "x") };
     store.add_sample(&other).unwrap();
+    store.record_outcome("home", 3, true, 0).unwrap();
+    store.record_outcome("home", 99, true, now).unwrap();
     assert_eq!(store.outcomes("home", 3).unwrap().total, 3);
-    assert_eq!(store.outcomes("home", 0).unwrap(), Outcomes::default());
+    assert_eq!(store.outcomes("home", 99).unwrap(), Outcomes::default());
+    store.record_outcome("home", 0, true, now).unwrap();
+    assert_eq!(store.outcomes("home", 0).unwrap(), Outcomes { right: 1, total: 1 });
 }
 
 #[test]
