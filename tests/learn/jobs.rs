@@ -16,6 +16,8 @@ fn long(steps: u32) -> Settings {
     settings.train.rank = 4;
     settings.train.min_steps = steps;
     settings.train.checkpoint_every = 100;
+    // Five random features turn far; what retention is worth is the weeks' to show.
+    settings.gate.retention_cosine = -1.0;
     settings
 }
 
