@@ -274,15 +274,23 @@ fn adapter_row(adapter: &Value) -> Vec<String> {
     vec![text(&adapter["name"]), active, kept, right]
 }
 
-/// Conditions as sentences, whatever else the learner says.
+/// What the learner does and waits for: each condition that is not met as a sentence.
 fn learner(learner: &Value, out: &Out) {
-    for condition in list(&learner["conditions"]) {
-        let met = if condition["met"] == true { "yes" } else { "no " };
-        let words = match condition["sentence"].as_str() {
-            Some(sentence) => sentence.to_string(),
-            None => condition.to_string(),
-        };
-        out.line(format!("  {met}  {words}"));
+    if let Some(job) = learner["job"].as_object() {
+        let [id, name, step, steps] = ["job", "name", "step", "steps"].map(|k| text(&job[k]));
+        out.line(format!("training '{name}' (job {id}): step {step} of {steps}"));
+    } else if let Some(waiting) = learner["waiting"].as_str().filter(|w| !w.is_empty()) {
+        out.line(format!("training: {waiting}"));
+    }
+    for name in list(&learner["names"]) {
+        for condition in list(&name["conditions"]) {
+            let met = if condition["met"] == true { "met    " } else { "not met" };
+            let [own, words] = [text(&name["name"]), text(&condition["sentence"])];
+            out.line(format!("  {own}: {met}  {words}"));
+        }
+        if let Some(left) = name["trial_left"].as_u64() {
+            out.line(format!("  {}: on trial for another {}", text(&name["name"]), span(left)));
+        }
     }
 }
 

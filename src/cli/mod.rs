@@ -95,6 +95,10 @@ pub fn main() -> ExitCode {
     if worker::is_call(&arguments) {
         return ExitCode::from(worker::main(&arguments));
     }
+    #[cfg(feature = "daemon")]
+    if crate::daemon::learn::is_worker_call(&arguments) {
+        return ExitCode::from(crate::daemon::learn::worker_main(&arguments));
+    }
     std::panic::set_hook(Box::new(|info| {
         let text = info.payload_as_str().unwrap_or("no message");
         let at = info.location().map(|l| format!(" at {}:{}", l.file(), l.line()));

@@ -1,5 +1,8 @@
 //! The daemon's configuration: a TOML file, every value checked before any is used.
 
+use super::learn::{
+    ConditionSettings, GateSettings, Settings, TrainSettings, TrialSettings, WatchSettings,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::read_text;
 use crate::store::{Quota, Rules};
@@ -42,6 +45,21 @@ pub struct Config {
     /// What is logged.
     #[serde(default)]
     pub log: LogConfig,
+    /// How it trains.
+    #[serde(default)]
+    pub train: TrainSettings,
+    /// When it trains.
+    #[serde(default)]
+    pub conditions: ConditionSettings,
+    /// What a candidate must show.
+    #[serde(default)]
+    pub gate: GateSettings,
+    /// How long a new generation is on trial.
+    #[serde(default)]
+    pub trial: TrialSettings,
+    /// When live feedback takes a generation back.
+    #[serde(default)]
+    pub watch: WatchSettings,
 }
 
 /// `[serve]`.
@@ -222,6 +240,11 @@ impl Config {
             limits: Limits::default(),
             samples: SampleConfig::default(),
             log: LogConfig::default(),
+            train: TrainSettings::default(),
+            conditions: ConditionSettings::default(),
+            gate: GateSettings::default(),
+            trial: TrialSettings::default(),
+            watch: WatchSettings::default(),
         }
     }
 
@@ -253,7 +276,11 @@ impl Config {
     fn below(&mut self, folder: &Path) {
         let serve = &mut self.serve;
         let paths = [Some(&mut self.base), Some(&mut self.state), Some(&mut serve.socket)];
-        let optional = [serve.token_file.as_mut(), self.samples.key_file.as_mut()];
+        let optional = [
+            serve.token_file.as_mut(),
+            self.samples.key_file.as_mut(),
+            self.gate.retention_data.as_mut(),
+        ];
         for path in paths.into_iter().chain(optional).flatten() {
             *path = folder.join(&*path);
         }
@@ -273,6 +300,9 @@ impl Config {
         seconds("limits.shutdown_seconds", l.shutdown_seconds)?;
         number("serve.workers", self.serve.workers as u64, 0, 256)?;
         self.samples.rules().validate().map_err(|e| bad("samples", e.message().to_string()))?;
+        self.settings()
+            .validate()
+            .map_err(|e| Error::new(ErrorKind::BadInput, e.message().to_string()))?;
         if self.base.as_os_str().is_empty() {
             return Err(Error::bad_input("base: expected a file, found nothing"));
         }
@@ -299,6 +329,17 @@ impl Config {
             return Err(bad("serve.hosts", "expected at least one name".into()));
         }
         Ok(())
+    }
+
+    /// What the learner is told.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            train: self.train.clone(),
+            conditions: self.conditions.clone(),
+            gate: self.gate.clone(),
+            trial: self.trial.clone(),
+            watch: self.watch.clone(),
+        }
     }
 
     /// The number of worker threads.

@@ -6,6 +6,7 @@
 mod client;
 mod config;
 mod host;
+pub mod learn;
 pub mod serve;
 
 pub use client::{Answer, Client};
@@ -36,27 +37,6 @@ pub trait Serving: Send + Sync {
 
     /// The engine.
     fn engine(&self) -> &Engine;
-}
-
-/// What the serving side needs of the learner. None of the methods waits for training.
-pub trait Learning: Send + Sync {
-    /// Conditions, the current job, the last verdicts.
-    fn status(&self) -> Result<serde_json::Value>;
-
-    /// Queues a job for `name` that starts without waiting for its conditions; gives its number.
-    fn train_now(&self, name: &str) -> Result<i64>;
-
-    /// A person said whether what `generation` of `name` answered was right.
-    fn outcome(&self, name: &str, generation: Option<u64>, right: bool) -> Result<()>;
-
-    /// Something changed: samples came in, a job was queued.
-    fn wake(&self);
-
-    /// Takes over changed settings.
-    fn reload(&self, config: &Config) -> Result<()>;
-
-    /// Stops the training child at its next checkpoint and the scheduler for good.
-    fn stop(&self);
 }
 
 /// A tensor as requests and answers carry it: `{"shape", "dtype", "data"}`.

@@ -2,11 +2,11 @@
 
 use super::db::{Fault, Outcome, now, signed, unsigned};
 use super::events;
-use super::generations::{
-    GenerationRow, GenerationState, NameRow, drop_generation, find_generation, known,
-    known_generations, live,
-};
+use super::generations::GenerationState;
 use super::names::{Reference, check_name};
+use super::rows::{
+    GenerationRow, NameRow, drop_generation, find_generation, known, known_generations, live,
+};
 use super::state::Store;
 use crate::error::{Cause, Error, Result};
 use rusqlite::{Connection, params};
@@ -95,7 +95,7 @@ impl Store {
     ) -> Result<Switched> {
         let reference = Reference::parse(&format!("{name}@{generation}"))?;
         self.write(|c| {
-            let found = super::generations::resolve(c, self, &reference)?;
+            let found = super::rows::resolve(c, self, &reference)?;
             let row = known(c, self, name)?;
             if let Some(expected) = expected.filter(|e| *e != row.active) {
                 return Err(Fault::Ours(moved(name, expected, row.active)));
@@ -224,7 +224,7 @@ impl Store {
         let gone = self.write(|c| {
             let (row, live) = known_generations(c, self, name)?;
             let gone: Vec<u64> = match reference.generation() {
-                Some(_) => vec![super::generations::resolve(c, self, reference)?.number],
+                Some(_) => vec![super::rows::resolve(c, self, reference)?.number],
                 None => live.iter().map(|g| g.number).collect(),
             };
             if let Some(active) = row.active.filter(|a| gone.contains(a)) {
@@ -244,7 +244,8 @@ impl Store {
             super::hashes::sweep(c)?;
             Ok(gone)
         })?;
-        self.collect()?;
+        // It is done; files that are left over go when the store is opened next.
+        let _ = self.collect();
         Ok(gone)
     }
 }

@@ -8,12 +8,15 @@
 use super::active::{How, fallback, point, set_state};
 use super::db::{self, Outcome};
 use super::events;
-use super::generations::{GenerationState, find_name, live, manifest};
+use super::generations::GenerationState;
 use super::hashes::{self, SampleHash};
 use super::jobs::{JobState, queue};
+use super::rows::{find_name, live, manifest};
 use super::samples::{Filter, condition};
+use super::seal::Key;
 use super::state::{Secrets, Store, Unlocked};
 use crate::error::{Error, Result};
+use crate::fs::fault::{self, Op};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -83,8 +86,9 @@ pub struct ForgetReport {
     pub jobs_queued: Vec<i64>,
     /// Bytes of the samples' inputs.
     pub bytes: u64,
-    /// Whether files, free pages and the log are gone too. `false` while another process reads:
-    /// then the rest is done when the store is opened next, or by [`Store::finish_forgetting`].
+    /// Whether files, free pages and the log are gone too. `false` while another process reads or
+    /// the disk is too full to rebuild the database: then the rest is done when the store is opened
+    /// next, or by [`Store::finish_forgetting`].
     pub finished: bool,
 }
 
@@ -132,7 +136,8 @@ impl Store {
             }
             Ok(report)
         })?;
-        report.finished = self.finish_forgetting()?;
+        // It is forgotten already; what is left may wait for room or for a reader to end.
+        report.finished = self.finish_forgetting().unwrap_or(false);
         Ok(report)
     }
 
@@ -161,6 +166,7 @@ impl Store {
         let run = || -> Outcome<bool> {
             connection.pragma_update(None, "temp_store", if small { "MEMORY" } else { "FILE" })?;
             connection.execute_batch("VACUUM")?;
+            let _ = fault::point(Op::Committed, self.database());
             let start = Instant::now();
             loop {
                 let busy: i64 =
@@ -176,11 +182,7 @@ impl Store {
             }
         };
         match run() {
-            Err(db::Fault::Sql(e))
-                if e.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) =>
-            {
-                Ok(false)
-            }
+            Err(db::Fault::Sql(e)) if db::is_busy(&e) => Ok(false),
             other => other.map_err(|e| e.at(self.database())),
         }
     }
@@ -197,34 +199,37 @@ impl Store {
             };
             db::set_meta(c, "hash_key", &key.seal(b"hash_key", &hash_key)?)?;
             db::set_meta(c, "key", key.id().as_bytes())?;
-            let seal_all = |select: &str, update: &str| -> Outcome<()> {
-                let mut statement = c.prepare(select)?;
-                let rows: Vec<(i64, [u8; 32])> = statement
-                    .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
-                    .collect::<rusqlite::Result<_>>()?;
-                for (id, context) in rows {
-                    let plain: Vec<u8> =
-                        c.query_row(update.split(';').next().unwrap_or_default(), [id], |row| {
-                            row.get(0)
-                        })?;
-                    let sealed = key.seal(&context, &plain)?;
-                    c.execute(update.split(';').nth(1).unwrap_or_default(), params![id, sealed])?;
-                }
-                Ok(())
-            };
             seal_all(
+                c,
+                key,
                 "SELECT id, tag FROM labels",
-                "SELECT text FROM labels WHERE id = ?1;UPDATE labels SET text = ?2 WHERE id = ?1",
+                "SELECT text FROM labels WHERE id = ?1",
+                "UPDATE labels SET text = ?2 WHERE id = ?1",
             )?;
             seal_all(
+                c,
+                key,
                 "SELECT sample, hash FROM inputs JOIN samples ON id = sample",
-                "SELECT content FROM inputs WHERE sample = ?1;
-                 UPDATE inputs SET content = ?2 WHERE sample = ?1",
+                "SELECT content FROM inputs WHERE sample = ?1",
+                "UPDATE inputs SET content = ?2 WHERE sample = ?1",
             )?;
             db::set_meta(c, UNFINISHED, b"1")?;
             Ok(())
         })
     }
+}
+
+/// Seals a column of a table, row by row: `rows` gives numbers and contexts.
+fn seal_all(c: &Connection, key: &Key, rows: &str, get: &str, set: &str) -> Outcome<()> {
+    let mut statement = c.prepare(rows)?;
+    let rows: Vec<(i64, [u8; 32])> = statement
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    for (id, context) in rows {
+        let plain: Vec<u8> = c.query_row(get, [id], |row| row.get(0))?;
+        c.execute(set, params![id, key.seal(&context, &plain)?])?;
+    }
+    Ok(())
 }
 
 fn doomed(

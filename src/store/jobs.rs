@@ -1,9 +1,9 @@
 //! Training jobs: queued, claimed, resumed, backed off.
 
 use super::db::{Fault, Outcome, now, signed, unsigned};
-use super::generations::make_name;
 use super::hashes::{self, SampleHash};
 use super::names::check_name;
+use super::rows::make_name;
 use super::state::Store;
 use crate::error::{Cause, Error, Result};
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -119,7 +119,7 @@ impl Store {
                 "UPDATE jobs SET state = ?2, updated = ?3 WHERE id = ?1",
                 params![id, JobState::Running.code(), now],
             )?;
-            Ok(find(c, id)?)
+            find(c, id)
         })
     }
 

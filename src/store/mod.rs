@@ -20,6 +20,8 @@ mod insert;
 mod jobs;
 mod names;
 mod outcomes;
+mod quota;
+mod rows;
 mod rules;
 mod samples;
 mod schema;
@@ -43,4 +45,18 @@ pub use seal::Key;
 pub use state::{Options, Store};
 
 #[cfg(test)]
+mod cut_tests;
+#[cfg(test)]
+mod forget_tests;
+#[cfg(test)]
+mod kill_tests;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod open_tests;
+#[cfg(test)]
+mod sample_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wear_tests;

@@ -1,8 +1,8 @@
 //! How right generations are in use, and how many samples there are.
 
-use super::db::{Outcome, signed, unsigned};
-use super::generations::known;
+use super::db::{Outcome, now, signed, unsigned};
 use super::names::check_name;
+use super::rows::{find_generation, known};
 use super::samples::{Part, SampleState, labels};
 use super::state::Store;
 use crate::error::Result;
@@ -54,7 +54,8 @@ pub struct Counts {
 impl Store {
     /// Counts an answer of `generation` (0: the base) as right or wrong, at `time` in seconds since
     /// 1970-01-01 UTC. For feedback that brings no sample to store; [`Store::add_sample`] counts by
-    /// itself. Errors: no such name (usage).
+    /// itself. One of a generation that is gone, or a year old, is not counted. Errors: no such name
+    /// (usage).
     pub fn record_outcome(
         &self,
         name: &str,
@@ -99,7 +100,7 @@ impl Store {
                 Err(_) => Default::default(),
             };
             let mut statement = c.prepare_cached(
-                "SELECT state, label_id, part, count(*), sum(bytes), sum(round > trained)
+                "SELECT state, label_id, part, count(*), sum(bytes), sum(samples.round > trained)
                  FROM samples JOIN names ON names.id = name_id
                  WHERE name_id = ?1 AND state < 2 GROUP BY state, label_id, part
                  ORDER BY label_id",
@@ -139,6 +140,8 @@ fn label_id(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<i64>> {
     row.get(1)
 }
 
+/// Counts an answer of a generation that is there (0: the base); times after now count as now. So
+/// no client can fill the table or push out what others said.
 pub(super) fn count(
     c: &Connection,
     name: i64,
@@ -146,7 +149,14 @@ pub(super) fn count(
     right: bool,
     time: u64,
 ) -> Outcome<()> {
-    let hour = signed(time / 3600);
+    if generation > 0 && find_generation(c, name, generation)?.is_none() {
+        return Ok(());
+    }
+    let now = now();
+    let (hour, oldest) = (signed(time.min(now) / 3600), signed(now / 3600) - KEPT_HOURS);
+    if hour < oldest {
+        return Ok(());
+    }
     let fresh = c
         .prepare_cached(
             "INSERT INTO outcomes (name_id, generation, hour, right, total)
@@ -156,7 +166,7 @@ pub(super) fn count(
         .query_row(params![name, signed(generation), hour, right], |row| row.get::<_, bool>(0))?;
     if fresh {
         c.prepare_cached("DELETE FROM outcomes WHERE name_id = ?1 AND hour < ?2")?
-            .execute(params![name, hour - KEPT_HOURS])?;
+            .execute(params![name, oldest])?;
     }
     Ok(())
 }

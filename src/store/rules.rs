@@ -79,3 +79,33 @@ impl Rules {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_read_whole_and_checked() {
+        let read = |text: &str| serde_json::from_str::<Rules>(text);
+        assert_eq!(read("{}").unwrap(), Rules::default());
+        let rules = read(r#"{"max_samples": 30, "hold_out": 0.1, "labels": ["a"]}"#).unwrap();
+        assert_eq!((rules.quota.max_samples, rules.hold_out), (30, 0.1));
+        assert_eq!(rules.quota.max_bytes, Quota::default().max_bytes);
+        rules.validate().unwrap();
+        assert!(read(r#"{"max_sample": 30}"#).is_err(), "a misspelt name is no default");
+        for wrong in [
+            r#"{"hold_out": 0.6}"#,
+            r#"{"hold_out": -0.1}"#,
+            r#"{"source_share": 0}"#,
+            r#"{"max_samples": 0}"#,
+            r#"{"max_bytes": 0}"#,
+            r#"{"max_generations": 1}"#,
+        ] {
+            let error = read(wrong).unwrap().validate().unwrap_err();
+            let name = wrong.split('"').nth(1).unwrap();
+            assert!(error.message().starts_with(name), "{error}");
+        }
+        let nan = Rules { hold_out: f64::NAN, ..Rules::default() };
+        assert!(nan.validate().is_err());
+    }
+}

@@ -1,9 +1,9 @@
 //! What people taught the device: inputs with labels, where they come from, reading them.
 
 use super::db::{Fault, Outcome, signed, unsigned};
-use super::generations::{find_name, known};
 use super::hashes::SampleHash;
 use super::names::check_name;
+use super::rows::{find_name, known};
 use super::state::{Store, Unlocked};
 use crate::error::{Cause, Error, Result};
 use rusqlite::{Connection, OptionalExtension, Row, params};

@@ -5,6 +5,7 @@ use super::folder;
 use super::rules::Rules;
 use super::seal::{Key, random};
 use crate::error::{Cause, Error, Result};
+use crate::fs::fault::{self, Op};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -74,12 +75,17 @@ impl Store {
         let root = root.into();
         let database = root.join(DATABASE);
         folder::refuse_old(&root, &database)?;
+        let closed = || !folder::writable(&root) || !folder::writable(&database);
         let (connection, read_only) = match open_database(&root, &database) {
-            Err(error) if database.exists() && !folder::writable(&root) => {
-                let read = db::open_read_only(&database);
-                (read.map_err(|_| error)?, true)
+            Ok(connection) => {
+                // SQLite opens a file that it can't write for reading.
+                let read_only = connection.is_readonly("main").unwrap_or(false) || closed();
+                (connection, read_only)
             }
-            other => (other?, false),
+            Err(error) if database.exists() && closed() => {
+                (db::open_read_only(&database).map_err(|_| error)?, true)
+            }
+            Err(error) => return Err(error),
         };
         let connection = Mutex::new(connection);
         let mut store = Store {
@@ -207,7 +213,15 @@ impl Store {
         let run = || -> Outcome<T> {
             let transaction = connection.transaction_with_behavior(behavior)?;
             let value = work(&transaction)?;
+            if matches!(behavior, TransactionBehavior::Deferred) {
+                transaction.commit()?;
+                return Ok(value);
+            }
+            let step = |op| fault::point(op, &self.inner.database);
+            step(Op::Commit).map_err(|e| Error::io(&self.inner.database, e))?;
             transaction.commit()?;
+            // It is durable: too late to fail.
+            let _ = step(Op::Committed);
             Ok(value)
         };
         run().map_err(|e| e.at(&self.inner.database))

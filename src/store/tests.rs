@@ -245,6 +245,29 @@ fn many_writers_lose_nothing() {
 }
 
 #[test]
+fn many_open_a_new_store_at_once() {
+    for _ in 0..5 {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("store");
+        let hashes: Vec<SampleHash> = std::thread::scope(|scope| {
+            let open = |_| {
+                let root = &root;
+                scope.spawn(move || {
+                    let store = Store::open(root).unwrap();
+                    let same = super::sample_tests::sample("the same", "x", "app");
+                    store.add_sample(&same).unwrap().hash
+                })
+            };
+            let threads: Vec<_> = (0..8).map(open).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert!(hashes.iter().all(|h| *h == hashes[0]), "all have the same secrets");
+        let found = Store::open(&root).unwrap().samples(&Filter::default()).unwrap();
+        assert_eq!((found.len(), found[0].seen), (1, 8));
+    }
+}
+
+#[test]
 fn what_a_crash_leaves_behind_goes_at_the_next_opening() {
     let (_dir, store) = store();
     promote(&store, 1.0);

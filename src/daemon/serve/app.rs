@@ -7,7 +7,8 @@ use super::metrics::{Gauge, Metrics, count};
 use super::pool::Pool;
 use super::problem::Problem;
 use super::roster::{Roster, Selection};
-use crate::daemon::{Config, Learning, Serving};
+use crate::daemon::learn::{Learner, Settings};
+use crate::daemon::{Config, Serving};
 use crate::error::{Error, Result};
 use crate::runtime::Engine;
 use crate::store::{Reference, Store};
@@ -25,7 +26,9 @@ pub struct App {
     config: RwLock<Arc<Config>>,
     token: RwLock<Option<Arc<str>>>,
     router: OnceLock<Router>,
-    learning: OnceLock<Arc<dyn Learning>>,
+    learning: OnceLock<Learner>,
+    /// What the learner is told; changes are seen at its next look.
+    pub settings: Arc<RwLock<Settings>>,
     ready: AtomicBool,
     /// The state on disk.
     pub store: Store,
@@ -65,12 +68,14 @@ impl App {
             limits.batch,
         )
         .map_err(|e| Error::failed(format!("the worker threads can't be started: {e}")))?;
+        let settings = Arc::new(RwLock::new(config.settings()));
         let bodies = BODIES.max(limits.body_bytes).div_ceil(PERMIT);
         Ok(Arc::new(App {
             config: RwLock::new(Arc::new(config)),
             token: RwLock::new(token),
             router: OnceLock::new(),
             learning: OnceLock::new(),
+            settings,
             ready: AtomicBool::new(false),
             store,
             roster,
@@ -101,12 +106,12 @@ impl App {
     }
 
     /// The learner, where there is one.
-    pub fn learning(&self) -> Option<&Arc<dyn Learning>> {
+    pub fn learning(&self) -> Option<&Learner> {
         self.learning.get()
     }
 
     /// Ties the learner to it; the first one stays.
-    pub fn set_learning(&self, learning: Arc<dyn Learning>) {
+    pub fn set_learning(&self, learning: Learner) {
         // There is one learner in a process.
         let _ = self.learning.set(learning);
     }
@@ -147,15 +152,16 @@ impl App {
     /// Takes over a changed configuration: all that needs no restart.
     ///
     /// # Errors
-    /// A token that can't be read, a learner's refusal: the configuration before stays.
+    /// A token that can't be read, rules that the store refuses: the configuration before stays.
     pub fn reload(&self, new: Config) -> Result<()> {
         let old = self.config();
         let token = new.token()?.map(Arc::from);
         let default = default_of(&new)?;
-        if let Some(learning) = self.learning() {
-            learning.reload(&new)?;
-        }
         self.store.set_rules(new.samples.rules())?;
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = new.settings();
+        if let Some(learning) = self.learning() {
+            learning.wake();
+        }
         if new.serve.adapter != old.serve.adapter {
             self.roster.set_default(default);
         }

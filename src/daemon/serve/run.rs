@@ -4,8 +4,10 @@ use super::app::App;
 use super::connection::accept;
 use super::listen::Listeners;
 use super::log;
+use crate::daemon::learn::{Learner, Place};
 use crate::daemon::{Config, Serving};
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::Root;
 use crate::runtime::Engine;
 use crate::store::{Key, Options, Store};
 use sd_notify::NotifyState;
@@ -97,19 +99,16 @@ pub fn run(source: &Source) -> Result<()> {
     let engine = Engine::open(&config.base)?;
     let key = config.samples.key_file.as_deref().map(Key::read).transpose()?;
     let store = Store::open_with(&config.state, Options { key, rules: config.samples.rules() })?;
-    for switched in store.end_interrupted_trials()? {
-        tracing::warn!(
-            "adapter '{}': the trial was interrupted, back to {}",
-            switched.name,
-            switched.active.map_or("the base".into(), |g| format!("generation {g}"))
-        );
-    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
         .build()
         .map_err(|e| Error::failed(format!("the runtime can't be started: {e}")))?;
     let app = App::new(config, engine, store)?;
+    let place =
+        Place { root: Root::system(), program: None, key: app.config().samples.key_file.clone() };
+    let learner = Learner::start(app.store.clone(), app.settings.clone(), app.clone(), place)?;
+    app.set_learning(learner);
     let result = runtime.block_on(serve(&app, source));
     app.pool.stop();
     if let Some(learning) = app.learning() {
