@@ -77,14 +77,18 @@ pub fn check(source: &Source) -> Result<(Config, Vec<String>)> {
         Some(key) if missing(key) => {
             remarks.push(format!("samples.key_file '{}' is not there yet", key.display()));
         }
-        Some(key) => drop(Key::read(key)?),
+        Some(key) => {
+            Key::read(key)?;
+        }
         None => {}
     }
     match &config.serve.token_file {
         Some(token) if config.serve.tcp.is_some() && missing(token) => {
             remarks.push(format!("serve.token_file '{}' is not there yet", token.display()));
         }
-        _ => drop(config.token()?),
+        _ => {
+            config.token()?;
+        }
     }
     Ok((config, remarks))
 }
