@@ -233,6 +233,14 @@ pub fn json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|e| Problem::invalid(format!("the body: {e}")))
 }
 
+/// As [`json`], an object only: serde would take a struct's fields as a list too.
+pub fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+    match body.iter().find(|b| !b.is_ascii_whitespace()) {
+        Some(b'{') | None => json(body),
+        Some(_) => Err(Problem::invalid("the body: expected an object")),
+    }
+}
+
 /// Exactly one of a sentence, a picture in base64, and tensors.
 pub fn input(
     text: Option<String>,
@@ -299,7 +307,7 @@ impl Raw {
                         "the query is for raw bodies: put 'adapter' and 'top' into the JSON",
                     ));
                 }
-                let b: PredictBody = json(&self.body)?;
+                let b: PredictBody = object(&self.body)?;
                 (input(b.text, b.image, b.inputs)?, b.adapter, b.lora, b.top, b.outputs)
             }
         };
@@ -393,7 +401,8 @@ mod tests {
         assert_eq!(named[0].1.as_i64().unwrap(), [9_007_199_254_740_993, -1]);
         for (text, status, part) in [
             ("", 400, "EOF"),
-            ("[]", 400, "invalid"),
+            ("[]", 400, "object"),
+            (r#"["hi", null, null, null, null, null, null]"#, 400, "object"),
             ("{}", 400, "exactly one"),
             (r#"{"text": "a", "image": "b"}"#, 400, "exactly one"),
             (r#"{"text": 3}"#, 400, "string"),
@@ -418,6 +427,7 @@ mod tests {
             assert!(e.message.contains(part), "{text}: {e:?}");
         }
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-        assert!(parse(&deep).unwrap_err().message.contains("recursion"));
+        let deep = format!("{{\"inputs\": {deep}}}");
+        assert_eq!(parse(&deep).unwrap_err().status, 400);
     }
 }

@@ -7,7 +7,7 @@ mod status;
 mod train;
 
 use super::app::App;
-use super::ask::{Mime, json, unsupported_media};
+use super::ask::{Mime, object, unsupported_media};
 use super::guard::{Whole, note_route};
 use super::problem::Problem;
 use axum::Router;
@@ -119,7 +119,7 @@ impl Call {
     /// The JSON of the body.
     fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         match self.mime() {
-            Some(Mime::Json) => json(&self.body),
+            Some(Mime::Json) => object(&self.body),
             _ => Err(unsupported_media("application/json")),
         }
     }

@@ -64,7 +64,7 @@ fn parse(body: &Bytes, mime: Mime, query: FeedbackQuery, bare: bool) -> Result<F
     if !bare {
         return Err(Problem::invalid("the query is for raw bodies: put it into the JSON"));
     }
-    let b: FeedbackBody = ask::json(body)?;
+    let b: FeedbackBody = ask::object(body)?;
     let rest = FeedbackQuery {
         adapter: b.adapter,
         label: b.label,
