@@ -1,8 +1,9 @@
-//! The daemon under load and at rest: `cargo bench --bench daemon -- [load|idle|latency]`.
+//! The daemon under load and at rest: `cargo bench --bench daemon -- [load|idle|latency|training]`.
 //!
 //! `load`: 200,000 requests from four clients on a tiny base while generations are promoted and
 //! rolled back 100 times; every answer is checked against its generation. `idle`: resident memory
 //! and wake-ups over a minute with MiniLM in q8. `latency`: MiniLM's predict, one and four clients.
+//! `training`: the same for a client of 20 requests a second, without and with training beside it.
 
 #[path = "../tests/it/support.rs"]
 #[allow(dead_code)]
@@ -29,6 +30,9 @@ fn main() {
     let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|c| c == name);
     if wanted("load") {
         load();
+    }
+    if wanted("training") {
+        training(&minilm());
     }
     if wanted("idle") || wanted("latency") {
         let daemon = minilm();
@@ -155,6 +159,38 @@ fn latency(daemon: &Daemon) {
     }
     let metrics = String::from_utf8(daemon.get("/metrics").body).unwrap();
     metrics.lines().filter(|l| l.starts_with("offshoot_batch")).for_each(|l| println!("{l}"));
+}
+
+/// One request each 50 ms until `enough` says so.
+fn paced(daemon: &Daemon, mut enough: impl FnMut(usize) -> bool) -> Vec<Duration> {
+    let body = json!({"text": "turn on the light in the kitchen", "outputs": false}).to_string();
+    let mut stream = daemon.connect();
+    let mut times = vec![];
+    while !enough(times.len()) {
+        let before = Instant::now();
+        assert_eq!(ask(&mut stream, &body).status, 200);
+        times.push(before.elapsed());
+        std::thread::sleep(Duration::from_millis(50).saturating_sub(before.elapsed()));
+    }
+    times
+}
+
+fn training(daemon: &Daemon) {
+    let samples = std::fs::read_to_string(repo("models/commands.jsonl")).unwrap();
+    for line in samples.lines() {
+        let sample: Value = serde_json::from_str(line).unwrap();
+        let sample = json!({"text": sample["text"], "label": sample["label"], "adapter": "home"});
+        assert_eq!(daemon.post("/v1/feedback", &sample).status, 201, "{sample}");
+    }
+    spread("without training", paced(daemon, |n| n == 600));
+    let job = daemon.ok("POST", "/v1/train", Some(&json!({"adapter": "home"})))["job"].clone();
+    let state = || daemon.ok("GET", &format!("/v1/train/{job}"), None)["state"].clone();
+    while state() == "queued" {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let times = paced(daemon, |n| n == 600 || (n % 20 == 19 && state() != "running"));
+    println!("training: {} requests beside the job, then it was {}", times.len(), state());
+    spread("with training", times);
 }
 
 fn status_field(daemon: &Daemon, pid_path: &str, key: &str) -> u64 {
