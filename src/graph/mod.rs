@@ -5,6 +5,7 @@ mod bind;
 mod conv;
 mod depthwise;
 mod embedding;
+mod fuse;
 mod layout;
 mod linear;
 #[cfg(feature = "import")]
@@ -20,6 +21,7 @@ pub use bind::{bind_dims, substitute};
 pub use conv::{FrozenConv, FrozenConvInputGradient};
 pub use depthwise::{DepthwiseInputGradient, FrozenDepthwise};
 pub use embedding::FrozenEmbedding;
+pub use fuse::{Matches, fuse};
 pub use layout::channels_last;
 pub use linear::{FrozenLinear, FrozenLinearTransposed};
 #[cfg(feature = "import")]
