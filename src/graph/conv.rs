@@ -6,7 +6,9 @@ use super::weights::{
     FrozenWeights, active_lora, check_lora, expect_bias, expect_dim, expect_f32, filled, floats,
 };
 use super::window::{Window, nhwc, nhwc_fact};
-use crate::quant::{col2im_add, im2col, product, product_add, product_transposed};
+use crate::quant::{
+    Activation, Convolution, col2im_add, finish, im2col, product, product_add, product_transposed,
+};
 
 /// Floats of scratch for the patches of one chunk of output pixels (1 MiB).
 const SCRATCH: usize = 1 << 18;
@@ -95,10 +97,32 @@ impl Op for FrozenConv {
     op_as_typed_op!();
 }
 
-impl EvalOp for FrozenConv {
-    not_out_of_plan!();
+/// What a fused step does to the outputs of a layer while they are in the cache.
+#[derive(Clone, Copy)]
+pub(super) struct After<'a> {
+    /// As many values as the layer gives, added first.
+    pub(super) add: Option<&'a [f32]>,
+    pub(super) activation: Activation,
+}
 
-    fn eval(&self, ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+impl After<'_> {
+    pub(super) const NOTHING: After<'static> =
+        After { add: None, activation: Activation::Identity };
+
+    /// On the outputs `at .. at + y.len()` of the layer.
+    pub(super) fn apply(&self, at: usize, y: &mut [f32]) {
+        let add = self.add.map(|add| &add[at..at + y.len()]);
+        finish(y, add, self.activation);
+    }
+}
+
+impl FrozenConv {
+    pub(super) fn compute(
+        &self,
+        ctx: &EvalContext,
+        inputs: &[TValue],
+        after: &After<'_>,
+    ) -> TractResult<TVec<TValue>> {
         let w = self.weights.weight(self.weight)?;
         let g = self.window.geometry(nhwc(inputs[0].shape())?)?;
         ensure!(
@@ -109,31 +133,38 @@ impl EvalOp for FrozenConv {
             w.cols()
         );
         let x = floats(&inputs[0])?;
-        let bias = inputs.get(1).map(|b| floats(b)).transpose()?;
+        let bias = inputs.get(1).filter(|_| self.has_bias).map(|b| floats(b)).transpose()?;
         let lora = active_lora(ctx, self.target);
         if let Some(lora) = lora {
             check_lora(lora, w.cols(), w.rows())?;
         }
-        let pixels = g.pixels();
-        let step = chunk_rows(g.patch_len(), pixels);
-        let mut patches = vec![0.0; step * g.patch_len()];
-        let mut inner = vec![0.0; lora.map_or(0, |l| step * l.a.view().rows())];
+        let conv = Convolution::new(&g, w, x);
+        let step = conv.stretch();
         let shape = [g.batch, g.out_height(), g.out_width(), w.rows()];
         let y = filled(&shape, |y| {
             for (i, y) in y.chunks_mut(step * w.rows().max(1)).enumerate() {
-                let count = y.len() / w.rows().max(1);
-                let patches = &mut patches[..count * g.patch_len()];
-                im2col(&g, x, i * step, count, patches);
-                product(w, patches, bias, y);
+                conv.product(i * step, bias, y);
                 if let Some(lora) = lora {
-                    let inner = &mut inner[..count * lora.a.view().rows()];
-                    product(lora.a.view(), patches, None, inner);
-                    product_add(lora.b.view(), inner, y);
+                    let count = y.len() / w.rows().max(1);
+                    let mut patches = vec![0.0; count * g.patch_len()];
+                    im2col(&g, x, i * step, count, &mut patches);
+                    let mut inner = vec![0.0; count * lora.a.view().rows()];
+                    product(lora.a.view(), &patches, None, &mut inner);
+                    product_add(lora.b.view(), &inner, y);
                 }
+                after.apply(i * step * w.rows(), y);
             }
             Ok(())
         })?;
         Ok(tvec!(y))
+    }
+}
+
+impl EvalOp for FrozenConv {
+    not_out_of_plan!();
+
+    fn eval(&self, ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        self.compute(ctx, &inputs, &After::NOTHING)
     }
 }
 

@@ -26,7 +26,9 @@
 //!   belongs to column `4·v + k`, the high nibble to column `4·(v + 4) + k`. A nibble is `q + 8` with
 //!   `q` in -8..=7; the weight is `scale · q`. Padding is `q = 0`, the byte 0x88.
 
+mod activation;
 mod conv;
+mod convolution;
 mod depthwise;
 mod dispatch;
 mod encode;
@@ -38,7 +40,9 @@ mod scheme;
 #[cfg(test)]
 mod testing;
 
+pub use activation::{Activation, finish};
 pub use conv::{ConvGeometry, col2im_add, im2col};
+pub use convolution::Convolution;
 pub use depthwise::{depthwise, depthwise_input_gradient};
 pub use dispatch::{available_kernels, compiled_kernels, kernel_name};
 pub use layout::{BLOCK, GROUP, PANEL, packed_len};

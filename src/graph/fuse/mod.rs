@@ -4,6 +4,8 @@
 //!
 //! A rule is a file here. It looks at one node (the last of its pattern) and gives a patch, or nothing.
 
+mod convolution;
+
 use tract_core::internal::*;
 
 /// A named rewriting.
@@ -16,7 +18,8 @@ pub struct Rule {
 }
 
 /// All rules, in the order in which they are tried.
-pub const RULES: &[Rule] = &[];
+pub const RULES: &[Rule] =
+    &[convolution::CONVOLUTION_RESIDUAL, convolution::CONVOLUTION_ACTIVATION];
 
 /// How often each rule matched, by its name, in the order of the rules; those that did not are left
 /// out.

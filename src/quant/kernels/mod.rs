@@ -11,8 +11,8 @@ mod avx2;
 mod avx512;
 mod buffer;
 mod depthwise;
+mod finish;
 mod float;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod integer;
 #[cfg(target_arch = "aarch64")]
 mod integer_neon;
@@ -23,13 +23,34 @@ mod lanes;
 mod neon;
 mod portable;
 
-use super::PackedRef;
+use super::layout::BLOCK;
+use super::{Activation, PackedRef, Scheme};
 pub(crate) use buffer::AlignedBytes;
 pub(crate) use depthwise::{Line, Run, Tap};
 use float::{Isa, Tile};
 pub(crate) use float::{Job, Start};
+pub(crate) use integer::Quantized;
 
 type Product = unsafe fn(&mut Job<'_>);
+
+/// The integer kernels of one instruction set, for q8 and q4.
+pub(super) struct Integers {
+    /// Quantizes x, block by block, and multiplies.
+    product: Product,
+    quantize: unsafe fn(Scheme, &[f32], usize, &mut Quantized),
+    panels: unsafe fn(PackedRef<'_>, &Quantized, Start<'_>, &mut [f32]),
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl Integers {
+    const fn new<I: integer::Isa>() -> Integers {
+        Integers {
+            product: integer::run::<I>,
+            quantize: integer::quantize_rows::<I>,
+            panels: integer::panels::<I>,
+        }
+    }
+}
 
 /// The kernels of one instruction set. A reference to one proves that this processor can run them:
 /// only [`Kernels::available`] gives any.
@@ -39,9 +60,10 @@ pub(crate) struct Kernels {
     detected: fn() -> bool,
     products: Product,
     /// For q8 and q4: quantizes x block by block, sums in integers.
-    pub(super) integers: Option<Product>,
+    pub(super) integers: Option<Integers>,
     transposed: Product,
     line: unsafe fn(&mut Line<'_>),
+    finish: unsafe fn(&mut [f32], Option<&[f32]>, Activation),
 }
 
 impl Kernels {
@@ -66,12 +88,59 @@ impl Kernels {
     /// If lengths don't belong to one M.
     pub(crate) fn product(&self, job: &mut Job<'_>) {
         check(job, job.w.rows(), job.w.cols());
-        let run = match self.integers {
-            Some(integers) if !job.w.keeps_inputs() => integers,
+        let run = match &self.integers {
+            Some(integers) if !job.w.keeps_inputs() => integers.product,
             _ => self.products,
         };
         // SAFETY: the processor has the instructions (`self` exists); lengths are checked.
         unsafe { run(job) }
+    }
+
+    /// Rows of x as the products with `w` take them, if integer kernels would run those.
+    pub(crate) fn quantized(&self, w: PackedRef<'_>, x: &[f32], cols: usize) -> Option<Quantized> {
+        let integers = self.integers.as_ref().filter(|_| !w.keeps_inputs())?;
+        let rows = x.len().checked_div(cols).unwrap_or(0);
+        let mut to = Quantized::zeroed(rows, cols.div_ceil(BLOCK));
+        // SAFETY: the processor has the instructions.
+        unsafe { (integers.quantize)(w.scheme(), x, cols, &mut to) }
+        Some(to)
+    }
+
+    /// y\[M, rows\] = start + the first M rows of x · Wᵀ.
+    ///
+    /// # Panics
+    /// If these kernels have none for integers, if W is not q8 or q4, or if lengths don't fit.
+    pub(crate) fn product_of(
+        &self,
+        w: PackedRef<'_>,
+        x: &Quantized,
+        start: Start<'_>,
+        y: &mut [f32],
+    ) {
+        let m = y.len().checked_div(w.rows()).unwrap_or(0);
+        assert_eq!(y.len(), m * w.rows(), "y has M rows");
+        assert!(matches!(w.scheme(), Scheme::Q8 | Scheme::Q4));
+        assert_eq!(x.blocks, w.cols().div_ceil(BLOCK), "x has the blocks of W");
+        assert!(x.x.len() >= m * x.blocks * BLOCK);
+        assert!(x.scales.len() >= m * x.blocks && x.starts.len() >= m * x.blocks);
+        if let Start::Bias(bias) = start {
+            assert_eq!(bias.len(), w.rows(), "a bias has one value an output");
+        }
+        match &self.integers {
+            // SAFETY: the processor has the instructions; lengths are checked.
+            Some(integers) => unsafe { (integers.panels)(w, x, start, y) },
+            None => unreachable!("'{}' has no integer kernels", self.name),
+        }
+    }
+
+    /// y = activation(y + add), value by value.
+    ///
+    /// # Panics
+    /// If `add` has not as many values as y.
+    pub(crate) fn finish(&self, y: &mut [f32], add: Option<&[f32]>, activation: Activation) {
+        assert!(add.is_none_or(|add| add.len() == y.len()), "as many values to add as there are");
+        // SAFETY: the processor has the instructions.
+        unsafe { (self.finish)(y, add, activation) }
     }
 
     /// y\[M, cols\] = start + x\[M, rows\] · W.
@@ -123,6 +192,8 @@ fn check(job: &Job<'_>, outputs: usize, inner: usize) {
 
 /// Defines an instruction set: its [`Isa`] and its [`Kernels`].
 macro_rules! kernels {
+    (@integers) => { None };
+    (@integers $integers:ty) => { Some(Integers::new::<$integers>()) };
     (
         $name:ident, $isa:ident, $label:literal, $lanes:ty, $(features = $features:literal,)?
         $(integers = $integers:ty,)?
@@ -182,13 +253,18 @@ macro_rules! kernels {
                 // SAFETY: passed on from `depthwise::line`'s contract.
                 unsafe { depthwise::line::<$lanes>(l) }
             }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn finish(y: &mut [f32], add: Option<&[f32]>, activation: Activation) {
+                finish::finish(y, add, activation);
+            }
             Kernels {
                 name: $label,
                 detected: $detected,
                 products: float::run::<$isa, false>,
-                integers: [$(integer::run::<$integers> as Product,)?].first().copied(),
+                integers: kernels!(@integers $($integers)?),
                 transposed: float::run::<$isa, true>,
                 line,
+                finish,
             }
         };
     };
@@ -220,9 +296,10 @@ static AVX512_VNNI: Kernels = Kernels {
     name: "avx512vnni",
     detected: || (AVX512.detected)() && is_x86_feature_detected!("avx512vnni"),
     products: AVX512.products,
-    integers: Some(integer::run::<integer_x86::Avx512Vnni>),
+    integers: Some(Integers::new::<integer_x86::Avx512Vnni>()),
     transposed: AVX512.transposed,
     line: AVX512.line,
+    finish: AVX512.finish,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -254,9 +331,10 @@ static NEON_DOTPROD: Kernels = Kernels {
     name: "neon-dotprod",
     detected: || (NEON.detected)() && std::arch::is_aarch64_feature_detected!("dotprod"),
     products: NEON.products,
-    integers: Some(integer::run::<integer_neon::DotProd>),
+    integers: Some(Integers::new::<integer_neon::DotProd>()),
     transposed: NEON.transposed,
     line: NEON.line,
+    finish: NEON.finish,
 };
 
 #[cfg(target_arch = "aarch64")]
@@ -264,9 +342,10 @@ static NEON_I8MM: Kernels = Kernels {
     name: "neon-i8mm",
     detected: || (NEON_DOTPROD.detected)() && std::arch::is_aarch64_feature_detected!("i8mm"),
     products: NEON.products,
-    integers: Some(integer::run::<integer_neon::I8mm>),
+    integers: Some(Integers::new::<integer_neon::I8mm>()),
     transposed: NEON.transposed,
     line: NEON.line,
+    finish: NEON.finish,
 };
 
 kernels! {
