@@ -138,7 +138,7 @@ impl FrozenConv {
         if let Some(lora) = lora {
             check_lora(lora, w.cols(), w.rows())?;
         }
-        let conv = Convolution::new(&g, w, x);
+        let mut conv = Convolution::new(&g, w, x);
         let step = conv.stretch();
         let shape = [g.batch, g.out_height(), g.out_width(), w.rows()];
         let y = filled(&shape, |y| {

@@ -2,7 +2,7 @@
 
 use super::conv::stretches;
 use super::dispatch::kernels;
-use super::kernels::{Kernels, Quantized, Start};
+use super::kernels::{Job, Kernels, Quantized, Start};
 use super::layout::BLOCK;
 use super::{ConvGeometry, PackedRef, im2col};
 
@@ -20,6 +20,9 @@ pub struct Convolution<'a> {
     w: PackedRef<'a>,
     x: &'a [f32],
     pixels: Option<Quantized>,
+    /// The patches of one stretch.
+    rows: Quantized,
+    floats: Vec<f32>,
 }
 
 impl<'a> Convolution<'a> {
@@ -43,7 +46,8 @@ impl<'a> Convolution<'a> {
         let reused = g.kernel[0] * g.kernel[1] > g.stride[0] * g.stride[1];
         let whole = g.channels > 0 && g.channels.is_multiple_of(BLOCK);
         let pixels = if reused && whole { kernels.quantized(w, x, g.channels) } else { None };
-        Convolution { kernels, geometry: *g, w, x, pixels }
+        let (rows, floats) = (Quantized::zeroed(0, g.patch_len() / BLOCK), vec![]);
+        Convolution { kernels, geometry: *g, w, x, pixels, rows, floats }
     }
 
     /// Output pixels that are best computed together.
@@ -57,31 +61,34 @@ impl<'a> Convolution<'a> {
     ///
     /// # Panics
     /// If y holds no whole number of pixels, or more than there are from `first` on.
-    pub fn product(&self, first: usize, bias: Option<&[f32]>, y: &mut [f32]) {
+    pub fn product(&mut self, first: usize, bias: Option<&[f32]>, y: &mut [f32]) {
         let g = &self.geometry;
         let count = y.len().checked_div(self.w.rows()).unwrap_or(0);
         assert!(first + count <= g.pixels(), "the pixels lie inside the output");
         let start = bias.map_or(Start::Zero, Start::Bias);
         let Some(pixels) = &self.pixels else {
-            let mut patches = vec![0.0; count * g.patch_len()];
-            im2col(g, self.x, first, count, &mut patches);
-            return self.kernels.product(&mut super::kernels::Job {
-                w: self.w,
-                x: &patches,
-                start,
-                y,
-            });
+            self.floats.resize(count * g.patch_len(), 0.0);
+            im2col(g, self.x, first, count, &mut self.floats);
+            return self.kernels.product(&mut Job { w: self.w, x: &self.floats, start, y });
         };
-        let mut rows = Quantized::zeroed(count, g.patch_len() / BLOCK);
-        // Padding stays zero.
+        let rows = &mut self.rows;
+        if rows.x.len() < count * g.patch_len() {
+            *rows = Quantized::zeroed(count, rows.blocks);
+        }
         stretches(g, first, count, |to, from, len| {
-            let Some(from) = from else { return };
+            let (block, blocks) = (to / BLOCK, len / BLOCK);
+            let Some(from) = from else {
+                rows.x[to..to + len].fill(0);
+                rows.scales[block..block + blocks].fill(0.0);
+                rows.starts[block..block + blocks].fill(0);
+                return;
+            };
             rows.x[to..to + len].copy_from_slice(&pixels.x[from..from + len]);
-            let (to, from, len) = (to / BLOCK, from / BLOCK, len / BLOCK);
-            rows.scales[to..to + len].copy_from_slice(&pixels.scales[from..from + len]);
-            rows.starts[to..to + len].copy_from_slice(&pixels.starts[from..from + len]);
+            let from = from / BLOCK;
+            rows.scales[block..block + blocks].copy_from_slice(&pixels.scales[from..from + blocks]);
+            rows.starts[block..block + blocks].copy_from_slice(&pixels.starts[from..from + blocks]);
         });
-        self.kernels.product_of(self.w, &rows, start, y);
+        self.kernels.product_of(self.w, rows, start, y);
     }
 }
 
@@ -89,7 +96,6 @@ impl<'a> Convolution<'a> {
 mod tests {
     use super::*;
     use crate::quant::conv::tests::geometries;
-    use crate::quant::kernels::Job;
     use crate::quant::testing::noise;
     use crate::quant::{Packed, Scheme};
 
@@ -110,7 +116,7 @@ mod tests {
                         let mut want = vec![f32::NAN; g.pixels() * rows];
                         let start = Start::Bias(&bias);
                         k.product(&mut Job { w: w.view(), x: &patches, start, y: &mut want });
-                        let conv = Convolution::with(k, &g, w.view(), &x);
+                        let mut conv = Convolution::with(k, &g, w.view(), &x);
                         let mut y = vec![f32::NAN; want.len()];
                         for (i, y) in y.chunks_mut(7 * rows).enumerate() {
                             conv.product(7 * i, Some(&bias), y);

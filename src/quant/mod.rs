@@ -35,6 +35,7 @@ mod encode;
 mod kernels;
 mod layout;
 mod packed;
+mod picture;
 mod product;
 mod scheme;
 #[cfg(test)]
@@ -47,6 +48,7 @@ pub use depthwise::{depthwise, depthwise_input_gradient};
 pub use dispatch::{available_kernels, compiled_kernels, kernel_name};
 pub use layout::{BLOCK, GROUP, PANEL, packed_len};
 pub use packed::{Packed, PackedRef};
+pub use picture::{channels_last, max_pool};
 pub use product::{product, product_add, product_transposed};
 pub use scheme::Scheme;
 

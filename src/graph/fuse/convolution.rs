@@ -7,14 +7,11 @@ use tract_core::ops::element_wise::ElementWiseOp;
 use tract_core::ops::math::{Add, Max, Min};
 use tract_core::ops::nn::{HardSwish, Silu};
 
-use super::Rule;
+use super::{only_reader, with_constant};
 use crate::graph::conv::After;
 use crate::graph::weights::{active_lora, check_lora, filled, floats};
 use crate::graph::{FrozenConv, FrozenDepthwise, FrozenLinear};
 use crate::quant::{Activation, product, product_add};
-
-pub const CONVOLUTION_RESIDUAL: Rule = Rule { name: "convolution-residual", apply: residual };
-pub const CONVOLUTION_ACTIVATION: Rule = Rule { name: "convolution-activation", apply: activation };
 
 /// Rows of a 1×1 convolution that are finished at a time.
 const ROWS: usize = 256;
@@ -163,44 +160,38 @@ impl TypedOp for FusedConvolution {
 }
 
 /// The convolution that gives `outlet`, if nothing else reads it.
-fn before<'a>(
-    model: &'a TypedModel,
+fn before(
+    model: &TypedModel,
     outlet: OutletId,
-) -> TractResult<Option<(&'a TypedNode, FusedConvolution)>> {
-    let node = model.node(outlet.node);
-    let read_once = node.outputs.len() == 1
-        && node.outputs[0].successors.len() == 1
-        && !model.outputs.contains(&outlet);
-    if !read_once {
+) -> TractResult<Option<(&TypedNode, FusedConvolution)>> {
+    if only_reader(model, outlet).is_none() {
         return Ok(None);
     }
+    let node = model.node(outlet.node);
     Ok(FusedConvolution::at(model, node)?.map(|fused| (node, fused)))
 }
 
-/// `op` in the place of `layer` and of `last`, which read it.
+/// `op` in the place of `layer` and of `last`, which alone reads it.
 fn replaced(
     model: &TypedModel,
     last: &TypedNode,
     layer: &TypedNode,
     add: Option<OutletId>,
     op: FusedConvolution,
-) -> TractResult<TypedModelPatch> {
-    let mut patch = TypedModelPatch::default();
-    let mut inputs = tvec!();
-    for input in layer.inputs.iter().chain(&add) {
-        inputs.push(patch.tap_model(model, *input)?);
-    }
-    let wire = patch.wire_node(&last.name, op, &inputs)?;
-    patch.shunt_outside(model, last.id.into(), wire[0])?;
-    Ok(patch)
+) -> TractResult<Option<TypedModelPatch>> {
+    let inputs: TVec<OutletId> = layer.inputs.iter().copied().chain(add).collect();
+    TypedModelPatch::rewire(model, &inputs, &[last.id.into()], &|patch, inputs| {
+        patch.wire_node(&last.name, op.clone(), inputs)
+    })
+    .map(Some)
 }
 
-fn residual(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
-    let Some(TypedBinOp(op, None)) = node.op_as::<TypedBinOp>() else { return Ok(None) };
-    if !op.is::<Add>() {
+/// A convolution and a sum of the same shape that alone reads it.
+pub fn residual(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
+    if !node.op_as::<TypedBinOp>().is_some_and(|op| op.0.is::<Add>()) {
         return Ok(None);
     }
-    // The later of two layers that could be is the one that finds the other's result there.
+    // Of two convolutions the later takes the sum.
     let mut sides = [0, 1];
     sides.sort_by_key(|i| std::cmp::Reverse(node.inputs[*i].node));
     for i in sides {
@@ -211,66 +202,161 @@ fn residual(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedMod
         let free = !fused.adds && fused.activation == Activation::Identity;
         if fits && free && from != other && !matches!(fused.layer, Layer::Depthwise(_)) {
             let op = FusedConvolution { adds: true, ..fused };
-            return replaced(model, node, layer, Some(other), op).map(Some);
+            return replaced(model, node, layer, Some(other), op);
         }
     }
     Ok(None)
 }
 
-/// The one value of a constant that is the same everywhere.
-pub(super) fn uniform(model: &TypedModel, outlet: OutletId) -> TractResult<Option<f32>> {
-    let fact = model.outlet_fact(outlet)?;
-    let konst = fact.konst.as_ref().filter(|k| k.datum_type() == f32::datum_type());
-    let Some(values) = konst.and_then(|k| floats(k).ok()) else { return Ok(None) };
-    Ok(values.first().copied().filter(|v| values.iter().all(|w| w.to_bits() == v.to_bits())))
-}
-
-/// The activation that `node` is after `so_far`, and which of its inputs it is of.
-fn activation_of(
-    model: &TypedModel,
-    node: &TypedNode,
-    input: usize,
-    so_far: Activation,
-) -> TractResult<Option<Activation>> {
-    if let Some(op) = node.op_as::<ElementWiseOp>() {
-        let op = &op.0;
-        let found = if op.is::<HardSwish>() {
-            Activation::HardSwish
-        } else if op.is::<Silu>() {
-            Activation::Silu
-        } else {
-            return Ok(None);
-        };
-        return Ok((so_far == Activation::Identity).then_some(found));
-    }
-    let Some(TypedBinOp(op, None)) = node.op_as::<TypedBinOp>() else { return Ok(None) };
-    if !op.is::<Max>() && !op.is::<Min>() {
+/// A convolution and the activation that alone reads it.
+pub fn activation(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
+    let (x, next) = if let Some(op) = node.op_as::<ElementWiseOp>() {
+        match op {
+            _ if op.0.is::<HardSwish>() => (node.inputs[0], Activation::HardSwish),
+            _ if op.0.is::<Silu>() => (node.inputs[0], Activation::Silu),
+            _ => return Ok(None),
+        }
+    } else if let Some((x, low)) = with_constant::<Max>(model, node) {
+        (x, Activation::Clamp { low, high: f32::INFINITY })
+    } else if let Some((x, high)) = with_constant::<Min>(model, node) {
+        (x, Activation::Clamp { low: f32::NEG_INFINITY, high })
+    } else {
         return Ok(None);
-    }
-    let Some(bound) = uniform(model, node.inputs[1 - input])? else { return Ok(None) };
-    let (low, high) = match so_far {
-        Activation::Identity => (f32::NEG_INFINITY, f32::INFINITY),
-        Activation::Clamp { low, high } => (low, high),
+    };
+    let Some((layer, fused)) = before(model, x)? else { return Ok(None) };
+    let activation = match (fused.activation, next) {
+        (Activation::Identity, next) => next,
+        // At least a, at most b, at least c, at most d.
+        (Activation::Clamp { low: a, high: b }, Activation::Clamp { low: c, high: d })
+            if a <= b && c <= d =>
+        {
+            Activation::Clamp { low: a.max(c).min(d), high: b.max(c).min(d) }
+        }
         _ => return Ok(None),
     };
-    Ok(match op.is::<Max>() {
-        true if bound <= high => Some(Activation::Clamp { low: low.max(bound), high }),
-        false if !bound.is_nan() => Some(Activation::Clamp { low, high: high.min(bound) }),
-        _ => None,
-    })
+    replaced(model, node, layer, None, FusedConvolution { activation, ..fused })
 }
 
-fn activation(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
-    for (i, from) in node.inputs.iter().enumerate().take(2) {
-        // What the constant is spread over must be all of y, and no more.
-        if model.outlet_fact(*from)?.shape != node.outputs[0].fact.shape {
-            continue;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::Bound;
+    use crate::graph::fuse::fuse;
+    use crate::graph::testing::{bound, matrix, run_model, tensor, values, windows};
+    use crate::graph::{FrozenWeights, Window};
+    use std::sync::Arc;
+    use tract_core::ops::math::{add, max, min};
+    use tract_core::ops::nn::{hard_swish, silu};
+
+    const C: usize = 20;
+
+    fn constant(model: &mut TypedModel, shape: &[usize], values: &[f32]) -> OutletId {
+        let name = format!("const{}", model.nodes.len());
+        model.add_const(name, tensor(shape, values)).unwrap()
+    }
+
+    fn wire(model: &mut TypedModel, op: impl Into<Box<dyn TypedOp>>, x: &[OutletId]) -> OutletId {
+        let name = format!("node{}", model.nodes.len());
+        model.wire_node(name, op, x).unwrap()[0]
+    }
+
+    /// x through `layer` ("conv", "pointwise" or "depthwise"), plus x where shapes allow, then
+    /// `after`.
+    fn net(layer: &str, window: Window, after: &str) -> TypedModel {
+        let weights = FrozenWeights::new(vec![
+            matrix(C, window.area() * C, &values(window.area() * C * C, 1)),
+            matrix(C, C, &values(C * C, 2)),
+        ]);
+        let mut model = TypedModel::default();
+        let x = model.add_source("x", f32::fact([2, 17, 19, C])).unwrap();
+        let bias = constant(&mut model, &[C], &values(C, 3));
+        let mut y = match layer {
+            "conv" => {
+                let op = FrozenConv::new(&weights, 0, Some(0), true, window).unwrap();
+                wire(&mut model, op, &[x, bias])
+            }
+            "pointwise" => {
+                let op = FrozenLinear::new(&weights, 1, Some(1), true).unwrap();
+                wire(&mut model, op, &[x, bias])
+            }
+            _ => {
+                let filters = values(window.area() * C, 4);
+                let filters = constant(&mut model, &[window.area(), C], &filters);
+                wire(&mut model, FrozenDepthwise { window }, &[x, filters, bias])
+            }
+        };
+        if model.outlet_fact(y).unwrap().shape == model.outlet_fact(x).unwrap().shape {
+            y = wire(&mut model, add(), &[x, y]);
         }
-        let Some((layer, fused)) = before(model, *from)? else { continue };
-        if let Some(activation) = activation_of(model, node, i, fused.activation)? {
-            let op = FusedConvolution { activation, ..fused };
-            return replaced(model, node, layer, None, op).map(Some);
+        y = match after {
+            "clip" => {
+                let low = constant(&mut model, &[1; 4], &[-0.5]);
+                let high = constant(&mut model, &[1; 4], &[0.75]);
+                let y = wire(&mut model, max(), &[y, low]);
+                wire(&mut model, min(), &[high, y])
+            }
+            "hard-swish" => wire(&mut model, hard_swish(), &[y]),
+            "silu" => wire(&mut model, silu::silu(), &[y]),
+            _ => y,
+        };
+        model.select_output_outlets(&[y]).unwrap();
+        model
+    }
+
+    fn adapter() -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+        (values(2 * 30 * C, 5), values(2 * C, 6), values(C * 2, 7))
+    }
+
+    #[test]
+    fn fused_steps_give_what_the_single_steps_give() {
+        let x = tensor(&[2, 17, 19, C], &values(2 * 17 * 19 * C, 8));
+        let (a, a_pointwise, b) = adapter();
+        for window in windows() {
+            let a = &a[..2 * window.area() * C];
+            let active = bound(vec![Some((2, a, &b)), Some((2, &a_pointwise, &b))]);
+            for layer in ["conv", "pointwise", "depthwise"] {
+                for after in ["nothing", "clip", "hard-swish", "silu"] {
+                    for active in [None, Some(&active)] {
+                        same(net(layer, window, after), &x, active, after == "clip");
+                    }
+                }
+            }
         }
     }
-    Ok(None)
+
+    fn same(model: TypedModel, x: &Tensor, active: Option<&Arc<Bound>>, exact: bool) {
+        let (fused, matches) = fuse(model.clone()).unwrap();
+        let run = |model: TypedModel| {
+            let model = model.into_optimized().unwrap();
+            run_model(model, tvec![x.clone().into_tvalue()], active).unwrap().remove(0)
+        };
+        let (want, got) = (run(model), run(fused));
+        if exact {
+            assert_eq!(floats(&want).unwrap(), floats(&got).unwrap(), "{matches:?}");
+        }
+        want.close_enough(&got, true).unwrap_or_else(|e| panic!("{matches:?}: {e}"));
+    }
+
+    #[test]
+    fn a_value_that_others_read_is_kept() {
+        let window = windows()[0];
+        let (_, matches) = fuse(net("conv", window, "clip")).unwrap();
+        assert_eq!(matches, [("convolution-residual", 1), ("convolution-activation", 2)]);
+        let mut model = net("conv", window, "silu");
+        let outputs: Vec<OutletId> =
+            model.nodes.iter().map(|n| n.id.into()).filter(|o| model.outputs[0] != *o).collect();
+        let layer = outputs[outputs.len() - 2];
+        assert!(model.node(layer.node).op_is::<FrozenConv>());
+        let outputs = [model.outputs[0], layer];
+        model.select_output_outlets(&outputs).unwrap();
+        let (fused, matches) = fuse(model).unwrap();
+        assert!(matches.is_empty(), "{matches:?}");
+        assert!(fused.nodes.iter().any(|n| n.op_is::<FrozenConv>()));
+    }
+
+    #[test]
+    fn depthwise_steps_take_no_sum() {
+        let (_, matches) = fuse(net("depthwise", windows()[0], "clip")).unwrap();
+        assert!(matches.is_empty(), "{matches:?}");
+    }
 }
