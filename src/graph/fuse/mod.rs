@@ -24,8 +24,8 @@ pub struct Rule {
 /// All rules, in the order in which they are tried.
 pub const RULES: &[Rule] = &[
     Rule { name: "same-type-cast", apply: same_type_cast },
-    Rule { name: "channels-last", apply: pictures::channels_last },
     Rule { name: "max-pool", apply: pictures::max_pool },
+    Rule { name: "channels-last", apply: pictures::channels_last },
     Rule { name: "hard-swish", apply: hard_swish::hard_swish },
     Rule { name: "convolution-residual", apply: convolution::residual },
     Rule { name: "convolution-activation", apply: convolution::activation },

@@ -4,6 +4,7 @@ use tract_core::internal::*;
 use tract_core::ops::cnn::{MaxPool, PaddingSpec};
 use tract_core::ops::nn::DataFormat;
 
+use super::only_reader;
 use crate::graph::weights::{expect_f32, filled, floats};
 use crate::graph::window::{Padding, Window, nhwc, nhwc_fact};
 use crate::quant;
@@ -99,38 +100,57 @@ impl TypedOp for Largest {
     }
 }
 
-/// A maximum over windows of two axes, channels last, whose sides don't round up.
-pub fn max_pool(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
-    let Some(op) = node.op_as::<MaxPool>() else { return Ok(None) };
+/// The op for a maximum over windows of two axes whose sides don't round up.
+fn largest(op: &MaxPool) -> Option<Largest> {
     let spec = &op.pool_spec;
     let two = |v: &[usize]| <[usize; 2]>::try_from(v).ok();
-    let Some(kernel) = two(&spec.kernel_shape) else { return Ok(None) };
-    let Some(stride) = two(&spec.strides()) else { return Ok(None) };
-    let Some(dilation) = two(&spec.dilations()) else { return Ok(None) };
     let padding = match &spec.padding {
         PaddingSpec::Valid => Padding::Valid,
         PaddingSpec::SameUpper => Padding::SameUpper,
         PaddingSpec::SameLower => Padding::SameLower,
         PaddingSpec::Explicit(before, after)
         | PaddingSpec::ExplicitOnnxPool(before, after, false) => {
-            let (Some([top, left]), Some([bottom, right])) = (two(before), two(after)) else {
-                return Ok(None);
-            };
+            let ([top, left], [bottom, right]) = (two(before)?, two(after)?);
             Padding::Explicit([top, left, bottom, right])
         }
-        PaddingSpec::ExplicitOnnxPool(..) => return Ok(None),
+        PaddingSpec::ExplicitOnnxPool(..) => return None,
     };
-    let x = model.outlet_fact(node.inputs[0])?;
-    let plain = op.with_index_outputs.is_none()
-        && spec.data_format == DataFormat::NHWC
-        && x.datum_type == f32::datum_type();
-    let largest = Largest { window: Window { kernel, stride, dilation, padding } };
+    let window = Window {
+        kernel: two(&spec.kernel_shape)?,
+        stride: two(&spec.strides())?,
+        dilation: two(&spec.dilations())?,
+        padding,
+    };
+    op.with_index_outputs.is_none().then_some(Largest { window })
+}
+
+/// A pool over channels last, which in the text of a graph is one over channels first between two
+/// moves of the axes.
+pub fn max_pool(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
+    let Some(op) = node.op_as::<MaxPool>() else { return Ok(None) };
+    let Some(largest) = largest(op) else { return Ok(None) };
+    let is = |node: &TypedNode, axes: AxisOp| node.op_as::<AxisOp>() == Some(&axes);
+    let before = model.node(node.inputs[0].node);
+    let (from, to) = if op.pool_spec.data_format == DataFormat::NHWC {
+        (node.inputs[0], node)
+    } else if op.pool_spec.data_format == DataFormat::NCHW
+        && is(before, AxisOp::Move(3, 1))
+        && let Some(after) = only_reader(model, node.id.into())
+        && is(after, AxisOp::Move(1, 3))
+    {
+        (before.inputs[0], after)
+    } else {
+        return Ok(None);
+    };
     // Only where both agree on the sides.
-    let same = |facts: TVec<TypedFact>| facts[0].shape == node.outputs[0].fact.shape;
-    if !plain || !largest.output_facts(&[x]).is_ok_and(same) {
+    let facts = largest.output_facts(&[model.outlet_fact(from)?]);
+    if !facts.is_ok_and(|facts| facts[0].shape == to.outputs[0].fact.shape) {
         return Ok(None);
     }
-    TypedModelPatch::replace_single_op(model, node, &node.inputs, largest).map(Some)
+    TypedModelPatch::rewire(model, &[from], &[to.id.into()], &|patch, x| {
+        patch.wire_node(&to.name, largest.clone(), x)
+    })
+    .map(Some)
 }
 
 #[cfg(test)]
@@ -153,23 +173,38 @@ mod tests {
             };
             let [kernel, dilation, stride]: [TVec<usize>; 3] =
                 [window.kernel, window.dilation, window.stride].map(|a| a.into_iter().collect());
-            let (nhwc, none) = (DataFormat::NHWC, None);
-            let pool_spec =
-                PoolSpec::new(nhwc, kernel, padding, Some(dilation), Some(stride), 5, 5);
-            let mut model = TypedModel::default();
-            let x = model.add_source("x", f32::fact([2, 5, 9, 8])).unwrap();
-            let x = model.wire_node("move", AxisOp::Move(1, 3), &[x]).unwrap();
-            let pool = MaxPool { pool_spec, with_index_outputs: none };
-            let y = model.wire_node("pool", pool, &x).unwrap();
-            model.select_output_outlets(&y).unwrap();
-            let (fused, matches) = fuse(model.clone()).unwrap();
-            assert_eq!(matches, [("channels-last", 1), ("max-pool", 1)], "{window:?}");
-            let x = tensor(&[2, 5, 9, 8], &values(720, 1));
-            let run = |model: TypedModel| {
-                let model = model.into_optimized().unwrap();
-                run_model(model, tvec![x.clone().into_tvalue()], None).unwrap().remove(0)
-            };
-            assert_eq!(floats(&run(model)).unwrap(), floats(&run(fused)).unwrap(), "{window:?}");
+            for format in [DataFormat::NHWC, DataFormat::NCHW] {
+                let pool_spec = PoolSpec::new(
+                    format,
+                    kernel.clone(),
+                    padding.clone(),
+                    Some(dilation.clone()),
+                    Some(stride.clone()),
+                    5,
+                    5,
+                );
+                let mut model = TypedModel::default();
+                let x = model.add_source("x", f32::fact([2, 5, 9, 8])).unwrap();
+                let mut y = model.wire_node("move", AxisOp::Move(1, 3), &[x]).unwrap();
+                if format == DataFormat::NCHW {
+                    y = model.wire_node("first", AxisOp::Move(3, 1), &y).unwrap();
+                }
+                let pool = MaxPool { pool_spec, with_index_outputs: None };
+                y = model.wire_node("pool", pool, &y).unwrap();
+                if format == DataFormat::NCHW {
+                    y = model.wire_node("last", AxisOp::Move(1, 3), &y).unwrap();
+                }
+                model.select_output_outlets(&y).unwrap();
+                let (fused, matches) = fuse(model.clone()).unwrap();
+                assert_eq!(matches, [("max-pool", 1), ("channels-last", 1)], "{window:?}");
+                let x = tensor(&[2, 5, 9, 8], &values(720, 1));
+                let run = |model: TypedModel| {
+                    let model = model.into_optimized().unwrap();
+                    run_model(model, tvec![x.clone().into_tvalue()], None).unwrap().remove(0)
+                };
+                let (want, got) = (run(model), run(fused));
+                assert_eq!(floats(&want).unwrap(), floats(&got).unwrap(), "{window:?}");
+            }
         }
     }
 }
