@@ -4,7 +4,15 @@
 //!
 //! A rule is a file here. It looks at one node (the last of its pattern) and gives a patch, or nothing.
 
+mod attention;
+mod gelu;
+mod labels;
+mod layer_norm;
+mod linear;
+
 use tract_core::internal::*;
+use tract_core::ops::binary::TypedBinOp;
+use tract_core::ops::cast::Cast;
 
 /// A named rewriting.
 pub struct Rule {
@@ -16,7 +24,17 @@ pub struct Rule {
 }
 
 /// All rules, in the order in which they are tried.
-pub const RULES: &[Rule] = &[];
+pub const RULES: &[Rule] = &[
+    Rule { name: "same-type-cast", apply: same_type_cast },
+    Rule { name: "gelu-of-erf", apply: gelu::of_erf },
+    Rule { name: "layer-norm", apply: layer_norm::layer_norm },
+    Rule { name: "layer-norm-scale", apply: layer_norm::scale },
+    Rule { name: "layer-norm-shift", apply: layer_norm::shift },
+    Rule { name: "linear-activation", apply: linear::activation },
+    Rule { name: "linear-residual", apply: linear::residual },
+    Rule { name: "linear-siblings", apply: linear::siblings },
+    Rule { name: "attention", apply: attention::attention },
+];
 
 /// How often each rule matched, by its name, in the order of the rules; those that did not are left
 /// out.
@@ -66,6 +84,54 @@ fn fuse_with(rules: &[Rule], mut model: TypedModel) -> TractResult<(TypedModel, 
         }
     }
     bail!("the rules of fusing found no end after {MAX_PASSES} passes")
+}
+
+/// A cast to the type that the value has already: reading a graph's text leaves many.
+fn same_type_cast(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
+    let Some(cast) = node.op_as::<Cast>() else { return Ok(None) };
+    if model.outlet_fact(node.inputs[0])?.datum_type != cast.to {
+        return Ok(None);
+    }
+    TypedModelPatch::shunt_one_op(model, node)
+}
+
+/// The value that all elements of an outlet have, if it is a float constant.
+fn uniform(model: &TypedModel, outlet: OutletId) -> Option<f32> {
+    let fact = model.outlet_fact(outlet).ok()?;
+    let konst = fact.konst.as_ref()?;
+    let values = konst.try_as_plain_ram().ok()?.as_slice::<f32>().ok()?;
+    let (first, rest) = values.split_first()?;
+    rest.iter().all(|v| v == first).then_some(*first)
+}
+
+/// The other input and the constant of a binary `O` with one constant value.
+fn with_constant<O: tract_core::ops::binary::BinMiniOp>(
+    model: &TypedModel,
+    node: &TypedNode,
+) -> Option<(OutletId, f32)> {
+    if !node.op_as::<TypedBinOp>()?.0.is::<O>() {
+        return None;
+    }
+    let (a, b) = (*node.inputs.first()?, *node.inputs.get(1)?);
+    let shape = |o: OutletId| model.outlet_fact(o).ok().map(|f| f.shape.clone());
+    let (other, value) = match (uniform(model, a), uniform(model, b)) {
+        (None, Some(v)) => (a, v),
+        (Some(v), None) => (b, v),
+        _ => return None,
+    };
+    // Not one that also broadcasts.
+    (shape(other)? == node.outputs.first()?.fact.shape).then_some((other, value))
+}
+
+/// The node that is the only reader of `outlet`, where the graph's outputs aren't.
+fn only_reader(model: &TypedModel, outlet: OutletId) -> Option<&TypedNode> {
+    if model.outputs.contains(&outlet) {
+        return None;
+    }
+    match model.node(outlet.node).outputs.get(outlet.slot)?.successors.as_slice() {
+        [one] => Some(model.node(one.node)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
