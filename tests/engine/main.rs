@@ -1,6 +1,7 @@
 //! The engine as its users see it: real and tiny networks packed, run, adapted and switched, and
 //! the rules that the sources hold to.
 
+mod fused;
 mod golden;
 mod layers;
 mod merged;

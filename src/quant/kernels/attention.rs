@@ -4,7 +4,7 @@
 
 use super::super::layout::PANEL;
 use super::super::{Attention, Mask};
-use super::finish::exp;
+use super::finish::{exp, halved};
 use super::float::{Isa, MAX_PANELS, MAX_ROWS, Tile};
 use super::lanes::Lanes;
 
@@ -199,16 +199,20 @@ fn scale_and_mask(
     }
 }
 
-/// row = e^(row - its largest); gives the sum. Sixteen lanes, then over the lanes in order.
+/// row = e^(row - its largest); gives the sum. Sixteen lanes, then their halves upon each other.
 #[inline(always)]
 fn exponents(row: &mut [f32]) -> f32 {
     let mut tops = [f32::NEG_INFINITY; 16];
-    for chunk in row.chunks(16) {
-        for (top, v) in tops.iter_mut().zip(chunk) {
-            *top = if *v > *top { *v } else { *top };
+    let chunks = row.chunks_exact(16);
+    for (top, v) in tops.iter_mut().zip(chunks.remainder()) {
+        *top = *v;
+    }
+    for chunk in chunks {
+        for i in 0..16 {
+            tops[i] = larger(tops[i], chunk[i]);
         }
     }
-    let top = tops.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+    let top = halved(tops, larger);
     let mut sums = [0f32; 16];
     let mut chunks = row.chunks_exact_mut(16);
     for chunk in &mut chunks {
@@ -221,5 +225,11 @@ fn exponents(row: &mut [f32]) -> f32 {
         *v = exp(*v - top);
         *sum += *v;
     }
-    sums.iter().sum()
+    halved(sums, |a, b| a + b)
+}
+
+/// The larger one; b if either is NaN.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }

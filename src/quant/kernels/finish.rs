@@ -34,6 +34,17 @@ fn silu(v: f32) -> f32 {
     v / (1.0 + exp(-v))
 }
 
+/// Sixteen lanes to one value: their halves upon each other, four times.
+#[inline(always)]
+pub(super) fn halved(mut lanes: [f32; 16], f: impl Fn(f32, f32) -> f32) -> f32 {
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            lanes[i] = f(lanes[i], lanes[i + width]);
+        }
+    }
+    lanes[0]
+}
+
 /// The error function within 3e-7: Abramowitz and Stegun, 7.1.26, for |x|, with x's sign.
 #[inline(always)]
 fn erf(x: f32) -> f32 {

@@ -1,8 +1,9 @@
 //! Layer normalization, in plain loops over sixteen lanes that vectorise.
 
 use super::super::LayerNorm;
+use super::finish::halved;
 
-/// Sum of f(v), in sixteen lanes, then over the lanes in order.
+/// Sum of f(v), in sixteen lanes, then their halves upon each other.
 #[inline(always)]
 fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0f32; 16];
@@ -15,7 +16,7 @@ fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
             lanes[i] += f(chunk[i]);
         }
     }
-    lanes.iter().sum()
+    halved(lanes, |a, b| a + b)
 }
 
 #[inline(always)]
