@@ -13,7 +13,7 @@ use crate::graph::{FrozenLinear, FusedLinear};
 use crate::quant::Activation;
 
 /// The layer that gives `outlet`, as a fused step, where nothing else reads it.
-fn layer<'a>(model: &'a TypedModel, outlet: OutletId) -> Option<(&'a TypedNode, FusedLinear)> {
+fn layer(model: &TypedModel, outlet: OutletId) -> Option<(&TypedNode, FusedLinear)> {
     only_reader(model, outlet)?;
     let node = model.node(outlet.node);
     let plain = node.op_as::<FrozenLinear>().map(FusedLinear::of);

@@ -26,7 +26,7 @@ fn each(y: &mut [f32], add: Option<&[f32]>, f: impl Fn(f32) -> f32) {
 
 #[inline(always)]
 fn hard_swish(v: f32) -> f32 {
-    v * (v * (1.0 / 6.0) + 0.5).max(0.0).min(1.0)
+    v * (v * (1.0 / 6.0) + 0.5).clamp(0.0, 1.0)
 }
 
 #[inline(always)]
