@@ -9,6 +9,8 @@ mod gelu;
 mod labels;
 mod layer_norm;
 mod linear;
+#[cfg(test)]
+mod tests;
 
 use tract_core::internal::*;
 use tract_core::ops::binary::TypedBinOp;
@@ -135,7 +137,7 @@ fn only_reader(model: &TypedModel, outlet: OutletId) -> Option<&TypedNode> {
 }
 
 #[cfg(test)]
-mod tests {
+mod looping {
     use super::*;
     use tract_core::ops::math::{abs, exp, square};
 
