@@ -1,13 +1,18 @@
 //! The frozen convolution, channels last, and its input gradient.
 
+use std::ops::Range;
+
 use tract_core::internal::*;
 
 use super::weights::{
-    FrozenWeights, active_lora, check_lora, expect_bias, expect_dim, expect_f32, filled, floats,
+    FrozenWeights, LoraSpan, check_lora, expect_bias, expect_dim, expect_f32, filled, floats,
+    lora_spans,
 };
 use super::window::{Window, nhwc, nhwc_fact};
+use crate::adapter::BoundLora;
 use crate::quant::{
-    Activation, Convolution, col2im_add, finish, im2col, product, product_add, product_transposed,
+    Activation, Convolution, PackedRef, col2im_add, finish, im2col, product, product_add,
+    product_transposed,
 };
 
 /// Floats of scratch for the patches of one chunk of output pixels (1 MiB).
@@ -116,6 +121,34 @@ impl After<'_> {
     }
 }
 
+/// The parts of the rows `rows` that carry an adapter. A row of the batch is `each` of them.
+pub(super) fn overlaps<'a>(
+    spans: &'a [LoraSpan<'a>],
+    each: usize,
+    rows: Range<usize>,
+) -> impl Iterator<Item = (Range<usize>, &'a BoundLora)> {
+    spans.iter().filter_map(move |span| {
+        let from = rows.start.max(span.rows.start * each);
+        let to = rows.end.min(span.rows.end * each);
+        (from < to).then_some((from..to, span.lora))
+    })
+}
+
+/// y += (x · lora_aᵀ) · lora_bᵀ for whole rows of x and y, beside the layer W.
+pub(super) fn add_lora(
+    lora: &BoundLora,
+    w: PackedRef<'_>,
+    x: &[f32],
+    y: &mut [f32],
+) -> TractResult<()> {
+    check_lora(lora, w.cols(), w.rows())?;
+    let rows = y.len() / w.rows().max(1);
+    let mut inner = vec![0.0; rows * lora.a.view().rows()];
+    product(lora.a.view(), x, None, &mut inner);
+    product_add(lora.b.view(), &inner, y);
+    Ok(())
+}
+
 impl FrozenConv {
     pub(super) fn compute(
         &self,
@@ -134,23 +167,20 @@ impl FrozenConv {
         );
         let x = floats(&inputs[0])?;
         let bias = inputs.get(1).filter(|_| self.has_bias).map(|b| floats(b)).transpose()?;
-        let lora = active_lora(ctx, self.target);
-        if let Some(lora) = lora {
-            check_lora(lora, w.cols(), w.rows())?;
-        }
+        let spans = lora_spans(ctx, self.target, g.batch)?;
+        let each = g.out_height() * g.out_width();
         let mut conv = Convolution::new(&g, w, x);
         let step = conv.stretch();
         let shape = [g.batch, g.out_height(), g.out_width(), w.rows()];
         let y = filled(&shape, |y| {
             for (i, y) in y.chunks_mut(step * w.rows().max(1)).enumerate() {
                 conv.product(i * step, bias, y);
-                if let Some(lora) = lora {
-                    let count = y.len() / w.rows().max(1);
-                    let mut patches = vec![0.0; count * g.patch_len()];
-                    im2col(&g, x, i * step, count, &mut patches);
-                    let mut inner = vec![0.0; count * lora.a.view().rows()];
-                    product(lora.a.view(), &patches, None, &mut inner);
-                    product_add(lora.b.view(), &inner, y);
+                let count = y.len() / w.rows().max(1);
+                for (pixels, lora) in overlaps(&spans, each, i * step..i * step + count) {
+                    let mut patches = vec![0.0; pixels.len() * g.patch_len()];
+                    im2col(&g, x, pixels.start, pixels.len(), &mut patches);
+                    let from = (pixels.start - i * step) * w.rows();
+                    add_lora(lora, w, &patches, &mut y[from..from + pixels.len() * w.rows()])?;
                 }
                 after.apply(i * step * w.rows(), y);
             }

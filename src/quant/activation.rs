@@ -19,6 +19,10 @@ pub enum Activation {
     HardSwish,
     /// v / (1 + e⁻ᵛ), within 4e-7 of itself.
     Silu,
+    /// v/2 · (1 + erf(v/√2)), within 3e-7 · max(1, |v|).
+    Gelu,
+    /// v/2 · (1 + tanh(√(2/π) · (v + 0.044715·v³))), within 3e-7 · max(1, |v|).
+    GeluTanh,
 }
 
 impl Activation {
@@ -28,6 +32,8 @@ impl Activation {
             Activation::Clamp { low, high } => (1, low.to_bits(), high.to_bits()),
             Activation::HardSwish => (2, 0, 0),
             Activation::Silu => (3, 0, 0),
+            Activation::Gelu => (4, 0, 0),
+            Activation::GeluTanh => (5, 0, 0),
         }
     }
 }
@@ -60,7 +66,7 @@ pub fn finish(y: &mut [f32], add: Option<&[f32]>, activation: Activation) {
 mod tests {
     use super::*;
     use crate::quant::kernels::Kernels;
-    use crate::quant::testing::noise;
+    use crate::quant::testing::{noise, slow_erf};
 
     #[test]
     fn every_kernel_gives_the_definitions_and_the_same_bits() {
@@ -70,12 +76,19 @@ mod tests {
             Activation::Clamp { low: 0.0, high: f32::INFINITY },
             Activation::HardSwish,
             Activation::Silu,
+            Activation::Gelu,
+            Activation::GeluTanh,
         ];
         let definition = |activation, v: f64| match activation {
             Activation::Identity => v,
             Activation::Clamp { low, high } => v.max(f64::from(low)).min(f64::from(high)),
             Activation::HardSwish => v * (v / 6.0 + 0.5).clamp(0.0, 1.0),
             Activation::Silu => v / (1.0 + (-v).exp()),
+            Activation::Gelu => v / 2.0 * (1.0 + slow_erf(v / 2f64.sqrt())),
+            Activation::GeluTanh => {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v * v * v);
+                v / 2.0 * (1.0 + inner.tanh())
+            }
         };
         for n in [0, 1, 7, 8, 15, 16, 17, 31, 33, 100] {
             let (x, other) = (noise(n, 1), noise(n, 2));

@@ -27,13 +27,16 @@
 //!   `q` in -8..=7; the weight is `scale · q`. Padding is `q = 0`, the byte 0x88.
 
 mod activation;
+mod attention;
 mod conv;
 mod convolution;
 mod depthwise;
 mod dispatch;
 mod encode;
+mod inputs;
 mod kernels;
 mod layout;
+mod normalize;
 mod packed;
 mod picture;
 mod product;
@@ -42,11 +45,14 @@ mod scheme;
 mod testing;
 
 pub use activation::{Activation, finish};
+pub use attention::{Attention, Mask, attention};
 pub use conv::{ConvGeometry, col2im_add, im2col};
 pub use convolution::Convolution;
 pub use depthwise::{depthwise, depthwise_input_gradient};
 pub use dispatch::{available_kernels, compiled_kernels, kernel_name};
+pub use inputs::Inputs;
 pub use layout::{BLOCK, GROUP, PANEL, packed_len};
+pub use normalize::{LayerNorm, layer_norm};
 pub use packed::{Packed, PackedRef};
 pub use picture::{channels_last, max_pool};
 pub use product::{product, product_add, product_transposed};

@@ -4,7 +4,8 @@ use super::convert::{constant, to_array, to_tensor};
 use crate::adapter::{Adapter, Bound, bind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
-    ActiveAdapter, FrozenWeights, WeightSource, bind_dims, fuse, read_graph, tract_error,
+    ActiveAdapter, FrozenWeights, RowAdapters, WeightSource, bind_dims, fuse, read_graph,
+    tract_error,
 };
 use crate::pack::{Base, IoSpec};
 use crate::quant::PackedRef;
@@ -37,6 +38,14 @@ struct Plan {
     runnable: Arc<TypedSimplePlan>,
     fused: Vec<(&'static str, usize)>,
     idle: Mutex<Vec<TypedSimpleState>>,
+}
+
+/// What a run adds to the base.
+pub(super) enum Carried<'a> {
+    Nothing,
+    One(&'a Arc<Bound>),
+    /// One entry for each row of the batch.
+    Rows(&'a [Option<Arc<Bound>>]),
 }
 
 impl WeightSource for Base {
@@ -93,6 +102,14 @@ impl Engine {
     /// # Errors
     /// Missing, unknown or ill-shaped inputs ([`ErrorKind::BadInput`]).
     pub fn run(&self, inputs: &[(String, Array)], adapter: Option<&Arc<Bound>>) -> Result<Named> {
+        self.run_with(inputs, adapter.map_or(Carried::Nothing, Carried::One))
+    }
+
+    pub(super) fn run_with(
+        &self,
+        inputs: &[(String, Array)],
+        carried: Carried<'_>,
+    ) -> Result<Named> {
         let ordered = self.ordered(inputs)?;
         let binding = self.binding(&ordered)?;
         let plan = self.plan(&binding)?;
@@ -112,9 +129,12 @@ impl Engine {
             None => plan.runnable.spawn().map_err(|e| tract_error(ErrorKind::Failed, &e))?,
         };
         let shared = &mut state.turn_state.shared;
-        match adapter {
-            Some(bound) => drop(shared.insert(ActiveAdapter(bound.clone()))),
-            None => drop(shared.remove::<ActiveAdapter>()),
+        shared.remove::<ActiveAdapter>();
+        shared.remove::<RowAdapters>();
+        match carried {
+            Carried::Nothing => {}
+            Carried::One(bound) => drop(shared.insert(ActiveAdapter(bound.clone()))),
+            Carried::Rows(bound) => drop(shared.insert(RowAdapters(bound.to_vec()))),
         }
         // A state that failed in the middle of a run is not used again.
         let outputs = state.run(tensors).map_err(|e| self.run_error(&e))?;

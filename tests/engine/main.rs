@@ -2,6 +2,7 @@
 //! the rules that the sources hold to.
 
 mod fused;
+mod fused_convolutions;
 mod golden;
 mod layers;
 mod merged;

@@ -8,10 +8,10 @@ use tract_core::ops::math::{Add, Max, Min};
 use tract_core::ops::nn::{HardSwish, Silu};
 
 use super::{only_reader, with_constant};
-use crate::graph::conv::After;
-use crate::graph::weights::{active_lora, check_lora, filled, floats};
+use crate::graph::conv::{After, add_lora, overlaps};
+use crate::graph::weights::{filled, floats, lora_spans};
 use crate::graph::{FrozenConv, FrozenDepthwise, FrozenLinear};
-use crate::quant::{Activation, product, product_add};
+use crate::quant::{Activation, product};
 
 /// Rows of a 1×1 convolution that are finished at a time.
 const ROWS: usize = 256;
@@ -116,19 +116,17 @@ fn pointwise(
     *last = rows;
     let x = floats(&inputs[0])?;
     let bias = inputs.get(1).map(|b| floats(b)).transpose()?;
-    let lora = active_lora(ctx, op.target);
-    if let Some(lora) = lora {
-        check_lora(lora, cols, rows)?;
-    }
+    let batch = shape[0];
+    let spans = lora_spans(ctx, op.target, batch)?;
+    let each = shape[1..shape.len() - 1].iter().product();
     let y = filled(&shape, |y| {
         for (i, y) in y.chunks_mut(ROWS * rows).enumerate() {
             let count = y.len() / rows;
             let x = &x[i * ROWS * cols..][..count * cols];
             product(w, x, bias, y);
-            if let Some(lora) = lora {
-                let mut inner = vec![0.0; count * lora.a.view().rows()];
-                product(lora.a.view(), x, None, &mut inner);
-                product_add(lora.b.view(), &inner, y);
+            for (part, lora) in overlaps(&spans, each, i * ROWS..i * ROWS + count) {
+                let (from, to) = (part.start - i * ROWS, part.end - i * ROWS);
+                add_lora(lora, w, &x[from * cols..to * cols], &mut y[from * rows..to * rows])?;
             }
             after.apply(i * ROWS * rows, y);
         }
@@ -243,7 +241,7 @@ mod tests {
     use crate::adapter::Bound;
     use crate::graph::fuse::fuse;
     use crate::graph::testing::{bound, matrix, run_model, tensor, values, windows};
-    use crate::graph::{FrozenWeights, Window};
+    use crate::graph::{FrozenWeights, RowAdapters, Window};
     use std::sync::Arc;
     use tract_core::ops::math::{add, max, min};
     use tract_core::ops::nn::{hard_swish, silu};
@@ -317,8 +315,44 @@ mod tests {
             for layer in ["conv", "pointwise", "depthwise"] {
                 for after in ["nothing", "clip", "hard-swish", "silu"] {
                     for active in [None, Some(&active)] {
-                        same(net(layer, window, after), &x, active, after == "clip");
+                        // A plain linear layer sums its adapter's part in another order.
+                        let exact = after == "clip" && (layer == "conv" || active.is_none());
+                        same(net(layer, window, after), &x, active, exact);
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_row_of_a_batch_has_its_own_adapter() {
+        let x = tensor(&[2, 17, 19, C], &values(2 * 17 * 19 * C, 8));
+        let (a, a_pointwise, b) = adapter();
+        for window in windows() {
+            let a = &a[..2 * window.area() * C];
+            let active = bound(vec![Some((2, a, &b)), Some((2, &a_pointwise, &b))]);
+            for layer in ["conv", "pointwise"] {
+                let run = |model: TypedModel, rows: [Option<Arc<Bound>>; 2]| {
+                    let plan = model.into_optimized().unwrap().into_runnable().unwrap();
+                    let mut state = plan.spawn().unwrap();
+                    state.turn_state.shared.insert(RowAdapters(rows.to_vec()));
+                    state.run(tvec![x.clone().into_tvalue()]).unwrap().remove(0).into_tensor()
+                };
+                let model = net(layer, window, "clip");
+                let (fused, _) = fuse(model.clone()).unwrap();
+                let [none, all, second] = [
+                    [None, None],
+                    [Some(active.clone()), Some(active.clone())],
+                    [None, Some(active.clone())],
+                ]
+                .map(|rows| run(fused.clone(), rows));
+                let half = none.len() / 2;
+                let [none, all, mixed] = [&none, &all, &second].map(|t| floats(t).unwrap());
+                assert_eq!((&mixed[..half], &mixed[half..]), (&none[..half], &all[half..]));
+                assert_ne!(none, all);
+                if layer == "conv" {
+                    let plain = run(model, [None, Some(active.clone())]);
+                    assert_eq!(floats(&plain).unwrap(), mixed);
                 }
             }
         }

@@ -4,9 +4,16 @@
 //!
 //! A rule is a file here. It looks at one node (the last of its pattern) and gives a patch, or nothing.
 
+mod attention;
 mod convolution;
+mod gelu;
 mod hard_swish;
+mod labels;
+mod layer_norm;
+mod linear;
 mod pictures;
+#[cfg(test)]
+mod tests;
 
 use tract_core::internal::*;
 use tract_core::ops::binary::TypedBinOp;
@@ -24,11 +31,20 @@ pub struct Rule {
 /// All rules, in the order in which they are tried.
 pub const RULES: &[Rule] = &[
     Rule { name: "same-type-cast", apply: same_type_cast },
+    Rule { name: "gelu-of-erf", apply: gelu::of_erf },
+    Rule { name: "layer-norm", apply: layer_norm::layer_norm },
+    Rule { name: "layer-norm-scale", apply: layer_norm::scale },
+    Rule { name: "layer-norm-shift", apply: layer_norm::shift },
     Rule { name: "max-pool", apply: pictures::max_pool },
     Rule { name: "channels-last", apply: pictures::channels_last },
     Rule { name: "hard-swish", apply: hard_swish::hard_swish },
+    // Before those for linear layers: over pictures they work a stretch of pixels at a time.
     Rule { name: "convolution-residual", apply: convolution::residual },
     Rule { name: "convolution-activation", apply: convolution::activation },
+    Rule { name: "linear-activation", apply: linear::activation },
+    Rule { name: "linear-residual", apply: linear::residual },
+    Rule { name: "linear-siblings", apply: linear::siblings },
+    Rule { name: "attention", apply: attention::attention },
 ];
 
 /// How often each rule matched, by its name, in the order of the rules; those that did not are left
@@ -130,7 +146,7 @@ fn only_reader(model: &TypedModel, outlet: OutletId) -> Option<&TypedNode> {
 }
 
 #[cfg(test)]
-mod tests {
+mod looping {
     use super::*;
     use tract_core::ops::math::{abs, exp, square};
 
@@ -145,7 +161,7 @@ mod tests {
     }
 
     fn unary(node: &TypedNode) -> Option<String> {
-        Some(node.op_as::<tract_core::ops::element_wise::ElementWiseOp>()?.0.name().into())
+        Some(node.op_as::<tract_core::ops::element_wise::ElementWiseOp>()?.0.name())
     }
 
     fn exp_for_exp_square(

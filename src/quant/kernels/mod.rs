@@ -5,6 +5,7 @@
 // Loops over lanes and tiles run through several arrays by the same index.
 #![allow(clippy::needless_range_loop)]
 
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -21,10 +22,12 @@ mod integer_x86;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod normalize;
 mod portable;
 
 use super::layout::BLOCK;
-use super::{Activation, PackedRef, Scheme};
+use super::{Activation, Attention, LayerNorm, PackedRef, Scheme};
+pub(crate) use attention::Operands;
 pub(crate) use buffer::AlignedBytes;
 pub(crate) use depthwise::{Line, Run, Tap};
 use float::{Isa, Tile};
@@ -64,6 +67,8 @@ pub(crate) struct Kernels {
     transposed: Product,
     line: unsafe fn(&mut Line<'_>),
     finish: unsafe fn(&mut [f32], Option<&[f32]>, Activation),
+    attention: unsafe fn(&Attention, &mut Operands<'_>),
+    layer_norm: unsafe fn(&LayerNorm<'_>, &[f32], &mut [f32]),
 }
 
 impl Kernels {
@@ -141,6 +146,35 @@ impl Kernels {
         assert!(add.is_none_or(|add| add.len() == y.len()), "as many values to add as there are");
         // SAFETY: the processor has the instructions.
         unsafe { (self.finish)(y, add, activation) }
+    }
+
+    /// softmax(scale · q · kᵀ + mask) · v, head by head.
+    ///
+    /// # Panics
+    /// If lengths don't fit the shape, or a mask's strides leave it.
+    pub(crate) fn attention(&self, a: &Attention, o: &mut Operands<'_>) {
+        let width = a.heads * a.head_dim;
+        assert_eq!(o.q.len(), a.batch * a.queries * width, "q is [B, T, H·D]");
+        assert_eq!(o.k.len(), a.batch * a.keys * width, "k is [B, S, H·D]");
+        assert_eq!(o.v.len(), a.batch * a.keys * width, "v is [B, S, H·D]");
+        assert_eq!(o.y.len(), a.batch * a.queries * width, "y is [B, T, H·D]");
+        if o.y.is_empty() {
+            return;
+        }
+        // SAFETY: the processor has the instructions; lengths are checked.
+        unsafe { (self.attention)(a, o) }
+    }
+
+    /// Each row of x, `norm.width` values, to mean 0 and variance 1, scaled and shifted.
+    ///
+    /// # Panics
+    /// If lengths don't fit.
+    pub(crate) fn layer_norm(&self, norm: &LayerNorm<'_>, x: &[f32], y: &mut [f32]) {
+        assert_eq!(x.len(), y.len(), "as many values in as out");
+        assert!(norm.width > 0 && x.len().is_multiple_of(norm.width), "whole rows");
+        assert!([norm.scale, norm.shift].iter().flatten().all(|s| s.len() == norm.width));
+        // SAFETY: the processor has the instructions.
+        unsafe { (self.layer_norm)(norm, x, y) }
     }
 
     /// y\[M, cols\] = start + x\[M, rows\] · W.
@@ -257,6 +291,15 @@ macro_rules! kernels {
             unsafe fn finish(y: &mut [f32], add: Option<&[f32]>, activation: Activation) {
                 finish::finish(y, add, activation);
             }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn attention(a: &Attention, o: &mut Operands<'_>) {
+                // SAFETY: passed on from `attention::attention`'s contract.
+                unsafe { attention::attention::<$isa, $lanes>(a, o) }
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn layer_norm(norm: &LayerNorm<'_>, x: &[f32], y: &mut [f32]) {
+                normalize::layer_norm(norm, x, y);
+            }
             Kernels {
                 name: $label,
                 detected: $detected,
@@ -265,6 +308,8 @@ macro_rules! kernels {
                 transposed: float::run::<$isa, true>,
                 line,
                 finish,
+                attention,
+                layer_norm,
             }
         };
     };
@@ -300,6 +345,8 @@ static AVX512_VNNI: Kernels = Kernels {
     transposed: AVX512.transposed,
     line: AVX512.line,
     finish: AVX512.finish,
+    attention: AVX512.attention,
+    layer_norm: AVX512.layer_norm,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -335,6 +382,8 @@ static NEON_DOTPROD: Kernels = Kernels {
     transposed: NEON.transposed,
     line: NEON.line,
     finish: NEON.finish,
+    attention: NEON.attention,
+    layer_norm: NEON.layer_norm,
 };
 
 #[cfg(target_arch = "aarch64")]
@@ -346,6 +395,8 @@ static NEON_I8MM: Kernels = Kernels {
     transposed: NEON.transposed,
     line: NEON.line,
     finish: NEON.finish,
+    attention: NEON.attention,
+    layer_norm: NEON.layer_norm,
 };
 
 kernels! {
