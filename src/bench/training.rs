@@ -41,7 +41,9 @@ pub fn training(
     let micro = |first: usize| MicroBatch {
         inputs: named.clone(),
         answers: Answers::Classes(
-            (first..first + rows).map(|row| (row < options.batch).then_some(row % LABELS)).collect(),
+            (first..first + rows)
+                .map(|row| (row < options.batch).then_some(row % LABELS))
+                .collect(),
         ),
     };
     let batch: Vec<MicroBatch> = (0..options.batch).step_by(rows.max(1)).map(micro).collect();

@@ -283,7 +283,10 @@ fn child<T: DeserializeOwned>(
     if !ended.status.success() {
         let said = String::from_utf8_lossy(&ended.stderr);
         let said = said.trim().trim_start_matches("offshoot: ");
-        return Err(Error::failed(format!("the {part} measurement ended by {}: {said}", ended.status)));
+        return Err(Error::failed(format!(
+            "the {part} measurement ended by {}: {said}",
+            ended.status
+        )));
     }
     serde_json::from_str(&text)
         .map_err(|e| Error::failed(format!("a measuring process's answer can't be read: {e}")))

@@ -2,6 +2,7 @@
 //! Knows nothing about files and sockets.
 
 mod bind;
+mod contraction;
 mod conv;
 mod depthwise;
 mod embedding;
@@ -17,6 +18,7 @@ mod weights;
 mod window;
 
 pub use bind::{bind_dims, substitute};
+pub use contraction::{Contraction, contract_einsums};
 pub use conv::{FrozenConv, FrozenConvInputGradient};
 pub use depthwise::{DepthwiseInputGradient, FrozenDepthwise};
 pub use embedding::FrozenEmbedding;

@@ -27,6 +27,7 @@
 //!   `q` in -8..=7; the weight is `scale · q`. Padding is `q = 0`, the byte 0x88.
 
 mod conv;
+mod dense;
 mod depthwise;
 mod dispatch;
 mod encode;
@@ -39,6 +40,7 @@ mod scheme;
 mod testing;
 
 pub use conv::{ConvGeometry, col2im_add, im2col};
+pub use dense::{ContractedAxis, contract};
 pub use depthwise::{depthwise, depthwise_input_gradient};
 pub use dispatch::{available_kernels, compiled_kernels, kernel_name};
 pub use layout::{BLOCK, GROUP, PANEL, packed_len};

@@ -7,7 +7,7 @@ use super::head::{self, pool};
 use super::loss::{self, Loss};
 use super::options::LossKind;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{bind_dims, tract_error};
+use crate::graph::{bind_dims, contract_einsums, tract_error};
 use crate::runtime::{Binding, Engine, is_mask};
 use std::sync::{Arc, Mutex, PoisonError};
 use tract_core::internal::*;
@@ -125,7 +125,7 @@ impl Plan {
         let slots = slots(&model, engine.inputs().len(), &loss, &parameters)?;
         let optimizing =
             |e: TractError| named(tract_error(ErrorKind::Unsupported, &e).at("gradient graph"));
-        let runnable = model.into_optimized().and_then(TypedSimplePlan::new).map_err(optimizing)?;
+        let runnable = optimized(model).and_then(TypedSimplePlan::new).map_err(optimizing)?;
         let peak = peak(&runnable)?;
         Ok(Plan { runnable, idle: Mutex::new(vec![]), slots, peak })
     }
@@ -163,12 +163,67 @@ impl Plan {
             None => self.runnable.spawn().map_err(running)?,
         };
         // A state that failed in the middle of a run is not used again.
-        let mut outputs = state.run(values).map_err(running)?.into_iter();
+        let mut outputs = if std::env::var("PROF").is_ok() {
+            use std::cell::RefCell;
+            thread_local!(static T: RefCell<(HashMap<String, (f64, usize)>, usize)> = RefCell::new((HashMap::new(), 0)));
+            let r = state
+                .run_plan_with_eval(values, |ctx, st, node, inputs| {
+                    let t = std::time::Instant::now();
+                    let shapes: Vec<String> =
+                        inputs.iter().map(|i| format!("{:?}", i.shape())).collect();
+                    let cx: TractResult<TVec<TValue>> =
+                        tract_core::plan::eval(ctx, st, node, inputs);
+                    let el = t.elapsed().as_secs_f64();
+                    T.with(|m| {
+                        let m = &mut m.borrow_mut().0;
+                        let e = m
+                            .entry(format!(
+                                "{} {}",
+                                node.op.name(),
+                                if std::env::var("PROF").unwrap() == "2" {
+                                    shapes.join(" ")
+                                } else {
+                                    String::new()
+                                }
+                            ))
+                            .or_default();
+                        e.0 += el;
+                        e.1 += 1;
+                    });
+                    cx
+                })
+                .map_err(running)?;
+            T.with(|m| {
+                let mut m = m.borrow_mut();
+                m.1 += 1;
+                if m.1 == 40 {
+                    let mut v: Vec<_> = m.0.iter().collect();
+                    v.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
+                    let tot: f64 = v.iter().map(|x| x.1.0).sum();
+                    eprintln!("total {:.1} ms/run", tot * 1e3 / 40.);
+                    for (k, (t, n)) in v.iter().take(45) {
+                        eprintln!("{:8.3} ms {:5} {k}", t * 1e3 / 40., n / 40);
+                    }
+                }
+            });
+            r.into_iter()
+        } else {
+            state.run(values).map_err(running)?.into_iter()
+        };
         let loss = outputs.next().ok_or_else(|| Error::failed("no loss was computed"))?;
         let loss = floats(&loss)?.first().copied().unwrap_or(f32::NAN);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(state);
         Ok((loss, outputs.map(|g| g.into_tensor()).collect()))
     }
+}
+
+/// As tract's `into_optimized`, with contractions in place of EinSums: between the two passes, since
+/// the first moves transpositions into the EinSums' subscripts and the second packs operands.
+fn optimized(mut model: TypedModel) -> TractResult<TypedModel> {
+    model.declutter()?;
+    contract_einsums(&mut model)?;
+    model.optimize()?;
+    Ok(model)
 }
 
 /// The values of an f32 tensor.

@@ -10,6 +10,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod buffer;
+mod dense;
 mod depthwise;
 mod float;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -25,6 +26,7 @@ mod portable;
 
 use super::PackedRef;
 pub(crate) use buffer::AlignedBytes;
+pub(crate) use dense::Dense;
 pub(crate) use depthwise::{Line, Run, Tap};
 use float::{Isa, Tile};
 pub(crate) use float::{Job, Start};
@@ -42,6 +44,7 @@ pub(crate) struct Kernels {
     pub(super) integers: Option<Product>,
     transposed: Product,
     line: unsafe fn(&mut Line<'_>),
+    dense: unsafe fn(&mut Dense<'_>),
 }
 
 impl Kernels {
@@ -82,6 +85,16 @@ impl Kernels {
         check(job, job.w.cols(), job.w.rows());
         // SAFETY: as in `product`.
         unsafe { (self.transposed)(job) }
+    }
+
+    /// y\[M, N\] = start + x\[M, K\] · w\[K, N\] of plain matrices.
+    ///
+    /// # Panics
+    /// If an element lies outside its slice.
+    pub(crate) fn dense(&self, job: &mut Dense<'_>) {
+        assert!(job.fits(), "the matrices of a product lie inside their slices");
+        // SAFETY: the processor has the instructions (`self` exists); the job fits.
+        unsafe { (self.dense)(job) }
     }
 
     /// One line of a depthwise convolution.
@@ -182,6 +195,11 @@ macro_rules! kernels {
                 // SAFETY: passed on from `depthwise::line`'s contract.
                 unsafe { depthwise::line::<$lanes>(l) }
             }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn dense(job: &mut Dense<'_>) {
+                // SAFETY: passed on from `dense::run`'s contract.
+                unsafe { dense::run::<$lanes, $rows, $panels>(job) }
+            }
             Kernels {
                 name: $label,
                 detected: $detected,
@@ -189,6 +207,7 @@ macro_rules! kernels {
                 integers: [$(integer::run::<$integers> as Product,)?].first().copied(),
                 transposed: float::run::<$isa, true>,
                 line,
+                dense,
             }
         };
     };
@@ -223,6 +242,7 @@ static AVX512_VNNI: Kernels = Kernels {
     integers: Some(integer::run::<integer_x86::Avx512Vnni>),
     transposed: AVX512.transposed,
     line: AVX512.line,
+    dense: AVX512.dense,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -257,6 +277,7 @@ static NEON_DOTPROD: Kernels = Kernels {
     integers: Some(integer::run::<integer_neon::DotProd>),
     transposed: NEON.transposed,
     line: NEON.line,
+    dense: NEON.dense,
 };
 
 #[cfg(target_arch = "aarch64")]
@@ -267,6 +288,7 @@ static NEON_I8MM: Kernels = Kernels {
     integers: Some(integer::run::<integer_neon::I8mm>),
     transposed: NEON.transposed,
     line: NEON.line,
+    dense: NEON.dense,
 };
 
 kernels! {
