@@ -163,53 +163,7 @@ impl Plan {
             None => self.runnable.spawn().map_err(running)?,
         };
         // A state that failed in the middle of a run is not used again.
-        let mut outputs = if std::env::var("PROF").is_ok() {
-            use std::cell::RefCell;
-            thread_local!(static T: RefCell<(HashMap<String, (f64, usize)>, usize)> = RefCell::new((HashMap::new(), 0)));
-            let r = state
-                .run_plan_with_eval(values, |ctx, st, node, inputs| {
-                    let t = std::time::Instant::now();
-                    let shapes: Vec<String> =
-                        inputs.iter().map(|i| format!("{:?}", i.shape())).collect();
-                    let cx: TractResult<TVec<TValue>> =
-                        tract_core::plan::eval(ctx, st, node, inputs);
-                    let el = t.elapsed().as_secs_f64();
-                    T.with(|m| {
-                        let m = &mut m.borrow_mut().0;
-                        let e = m
-                            .entry(format!(
-                                "{} {}",
-                                node.op.name(),
-                                if std::env::var("PROF").unwrap() == "2" {
-                                    shapes.join(" ")
-                                } else {
-                                    String::new()
-                                }
-                            ))
-                            .or_default();
-                        e.0 += el;
-                        e.1 += 1;
-                    });
-                    cx
-                })
-                .map_err(running)?;
-            T.with(|m| {
-                let mut m = m.borrow_mut();
-                m.1 += 1;
-                if m.1 == 40 {
-                    let mut v: Vec<_> = m.0.iter().collect();
-                    v.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
-                    let tot: f64 = v.iter().map(|x| x.1.0).sum();
-                    eprintln!("total {:.1} ms/run", tot * 1e3 / 40.);
-                    for (k, (t, n)) in v.iter().take(45) {
-                        eprintln!("{:8.3} ms {:5} {k}", t * 1e3 / 40., n / 40);
-                    }
-                }
-            });
-            r.into_iter()
-        } else {
-            state.run(values).map_err(running)?.into_iter()
-        };
+        let mut outputs = state.run(values).map_err(running)?.into_iter();
         let loss = outputs.next().ok_or_else(|| Error::failed("no loss was computed"))?;
         let loss = floats(&loss)?.first().copied().unwrap_or(f32::NAN);
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(state);
