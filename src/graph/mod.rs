@@ -6,6 +6,7 @@ mod contraction;
 mod conv;
 mod depthwise;
 mod embedding;
+mod fuse;
 mod layout;
 mod linear;
 #[cfg(feature = "import")]
@@ -22,6 +23,7 @@ pub use contraction::{Contraction, contract_einsums};
 pub use conv::{FrozenConv, FrozenConvInputGradient};
 pub use depthwise::{DepthwiseInputGradient, FrozenDepthwise};
 pub use embedding::FrozenEmbedding;
+pub use fuse::{Matches, fuse};
 pub use layout::channels_last;
 pub use linear::{FrozenLinear, FrozenLinearTransposed};
 #[cfg(feature = "import")]

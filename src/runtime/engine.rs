@@ -4,7 +4,7 @@ use super::convert::{constant, to_array, to_tensor};
 use crate::adapter::{Adapter, Bound, bind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
-    ActiveAdapter, FrozenWeights, WeightSource, bind_dims, read_graph, tract_error,
+    ActiveAdapter, FrozenWeights, WeightSource, bind_dims, fuse, read_graph, tract_error,
 };
 use crate::pack::{Base, IoSpec};
 use crate::quant::PackedRef;
@@ -35,6 +35,7 @@ struct Inner {
 
 struct Plan {
     runnable: Arc<TypedSimplePlan>,
+    fused: Vec<(&'static str, usize)>,
     idle: Mutex<Vec<TypedSimpleState>>,
 }
 
@@ -135,6 +136,12 @@ impl Engine {
         self.plan(&self.binding(&ordered)?).map(drop)
     }
 
+    /// The rules of fusing that matched in the plan for inputs of these shapes, and how often.
+    pub fn fused(&self, inputs: &[(String, Array)]) -> Result<Vec<(&'static str, usize)>> {
+        let ordered = self.ordered(inputs)?;
+        Ok(self.plan(&self.binding(&ordered)?)?.fused.clone())
+    }
+
     pub(crate) fn ordered<'a>(&self, inputs: &'a [(String, Array)]) -> Result<Vec<&'a Array>> {
         let specs = self.inputs();
         let known = || specs.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -233,11 +240,12 @@ impl Engine {
         // Built outside the lock: runs at other dimensions go on meanwhile.
         let dims: Vec<(String, i64)> = binding.iter().map(|(k, v)| (k.clone(), *v)).collect();
         let bound = bind_dims(&self.0.graph, &dims)?;
-        let runnable = bound
-            .into_optimized()
-            .and_then(TypedSimplePlan::new)
+        let (runnable, fused) = fuse(bound)
+            .and_then(|(fused, matches)| {
+                Ok((TypedSimplePlan::new(fused.into_optimized()?)?, matches))
+            })
             .map_err(|e| self.run_error(&e))?;
-        let plan = Arc::new(Plan { runnable, idle: Mutex::new(vec![]) });
+        let plan = Arc::new(Plan { runnable, fused, idle: Mutex::new(vec![]) });
         let mut plans = lock();
         if let Some((_, other)) = plans.iter().find(|(b, _)| b == binding) {
             return Ok(other.clone());

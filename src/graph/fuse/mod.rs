@@ -1,0 +1,143 @@
+//! A home for fused steps: named rules over a bound graph, each of which takes a few of tract's ops
+//! for one of ours. Only [`crate::runtime::Engine`]'s plans are fused; gradient graphs are built from
+//! the graph as it is.
+//!
+//! A rule is a file here. It looks at one node (the last of its pattern) and gives a patch, or nothing.
+
+use tract_core::internal::*;
+
+/// A named rewriting.
+pub struct Rule {
+    /// What errors and listings call it.
+    pub name: &'static str,
+    /// The patch for a pattern that ends at `node`, if there is one. It must remove what it matched:
+    /// rules run until none matches.
+    pub apply: fn(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>>,
+}
+
+/// All rules, in the order in which they are tried.
+pub const RULES: &[Rule] = &[];
+
+/// How often each rule matched, by its name, in the order of the rules; those that did not are left
+/// out.
+pub type Matches = Vec<(&'static str, usize)>;
+
+/// Applies [`RULES`] until none matches.
+///
+/// # Errors
+/// tract's, naming rule and node.
+pub fn fuse(model: TypedModel) -> TractResult<(TypedModel, Matches)> {
+    fuse_with(RULES, model)
+}
+
+/// A pattern that rules make over and over would loop for ever; each pass shrinks a sound graph.
+const MAX_PASSES: usize = 100;
+
+fn fuse_with(rules: &[Rule], mut model: TypedModel) -> TractResult<(TypedModel, Matches)> {
+    let mut counts = vec![0; rules.len()];
+    for _ in 0..MAX_PASSES {
+        let mut found = 0;
+        for (rule, count) in rules.iter().zip(&mut counts) {
+            let mut matched = 0;
+            for id in model.eval_order()? {
+                let node = model.node(id);
+                // A patch before this one may have left it without readers.
+                let read = node.outputs.iter().any(|o| !o.successors.is_empty())
+                    || model.outputs.iter().any(|o| o.node == id);
+                if !read {
+                    continue;
+                }
+                let name = node.name.clone();
+                let place = || format!("rule '{}' at node '{name}'", rule.name);
+                if let Some(patch) = (rule.apply)(&model, node).with_context(place)? {
+                    patch.apply(&mut model).with_context(place)?;
+                    matched += 1;
+                }
+            }
+            if matched > 0 {
+                model.compact()?;
+            }
+            *count += matched;
+            found += matched;
+        }
+        if found == 0 {
+            let named = rules.iter().map(|r| r.name).zip(counts);
+            return Ok((model, named.filter(|(_, count)| *count > 0).collect()));
+        }
+    }
+    bail!("the rules of fusing found no end after {MAX_PASSES} passes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tract_core::ops::math::{abs, exp, square};
+
+    fn chain() -> TypedModel {
+        let mut model = TypedModel::default();
+        let mut wire = model.add_source("x", f32::fact([3])).unwrap();
+        for (i, op) in [exp(), square(), exp(), square(), abs()].into_iter().enumerate() {
+            wire = model.wire_node(format!("n{i}"), op, &[wire]).unwrap()[0];
+        }
+        model.select_output_outlets(&[wire]).unwrap();
+        model
+    }
+
+    fn unary(node: &TypedNode) -> Option<String> {
+        Some(node.op_as::<tract_core::ops::element_wise::ElementWiseOp>()?.0.name().into())
+    }
+
+    fn exp_for_exp_square(
+        model: &TypedModel,
+        node: &TypedNode,
+    ) -> TractResult<Option<TypedModelPatch>> {
+        if unary(node).as_deref() != Some("Square") {
+            return Ok(None);
+        }
+        let before = model.node(node.inputs[0].node);
+        if unary(before).as_deref() != Some("Exp") {
+            return Ok(None);
+        }
+        TypedModelPatch::rewire(model, &before.inputs, &[node.id.into()], &|patch, x| {
+            patch.wire_node(&node.name, exp(), x)
+        })
+        .map(Some)
+    }
+
+    fn names(model: &TypedModel) -> Vec<String> {
+        let order = model.eval_order().unwrap();
+        order.into_iter().filter_map(|id| unary(model.node(id))).collect()
+    }
+
+    #[test]
+    fn rules_run_until_none_matches_and_are_counted() {
+        let rules = [Rule { name: "exp-square", apply: exp_for_exp_square }];
+        let (model, matches) = fuse_with(&rules, chain()).unwrap();
+        assert_eq!(names(&model), ["Exp", "Exp", "Abs"]);
+        assert_eq!(matches, [("exp-square", 2)]);
+        let none = [Rule { name: "none", apply: |_, _| Ok(None) }];
+        let (model, matches) = fuse_with(&none, chain()).unwrap();
+        assert!(names(&model).len() == 5 && matches.is_empty());
+    }
+
+    #[test]
+    fn errors_name_rule_and_node() {
+        let rules = [Rule {
+            name: "broken",
+            apply: |_, n| {
+                ensure!(unary(n).as_deref() != Some("Abs"), "no");
+                Ok(None)
+            },
+        }];
+        let text = format!("{:#}", fuse_with(&rules, chain()).unwrap_err());
+        assert_eq!(text, "rule 'broken' at node 'n4': no");
+        let endless = [Rule {
+            name: "endless",
+            apply: |model, node| {
+                let Some("Abs") = unary(node).as_deref() else { return Ok(None) };
+                TypedModelPatch::replace_single_op(model, node, &node.inputs, abs()).map(Some)
+            },
+        }];
+        assert!(fuse_with(&endless, chain()).is_err());
+    }
+}
