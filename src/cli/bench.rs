@@ -60,6 +60,9 @@ pub struct Args {
     /// Seconds spent on each kind of request
     #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     seconds: f64,
+    /// Keep the base in memory, or fail if the system doesn't allow it
+    #[arg(long)]
+    lock: bool,
     /// What a process that `bench` starts is for
     #[arg(long, hide = true, value_enum)]
     part: Option<Part>,
@@ -109,7 +112,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         Some(Part::Train) => return train_part(args),
         None => {}
     }
-    let engine = Engine::open(&args.base)?;
+    let engine = open(args)?;
     let request = request(args, &engine)?;
     // Before others are started: what is wrong with the request is said once, here.
     engine.run(&request, None)?;
@@ -178,6 +181,14 @@ fn print(args: &Args, figures: &Figures, request: &Named, out: &Out) {
     }
 }
 
+fn open(args: &Args) -> Result<Engine> {
+    let engine = Engine::open(&args.base)?;
+    if args.lock {
+        engine.base().lock()?;
+    }
+    Ok(engine)
+}
+
 fn request(args: &Args, engine: &Engine) -> Result<Named> {
     match args.source.is_given() {
         true => args.source.load(engine),
@@ -196,7 +207,7 @@ fn bound(args: &Args, engine: &Engine, seed: usize) -> Result<Option<Arc<Bound>>
 
 /// Answers once and says so at once; then some more, and tells the memory.
 fn start_part(args: &Args) -> Result<()> {
-    let engine = Engine::open(&args.base)?;
+    let engine = open(args)?;
     let request = request(args, &engine)?;
     engine.run(&request, None)?;
     tell("\n")?;
@@ -211,7 +222,7 @@ fn start_part(args: &Args) -> Result<()> {
 }
 
 fn train_part(args: &Args) -> Result<()> {
-    let engine = Engine::open(&args.base)?;
+    let engine = open(args)?;
     let options = TrainOptions {
         rank: args.rank,
         alpha: 2.0 * args.rank as f32,
@@ -305,6 +316,7 @@ fn arguments(args: &Args) -> Vec<OsString> {
         ("steps", args.steps),
         ("threads", args.threads),
     ];
+    words.extend(args.lock.then(|| "--lock".into()));
     words.extend(numbers.map(|(name, value)| format!("--{name}={value}").into()));
     words
 }

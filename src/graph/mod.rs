@@ -12,6 +12,7 @@ mod linear;
 #[cfg(feature = "import")]
 mod lower;
 mod nnef;
+mod optimize;
 mod patches;
 #[cfg(test)]
 mod testing;
@@ -29,6 +30,7 @@ pub use linear::{FrozenLinear, FrozenLinearTransposed};
 #[cfg(feature = "import")]
 pub use lower::lower;
 pub use nnef::{GraphText, read_graph, write_graph};
+pub use optimize::optimized;
 pub use patches::{Col2im, Im2col};
 pub use weights::{ActiveAdapter, FrozenWeights, WeightSource};
 pub use window::{Padding, Window};

@@ -6,6 +6,7 @@ use super::gradient::{add_gradients, reaches};
 use super::head::{self, pool};
 use super::loss::{self, Loss};
 use super::options::LossKind;
+use super::vjp::rows::sum_rows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{bind_dims, contract_einsums, tract_error};
 use crate::runtime::{Binding, Engine, is_mask};
@@ -176,6 +177,7 @@ impl Plan {
 fn optimized(mut model: TypedModel) -> TractResult<TypedModel> {
     model.declutter()?;
     contract_einsums(&mut model)?;
+    sum_rows(&mut model)?;
     model.optimize()?;
     Ok(model)
 }

@@ -84,7 +84,7 @@ mod tests {
     }
 
     fn unary(node: &TypedNode) -> Option<String> {
-        Some(node.op_as::<tract_core::ops::element_wise::ElementWiseOp>()?.0.name().into())
+        Some(node.op_as::<tract_core::ops::element_wise::ElementWiseOp>()?.0.name())
     }
 
     fn exp_for_exp_square(
