@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 use tract_onnx::prelude::*;
-use tract_onnx::tract_core::internal::{Context, bail};
+use tract_onnx::tract_core::internal::*;
 
 fn main() -> TractResult<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
