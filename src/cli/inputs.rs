@@ -48,12 +48,17 @@ impl Source {
         text.chain(image).chain(input).map(one).collect()
     }
 
+    /// An error if nothing is given; for verbs that make nothing up, before they open anything.
+    pub fn required(&self) -> Result<()> {
+        match self.is_given() {
+            true => Ok(()),
+            false => Err(Error::usage("the base's inputs are missing")
+                .hint("give --text, --image or --input NAME=FILE.npy")),
+        }
+    }
+
     /// The inputs by name.
     pub fn load(&self, engine: &Engine) -> Result<Named> {
-        if !self.is_given() {
-            return Err(Error::usage("the base's inputs are missing")
-                .hint("give --text, --image or --input NAME=FILE.npy"));
-        }
         if let Some(sentence) = &self.text {
             if sentence.trim().is_empty() {
                 return Err(Error::usage("the sentence is empty"));

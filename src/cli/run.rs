@@ -40,6 +40,7 @@ pub struct Args {
 /// Runs the base once.
 pub fn run(args: &Args, out: &Out) -> Result<()> {
     let before = since_process_start();
+    args.source.required()?;
     let start = Instant::now();
     let engine = Engine::open(&args.base)?;
     if args.lock {
