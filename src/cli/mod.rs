@@ -1,6 +1,7 @@
 //! Layer 7: the command line. Everything is done through the crate's public interface.
 
 mod adapter;
+mod bench;
 mod chosen;
 mod data;
 #[cfg(feature = "import")]
@@ -57,6 +58,8 @@ enum Verb {
     /// See it work: pack a model, train two adapters, switch between them
     #[cfg(feature = "import")]
     Demo(demo::Args),
+    /// Measure how long a base takes and how much memory
+    Bench(bench::Args),
     /// Look at this machine: kernels, memory, heat, power and disk, and what to mend
     Doctor(doctor::Args),
     /// Print a completion script for a shell
@@ -114,6 +117,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<()> {
         Verb::Adapter(args) => adapter::run(&args, out),
         #[cfg(feature = "import")]
         Verb::Demo(args) => demo::run(&args, out),
+        Verb::Bench(args) => bench::run(&args, out),
         Verb::Doctor(args) => doctor::run(&args, out),
         Verb::Completions { shell } => {
             let mut script = vec![];

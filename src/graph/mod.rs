@@ -3,6 +3,7 @@
 
 mod attention;
 mod bind;
+mod contraction;
 mod conv;
 mod depthwise;
 mod embedding;
@@ -14,6 +15,7 @@ mod linear;
 #[cfg(feature = "import")]
 mod lower;
 mod nnef;
+mod optimize;
 mod patches;
 #[cfg(test)]
 mod testing;
@@ -22,6 +24,7 @@ mod window;
 
 pub use attention::Attention;
 pub use bind::{bind_dims, substitute};
+pub use contraction::{Contraction, contract_einsums};
 pub use conv::{FrozenConv, FrozenConvInputGradient};
 pub use depthwise::{DepthwiseInputGradient, FrozenDepthwise};
 pub use embedding::FrozenEmbedding;
@@ -33,6 +36,7 @@ pub use linear::{FrozenLinear, FrozenLinearTransposed};
 #[cfg(feature = "import")]
 pub use lower::lower;
 pub use nnef::{GraphText, read_graph, write_graph};
+pub use optimize::optimized;
 pub use patches::{Col2im, Im2col};
 pub use weights::{ActiveAdapter, FrozenWeights, RowAdapters, WeightSource};
 pub use window::{Padding, Window};

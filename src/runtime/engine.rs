@@ -3,9 +3,10 @@
 use super::convert::{constant, to_array, to_tensor};
 use crate::adapter::{Adapter, Bound, bind};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fs::{available_bytes, keep_freed_memory};
 use crate::graph::{
-    ActiveAdapter, FrozenWeights, RowAdapters, WeightSource, bind_dims, fuse, read_graph,
-    tract_error,
+    ActiveAdapter, FrozenWeights, RowAdapters, WeightSource, bind_dims, fuse, optimized,
+    read_graph, tract_error,
 };
 use crate::pack::{Base, IoSpec};
 use crate::quant::PackedRef;
@@ -64,7 +65,12 @@ impl Engine {
     }
 
     /// Reads the base's graph; its weights stay where they are mapped.
+    /// They are read ahead where there is memory for it.
     pub fn new(base: Base) -> Result<Engine> {
+        keep_freed_memory();
+        if available_bytes().is_some_and(|free| free / 2 > base.file_len()) {
+            base.will_need();
+        }
         let place = base.path().display().to_string();
         let graph = read(&base).map_err(|e| e.at(place))?;
         Ok(Engine(Arc::new(Inner { base, graph, plans: Mutex::new(vec![]) })))
@@ -261,9 +267,7 @@ impl Engine {
         let dims: Vec<(String, i64)> = binding.iter().map(|(k, v)| (k.clone(), *v)).collect();
         let bound = bind_dims(&self.0.graph, &dims)?;
         let (runnable, fused) = fuse(bound)
-            .and_then(|(fused, matches)| {
-                Ok((TypedSimplePlan::new(fused.into_optimized()?)?, matches))
-            })
+            .and_then(|(fused, matches)| Ok((TypedSimplePlan::new(optimized(fused)?)?, matches)))
             .map_err(|e| self.run_error(&e))?;
         let plan = Arc::new(Plan { runnable, fused, idle: Mutex::new(vec![]) });
         let mut plans = lock();

@@ -36,7 +36,6 @@ pub const RULES: &[Rule] = &[
     Rule { name: "layer-norm-scale", apply: layer_norm::scale },
     Rule { name: "layer-norm-shift", apply: layer_norm::shift },
     Rule { name: "max-pool", apply: pictures::max_pool },
-    Rule { name: "channels-last", apply: pictures::channels_last },
     Rule { name: "hard-swish", apply: hard_swish::hard_swish },
     // Before those for linear layers: over pictures they work a stretch of pixels at a time.
     Rule { name: "convolution-residual", apply: convolution::residual },
@@ -45,6 +44,8 @@ pub const RULES: &[Rule] = &[
     Rule { name: "linear-residual", apply: linear::residual },
     Rule { name: "linear-siblings", apply: linear::siblings },
     Rule { name: "attention", apply: attention::attention },
+    // Last: rules above follow moves of axes.
+    Rule { name: "channels-last", apply: pictures::channels_last },
 ];
 
 /// How often each rule matched, by its name, in the order of the rules; those that did not are left

@@ -11,6 +11,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod buffer;
+mod dense;
 mod depthwise;
 mod finish;
 mod float;
@@ -29,6 +30,7 @@ use super::layout::BLOCK;
 use super::{Activation, Attention, LayerNorm, PackedRef, Scheme};
 pub(crate) use attention::Operands;
 pub(crate) use buffer::AlignedBytes;
+pub(crate) use dense::Dense;
 pub(crate) use depthwise::{Line, Run, Tap};
 use float::{Isa, Tile};
 pub(crate) use float::{Job, Start};
@@ -69,6 +71,7 @@ pub(crate) struct Kernels {
     finish: unsafe fn(&mut [f32], Option<&[f32]>, Activation),
     attention: unsafe fn(&Attention, &mut Operands<'_>),
     layer_norm: unsafe fn(&LayerNorm<'_>, &[f32], &mut [f32]),
+    dense: unsafe fn(&mut Dense<'_>),
 }
 
 impl Kernels {
@@ -187,6 +190,16 @@ impl Kernels {
         unsafe { (self.transposed)(job) }
     }
 
+    /// y\[M, N\] = start + x\[M, K\] · w\[K, N\] of plain matrices.
+    ///
+    /// # Panics
+    /// If an element lies outside its slice.
+    pub(crate) fn dense(&self, job: &mut Dense<'_>) {
+        assert!(job.fits(), "the matrices of a product lie inside their slices");
+        // SAFETY: the processor has the instructions (`self` exists); the job fits.
+        unsafe { (self.dense)(job) }
+    }
+
     /// One line of a depthwise convolution.
     ///
     /// # Panics
@@ -300,6 +313,11 @@ macro_rules! kernels {
             unsafe fn layer_norm(norm: &LayerNorm<'_>, x: &[f32], y: &mut [f32]) {
                 normalize::layer_norm(norm, x, y);
             }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn dense(job: &mut Dense<'_>) {
+                // SAFETY: passed on from `dense::run`'s contract.
+                unsafe { dense::run::<$lanes, $rows, $panels>(job) }
+            }
             Kernels {
                 name: $label,
                 detected: $detected,
@@ -310,6 +328,7 @@ macro_rules! kernels {
                 finish,
                 attention,
                 layer_norm,
+                dense,
             }
         };
     };
@@ -347,6 +366,7 @@ static AVX512_VNNI: Kernels = Kernels {
     finish: AVX512.finish,
     attention: AVX512.attention,
     layer_norm: AVX512.layer_norm,
+    dense: AVX512.dense,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -384,6 +404,7 @@ static NEON_DOTPROD: Kernels = Kernels {
     finish: NEON.finish,
     attention: NEON.attention,
     layer_norm: NEON.layer_norm,
+    dense: NEON.dense,
 };
 
 #[cfg(target_arch = "aarch64")]
@@ -397,6 +418,7 @@ static NEON_I8MM: Kernels = Kernels {
     finish: NEON.finish,
     attention: NEON.attention,
     layer_norm: NEON.layer_norm,
+    dense: NEON.dense,
 };
 
 kernels! {
