@@ -121,7 +121,7 @@ fn largest(op: &MaxPool) -> Option<Largest> {
         dilation: two(&spec.dilations())?,
         padding,
     };
-    op.with_index_outputs.is_none().then_some(Largest { window })
+    Some(Largest { window })
 }
 
 /// A pool over channels last, which in the text of a graph is one over channels first between two
@@ -129,6 +129,12 @@ fn largest(op: &MaxPool) -> Option<Largest> {
 pub fn max_pool(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
     let Some(op) = node.op_as::<MaxPool>() else { return Ok(None) };
     let Some(largest) = largest(op) else { return Ok(None) };
+    // The text of a graph always asks for the places of the maxima too; here nobody may read them.
+    let places = OutletId::new(node.id, 1);
+    let read = node.outputs.get(1).is_some_and(|places| !places.successors.is_empty());
+    if read || model.outputs.contains(&places) {
+        return Ok(None);
+    }
     let is = |node: &TypedNode, axes: AxisOp| node.op_as::<AxisOp>() == Some(&axes);
     let before = model.node(node.inputs[0].node);
     let (from, to) = if op.pool_spec.data_format == DataFormat::NHWC {
