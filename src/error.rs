@@ -37,6 +37,30 @@ impl ErrorKind {
     }
 }
 
+/// Why something was refused or failed, for callers that answer by it (HTTP codes, retries).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cause {
+    /// There is no adapter, generation, sample or job of that name or number.
+    NotFound,
+    /// The active generation is another than the caller expected.
+    Moved,
+    /// A sample came without consent: nothing was stored.
+    NoConsent,
+    /// Something it learned from was forgotten meanwhile.
+    Forgotten,
+    /// The samples are encrypted, and no key or another one was given.
+    Locked,
+    /// Another process holds the store.
+    Busy,
+    /// The disk, or what one may use of it, is full.
+    Full,
+    /// The disk or folder can't be written.
+    ReadOnly,
+    /// The database is damaged or was made by a newer version.
+    Unreadable,
+}
+
 /// An error: kind, one line that says what, where, expected and found, and a hint if there is one.
 #[derive(Debug)]
 pub struct Error(Box<Inner>);
@@ -46,6 +70,7 @@ struct Inner {
     kind: ErrorKind,
     message: String,
     hint: Option<String>,
+    cause: Option<Cause>,
 }
 
 /// The crate's result.
@@ -55,7 +80,7 @@ impl Error {
     /// An error of `kind`; `message` is lower case, without a period, on one line.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
         let message = one_line(&message.into());
-        Error(Box::new(Inner { kind, message, hint: None }))
+        Error(Box::new(Inner { kind, message, hint: None, cause: None }))
     }
 
     /// [`ErrorKind::Failed`].
@@ -99,6 +124,12 @@ impl Error {
         self
     }
 
+    /// Adds the cause.
+    pub fn because(mut self, cause: Cause) -> Error {
+        self.0.cause = Some(cause);
+        self
+    }
+
     /// Puts a place (a file, a node, a tensor) before the message: `place: message`.
     pub fn at(mut self, place: impl fmt::Display) -> Error {
         self.0.message = one_line(&format!("{place}: {}", self.0.message));
@@ -108,6 +139,11 @@ impl Error {
     /// The kind.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
+    }
+
+    /// Why, where a caller may want to know.
+    pub fn cause(&self) -> Option<Cause> {
+        self.0.cause
     }
 
     /// The line of text without the hint.

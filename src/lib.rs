@@ -3,6 +3,8 @@
 pub mod adapter;
 pub mod bench;
 pub mod cli;
+#[cfg(feature = "daemon")]
+pub mod daemon;
 pub mod error;
 pub mod fingerprint;
 pub mod fs;

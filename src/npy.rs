@@ -109,6 +109,27 @@ pub fn read_npz(path: impl AsRef<Path>, max_len: u64) -> Result<Vec<(String, Arr
         .map_err(|e| e.at(format_args!("'{}'", path.display())))
 }
 
+/// As [`read_npz`], from the bytes of such a file; `max_len` bounds what they unpack to.
+pub fn read_npz_bytes(bytes: &[u8], max_len: u64) -> Result<Vec<(String, Array)>> {
+    read_npz_from(std::io::Cursor::new(bytes), bytes.len() as u64, max_len)
+}
+
+/// The bytes of a `.npz` file of these arrays, stored, without times: equal arrays in equal order
+/// give equal bytes.
+pub fn to_npz(arrays: &[(String, Array)]) -> Result<Vec<u8>> {
+    use std::io::Write;
+    let options = zip::write::SimpleFileOptions::default()
+        .compression_method(zip::CompressionMethod::Stored)
+        .last_modified_time(zip::DateTime::default());
+    let wrong = |e: &dyn std::fmt::Display| Error::failed(format!("npz can't be written: {e}"));
+    let mut archive = zip::ZipWriter::new(std::io::Cursor::new(vec![]));
+    for (name, array) in arrays {
+        archive.start_file(format!("{name}.npy"), options).map_err(|e| wrong(&e))?;
+        archive.write_all(&to_bytes(array)).map_err(|e| wrong(&e))?;
+    }
+    Ok(archive.finish().map_err(|e| wrong(&e))?.into_inner())
+}
+
 fn read_npz_from(
     reader: impl Read + Seek,
     file_len: u64,

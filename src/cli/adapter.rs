@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::pack::Base;
 use crate::runtime::Engine;
 use crate::shape::Array;
-use crate::store::{Reference, Store, check_name};
+use crate::store::{Origin, Reference, Store, Switched, check_name};
 use clap::Subcommand;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -53,6 +53,14 @@ enum Verb {
         /// NAME or NAME@GENERATION
         #[arg(value_parser = Reference::parse)]
         name: Reference,
+    },
+    /// Go back to the generation that served before, and mark the active one as bad
+    Rollback {
+        /// The adapter's name
+        name: String,
+        /// Why, for the history
+        #[arg(long, default_value = "by hand")]
+        why: String,
     },
     /// Remove a generation, or all of a name
     Remove {
@@ -109,19 +117,21 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     match &args.verb {
         Verb::List => list(out),
         Verb::Show { name } => {
-            let loaded = Store::of_user()?.load(name)?;
+            let loaded = super::chosen::from_store(name)?;
             inspect::adapter(&loaded.adapter, &loaded.path, out)
         }
         Verb::Add { file, name, base, activate } => {
             add(file, name.as_deref(), base.as_deref(), *activate, out)
         }
         Verb::Use { name } => {
-            let (generation, before) = Store::of_user()?.activate(name)?;
-            let name = name.name();
-            let was = before.map_or("none".into(), |b| b.to_string());
-            out.line(format!("'{name}' serves generation {generation} (before: {was})"));
-            out.document(&json!({"name": name, "active": generation, "before": before}))
+            let store = Store::of_user()?;
+            let generation = match name.generation() {
+                Some(generation) => generation,
+                None => store.newest(name.name())?,
+            };
+            switched(&store.activate(name.name(), generation, None, None)?, out)
         }
+        Verb::Rollback { name, why } => switched(&Store::of_user()?.rollback(name, why)?, out),
         Verb::Remove { name, force } => {
             let gone = Store::of_user()?.remove(name, *force)?;
             let list: Vec<String> = gone.iter().map(u64::to_string).collect();
@@ -133,22 +143,35 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     }
 }
 
+fn switched(switched: &Switched, out: &Out) -> Result<()> {
+    let Switched { name, active, before } = switched;
+    let words = |g: &Option<u64>| g.map_or("the base".into(), |g| format!("generation {g}"));
+    out.line(format!("'{name}' serves {} (before: {})", words(active), words(before)));
+    out.document(&json!(switched))
+}
+
 fn list(out: &Out) -> Result<()> {
-    let store = Store::of_user()?;
-    let entries = store.list()?;
+    let root = Store::folder_of_user()?;
+    let mut entries = match Store::open_existing(&root)? {
+        Some(store) => store.names()?,
+        None => vec![],
+    };
+    // Names that only have samples so far are the daemon's business.
+    entries.retain(|e| !e.generations.is_empty());
     if entries.is_empty() {
-        out.line(format!("no adapters in '{}'", store.root().display()));
+        out.line(format!("no adapters in '{}'", root.display()));
     }
     let rows: Vec<Vec<String>> = entries
         .iter()
         .map(|e| {
             let generations: Vec<String> = e.generations.iter().map(u64::to_string).collect();
-            let active = e.active.map_or("none active".into(), |a| format!("active {a}"));
+            let trial = if e.trial.is_some() { " on trial" } else { "" };
+            let active = e.active.map_or("none active".into(), |a| format!("active {a}{trial}"));
             vec![e.name.clone(), active, format!("generations {}", generations.join(", "))]
         })
         .collect();
     table(&rows).iter().for_each(|line| out.line(line));
-    out.document(&json!({"store": store.root(), "adapters": entries}))
+    out.document(&json!({"store": root, "adapters": entries}))
 }
 
 fn add(
@@ -168,8 +191,14 @@ fn add(
         let base = Base::open(base)?;
         crate::adapter::bind(&[(&adapter, 1.0)], base.targets(), &base.fingerprint())?;
     }
-    let added = Store::of_user()?.add(name, &adapter, activate)?;
+    let store = Store::of_user()?;
+    let mut added = store.add(name, &adapter, &Origin::default())?;
     let generation = added.generation;
+    // The first of a name serves at once.
+    if !added.active && (activate || store.name(name)?.generations == [generation]) {
+        store.activate(name, generation, None, None)?;
+        added.active = true;
+    }
     let what = if added.new { "added" } else { "was there already" };
     let active = if added.active {
         "active".to_string()

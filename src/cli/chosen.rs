@@ -3,7 +3,7 @@
 use crate::adapter::{Adapter, Bound};
 use crate::error::{Error, Result};
 use crate::runtime::Engine;
-use crate::store::{Reference, Store};
+use crate::store::{Loaded, Reference, Store};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -43,8 +43,19 @@ impl Choice {
         if path.exists() || self.source.contains('/') || self.source.ends_with(".adapter") {
             return Adapter::read(path);
         }
-        let reference = Reference::parse(&self.source)?;
-        Ok(Store::of_user()?.load(&reference)?.adapter)
+        Ok(from_store(&Reference::parse(&self.source)?)?.adapter)
+    }
+}
+
+/// Reads an adapter of the user's store, which is not made if it is not there.
+pub fn from_store(reference: &Reference) -> Result<Loaded> {
+    let root = Store::folder_of_user()?;
+    match Store::open_existing(&root)? {
+        Some(store) => store.load(reference),
+        None => {
+            Err(Error::usage(format!("no adapter '{}' in '{}'", reference.name(), root.display()))
+                .hint("the store is empty; 'adapter add FILE' fills it"))
+        }
     }
 }
 

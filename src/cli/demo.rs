@@ -262,7 +262,9 @@ fn answers(
             let title = format!("the picture {}/{name}", class.to_string_lossy());
             (preprocessor.images(&[file])?, title)
         }
-        SampleInput::Arrays(_) => return Err(Error::failed("the demo's data are arrays")),
+        SampleInput::Arrays(_) | SampleInput::Stored(_) => {
+            return Err(Error::failed("the demo's data are arrays"));
+        }
     };
     out.line(format!("asked about {title}:"));
     let mut answers = vec![];

@@ -4,14 +4,12 @@ use super::chosen::{self, Choice};
 use super::data::{measured, split};
 use super::output::{Out, table};
 use super::train::at_least_one;
-use crate::adapter::{Bound, Head};
+use crate::adapter::Bound;
 use crate::error::{Error, Result};
-use crate::runtime::{Engine, MASK_INPUT, Named, Preprocessor, pool};
+use crate::runtime::{Engine, Preprocessor};
 use crate::shape::Array;
 use crate::train::data::{SampleInput, Split};
-use crate::train::metrics::argmax;
-use crate::train::{Evaluation, evaluate};
-use serde::Serialize;
+use crate::train::{Evaluation, Retention, evaluate, retention as compare};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,22 +37,6 @@ pub struct Args {
     /// Samples that run at once
     #[arg(long, default_value_t = 8, value_parser = at_least_one)]
     batch: usize,
-}
-
-/// How far an adapted base answers as the base does.
-#[derive(Clone, Debug, Serialize)]
-struct Retention {
-    /// Samples compared.
-    samples: usize,
-    /// The output compared.
-    output: String,
-    /// Mean cosine between the base's features and the adapted ones.
-    cosine_mean: f32,
-    /// The least one.
-    cosine_min: f32,
-    /// Share of samples for which the base's own best class stays; none where the base has no
-    /// classes.
-    top1_agreement: Option<f32>,
 }
 
 /// Measures and prints.
@@ -109,100 +91,21 @@ fn people(evaluation: &Evaluation, retention: Option<&Retention>, out: &Out) {
 fn retention(engine: &Engine, bound: &Arc<Bound>, path: &Path) -> Result<Retention> {
     let data = measured(path, None, None)?;
     let preprocessor = Preprocessor::new(engine);
-    let output = compared_output(engine, bound.head.as_ref())?;
-    let own = own_classes(engine);
-    let (mut cosines, mut kept) = (vec![], 0usize);
-    for sample in &data.samples {
-        let inputs = match &sample.input {
-            SampleInput::Text(text) => preprocessor.text(&[text])?,
-            SampleInput::Image(file) => preprocessor.images(&[file])?,
-            SampleInput::Arrays(arrays) => arrays
-                .iter()
-                .map(|(n, a)| Ok((n.clone(), batch_of_one(a)?)))
-                .collect::<Result<_>>()?,
-        };
-        let base = engine.run(&inputs, None)?;
-        let adapted = engine.run(&inputs, Some(bound))?;
-        let features = |outputs: &Named| features(&output, bound.head.as_ref(), &inputs, outputs);
-        cosines.push(cosine(&features(&base)?, &features(&adapted)?));
-        if let Some(own) = &own {
-            let best = |outputs: &Named| -> Result<Option<usize>> {
-                Ok(argmax(find(outputs, own)?.as_f32()?))
-            };
-            kept += usize::from(best(&base)? == best(&adapted)?);
+    let inputs = data.samples.iter().map(|sample| match &sample.input {
+        SampleInput::Text(text) => preprocessor.text(&[text]),
+        SampleInput::Image(file) => preprocessor.images(&[file]),
+        SampleInput::Stored(picture) => {
+            preprocessor.stack(&[&preprocessor.image_bytes(&picture.bytes()?)?])
         }
-    }
-    let samples = cosines.len();
-    Ok(Retention {
-        samples,
-        output,
-        cosine_mean: (cosines.iter().sum::<f64>() / samples.max(1) as f64) as f32,
-        cosine_min: cosines.iter().copied().fold(f64::INFINITY, f64::min) as f32,
-        top1_agreement: own.map(|_| kept as f32 / samples.max(1) as f32),
-    })
-}
-
-/// What the head reads, or the base's last output.
-fn compared_output(engine: &Engine, head: Option<&Head>) -> Result<String> {
-    match head {
-        Some(head) => Ok(head.output.clone()),
-        None => match engine.outputs().last() {
-            Some(spec) => Ok(spec.name.clone()),
-            None => Err(Error::unsupported("the base has no outputs")),
-        },
-    }
-}
-
-/// The base's own classes: its last output of two axes, if it has as many columns as the base has
-/// labels or is called logits.
-fn own_classes(engine: &Engine) -> Option<String> {
-    let labels = engine.base().preprocess().labels.len().to_string();
-    let spec = engine.outputs().iter().rev().find(|o| o.dims.len() == 2)?;
-    let classes = spec.dims.last() == Some(&labels) || spec.name.contains("logits");
-    classes.then(|| spec.name.clone())
-}
-
-fn features(
-    output: &str,
-    head: Option<&Head>,
-    inputs: &Named,
-    outputs: &Named,
-) -> Result<Vec<f32>> {
-    let array = find(outputs, output)?;
-    let Some(head) = head else { return Ok(array.as_f32()?.to_vec()) };
-    let mask = inputs.iter().find(|(name, _)| name.ends_with(MASK_INPUT)).map(|(_, a)| a);
-    Ok(pool(head.pool, array, mask)?.concat())
-}
-
-fn find<'a>(outputs: &'a Named, name: &str) -> Result<&'a Array> {
-    let found = outputs.iter().find(|(n, _)| n == name);
-    found
-        .map(|(_, array)| array)
-        .ok_or_else(|| Error::mismatch(format!("the base has no output '{name}'")))
+        SampleInput::Arrays(arrays) => {
+            arrays.iter().map(|(n, a)| Ok((n.clone(), batch_of_one(a)?))).collect()
+        }
+    });
+    let found = compare(engine, bound, inputs, &mut || true)?;
+    found.ok_or_else(|| Error::failed("the comparison was stopped"))
 }
 
 fn batch_of_one(array: &Array) -> Result<Array> {
     let shape: Vec<usize> = std::iter::once(1).chain(array.shape().iter().copied()).collect();
     Array::new(shape, array.data().clone())
-}
-
-/// 0 where one of them is zero.
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-    };
-    let norms = (dot(a, a) * dot(b, b)).sqrt();
-    if norms > 0.0 { dot(a, b) / norms } else { 0.0 }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cosines() {
-        assert!((cosine(&[1.0, 0.0], &[2.0, 0.0]) - 1.0).abs() < 1e-9);
-        assert!(cosine(&[1.0, 0.0], &[0.0, 3.0]).abs() < 1e-9);
-        assert_eq!(cosine(&[0.0], &[1.0]), 0.0);
-    }
 }

@@ -3,11 +3,14 @@
 mod adapter;
 mod bench;
 mod chosen;
+#[cfg(feature = "daemon")]
+mod daemon;
 mod data;
 #[cfg(feature = "import")]
 mod demo;
 mod doctor;
 mod eval;
+mod forget;
 mod inputs;
 mod inspect;
 #[cfg(feature = "import")]
@@ -17,6 +20,8 @@ mod output;
 mod pack;
 mod progress;
 mod run;
+#[cfg(feature = "daemon")]
+mod serve;
 mod train;
 #[cfg(feature = "import")]
 mod worker;
@@ -60,6 +65,23 @@ enum Verb {
     Demo(demo::Args),
     /// Measure how long a base takes and how much memory
     Bench(bench::Args),
+    /// Run the daemon: answer requests, learn from feedback
+    #[cfg(feature = "daemon")]
+    Serve(serve::Args),
+    /// Show what the daemon serves, what it waits for, and what it did
+    #[cfg(feature = "daemon")]
+    Status(daemon::StatusArgs),
+    /// Ask the daemon
+    #[cfg(feature = "daemon")]
+    Predict(daemon::PredictArgs),
+    /// Tell the daemon the right answer
+    #[cfg(feature = "daemon")]
+    Feedback(daemon::FeedbackArgs),
+    /// Have the daemon train an adapter now
+    #[cfg(feature = "daemon")]
+    TrainNow(daemon::TrainNowArgs),
+    /// Remove samples and every generation that learned from them, with the daemon or without
+    Forget(forget::Args),
     /// Look at this machine: kernels, memory, heat, power and disk, and what to mend
     Doctor(doctor::Args),
     /// Print a completion script for a shell
@@ -75,6 +97,10 @@ pub fn main() -> ExitCode {
     #[cfg(feature = "import")]
     if worker::is_call(&arguments) {
         return ExitCode::from(worker::main(&arguments));
+    }
+    #[cfg(feature = "daemon")]
+    if crate::daemon::learn::is_worker_call(&arguments) {
+        return ExitCode::from(crate::daemon::learn::worker_main(&arguments));
     }
     std::panic::set_hook(Box::new(|info| {
         let text = info.payload_as_str().unwrap_or("no message");
@@ -118,6 +144,17 @@ fn dispatch(cli: Cli, out: &Out) -> Result<()> {
         #[cfg(feature = "import")]
         Verb::Demo(args) => demo::run(&args, out),
         Verb::Bench(args) => bench::run(&args, out),
+        #[cfg(feature = "daemon")]
+        Verb::Serve(args) => serve::run(&args, out),
+        #[cfg(feature = "daemon")]
+        Verb::Status(args) => daemon::status(&args, out),
+        #[cfg(feature = "daemon")]
+        Verb::Predict(args) => daemon::predict(&args, out),
+        #[cfg(feature = "daemon")]
+        Verb::Feedback(args) => daemon::feedback(&args, out),
+        #[cfg(feature = "daemon")]
+        Verb::TrainNow(args) => daemon::train_now(&args, out),
+        Verb::Forget(args) => forget::run(&args, out),
         Verb::Doctor(args) => doctor::run(&args, out),
         Verb::Completions { shell } => {
             let mut script = vec![];

@@ -6,7 +6,7 @@ use super::output::{Out, dims};
 use crate::error::{Error, Result};
 use crate::fs::{peak_rss_bytes, unshared_bytes};
 use crate::npy;
-use crate::runtime::{Engine, Named, Prediction, apply_head};
+use crate::runtime::{Engine, Named, Prediction, apply_head, base_predictions};
 use crate::shape::{Array, Data};
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -55,7 +55,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let outputs = engine.run(&inputs, adapter.as_ref())?;
     let predictions = match adapter.as_ref().and_then(|a| a.head.as_ref()) {
         Some(head) => apply_head(head, &inputs, &outputs)?,
-        None => own_predictions(&engine, &outputs),
+        None => base_predictions(engine.base(), &outputs),
     };
     let ran = start.elapsed();
     if let Some(folder) = &args.output {
@@ -89,19 +89,6 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         out.line(format!("{name}: {} {shape}: {}", array.dtype().name(), first_values(array)));
     }
     Ok(())
-}
-
-/// The base's own classes, where it has label names: the last output with one row of as many values.
-pub fn own_predictions(engine: &Engine, outputs: &Named) -> Vec<Prediction> {
-    let labels = &engine.base().preprocess().labels;
-    let rows = |array: &Array| match (array.shape(), array.as_f32()) {
-        (&[_, classes], Ok(values)) if classes == labels.len() && classes > 0 => {
-            let predict = |row: &[f32]| Prediction { logits: row.to_vec(), labels: labels.clone() };
-            Some(values.chunks(classes).map(predict).collect::<Vec<_>>())
-        }
-        _ => None,
-    };
-    outputs.iter().rev().find_map(|(_, array)| rows(array)).unwrap_or_default()
 }
 
 fn shapes(named: &Named) -> Vec<Value> {

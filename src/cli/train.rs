@@ -244,6 +244,7 @@ fn options(args: &Args, data: &Dataset) -> TrainOptions {
         checkpoint_every: args.checkpoint_every,
         resume: args.resume,
         max_tokens: args.max_tokens,
+        ..TrainOptions::default()
     }
 }
 

@@ -3,7 +3,8 @@
 //! An existing file is never truncated or rewritten, so mappings of it stay valid. A reader sees
 //! the old bytes or the new ones, also after a power cut.
 
-use crate::error::{Error, Result};
+use super::fault::{self, Op};
+use crate::error::{Cause, Error, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, ErrorKind, Write};
@@ -77,14 +78,18 @@ pub fn write_atomic<T>(
     {
         return Err(Error::usage(format!("'{}' is not a place for files", path.display())));
     }
+    let step = |op, at: &Path| fault::point(op, at).map_err(|e| write_error(path, e));
+    step(Op::Create, path)?;
     let (mut temp, file) = Temp::create(folder, name, access).map_err(|e| write_error(path, e))?;
     let mut writer = BufWriter::with_capacity(1 << 18, file);
     let value = fill(&mut writer).map_err(|e| write_error(path, e))?;
     let file = writer.into_inner().map_err(|e| write_error(path, e.into_error()))?;
+    step(Op::Sync, &temp.path)?;
     file.sync_all().map_err(|e| write_error(path, e))?;
     // No descriptor open for writing may outlive the rename: a reader would take it for a writer
     // and be refused its lease.
     drop(file);
+    step(Op::Rename, path)?;
     std::fs::rename(&temp.path, path).map_err(|e| write_error(path, e))?;
     temp.renamed = true;
     sync_folder(folder).map_err(|e| write_error(path, e))?;
@@ -98,6 +103,7 @@ pub fn write_atomic_bytes(path: &Path, access: Access, bytes: &[u8]) -> Result<(
 
 /// Makes renames, new names and removals in `folder` durable.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    fault::point(Op::SyncFolder, folder)?;
     match File::open(folder)?.sync_all() {
         // Some network and FUSE file systems have no fsync of folders.
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => Ok(()),
@@ -134,12 +140,15 @@ fn write_error(path: &Path, error: io::Error) -> Error {
     match error.kind() {
         ErrorKind::StorageFull => {
             Error::failed(format!("no space left on device while writing '{path}'"))
+                .because(Cause::Full)
         }
         ErrorKind::QuotaExceeded => {
             Error::failed(format!("disk quota exceeded while writing '{path}'"))
+                .because(Cause::Full)
         }
         ErrorKind::ReadOnlyFilesystem => {
             Error::failed(format!("read-only file system while writing '{path}'"))
+                .because(Cause::ReadOnly)
         }
         ErrorKind::NotFound => Error::failed(format!("folder of '{path}' does not exist")),
         ErrorKind::PermissionDenied => {

@@ -1,6 +1,7 @@
 //! Layer 0: files. Atomic writes, guarded opening, locks, and what the kernel says about memory.
 
 mod atomic;
+pub(crate) mod fault;
 mod lock;
 mod memory;
 mod open;

@@ -11,6 +11,8 @@ mod memory;
 mod power;
 mod root;
 mod storage;
+#[cfg(test)]
+pub(crate) use root::testing;
 
 pub use cpu::{Cpu, cpu};
 pub use elf::{Elf, Glibc};

@@ -156,6 +156,13 @@ impl Engine {
         Ok(named)
     }
 
+    /// An error if these are not the graph's inputs in name, rank and dimensions; see
+    /// [`Engine::run`].
+    pub fn check(&self, inputs: &[(String, Array)]) -> Result<()> {
+        let ordered = self.ordered(inputs)?;
+        self.binding(&ordered).map(drop)
+    }
+
     /// Builds the plan for inputs of these shapes, so that the first run finds it.
     pub fn prepare(&self, inputs: &[(String, Array)]) -> Result<()> {
         let ordered = self.ordered(inputs)?;

@@ -2,6 +2,7 @@
 
 use crate::adapter::{Head, Pool};
 use crate::error::{Error, Result};
+use crate::pack::Base;
 use crate::shape::Array;
 
 /// The name by which token masks are known among a graph's inputs.
@@ -77,6 +78,19 @@ pub fn apply_head(
             Prediction { logits, labels: head.labels.clone() }
         })
         .collect())
+}
+
+/// The base's own classes, where it has label names: the last output with one row of as many values.
+pub fn base_predictions(base: &Base, outputs: &[(String, Array)]) -> Vec<Prediction> {
+    let labels = &base.preprocess().labels;
+    let rows = |array: &Array| match (array.shape(), array.as_f32()) {
+        (&[_, classes], Ok(values)) if classes == labels.len() && classes > 0 => {
+            let predict = |row: &[f32]| Prediction { logits: row.to_vec(), labels: labels.clone() };
+            Some(values.chunks(classes).map(predict).collect::<Vec<_>>())
+        }
+        _ => None,
+    };
+    outputs.iter().rev().find_map(|(_, array)| rows(array)).unwrap_or_default()
 }
 
 /// Rows of features: (B, T, F) pooled over the tokens that count, or (B, F) as it is.

@@ -103,6 +103,11 @@ impl Preprocessor {
         picture::from_file(file, self.image_spec()?)
     }
 
+    /// The bytes of one picture file (PNG, JPEG) as the base's input with a batch of 1.
+    pub fn image_bytes(&self, bytes: &[u8]) -> Result<Array> {
+        picture::from_bytes(bytes, self.image_spec()?)
+    }
+
     /// A batch from arrays of batch 1, for the graph's one input of four axes.
     pub fn stack(&self, pictures: &[&Array]) -> Result<Named> {
         let name = self.image_input()?.name.clone();

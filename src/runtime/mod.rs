@@ -21,7 +21,7 @@ pub(crate) use convert::to_tensor;
 pub(crate) use engine::Binding;
 pub use engine::{Engine, Named};
 pub(crate) use head::is_mask;
-pub use head::{MASK_INPUT, Prediction, apply_head, pool};
+pub use head::{MASK_INPUT, Prediction, apply_head, base_predictions, pool};
 pub use inputs::Preprocessor;
 pub(crate) use inputs::concat_rows;
 pub use library::{LibraryKernels, library_kernels};

@@ -1,9 +1,62 @@
-//! Layer 6: named adapters in a folder, each in immutable numbered generations, one of them active.
+//! Layer 6: all that lasts. Named adapters in immutable numbered generations, one of them active;
+//! samples and what became of them; jobs; events. One folder: a SQLite database and
+//! content-addressed adapter files.
 //!
-//! Knows nothing about how operations run.
+//! Every change is one transaction, on the medium when the call returns. An adapter's file is
+//! written, synced, renamed and its folder synced before the transaction that points to it; a file
+//! is removed after the transaction that stops pointing to it. What a killed process leaves over is
+//! cleared away by the next that opens the store.
+//!
+//! Knows nothing about how operations run, of training, or of HTTP.
 
-mod files;
+mod active;
+mod db;
+mod events;
+mod folder;
+mod forget;
+mod generations;
+mod hashes;
+mod insert;
+mod jobs;
 mod names;
+mod outcomes;
+mod quota;
+mod rows;
+mod rules;
+mod samples;
+mod schema;
+mod seal;
+mod state;
 
-pub use files::{Added, Entry, Loaded, Store};
+pub use active::{How, Switch, Switched};
+pub use events::Event;
+pub use forget::{Fallback, ForgetReport, Retired, Selector};
+pub use generations::{Added, Generation, GenerationState, Loaded, NameEntry, Origin, Trial};
+pub use hashes::SampleHash;
+pub use insert::{NewSample, Recorded, Taken};
+pub use jobs::{Job, JobState};
 pub use names::{MAX_NAME, Reference, check_name};
+pub use outcomes::{ClassCount, Counts, Outcomes};
+pub use rules::{Quota, Rules};
+pub use samples::{
+    Filter, Input, InputKind, Label, Part, Sample, SampleInfo, SampleState, TrainingSet,
+};
+pub use seal::Key;
+pub use state::{Options, Store};
+
+#[cfg(test)]
+mod cut_tests;
+#[cfg(test)]
+mod forget_tests;
+#[cfg(test)]
+mod kill_tests;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod open_tests;
+#[cfg(test)]
+mod sample_tests;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod wear_tests;

@@ -3,22 +3,22 @@
 //! | bytes | what |
 //! |---|---|
 //! | 8 | magic `OFFSHCKP` |
-//! | 4 | version, little-endian (1) |
+//! | 4 | version, little-endian (2) |
 //! | to the end less 32 | [`Checkpoint`] as postcard writes it |
 //! | 32 | blake3 of everything before |
 
 use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;
 use crate::fs::{Access, read_limited, write_atomic};
+use crate::train::mixer::MixerState;
 use crate::train::optimizer::Optimizer;
-use crate::train::sampler::SamplerState;
 use crate::train::stopping::EarlyStopping;
 use serde::{Deserialize, Serialize};
 use std::io::Write;
 use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"OFFSHCKP";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = MAGIC.len() + 4;
 const HASH: usize = 32;
 
@@ -45,7 +45,7 @@ pub struct Checkpoint {
     /// Steps done.
     pub step: u64,
     /// Where the sampler stands.
-    pub sampler: SamplerState,
+    pub sampler: MixerState,
     /// The tensors after the last step.
     pub parameters: Vec<Trained>,
     /// The optimizer after the last step.
@@ -56,6 +56,8 @@ pub struct Checkpoint {
     pub best: Option<Vec<Vec<f32>>>,
     /// Loss of every step so far.
     pub losses: Vec<f32>,
+    /// Hold-out metrics before the first step.
+    pub before: Vec<(String, f32)>,
 }
 
 /// Hash of what fixes a run: `parts` in order, each with its length, so that no two lists of parts
@@ -141,6 +143,9 @@ impl Checkpoint {
     fn check(&self) -> Result<()> {
         let tensors = self.parameters.iter().map(|t| (t.name.as_str(), t.values.len()));
         self.optimizer.check(tensors)?;
+        if self.before.iter().any(|(_, v)| !v.is_finite()) {
+            return Err(Error::bad_input("checkpoint holds metrics that are not finite"));
+        }
         let best = self.best.iter().flatten();
         let finite = self.parameters.iter().map(|t| &t.values).chain(best.clone());
         if finite.flatten().any(|v| !v.is_finite()) {
@@ -184,8 +189,8 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
     use crate::train::init::uniform;
+    use crate::train::mixer::Mixer;
     use crate::train::optimizer::{Rule, clip_global_norm};
-    use crate::train::sampler::Sampler;
     use crate::train::schedule::Schedule;
     use crate::train::stopping::Verdict;
 
@@ -195,12 +200,12 @@ mod tests {
     /// A small real run: least squares with momentum or AdamW, clipping, a schedule, a hold-out.
     struct Run {
         state: Checkpoint,
-        sampler: Sampler,
+        sampler: Mixer,
     }
 
     impl Run {
         fn new(rule: Rule) -> Run {
-            let sampler = Sampler::new(SAMPLES, 5, 3).unwrap();
+            let sampler = Mixer::new(SAMPLES, 0, 0.0, 5, 3).unwrap();
             let state = Checkpoint {
                 run: run_hash(&[b"test"]),
                 base: BaseFingerprint([7; 32]),
@@ -214,12 +219,13 @@ mod tests {
                 stopping: EarlyStopping::new(Some(50), 0.0),
                 best: None,
                 losses: Vec::new(),
+                before: vec![],
             };
             Run { state, sampler }
         }
 
         fn resume(state: Checkpoint) -> Run {
-            let mut sampler = Sampler::new(SAMPLES, 5, 3).unwrap();
+            let mut sampler = Mixer::new(SAMPLES, 0, 0.0, 5, 3).unwrap();
             sampler.resume(state.sampler).unwrap();
             Run { state, sampler }
         }
@@ -312,7 +318,7 @@ mod tests {
         let e = Checkpoint::from_bytes(&longer).unwrap_err();
         assert!(e.message().contains("left over"), "{e}");
         let mut newer = good.clone();
-        newer[8] = 2;
+        newer[8] = 3;
         assert_eq!(Checkpoint::from_bytes(&newer).unwrap_err().kind(), ErrorKind::Unsupported);
         // A count of 2^63 tensors in a file of a few bytes.
         let mut huge = good[..HEADER + 64].to_vec();

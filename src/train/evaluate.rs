@@ -54,7 +54,33 @@ pub fn evaluate(
     let labels = labels(engine, adapter)?;
     let samples = Samples::new(engine, data, &labels, None)?;
     let all: Vec<usize> = (0..samples.len()).collect();
-    evaluate_samples(engine, adapter, &samples, &all, &labels, batch)
+    let found = evaluate_samples(engine, adapter, &samples, &all, &labels, batch, &mut || true)?;
+    found.ok_or_else(|| Error::failed("the evaluation was stopped"))
+}
+
+/// The head's (or the base's own) raw outputs for every sample of `data`, in its order, with the
+/// labels that they stand for. `go_on` is asked between batches; `None` where it said stop.
+///
+/// # Errors
+/// As [`evaluate`], but labels of the data that the head lacks are none.
+pub fn answers(
+    engine: &Engine,
+    adapter: Option<&Arc<Bound>>,
+    data: &Dataset,
+    batch: usize,
+    max_tokens: Option<usize>,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Option<(Vec<String>, Vec<Vec<f32>>)>> {
+    let labels = labels(engine, adapter)?;
+    let samples = Samples::new(engine, data, &data.labels, max_tokens)?;
+    let all: Vec<usize> = (0..samples.len()).collect();
+    let mut rows = vec![vec![]; samples.len()];
+    let mut take = |sample: usize, logits: &[f32]| -> Result<()> {
+        rows[sample] = logits.to_vec();
+        Ok(())
+    };
+    let whole = each_row(engine, adapter, &samples, &all, labels.len(), batch, go_on, &mut take)?;
+    Ok(whole.then_some((labels, rows)))
 }
 
 fn labels(engine: &Engine, adapter: Option<&Arc<Bound>>) -> Result<Vec<String>> {
@@ -69,7 +95,8 @@ fn labels(engine: &Engine, adapter: Option<&Arc<Bound>>) -> Result<Vec<String>> 
     Ok(own.clone())
 }
 
-/// As [`evaluate`], over the places `which` of samples that are encoded already.
+/// As [`evaluate`], over the places `which` of samples that are encoded already. `None` where
+/// `go_on`, asked between batches, said stop.
 pub(super) fn evaluate_samples(
     engine: &Engine,
     adapter: Option<&Arc<Bound>>,
@@ -77,41 +104,34 @@ pub(super) fn evaluate_samples(
     which: &[usize],
     labels: &[String],
     batch: usize,
-) -> Result<Evaluation> {
-    if which.is_empty() {
-        return Err(Error::usage("no samples to evaluate"));
-    }
-    // One shape for all groups of a length, the last one included.
-    let rows = samples.fixed_rows().unwrap_or_else(|| batch.clamp(1, which.len()));
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Option<Evaluation>> {
     let mut confusion = Confusion::new(labels.len());
     let (mut loss, mut classes) = (0.0f64, false);
-    for group in samples.groups(which, rows) {
-        let inputs = samples.inputs(&group, rows)?;
-        let outputs = engine.run(&inputs, adapter)?;
-        let logits = logits(adapter, labels.len(), &inputs, &outputs)?;
-        for (&sample, row) in group.iter().zip(&logits) {
-            match samples.label(sample) {
-                Label::Class(class) => {
-                    classes = true;
-                    loss += cross_entropy(row, *class);
-                    confusion.add(*class, argmax(row).unwrap_or(0))?;
-                }
-                Label::Values(values) if values.len() == row.len() => {
-                    let square = |(v, p): (&f32, &f32)| f64::from(v - p).powi(2);
-                    loss += values.iter().zip(row).map(square).sum::<f64>() / row.len() as f64;
-                }
-                Label::Values(values) => {
-                    return Err(Error::mismatch(format!(
-                        "samples have {} values, the head gives {}",
-                        values.len(),
-                        row.len()
-                    )));
-                }
+    let mut take = |sample: usize, row: &[f32]| -> Result<()> {
+        match samples.label(sample) {
+            Label::Class(class) => {
+                classes = true;
+                loss += cross_entropy(row, *class);
+                confusion.add(*class, argmax(row).unwrap_or(0))
             }
+            Label::Values(values) if values.len() == row.len() => {
+                let square = |(v, p): (&f32, &f32)| f64::from(v - p).powi(2);
+                loss += values.iter().zip(row).map(square).sum::<f64>() / row.len() as f64;
+                Ok(())
+            }
+            Label::Values(values) => Err(Error::mismatch(format!(
+                "samples have {} values, the head gives {}",
+                values.len(),
+                row.len()
+            ))),
         }
+    };
+    if !each_row(engine, adapter, samples, which, labels.len(), batch, go_on, &mut take)? {
+        return Ok(None);
     }
     let loss = (loss / which.len() as f64) as f32;
-    Ok(Evaluation {
+    Ok(Some(Evaluation {
         samples: which.len(),
         loss,
         accuracy: classes.then(|| confusion.accuracy() as f32),
@@ -119,7 +139,39 @@ pub(super) fn evaluate_samples(
         mse: (!classes).then_some(loss),
         confusion: classes.then_some(confusion),
         labels: labels.to_vec(),
-    })
+    }))
+}
+
+/// Gives `take` the logits of every one of `which`, in an order of its own. `false` where `go_on`,
+/// asked between batches, said stop.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn each_row(
+    engine: &Engine,
+    adapter: Option<&Arc<Bound>>,
+    samples: &Samples,
+    which: &[usize],
+    classes: usize,
+    batch: usize,
+    go_on: &mut dyn FnMut() -> bool,
+    take: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+) -> Result<bool> {
+    if which.is_empty() {
+        return Err(Error::usage("no samples to evaluate"));
+    }
+    // One shape for all groups of a length, the last one included.
+    let rows = samples.fixed_rows().unwrap_or_else(|| batch.clamp(1, which.len()));
+    for group in samples.groups(which, rows) {
+        if !go_on() {
+            return Ok(false);
+        }
+        let inputs = samples.inputs(&group, rows)?;
+        let outputs = engine.run(&inputs, adapter)?;
+        let logits = logits(adapter, classes, &inputs, &outputs)?;
+        for (&sample, row) in group.iter().zip(&logits) {
+            take(sample, row)?;
+        }
+    }
+    Ok(true)
 }
 
 fn logits(

@@ -9,8 +9,12 @@ pub mod forward;
 pub mod gradient;
 pub mod head;
 pub mod init;
+mod lesson;
+#[cfg(test)]
+mod lesson_tests;
 pub mod loss;
 pub mod metrics;
+mod mixer;
 pub mod optimizer;
 mod options;
 mod plan;
@@ -18,6 +22,7 @@ pub mod progress;
 pub mod random;
 #[cfg(test)]
 mod reference_tests;
+mod retention;
 mod run;
 #[cfg(test)]
 mod run_tests;
@@ -32,8 +37,11 @@ mod trainer;
 pub mod vjp;
 pub mod wires;
 
-pub use evaluate::{Evaluation, evaluate};
+pub use evaluate::{Evaluation, answers, evaluate};
 pub use features::{Features, choose_features};
+pub use lesson::Lesson;
+pub use mixer::MixerState;
 pub use options::{LossKind, OptimizerKind, TargetChoice, TrainOptions};
-pub use run::{TrainReport, Trained, train};
+pub use retention::{Retention, retention};
+pub use run::{TrainReport, Trained, learn, train};
 pub use trainer::{Answers, Gradients, MicroBatch, Trainer};

@@ -100,6 +100,13 @@ pub struct TrainOptions {
     pub resume: bool,
     /// Longest token sequence; the base's own limit by default.
     pub max_tokens: Option<usize>,
+    /// Whether the values start at those of the generation before, where there is one.
+    pub warm_start: bool,
+    /// Share of each batch that is replayed, 0 to 1, where there are older samples.
+    pub replay: f32,
+    /// Weight, 0 to 1, of the answers of the generation before against the labels, where that
+    /// generation is right: KL to it, so that what it knows is kept. 0: none.
+    pub keep: f32,
 }
 
 impl Default for TrainOptions {
@@ -131,6 +138,9 @@ impl Default for TrainOptions {
             checkpoint_every: 50,
             resume: false,
             max_tokens: None,
+            warm_start: true,
+            replay: 0.5,
+            keep: 0.0,
         }
     }
 }

@@ -2,15 +2,16 @@
 
 use super::checkpoint::{Checkpoint, Trained as Tensor, run_hash};
 use super::data::Dataset;
-use super::evaluate::{Evaluation, evaluate_samples};
-use super::options::{LossKind, TrainOptions};
+use super::evaluate::evaluate_samples;
+use super::lesson::{Lesson, Teacher};
+use super::mixer::Mixer;
+use super::options::TrainOptions;
 use super::progress::{Event, Meter, Progress};
-use super::sampler::Sampler;
 use super::samples::{PICTURE_CACHE, Samples};
 use super::split::hold_out;
 use super::stopping::{EarlyStopping, Verdict};
-use super::trainer::{MicroBatch, Trainer};
-use crate::adapter::{Adapter, ProbeEffect, TrainingRecord};
+use super::trainer::{Answers, MicroBatch, Trainer};
+use crate::adapter::{Adapter, ProbeEffect, TensorType, TrainingRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Engine;
 use serde::Serialize;
@@ -99,27 +100,26 @@ pub fn train(
     options: &TrainOptions,
     progress: &mut dyn Progress,
 ) -> Result<Trained> {
-    let labels = head_labels(data, options.loss)?;
-    let trainer = Trainer::new(engine, options, labels)?;
-    let run = Run::new(engine, data, holdout, options, trainer)?;
-    run.go(progress)
+    learn(engine, &Lesson::new(data, holdout), options, progress)
 }
 
-/// The head's outputs: the classes, or one name per value.
-fn head_labels(data: &Dataset, loss: LossKind) -> Result<Vec<String>> {
-    let classes = data.classes().is_some();
-    match loss {
-        LossKind::CrossEntropy if classes => Ok(data.labels.clone()),
-        LossKind::MeanSquaredError if !classes => {
-            let width = data.label_width();
-            let name = |i| if width == 1 { "value".to_string() } else { format!("value_{i}") };
-            Ok((0..width).map(name).collect())
-        }
-        LossKind::CrossEntropy => Err(Error::usage("the samples' labels are numbers, not classes")
-            .hint("train with --loss mse")),
-        LossKind::MeanSquaredError => Err(Error::usage("the samples' labels are classes")
-            .hint("train with --loss ce, or write the labels as numbers with a fraction")),
+/// As [`train`], going on from a generation before where the lesson has one.
+///
+/// # Errors
+/// As [`train`]. Mismatch too: a generation before that these options can't go on from.
+pub fn learn(
+    engine: &Engine,
+    lesson: &Lesson<'_>,
+    options: &TrainOptions,
+    progress: &mut dyn Progress,
+) -> Result<Trained> {
+    let labels = lesson.labels(options.loss)?;
+    let mut trainer = Trainer::new(engine, options, labels)?;
+    if let Some(previous) = lesson.previous.filter(|_| options.warm_start) {
+        trainer.start_from(previous)?;
     }
+    let run = Run::new(engine, lesson, options, trainer)?;
+    run.go(progress)
 }
 
 /// A run's parts. `held` are places in `held_samples`, or in `samples` where there is no other.
@@ -129,7 +129,11 @@ struct Run<'a> {
     trainer: Trainer,
     samples: Samples,
     held_samples: Option<Samples>,
+    /// New samples, then the replayed ones.
     train: Vec<usize>,
+    replayed: usize,
+    previous: Option<&'a Adapter>,
+    teacher: Option<Teacher>,
     held: Vec<usize>,
     micro: usize,
     threads: usize,
@@ -139,11 +143,14 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(
         engine: &'a Engine,
-        data: &Dataset,
-        holdout: Option<&Dataset>,
+        lesson: &Lesson<'a>,
         options: &'a TrainOptions,
         trainer: Trainer,
     ) -> Result<Run<'a>> {
+        let Lesson { data, replayed, holdout, previous } = *lesson;
+        if replayed >= data.samples.len() {
+            return Err(Error::usage(format!("all {replayed} samples are replayed ones")));
+        }
         let encode = |data| Samples::new(engine, data, trainer.labels(), options.max_tokens);
         let samples = encode(data)?;
         let held_samples = holdout.map(encode).transpose()?;
@@ -153,6 +160,7 @@ impl<'a> Run<'a> {
         }
         let (train, held) = match &held_samples {
             Some(other) => ((0..samples.len()).collect(), (0..other.len()).collect()),
+            None if replayed > 0 => ((0..samples.len()).collect(), vec![]),
             None => {
                 let classes = data.classes();
                 let share = f64::from(options.holdout);
@@ -167,6 +175,9 @@ impl<'a> Run<'a> {
             samples,
             held_samples,
             train,
+            replayed,
+            previous,
+            teacher: None,
             held,
             micro: 0,
             threads: options.threads,
@@ -239,15 +250,21 @@ impl<'a> Run<'a> {
         .hint(format!("allow --ram {}M{shorter}", mib(least.0))))
     }
 
-    fn evaluate(&self, adapter: &Adapter) -> Result<Option<Evaluation>> {
+    /// The hold-out's metrics; none without one. `None` where `go_on` said stop.
+    fn evaluate(
+        &self,
+        adapter: &Adapter,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Vec<(String, f32)>>> {
         if self.held.is_empty() {
-            return Ok(None);
+            return Ok(Some(vec![]));
         }
         let bound = self.engine.bind(&[(adapter, 1.0)])?;
         let samples = self.held_samples.as_ref().unwrap_or(&self.samples);
         let labels = self.trainer.labels();
-        evaluate_samples(self.engine, Some(&bound), samples, &self.held, labels, self.micro)
-            .map(Some)
+        let (engine, held, micro) = (self.engine, &self.held, self.micro);
+        let found = evaluate_samples(engine, Some(&bound), samples, held, labels, micro, go_on)?;
+        Ok(found.map(|e| e.metrics()))
     }
 
     /// Hash of all that decides the result.
@@ -267,26 +284,34 @@ impl<'a> Run<'a> {
         let labels = self.trainer.labels().join("\n");
         let held = self.held_samples.as_ref().unwrap_or(&self.samples).hash(&self.held);
         let train = self.samples.hash(&self.train);
+        let previous = match self.previous {
+            Some(previous) => previous.to_bytes(TensorType::F32)?,
+            None => vec![],
+        };
         Ok(run_hash(&[
             env!("CARGO_PKG_VERSION").as_bytes(),
             &options,
             labels.as_bytes(),
             &train,
+            &(self.replayed as u64).to_le_bytes(),
             &held,
+            &previous,
         ]))
     }
 
     fn go(mut self, progress: &mut dyn Progress) -> Result<Trained> {
         let started = Instant::now();
         let options = self.options;
-        let mut sampler = Sampler::new(self.train.len(), options.batch, options.seed)?;
+        let new = self.train.len() - self.replayed;
+        let mut sampler =
+            Mixer::new(new, self.replayed, options.replay, options.batch, options.seed)?;
         let per_epoch = sampler.batches_per_epoch();
         let steps = match (options.steps, options.epochs) {
             (Some(steps), _) => u64::from(steps),
             (None, epochs) => u64::from(epochs.unwrap_or(8)) * per_epoch,
         };
         let hash = self.hash(steps)?;
-        let before = self.evaluate(&self.trainer.adapter())?;
+        let mut before = None;
         let mut stopping = EarlyStopping::new(options.patience, 0.0);
         let mut best: Option<Vec<Vec<f32>>> = None;
         let mut losses: Vec<f32> = vec![];
@@ -296,7 +321,16 @@ impl<'a> Run<'a> {
             self.trainer.set_values(state.parameters.into_iter().map(|t| t.values).collect());
             self.trainer.set_optimizer(state.optimizer);
             (step, stopping, best, losses) = (state.step, state.stopping, state.best, state.losses);
+            before = Some(state.before);
         }
+        let mut go_on = || !progress.stop();
+        if before.is_none() {
+            before = self.evaluate(&self.trainer.adapter(), &mut go_on)?;
+        }
+        let (true, Some(before)) = (self.ask_teacher(&mut go_on)?, before) else {
+            // Nothing was done that a checkpoint would keep.
+            return Err(stopped(step, steps, options.checkpoint.is_some()));
+        };
         progress.event(&Event::Started {
             steps,
             resumed_at: step,
@@ -313,10 +347,20 @@ impl<'a> Run<'a> {
         }
         while step < steps && early.is_none() {
             let began = Instant::now();
+            let place = sampler.state();
             let batch: Vec<usize> =
                 sampler.next_batch().iter().map(|&place| self.train[place]).collect();
             let rate = options.schedule.rate(options.learning_rate.into(), step, steps);
-            let loss = self.step(&batch, rate)?;
+            let Some(loss) = self.step(&batch, rate, &mut || !progress.stop())? else {
+                // In the middle of a step: the state is that before it.
+                sampler.resume(place)?;
+                let so_far = (stopping, &best, losses.as_slice(), before.as_slice());
+                if let Some(path) = options.checkpoint.as_deref() {
+                    self.checkpoint(hash, step, &sampler, so_far).write(path)?;
+                    progress.event(&Event::Checkpoint { step });
+                }
+                return Err(stopped(step, steps, options.checkpoint.is_some()));
+            };
             step += 1;
             losses.push(loss);
             durations.push(began.elapsed().as_secs_f64() * 1e3);
@@ -339,8 +383,8 @@ impl<'a> Run<'a> {
             let stop = progress.stop();
             let due = step % u64::from(options.checkpoint_every.max(1)) == 0 || stop;
             if let Some(path) = options.checkpoint.as_deref().filter(|_| due && step < steps) {
-                let state = self.checkpoint(hash, step, &sampler, stopping, &best, &losses);
-                state.write(path)?;
+                let so_far = (stopping, &best, losses.as_slice(), before.as_slice());
+                self.checkpoint(hash, step, &sampler, so_far).write(path)?;
                 progress.event(&Event::Checkpoint { step });
                 meter.pause_ended();
             }
@@ -352,13 +396,14 @@ impl<'a> Run<'a> {
             self.trainer.set_values(best);
         }
         let mut adapter = self.trainer.adapter();
-        let after = self.evaluate(&adapter)?;
+        let Some(after) = self.evaluate(&adapter, &mut || !progress.stop())? else {
+            return Err(stopped(step, steps, options.checkpoint.is_some()));
+        };
         let effect = self.probe(&mut adapter)?;
         let seconds = started.elapsed().as_secs_f64();
         let last = losses.len().saturating_sub(usize::try_from(per_epoch).unwrap_or(1).max(1));
         let tail = losses.get(last..).unwrap_or(&[]);
         let loss_last = tail.iter().sum::<f32>() / tail.len().max(1) as f32;
-        let metrics = |e: Option<Evaluation>| e.map_or(vec![], |e| e.metrics());
         let report = TrainReport {
             steps: step,
             epochs: step as f32 / per_epoch as f32,
@@ -368,8 +413,8 @@ impl<'a> Run<'a> {
             samples_holdout: self.held.len(),
             loss_first: losses.first().copied().unwrap_or(0.0),
             loss_last,
-            before: metrics(before),
-            after: metrics(after),
+            before,
+            after,
             targets: self.trainer.targets(),
             skipped: self.trainer.skipped().to_vec(),
             parameters: self.trainer.parameter_count(),
@@ -397,23 +442,59 @@ impl<'a> Run<'a> {
         Ok(Trained { adapter, report })
     }
 
-    /// One optimizer step; the batch's mean loss before it.
-    fn step(&mut self, batch: &[usize], rate: f64) -> Result<f32> {
+    /// Asks the generation before for its answers, where they are wanted. `false` where `go_on`
+    /// said stop.
+    fn ask_teacher(&mut self, go_on: &mut dyn FnMut() -> bool) -> Result<bool> {
+        let Some(previous) = self.previous.filter(|_| self.options.keep > 0.0) else {
+            return Ok(true);
+        };
+        let (engine, labels) = (self.engine, self.trainer.labels());
+        self.teacher = Teacher::ask(engine, previous, &self.samples, labels, self.micro, go_on)?;
+        Ok(self.teacher.is_some())
+    }
+
+    /// The answers of `group`, those of the generation before mixed in.
+    fn answers(&self, group: &[usize]) -> Answers {
+        let answers = self.samples.answers(group, self.micro);
+        let (Some(teacher), Answers::Classes(rows)) = (&self.teacher, &answers) else {
+            return answers;
+        };
+        let keep = self.options.keep;
+        let soft = rows.iter().enumerate().map(|(at, class)| {
+            let mut row = vec![0f32; self.trainer.labels().len()];
+            *row.get_mut((*class)?)? = 1.0;
+            if let Some(before) = group.get(at).and_then(|&s| teacher.row(s)) {
+                row.iter_mut().zip(before).for_each(|(r, b)| *r = (1.0 - keep) * *r + keep * b);
+            }
+            Some(row)
+        });
+        Answers::Soft(soft.collect())
+    }
+
+    /// One optimizer step; the batch's mean loss before it. `None` where `go_on`, asked between
+    /// micro-batches, said stop: nothing has changed then.
+    fn step(
+        &mut self,
+        batch: &[usize],
+        rate: f64,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<f32>> {
         let groups = self.samples.groups(batch, self.micro);
         let make = |i: usize| -> Result<Cow<'_, MicroBatch>> {
             let inputs = self.samples.inputs(&groups[i], self.micro)?;
-            let answers = self.samples.answers(&groups[i], self.micro);
+            let answers = self.answers(&groups[i]);
             Ok(Cow::Owned(MicroBatch { inputs, answers }))
         };
         let threads = self.threads;
-        let mut gradients =
-            self.trainer.gradients_from(groups.len(), batch.len(), threads, &make)?;
+        let count = groups.len();
+        let found = self.trainer.gradients_from(count, batch.len(), threads, &make, go_on)?;
+        let Some(mut gradients) = found else { return Ok(None) };
         if !gradients.loss.is_finite() {
             return Err(Error::failed(format!("the loss is {}", gradients.loss))
                 .hint("a lower learning rate, or --clip 1"));
         }
         self.trainer.apply(&mut gradients, rate)?;
-        Ok(gradients.loss)
+        Ok(Some(gradients.loss))
     }
 
     /// Measures the hold-out; why to stop, if so.
@@ -424,18 +505,20 @@ impl<'a> Run<'a> {
         best: &mut Option<Vec<Vec<f32>>>,
         progress: &mut dyn Progress,
     ) -> Result<Option<String>> {
-        let Some(found) = self.evaluate(&self.trainer.adapter())? else { return Ok(None) };
-        let verdict = stopping.look(-f64::from(found.loss), step);
+        // To its end: a checkpoint can't say that a look is still to be done.
+        let metrics = self.evaluate(&self.trainer.adapter(), &mut || true)?.unwrap_or_default();
+        let loss = metrics.iter().find(|(name, _)| name == "loss");
+        let Some(loss) = loss.map(|(_, v)| f64::from(*v)) else { return Ok(None) };
+        let verdict = stopping.look(-loss, step);
         if verdict == Verdict::Best {
             *best = Some(self.trainer.values().to_vec());
         }
-        let metrics = found.metrics();
         if let Some((metric, value)) = metrics.get(1).or(metrics.first()) {
             progress.event(&Event::HoldOut {
                 step,
                 metric: metric.clone(),
                 value: (*value).into(),
-                loss: found.loss.into(),
+                loss,
                 best: verdict == Verdict::Best,
             });
         }
@@ -463,11 +546,10 @@ impl<'a> Run<'a> {
         &self,
         run: [u8; 32],
         step: u64,
-        sampler: &Sampler,
-        stopping: EarlyStopping,
-        best: &Option<Vec<Vec<f32>>>,
-        losses: &[f32],
+        sampler: &Mixer,
+        so_far: SoFar<'_>,
     ) -> Checkpoint {
+        let (stopping, best, losses, before) = so_far;
         let tensor = |(name, values): (&str, &[f32])| Tensor {
             name: name.to_string(),
             values: values.to_vec(),
@@ -482,6 +564,7 @@ impl<'a> Run<'a> {
             stopping,
             best: best.clone(),
             losses: losses.to_vec(),
+            before: before.to_vec(),
         }
     }
 
@@ -524,6 +607,9 @@ impl<'a> Run<'a> {
         Ok(Some(most))
     }
 }
+
+/// Early stopping, the best values, the losses, the metrics before the first step.
+type SoFar<'a> = (EarlyStopping, &'a Option<Vec<Vec<f32>>>, &'a [f32], &'a [(String, f32)]);
 
 /// Whether the patience was used up by the looks before a checkpoint.
 fn stopping_is_over(stopping: &EarlyStopping, patience: Option<u32>) -> bool {

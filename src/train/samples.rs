@@ -1,6 +1,6 @@
 //! Samples as micro-batches: encoded once, put together as they are needed.
 
-use super::data::{Dataset, Label, SampleInput};
+use super::data::{Dataset, Label, SampleInput, StoredPicture};
 use super::trainer::Answers;
 use crate::error::{Error, Result};
 use crate::runtime::text::Tokens;
@@ -27,6 +27,7 @@ pub(super) struct Samples {
 enum Item {
     Tokens(Tokens),
     Picture(PathBuf),
+    Stored(StoredPicture),
     /// With a batch axis of 1.
     Arrays(Named),
 }
@@ -58,6 +59,7 @@ impl Samples {
             let item = match &sample.input {
                 SampleInput::Text(text) => preprocessor.tokens(text).map(Item::Tokens),
                 SampleInput::Image(path) => Ok(Item::Picture(path.clone())),
+                SampleInput::Stored(picture) => Ok(Item::Stored(picture.clone())),
                 SampleInput::Arrays(arrays) => arrays
                     .iter()
                     .map(|(name, array)| {
@@ -96,12 +98,20 @@ impl Samples {
         &self.labels[sample]
     }
 
+    /// The class of a sample; `None` where labels are numbers.
+    pub(super) fn class(&self, sample: usize) -> Option<usize> {
+        match self.labels.get(sample) {
+            Some(Label::Class(class)) => Some(*class),
+            _ => None,
+        }
+    }
+
     pub(super) fn fixed_rows(&self) -> Option<usize> {
         self.fixed_rows
     }
 
     pub(super) fn has_pictures(&self) -> bool {
-        matches!(self.items.first(), Some(Item::Picture(_)))
+        matches!(self.items.first(), Some(Item::Picture(_) | Item::Stored(_)))
     }
 
     pub(super) fn has_text(&self) -> bool {
@@ -149,7 +159,7 @@ impl Samples {
                     .collect();
                 self.preprocessor.batch(&rows)
             }
-            Item::Picture(_) => {
+            Item::Picture(_) | Item::Stored(_) => {
                 let pictures = rows.iter().map(|&s| self.picture(s)).collect::<Result<Vec<_>>>()?;
                 self.preprocessor.stack(&pictures.iter().map(|p| &**p).collect::<Vec<_>>())
             }
@@ -172,14 +182,15 @@ impl Samples {
     }
 
     fn picture(&self, sample: usize) -> Result<Arc<Array>> {
-        let Item::Picture(path) = &self.items[sample] else {
-            return Err(Error::usage("samples of different kinds can't share a batch"));
-        };
         let lock = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(picture) = lock().pictures.get(&sample) {
             return Ok(picture.clone());
         }
-        let picture = Arc::new(self.preprocessor.image(path)?);
+        let picture = Arc::new(match &self.items[sample] {
+            Item::Picture(path) => self.preprocessor.image(path)?,
+            Item::Stored(picture) => self.preprocessor.image_bytes(&picture.bytes()?)?,
+            _ => return Err(Error::usage("samples of different kinds can't share a batch")),
+        });
         let bytes = 4 * picture.data().len() as u64;
         let mut cache = lock();
         if cache.bytes + bytes <= cache.limit && !cache.pictures.contains_key(&sample) {
@@ -229,6 +240,7 @@ impl Samples {
                     part(tokens.ids.iter().flat_map(|id| id.to_le_bytes()).collect());
                 }
                 Item::Picture(path) => part(path.to_string_lossy().as_bytes().into()),
+                Item::Stored(picture) => part(picture.hash().to_vec().into()),
                 Item::Arrays(arrays) => {
                     for (name, array) in arrays {
                         part(name.as_bytes().into());

@@ -18,6 +18,8 @@ use tract_core::internal::{IntoTValue, Tensor};
 pub enum Answers {
     /// Places among the labels.
     Classes(Vec<Option<usize>>),
+    /// A probability per label.
+    Soft(Vec<Option<Vec<f32>>>),
     /// One number per output of the head.
     Values(Vec<Option<Vec<f32>>>),
 }
@@ -27,7 +29,7 @@ impl Answers {
     pub fn counted(&self) -> usize {
         match self {
             Answers::Classes(rows) => rows.iter().flatten().count(),
-            Answers::Values(rows) => rows.iter().flatten().count(),
+            Answers::Soft(rows) | Answers::Values(rows) => rows.iter().flatten().count(),
         }
     }
 }
@@ -146,6 +148,57 @@ impl Trainer {
         })
     }
 
+    /// Starts at the values of `previous` (an adapter of the same base): its pairs and the rows of
+    /// its head, found by their labels. What it lacks keeps its first values.
+    ///
+    /// # Errors
+    /// Mismatch: another rank or scaling, a target that is not trained, a head that reads
+    /// otherwise or has other labels.
+    pub fn start_from(&mut self, previous: &Adapter) -> Result<()> {
+        let other = |what: String| {
+            Err(Error::mismatch(format!("the generation before {what}"))
+                .hint("train with the settings of that generation, or without its values"))
+        };
+        for pair in &previous.targets {
+            let path = &pair.module_path;
+            let scaling = scaling(pair.alpha, pair.rank, previous.rslora);
+            if pair.rank as usize != self.setup.rank || scaling != self.setup.scaling {
+                let (rank, want) = (pair.rank, self.setup.rank);
+                return other(format!(
+                    "has rank {rank} and scaling {scaling} at '{path}', not {want} and {}",
+                    self.setup.scaling
+                ));
+            }
+            for (name, values) in [("lora_a", &pair.lora_a), ("lora_b", &pair.lora_b)] {
+                let name = format!("{path}.{name}");
+                if !self.names.contains(&name) {
+                    return other(format!("adapts '{path}', which is not trained"));
+                }
+                self.set_parameter(&name, values)?;
+            }
+        }
+        let Some(head) = &previous.head else { return Ok(()) };
+        let features = &self.setup.features;
+        if (head.output.as_str(), head.pool, head.features as usize)
+            != (features.name.as_str(), features.pool, features.width)
+        {
+            return other(format!("reads '{}' with pool {}", head.output, head.pool.name()));
+        }
+        let (width, at) = (features.width, 2 * self.setup.targets.len());
+        for (row, label) in head.labels.iter().enumerate() {
+            let Some(place) = self.labels.iter().position(|l| l == label) else {
+                return other(format!("knows the label '{label}', which is not trained"));
+            };
+            let from = head.weight.get(row * width..(row + 1) * width).zip(head.bias.get(row));
+            let to = self.values[at].get_mut(place * width..(place + 1) * width);
+            if let (Some((weight, bias)), Some(to)) = (from, to) {
+                to.copy_from_slice(weight);
+                self.values[at + 1][place] = *bias;
+            }
+        }
+        Ok(())
+    }
+
     /// The base's output that the head reads.
     pub fn output(&self) -> &str {
         &self.setup.features.name
@@ -241,21 +294,24 @@ impl Trainer {
     /// The gradients of one batch, given as its micro-batches.
     pub fn gradients(&self, batch: &[MicroBatch]) -> Result<Gradients> {
         let counted = batch.iter().map(|m| m.answers.counted()).sum();
-        self.gradients_from(batch.len(), counted, self.options.threads, &|i| {
-            Ok(Cow::Borrowed(&batch[i]))
-        })
+        let make = |i: usize| Ok(Cow::Borrowed(&batch[i]));
+        let threads = self.options.threads;
+        let found = self.gradients_from(batch.len(), counted, threads, &make, &mut || true)?;
+        found.ok_or_else(|| Error::failed("the step was stopped"))
     }
 
     /// As [`Trainer::gradients`], with `count` micro-batches made on the threads that work on them;
     /// `counted` is the number of rows that count in all of them. Summed in the order of the
-    /// micro-batches, so that the number of threads changes nothing.
+    /// micro-batches, so that the number of threads changes nothing. `None` where `go_on`, asked
+    /// before micro-batches start, said stop.
     pub(super) fn gradients_from<'a>(
         &self,
         count: usize,
         counted: usize,
         threads: usize,
         make: &(dyn Fn(usize) -> Result<Cow<'a, MicroBatch>> + Sync),
-    ) -> Result<Gradients> {
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Gradients>> {
         if count == 0 || counted == 0 {
             return Err(Error::usage("a batch without rows"));
         }
@@ -279,10 +335,16 @@ impl Trainer {
         let threads = threads.clamp(1, count);
         if threads == 1 {
             for i in 0..count {
+                if !go_on() {
+                    return Ok(None);
+                }
                 add(work(i)?)?;
             }
         } else {
             for first in (0..count).step_by(threads) {
+                if !go_on() {
+                    return Ok(None);
+                }
                 let wave: Vec<Result<(f32, Vec<Tensor>)>> = std::thread::scope(|scope| {
                     let handles: Vec<_> = (first..count.min(first + threads))
                         .map(|i| {
@@ -298,7 +360,7 @@ impl Trainer {
                 }
             }
         }
-        Ok(Gradients { loss: loss as f32, values: sums })
+        Ok(Some(Gradients { loss: loss as f32, values: sums }))
     }
 
     fn parameter_tensors(&self) -> Result<Vec<Arc<Tensor>>> {
@@ -348,7 +410,8 @@ impl Trainer {
                 }
                 (targets, rows.iter().map(|r| r.is_some()).collect::<Vec<bool>>())
             }
-            (Answers::Values(rows), LossKind::MeanSquaredError) => {
+            (Answers::Soft(rows), LossKind::CrossEntropy)
+            | (Answers::Values(rows), LossKind::MeanSquaredError) => {
                 let mut targets = vec![0f32; rows.len() * classes];
                 for (row, values) in targets.chunks_mut(classes).zip(rows) {
                     let Some(values) = values else { continue };
@@ -366,7 +429,7 @@ impl Trainer {
                 return Err(Error::usage("labels are numbers, cross-entropy takes classes")
                     .hint("mean squared error takes numbers"));
             }
-            (Answers::Classes(_), LossKind::MeanSquaredError) => {
+            (Answers::Classes(_) | Answers::Soft(_), LossKind::MeanSquaredError) => {
                 return Err(Error::usage("labels are classes, mean squared error takes numbers")
                     .hint("cross-entropy takes classes"));
             }
@@ -452,6 +515,11 @@ fn check(options: &TrainOptions) -> Result<()> {
     positive("alpha", options.alpha)?;
     positive("learning rate", options.learning_rate)?;
     options.clip.map_or(Ok(()), |clip| positive("clip", clip))?;
+    for (name, share) in [("replay share", options.replay), ("weight to keep", options.keep)] {
+        if !(0.0..=1.0).contains(&share) {
+            return Err(Error::usage(format!("{name} {share} is not within 0 to 1")));
+        }
+    }
     let sizes = [
         ("batch", options.batch),
         ("micro-batch", options.micro_batch.unwrap_or(1)),

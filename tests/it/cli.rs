@@ -103,6 +103,13 @@ fn an_adapter_from_training_to_removal() {
     place.ok("adapter use home@2");
     assert_eq!(logits("home"), logits("two.adapter"));
     assert_eq!(place.json("adapter list")["adapters"][0]["active"], 2);
+    let back = place.json("adapter rollback home --why worse");
+    assert_eq!((&back["active"], &back["before"]), (&1.into(), &2.into()));
+    assert_eq!(logits("home"), logits("one.adapter"));
+    assert!(place.ok("adapter rollback home").contains("serves the base"));
+    place.fails("adapter rollback home", 2);
+    place.ok("adapter use home@1");
+    place.ok("adapter use home@2");
     assert!(place.ok("adapter show home").contains("head "));
     let verified = place.json("adapter verify home --base mlp.base");
     assert_eq!(verified["fits"], true);

@@ -122,7 +122,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
 }
 
 fn look(args: &Args, root: &Root) -> Seen {
-    let folder = args.state.clone().or_else(|| Some(Store::of_user().ok()?.root().to_path_buf()));
+    let folder = args.state.clone().or_else(|| Store::folder_of_user().ok());
     Seen {
         version: env!("CARGO_PKG_VERSION"),
         cpu: cpu(root),

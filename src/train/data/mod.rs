@@ -40,6 +40,8 @@ pub enum SampleInput {
     Text(String),
     /// A picture file, seen to exist.
     Image(PathBuf),
+    /// A picture that is kept elsewhere and read when it is needed.
+    Stored(StoredPicture),
     /// Inputs by name, without the axis of samples; floats are finite.
     Arrays(Vec<(String, Array)>),
 }
@@ -48,9 +50,51 @@ impl SampleInput {
     fn kind(&self) -> &'static str {
         match self {
             SampleInput::Text(_) => "text",
-            SampleInput::Image(_) => "a picture",
+            SampleInput::Image(_) | SampleInput::Stored(_) => "a picture",
             SampleInput::Arrays(_) => "arrays",
         }
+    }
+}
+
+/// Gives the bytes of a picture file.
+type ReadPicture = dyn Fn() -> Result<Vec<u8>> + Send + Sync;
+
+/// A picture that something else keeps: many don't fit into memory at once.
+#[derive(Clone)]
+pub struct StoredPicture {
+    hash: [u8; 32],
+    read: Arc<ReadPicture>,
+}
+
+impl StoredPicture {
+    /// One whose bytes `read` gives; `hash` names them.
+    pub fn new(
+        hash: [u8; 32],
+        read: impl Fn() -> Result<Vec<u8>> + Send + Sync + 'static,
+    ) -> StoredPicture {
+        StoredPicture { hash, read: Arc::new(read) }
+    }
+
+    /// What names it.
+    pub fn hash(&self) -> &[u8; 32] {
+        &self.hash
+    }
+
+    /// The file's bytes. Errors: those of whoever keeps it.
+    pub fn bytes(&self) -> Result<Vec<u8>> {
+        (self.read)()
+    }
+}
+
+impl fmt::Debug for StoredPicture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredPicture").field("hash", &self.hash).finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for StoredPicture {
+    fn eq(&self, other: &StoredPicture) -> bool {
+        self.hash == other.hash
     }
 }
 
@@ -73,6 +117,13 @@ pub struct Place {
 impl Place {
     pub(crate) fn new(file: &Arc<str>, line: u64) -> Place {
         Place { file: file.clone(), line }
+    }
+}
+
+impl Place {
+    /// A place with a name of its own (a sample in a store).
+    pub fn named(name: impl Into<Arc<str>>) -> Place {
+        Place { file: name.into(), line: 0 }
     }
 }
 

@@ -1,0 +1,328 @@
+//! The verbs that talk to the daemon: `status`, `predict`, `feedback`, `train-now`.
+
+use super::output::{Out, bytes, count, table};
+use crate::daemon::{Client, Host};
+use crate::error::{Error, Result};
+use crate::fs::read_limited;
+use crate::npy;
+use crate::runtime::picture::MAX_PICTURE_BYTES;
+use hyper::Method;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+/// Where the daemon is.
+#[derive(clap::Args)]
+pub struct Where {
+    /// The daemon: unix:///PATH or http://127.0.0.1:PORT (default: $OFFSHOOT_HOST, the user's
+    /// socket, the service's)
+    #[arg(long, value_name = "ADDRESS")]
+    host: Option<String>,
+}
+
+impl Where {
+    fn client(&self) -> Result<Client> {
+        let host = match &self.host {
+            Some(text) => Host::parse(text)?,
+            None => Host::default_host()?,
+        };
+        Client::new(host)
+    }
+}
+
+/// `offshoot status`'s arguments.
+#[derive(clap::Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    daemon: Where,
+}
+
+/// What goes into the base.
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct Input {
+    /// A sentence
+    #[arg(long, value_name = "SENTENCE")]
+    text: Option<String>,
+    /// A picture (PNG or JPEG)
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// The base's inputs as one .npz file
+    #[arg(long, value_name = "FILE.npz")]
+    inputs: Option<PathBuf>,
+}
+
+/// `offshoot predict`'s arguments.
+#[derive(clap::Args)]
+pub struct PredictArgs {
+    #[command(flatten)]
+    input: Input,
+    /// The adapter: NAME or NAME@GENERATION (default: the daemon's)
+    #[arg(long, conflicts_with = "no_adapter")]
+    adapter: Option<String>,
+    /// Ask the base alone
+    #[arg(long)]
+    no_adapter: bool,
+    /// How many labels to print
+    #[arg(long, value_name = "K", default_value_t = 5)]
+    top: usize,
+    #[command(flatten)]
+    daemon: Where,
+}
+
+/// `offshoot feedback`'s arguments.
+#[derive(clap::Args)]
+pub struct FeedbackArgs {
+    #[command(flatten)]
+    input: Input,
+    /// The right label
+    #[arg(long)]
+    label: String,
+    /// The label that was answered
+    #[arg(long)]
+    predicted: Option<String>,
+    /// The generation that answered
+    #[arg(long)]
+    generation: Option<u64>,
+    /// The adapter that is to learn it (default: the daemon's)
+    #[arg(long)]
+    adapter: Option<String>,
+    /// Who says so
+    #[arg(long, default_value = "cli")]
+    source: String,
+    #[command(flatten)]
+    daemon: Where,
+}
+
+/// `offshoot train-now`'s arguments.
+#[derive(clap::Args)]
+pub struct TrainNowArgs {
+    /// The adapter's name
+    adapter: String,
+    /// Wait until the job has ended
+    #[arg(long)]
+    wait: bool,
+    #[command(flatten)]
+    daemon: Where,
+}
+
+impl Input {
+    /// The fields of a request.
+    fn fields(&self) -> Result<Value> {
+        use base64::Engine as _;
+        let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+        match (&self.text, &self.image, &self.inputs) {
+            (Some(text), ..) => Ok(json!({"text": text})),
+            (_, Some(file), _) => {
+                Ok(json!({"image": encode(&read_limited(file, MAX_PICTURE_BYTES)?)}))
+            }
+            (.., Some(file)) => {
+                let mut inputs = serde_json::Map::new();
+                for (name, array) in npy::read_npz(file, 256 << 20)? {
+                    inputs.insert(name, crate::daemon::tensor_json(&array));
+                }
+                Ok(json!({"inputs": inputs}))
+            }
+            _ => Err(Error::usage("expected --text, --image or --inputs")),
+        }
+    }
+}
+
+fn put(fields: &mut Value, key: &str, value: impl Into<Value>) {
+    if let Some(map) = fields.as_object_mut() {
+        map.insert(key.into(), value.into());
+    }
+}
+
+/// `offshoot predict`.
+pub fn predict(args: &PredictArgs, out: &Out) -> Result<()> {
+    let mut body = args.input.fields()?;
+    put(&mut body, "top", args.top);
+    if let Some(adapter) = &args.adapter {
+        put(&mut body, "adapter", adapter.as_str());
+    } else if args.no_adapter {
+        put(&mut body, "adapter", Value::Null);
+    }
+    let answer = args.daemon.client()?.json(Method::POST, "/v1/predict", Some(&body))?;
+    for prediction in list(&answer["predictions"]) {
+        for row in list(&prediction["top"]) {
+            let probability = row["probability"].as_f64().unwrap_or_default() * 100.0;
+            out.line(format!("{probability:5.1} %  {}", text(&row["label"])));
+        }
+    }
+    if let Some(outputs) = answer["outputs"].as_object() {
+        for (name, array) in outputs {
+            let first: Vec<String> =
+                list(&array["data"]).iter().take(6).map(Value::to_string).collect();
+            out.line(format!("{name}: {} {} ...", array["shape"], first.join(" ")));
+        }
+    }
+    out.document(&answer)
+}
+
+/// `offshoot feedback`.
+pub fn feedback(args: &FeedbackArgs, out: &Out) -> Result<()> {
+    let mut body = args.input.fields()?;
+    put(&mut body, "label", args.label.as_str());
+    put(&mut body, "source", args.source.as_str());
+    if let Some(predicted) = &args.predicted {
+        put(&mut body, "predicted", predicted.as_str());
+    }
+    if let Some(generation) = args.generation {
+        put(&mut body, "generation", generation);
+    }
+    if let Some(adapter) = &args.adapter {
+        put(&mut body, "adapter", adapter.as_str());
+    }
+    let answer = args.daemon.client()?.json(Method::POST, "/v1/feedback", Some(&body))?;
+    let outcome = &answer["outcome"];
+    let words = match (outcome.as_str(), outcome["quarantined"].as_str()) {
+        (Some("new"), _) => "kept".into(),
+        (Some("merged"), _) => "was there already".into(),
+        (Some("relabelled"), _) => "was there with another label: corrected".into(),
+        (_, Some(why)) => format!("in quarantine: {why}"),
+        _ => outcome.to_string(),
+    };
+    out.line(format!("sample {}: {words}", answer["id"]));
+    out.document(&answer)
+}
+
+/// `offshoot train-now`.
+pub fn train_now(args: &TrainNowArgs, out: &Out) -> Result<()> {
+    let client = args.daemon.client()?;
+    let body = json!({"adapter": args.adapter});
+    let answer = client.json(Method::POST, "/v1/train", Some(&body))?;
+    let job = answer["job"].as_i64().unwrap_or_default();
+    out.line(format!("job {job} is queued"));
+    if !args.wait {
+        return out.document(&answer);
+    }
+    loop {
+        let state = client.json(Method::GET, &format!("/v1/train/{job}"), None)?;
+        let name = text(&state["state"]);
+        if !["queued", "running", "paused"].contains(&name.as_str()) {
+            out.line(format!("job {job}: {name}"));
+            if let Some(error) = state["error"].as_str() {
+                out.line(error);
+            }
+            out.document(&state)?;
+            return match name.as_str() {
+                "done" => Ok(()),
+                _ => Err(Error::failed(format!("job {job} ended as '{name}'"))),
+            };
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// `offshoot status`.
+pub fn status(args: &StatusArgs, out: &Out) -> Result<()> {
+    let status = args.daemon.client()?.json(Method::GET, "/v1/status", None)?;
+    let base = &status["base"];
+    out.line(format!(
+        "{}, up {}, {} resident",
+        if status["ready"] == true { "ready" } else { "not ready" },
+        span(status["uptime_seconds"].as_u64().unwrap_or_default()),
+        bytes(status["resident_bytes"].as_u64().unwrap_or_default()),
+    ));
+    out.line(format!("base {} ({})", text(&base["path"]), text(&base["fingerprint"])));
+    if base["changed"] == true {
+        out.line("the base's file was written to: restart the daemon with a whole one");
+    }
+    let rows: Vec<Vec<String>> = list(&status["adapters"]).iter().map(adapter_row).collect();
+    if rows.is_empty() {
+        out.line("no adapters");
+    }
+    table(&rows).iter().for_each(|line| out.line(line));
+    learner(&status["learner"], out);
+    for job in list(&status["jobs"]) {
+        let [id, name, state, reason] = ["id", "name", "state", "reason"].map(|k| text(&job[k]));
+        out.line(format!("job {id} for '{name}': {state} ({reason})"));
+    }
+    for event in list(&status["events"]) {
+        let age = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs())
+            .saturating_sub(event["time"].as_u64().unwrap_or_default());
+        out.line(format!("  {} ago: {}", span(age), text(&event["text"])));
+    }
+    out.document(&status)
+}
+
+fn adapter_row(adapter: &Value) -> Vec<String> {
+    let samples = &adapter["samples"];
+    let number = |v: &Value| count(v.as_u64().unwrap_or_default());
+    let active = match (adapter["active"].as_u64(), adapter["fault"].as_str()) {
+        (_, Some(fault)) => format!("NOT SERVED: {fault}"),
+        (Some(generation), _) if !adapter["trial"].is_null() => {
+            format!("generation {generation}, on trial")
+        }
+        (Some(generation), _) => format!("generation {generation}"),
+        (None, _) => "the base".into(),
+    };
+    let mut kept = format!("{} samples, {} new", number(&samples["kept"]), number(&samples["new"]));
+    if samples["quarantined"].as_u64().unwrap_or_default() > 0 {
+        kept.push_str(&format!(", {} in quarantine", number(&samples["quarantined"])));
+    }
+    let outcomes = &adapter["outcomes"];
+    let right = match outcomes["total"].as_u64() {
+        Some(total) if total > 0 => {
+            format!("{} of {} answers right", number(&outcomes["right"]), count(total))
+        }
+        _ => String::new(),
+    };
+    vec![text(&adapter["name"]), active, kept, right]
+}
+
+/// What the learner does and waits for: each condition that is not met as a sentence.
+fn learner(learner: &Value, out: &Out) {
+    if let Some(job) = learner["job"].as_object() {
+        let [id, name, step, steps] = ["job", "name", "step", "steps"].map(|k| text(&job[k]));
+        out.line(format!("training '{name}' (job {id}): step {step} of {steps}"));
+    } else if let Some(waiting) = learner["waiting"].as_str().filter(|w| !w.is_empty()) {
+        out.line(format!("training: {waiting}"));
+    }
+    for name in list(&learner["names"]) {
+        for condition in list(&name["conditions"]) {
+            let met = if condition["met"] == true { "met    " } else { "not met" };
+            let [own, words] = [text(&name["name"]), text(&condition["sentence"])];
+            out.line(format!("  {own}: {met}  {words}"));
+        }
+        if let Some(left) = name["trial_left"].as_u64() {
+            out.line(format!("  {}: on trial for another {}", text(&name["name"]), span(left)));
+        }
+    }
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// A string without its quotes; other values as JSON.
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), String::from)
+}
+
+/// `3 d`, `2 h`, `5 min`, `12 s`.
+fn span(seconds: u64) -> String {
+    match seconds {
+        s if s >= 2 * 86400 => format!("{} d", s / 86400),
+        s if s >= 2 * 3600 => format!("{} h", s / 3600),
+        s if s >= 120 => format!("{} min", s / 60),
+        s => format!("{s} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_for_people() {
+        assert_eq!(
+            [span(5), span(600), span(7200), span(200_000)],
+            ["5 s", "10 min", "2 h", "2 d"]
+        );
+        assert_eq!([text(&json!("a")), text(&json!(3))], ["a", "3"]);
+    }
+}

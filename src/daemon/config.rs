@@ -1,0 +1,520 @@
+//! The daemon's configuration: a TOML file, every value checked before any is used.
+
+use super::learn::{
+    ConditionSettings, GateSettings, Settings, TrainSettings, TrialSettings, WatchSettings,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fs::read_text;
+use crate::store::{Quota, Rules};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the service's configuration lies.
+pub const SYSTEM_CONFIG: &str = "/etc/offshoot/offshoot.toml";
+/// Where the service's socket lies.
+pub const SYSTEM_SOCKET: &str = "/run/offshoot/offshoot.sock";
+
+/// Longest configuration file in bytes.
+const MAX_CONFIG: u64 = 1 << 20;
+/// Longest token file in bytes.
+const MAX_TOKEN_FILE: u64 = 512;
+/// Fewest and most characters of a token.
+const TOKEN_LENGTH: std::ops::RangeInclusive<usize> = 16..=256;
+
+/// What the daemon is told. Holding one that [`Config::read`] gave proves that its values are
+/// within their ranges; whether the base is there and fits is seen when it is opened.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The packed model.
+    pub base: PathBuf,
+    /// The state's folder.
+    #[serde(default = "system_state")]
+    pub state: PathBuf,
+    /// Sockets, the default adapter, threads.
+    #[serde(default)]
+    pub serve: ServeConfig,
+    /// What clients may ask for at once.
+    #[serde(default)]
+    pub limits: Limits,
+    /// What is kept of samples.
+    #[serde(default)]
+    pub samples: SampleConfig,
+    /// What is logged.
+    #[serde(default)]
+    pub log: LogConfig,
+    /// How it trains.
+    #[serde(default)]
+    pub train: TrainSettings,
+    /// When it trains.
+    #[serde(default)]
+    pub conditions: ConditionSettings,
+    /// What a candidate must show.
+    #[serde(default)]
+    pub gate: GateSettings,
+    /// How long a new generation is on trial.
+    #[serde(default)]
+    pub trial: TrialSettings,
+    /// When live feedback takes a generation back.
+    #[serde(default)]
+    pub watch: WatchSettings,
+}
+
+/// `[serve]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServeConfig {
+    /// The Unix socket.
+    pub socket: PathBuf,
+    /// The socket's group, where the daemon makes it.
+    pub socket_group: Option<String>,
+    /// A loopback address for HTTP over TCP.
+    pub tcp: Option<SocketAddr>,
+    /// The file with the bearer token of the TCP port.
+    pub token_file: Option<PathBuf>,
+    /// What a `Host` header may name on the TCP port, without the port.
+    pub hosts: Vec<String>,
+    /// The adapter for requests that name none.
+    pub adapter: Option<String>,
+    /// Threads that run the base; 0: one for each core.
+    pub workers: usize,
+}
+
+impl Default for ServeConfig {
+    fn default() -> ServeConfig {
+        ServeConfig {
+            socket: PathBuf::from(SYSTEM_SOCKET),
+            socket_group: None,
+            tcp: None,
+            token_file: None,
+            hosts: ["localhost", "127.0.0.1", "[::1]"].map(String::from).to_vec(),
+            adapter: None,
+            workers: 0,
+        }
+    }
+}
+
+/// `[limits]`. Times in seconds.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Connections at once.
+    pub connections: usize,
+    /// Requests that wait for a worker.
+    pub queue: usize,
+    /// Waiting requests that one run answers.
+    pub batch: usize,
+    /// Largest body in bytes.
+    pub body_bytes: usize,
+    /// A request's head, and what comes between two requests of a connection.
+    pub header_seconds: f64,
+    /// A request's body, and each write of an answer.
+    pub body_seconds: f64,
+    /// From the end of a request's body to its answer.
+    pub request_seconds: f64,
+    /// What has begun, at shutdown.
+    pub shutdown_seconds: f64,
+    /// Adapters kept ready beside the active ones.
+    pub adapters: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections: 64,
+            queue: 64,
+            batch: 4,
+            body_bytes: 16 << 20,
+            header_seconds: 5.0,
+            body_seconds: 20.0,
+            request_seconds: 30.0,
+            shutdown_seconds: 20.0,
+            adapters: 8,
+        }
+    }
+}
+
+/// `[samples]`.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SampleConfig {
+    /// Most samples in use of one adapter.
+    pub max_samples: u64,
+    /// Most bytes of their inputs.
+    pub max_bytes: u64,
+    /// Most generations kept of one adapter.
+    pub max_generations: u64,
+    /// Share of each class that training never sees.
+    pub hold_out: f64,
+    /// The labels that there are; others go to quarantine. Empty: any.
+    pub labels: Vec<String>,
+    /// New samples that one source may bring in an hour. 0: any number.
+    pub source_per_hour: u32,
+    /// Greatest share of the newest samples that one of several sources may have.
+    pub source_share: f64,
+    /// The key that encrypts them.
+    pub key_file: Option<PathBuf>,
+}
+
+impl Default for SampleConfig {
+    fn default() -> SampleConfig {
+        let Rules { quota, hold_out, labels, source_per_hour, source_share } = Rules::default();
+        SampleConfig {
+            max_samples: quota.max_samples,
+            max_bytes: quota.max_bytes,
+            max_generations: quota.max_generations,
+            hold_out,
+            labels,
+            source_per_hour,
+            source_share,
+            key_file: None,
+        }
+    }
+}
+
+impl SampleConfig {
+    /// As the store takes them.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            quota: Quota {
+                max_samples: self.max_samples,
+                max_bytes: self.max_bytes,
+                max_generations: self.max_generations,
+            },
+            hold_out: self.hold_out,
+            labels: self.labels.clone(),
+            source_per_hour: self.source_per_hour,
+            source_share: self.source_share,
+        }
+    }
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// The least severe level that is written.
+    pub level: Level,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// What needs a person.
+    Error,
+    /// What may need one.
+    Warn,
+    /// Starts, switches, decisions.
+    #[default]
+    Info,
+    /// Every request.
+    Debug,
+}
+
+impl Level {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Error => "error",
+            Level::Warn => "warn",
+            Level::Info => "info",
+            Level::Debug => "debug",
+        }
+    }
+}
+
+fn system_state() -> PathBuf {
+    PathBuf::from("/var/lib/offshoot")
+}
+
+impl Config {
+    /// A configuration of defaults for this base, state and socket.
+    pub fn new(base: PathBuf, state: PathBuf, socket: PathBuf) -> Config {
+        Config {
+            base,
+            state,
+            serve: ServeConfig { socket, ..ServeConfig::default() },
+            limits: Limits::default(),
+            samples: SampleConfig::default(),
+            log: LogConfig::default(),
+            train: TrainSettings::default(),
+            conditions: ConditionSettings::default(),
+            gate: GateSettings::default(),
+            trial: TrialSettings::default(),
+            watch: WatchSettings::default(),
+        }
+    }
+
+    /// Reads and checks a file. Relative paths in it start at the file's folder.
+    ///
+    /// # Errors
+    /// Bad input: no TOML, an unknown key, a value out of its range; the message names it.
+    pub fn read(path: &Path) -> Result<Config> {
+        let place = |e: Error| e.at(path.display());
+        let mut config = Config::parse(&read_text(path, MAX_CONFIG)?).map_err(place)?;
+        config.below(path.parent().unwrap_or(Path::new("")));
+        Ok(config)
+    }
+
+    /// Reads and checks the text of a file.
+    pub fn parse(text: &str) -> Result<Config> {
+        let config: Config = toml::from_str(text).map_err(|e| {
+            let line = e.span().map(|s| {
+                let before = text.get(..s.start).unwrap_or_default();
+                format!("line {}: ", before.matches('\n').count() + 1)
+            });
+            Error::bad_input(format!("{}{}", line.unwrap_or_default(), e.message()))
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Puts relative paths below `folder`.
+    fn below(&mut self, folder: &Path) {
+        let serve = &mut self.serve;
+        let paths = [Some(&mut self.base), Some(&mut self.state), Some(&mut serve.socket)];
+        let optional = [
+            serve.token_file.as_mut(),
+            self.samples.key_file.as_mut(),
+            self.gate.retention_data.as_mut(),
+        ];
+        for path in paths.into_iter().chain(optional).flatten() {
+            *path = folder.join(&*path);
+        }
+    }
+
+    /// An error that names the first value out of its range (bad input).
+    pub fn check(&self) -> Result<()> {
+        let l = &self.limits;
+        number("limits.connections", l.connections as u64, 1, 4096)?;
+        number("limits.queue", l.queue as u64, 1, 65_536)?;
+        number("limits.batch", l.batch as u64, 1, 64)?;
+        number("limits.body_bytes", l.body_bytes as u64, 1024, 1 << 30)?;
+        number("limits.adapters", l.adapters as u64, 1, 1024)?;
+        seconds("limits.header_seconds", l.header_seconds)?;
+        seconds("limits.body_seconds", l.body_seconds)?;
+        seconds("limits.request_seconds", l.request_seconds)?;
+        seconds("limits.shutdown_seconds", l.shutdown_seconds)?;
+        number("serve.workers", self.serve.workers as u64, 0, 256)?;
+        self.samples.rules().validate().map_err(|e| bad("samples", e.message().to_string()))?;
+        self.settings()
+            .validate()
+            .map_err(|e| Error::new(ErrorKind::BadInput, e.message().to_string()))?;
+        if self.base.as_os_str().is_empty() {
+            return Err(Error::bad_input("base: expected a file, found nothing"));
+        }
+        if let Some(name) = &self.serve.adapter {
+            crate::store::check_name(name)
+                .map_err(|e| bad("serve.adapter", e.message().to_string()))?;
+        }
+        self.check_tcp()
+    }
+
+    fn check_tcp(&self) -> Result<()> {
+        let serve = &self.serve;
+        let Some(address) = serve.tcp else { return Ok(()) };
+        if !address.ip().is_loopback() {
+            let found = format!("expected a loopback address, found '{address}'");
+            return Err(bad("serve.tcp", found)
+                .hint("the daemon has no TLS: let a proxy serve other machines"));
+        }
+        if serve.token_file.is_none() {
+            return Err(bad("serve.token_file", "the TCP port needs one".into())
+                .hint("write 16 to 256 characters into a file that only the daemon can read"));
+        }
+        if serve.hosts.is_empty() {
+            return Err(bad("serve.hosts", "expected at least one name".into()));
+        }
+        Ok(())
+    }
+
+    /// What the learner is told.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            train: self.train.clone(),
+            conditions: self.conditions.clone(),
+            gate: self.gate.clone(),
+            trial: self.trial.clone(),
+            watch: self.watch.clone(),
+        }
+    }
+
+    /// The number of worker threads.
+    pub fn worker_count(&self) -> usize {
+        match self.serve.workers {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+            n => n,
+        }
+    }
+
+    /// The TCP port's token, if there is such a port.
+    ///
+    /// # Errors
+    /// The file can't be read; too short, too long, or not one line of visible ASCII (bad input).
+    pub fn token(&self) -> Result<Option<String>> {
+        let (Some(_), Some(path)) = (self.serve.tcp, &self.serve.token_file) else {
+            return Ok(None);
+        };
+        read_token(path).map(Some)
+    }
+
+    /// Keys whose change takes a restart, that differ in `other`.
+    pub fn needs_restart(&self, other: &Config) -> Vec<&'static str> {
+        let pairs = [
+            ("base", self.base != other.base),
+            ("state", self.state != other.state),
+            ("serve.socket", self.serve.socket != other.serve.socket),
+            ("serve.socket_group", self.serve.socket_group != other.serve.socket_group),
+            ("serve.tcp", self.serve.tcp != other.serve.tcp),
+            ("serve.workers", self.serve.workers != other.serve.workers),
+            ("samples.key_file", self.samples.key_file != other.samples.key_file),
+        ];
+        pairs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+    }
+}
+
+/// Reads a token: one line of 16 to 256 visible ASCII characters.
+pub fn read_token(path: &Path) -> Result<String> {
+    let text = read_text(path, MAX_TOKEN_FILE)?;
+    let token = text.trim();
+    let visible = token.bytes().all(|b| b.is_ascii_graphic());
+    if !TOKEN_LENGTH.contains(&token.len()) || !visible {
+        return Err(Error::bad_input(format!(
+            "'{}': expected a token of {} to {} visible ASCII characters on one line",
+            path.display(),
+            TOKEN_LENGTH.start(),
+            TOKEN_LENGTH.end()
+        )));
+    }
+    Ok(token.to_string())
+}
+
+impl Limits {
+    /// [`Limits::header_seconds`].
+    pub fn header(&self) -> Duration {
+        Duration::from_secs_f64(self.header_seconds)
+    }
+
+    /// [`Limits::body_seconds`].
+    pub fn body(&self) -> Duration {
+        Duration::from_secs_f64(self.body_seconds)
+    }
+
+    /// [`Limits::request_seconds`].
+    pub fn request(&self) -> Duration {
+        Duration::from_secs_f64(self.request_seconds)
+    }
+
+    /// [`Limits::shutdown_seconds`].
+    pub fn shutdown(&self) -> Duration {
+        Duration::from_secs_f64(self.shutdown_seconds)
+    }
+}
+
+fn bad(key: &str, what: String) -> Error {
+    Error::new(ErrorKind::BadInput, format!("{key}: {what}"))
+}
+
+fn number(key: &str, found: u64, least: u64, most: u64) -> Result<()> {
+    if (least..=most).contains(&found) {
+        return Ok(());
+    }
+    Err(bad(key, format!("expected {least} to {most}, found {found}")))
+}
+
+fn seconds(key: &str, found: f64) -> Result<()> {
+    if (0.05..=3600.0).contains(&found) {
+        return Ok(());
+    }
+    Err(bad(key, format!("expected 0.05 to 3600 seconds, found {found}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHIPPED: &str =
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/cross/package/offshoot.toml"));
+
+    #[test]
+    fn the_shipped_file_states_the_defaults() {
+        let shipped = Config::parse(SHIPPED).unwrap();
+        let bare = Config::parse("base = \"/var/lib/offshoot/model.base\"").unwrap();
+        assert_eq!(shipped, bare);
+        // What is commented out there is valid too.
+        let all: String = SHIPPED
+            .lines()
+            .map(|l| match l.strip_prefix("# ") {
+                Some(rest) if rest.contains(" = ") && !rest.contains("  ") => format!("{rest}\n"),
+                _ => format!("{l}\n"),
+            })
+            .collect();
+        let all = Config::parse(&all).unwrap();
+        assert_eq!(all.serve.tcp.unwrap().port(), 8733);
+        assert!(all.samples.key_file.is_some() && all.serve.adapter.is_some());
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        let base = "base = \"m.base\"\n";
+        for (text, part) in [
+            ("", "base"),
+            ("base = \"\"", "base"),
+            ("base = 3", "string"),
+            ("base = \"m.base\"\ncolour = 1", "colour"),
+            ("base = \"m.base\"\n[limits]\nqueue = 0", "limits.queue"),
+            ("base = \"m.base\"\n[limits]\nqueue = -1", "line 3"),
+            ("base = \"m.base\"\n[limits]\nheader_seconds = nan", "limits.header_seconds"),
+            ("base = \"m.base\"\n[limits]\nbody_bytes = 1", "limits.body_bytes"),
+            ("base = \"m.base\"\n[serve]\nadapter = \"../x\"", "serve.adapter"),
+            ("base = \"m.base\"\n[serve]\ntcp = \"0.0.0.0:80\"\ntoken_file = \"t\"", "loopback"),
+            ("base = \"m.base\"\n[serve]\ntcp = \"127.0.0.1:80\"", "token_file"),
+            ("base = \"m.base\"\n[serve]\ntcp = \"example.org\"", "line 3"),
+            ("base = \"m.base\"\n[log]\nlevel = \"loud\"", "loud"),
+            ("base = \"m.base\"\n[samples]\nmax_generations = 1", "max_generations"),
+            ("base = [", "line 1"),
+        ] {
+            let e = Config::parse(text).unwrap_err();
+            assert!(e.message().contains(part), "{text}: {e}");
+            assert_eq!(e.kind(), ErrorKind::BadInput, "{text}");
+        }
+        Config::parse(base).unwrap();
+    }
+
+    #[test]
+    fn relative_paths_start_at_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("o.toml");
+        std::fs::write(&path, "base = \"m.base\"\n[serve]\nsocket = \"/run/s\"").unwrap();
+        let config = Config::read(&path).unwrap();
+        assert_eq!(config.base, dir.path().join("m.base"));
+        assert_eq!(config.serve.socket, Path::new("/run/s"));
+    }
+
+    #[test]
+    fn tokens_are_one_visible_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, "0123456789abcdef\n").unwrap();
+        assert_eq!(read_token(&path).unwrap(), "0123456789abcdef");
+        for bad in ["", "short", "0123456789 abcdef", "0123456789abcdef\n0123", &"x".repeat(257)] {
+            std::fs::write(&path, bad).unwrap();
+            assert!(read_token(&path).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_restart_is_asked_for_where_it_is_needed() {
+        let a = Config::parse("base = \"m.base\"").unwrap();
+        let mut b = a.clone();
+        b.limits.queue = 3;
+        b.serve.adapter = Some("home".into());
+        assert!(a.needs_restart(&b).is_empty());
+        b.serve.workers = 3;
+        b.base = "other".into();
+        assert_eq!(a.needs_restart(&b), ["base", "serve.workers"]);
+    }
+}

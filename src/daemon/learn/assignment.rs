@@ -1,0 +1,234 @@
+//! What a training job does, fixed when it first starts, so that it ends the same however often it
+//! is stopped: which samples, which settings. Holds no sample's content.
+
+use super::settings::{GateSettings, TrainSettings};
+use crate::error::{Error, Result};
+use crate::fingerprint::BaseFingerprint;
+use crate::fs::{Access, read_limited, write_atomic_bytes};
+use crate::npy::read_npz_bytes;
+use crate::pack::IoSpec;
+use crate::runtime::Engine;
+use crate::shape::Array;
+use crate::store::{Input, Label as Right, Part, Sample, SampleInfo, Store, TrainingSet};
+use crate::train::data::{Dataset, Label, Place, Sample as Trained, SampleInput, StoredPicture};
+use crate::train::{LossKind, TargetChoice, TrainOptions};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
+
+/// In a job's folder: the assignment.
+pub const ASSIGNMENT: &str = "assignment.json";
+/// In a job's folder: the run's state.
+pub const CHECKPOINT: &str = "checkpoint";
+/// In a job's folder: the trained adapter.
+pub const CANDIDATE: &str = "candidate.adapter";
+/// In a job's folder: what was measured of it.
+pub const MEASURED: &str = "measured.json";
+
+/// Longest assignment file.
+const MAX_ASSIGNMENT: u64 = 64 << 20;
+/// What the arrays of one sample unpack to at most.
+const MAX_ARRAYS: u64 = 64 << 20;
+
+/// One job's work.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The job.
+    pub job: i64,
+    /// The name that is trained.
+    pub name: String,
+    /// The base's file.
+    pub base: PathBuf,
+    /// The base.
+    pub fingerprint: String,
+    /// The store's folder.
+    pub state: PathBuf,
+    /// The key of the samples.
+    pub key: Option<PathBuf>,
+    /// New samples to train on, by number.
+    pub new: Vec<i64>,
+    /// Older ones to replay.
+    pub replayed: Vec<i64>,
+    /// Held-out ones.
+    pub held: Vec<i64>,
+    /// Hash over the labels and inputs' names of all of them: a label that was corrected
+    /// meanwhile makes it another job.
+    pub content: String,
+    /// The generation to go on from and to be compared with.
+    pub previous: Option<u64>,
+    /// The training set's round, for [`Store::trained`].
+    pub round: i64,
+    /// How to train.
+    pub train: TrainSettings,
+    /// What will be asked of the candidate.
+    pub gate: GateSettings,
+}
+
+impl Assignment {
+    /// Picks the samples of `set`: those that the generation before has not seen are new, the
+    /// others are replayed. Where none is new, all count as new.
+    pub fn pick(set: &TrainingSet, seen: &[crate::store::SampleHash]) -> [Vec<SampleInfo>; 3] {
+        let seen: HashSet<[u8; 32]> = seen.iter().map(|h| h.0).collect();
+        let (old, new): (Vec<SampleInfo>, Vec<SampleInfo>) =
+            set.train.iter().cloned().partition(|s| seen.contains(&s.hash.0));
+        if new.is_empty() {
+            return [old, new, set.held.clone()];
+        }
+        [new, old, set.held.clone()]
+    }
+
+    /// Hash over the numbers, inputs' names, labels and parts of samples.
+    pub fn content_hash<'a>(samples: impl IntoIterator<Item = &'a SampleInfo>) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for s in samples {
+            hasher.update(&s.id.to_le_bytes());
+            hasher.update(&s.hash.0);
+            hasher.update(&[u8::from(s.part == Part::HoldOut)]);
+            let label = s.label.as_deref().unwrap_or("");
+            hasher.update(&(label.len() as u64).to_le_bytes());
+            hasher.update(label.as_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    /// The file in a job's folder.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let bytes = serde_json::to_vec(self)
+            .map_err(|e| Error::failed(format!("the assignment can't be written: {e}")))?;
+        write_atomic_bytes(&folder.join(ASSIGNMENT), Access::Private, &bytes)
+    }
+
+    /// Reads the file in a job's folder; `None` if there is none.
+    pub fn read(folder: &Path) -> Result<Option<Assignment>> {
+        let path = folder.join(ASSIGNMENT);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let bytes = read_limited(&path, MAX_ASSIGNMENT)?;
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|e| Error::bad_input(format!("{}: {e}", path.display())))
+    }
+
+    /// Whether `base` is the one that it is for.
+    pub fn is_for(&self, base: &BaseFingerprint) -> bool {
+        self.fingerprint == base.to_string()
+    }
+
+    /// The run's options. `memory`: bytes of the whole process.
+    pub fn options(&self, folder: &Path, loss: LossKind, memory: u64) -> TrainOptions {
+        let t = &self.train;
+        let per_step = if self.replayed.is_empty() || t.replay <= 0.0 {
+            t.batch
+        } else {
+            let old = (t.batch as f64 * f64::from(t.replay)).round() as usize;
+            t.batch - old.clamp(1, t.batch.saturating_sub(1))
+        };
+        let per_epoch = self.new.len().div_ceil(per_step.max(1)).max(1);
+        let steps = per_epoch.saturating_mul(t.epochs as usize).max(t.min_steps as usize);
+        TrainOptions {
+            name: self.name.clone(),
+            rank: t.rank,
+            alpha: t.alpha,
+            targets: match t.targets.as_str() {
+                "all-linear" => TargetChoice::AllLinear,
+                "none" => TargetChoice::None,
+                pattern => TargetChoice::Regex(pattern.into()),
+            },
+            loss,
+            learning_rate: t.learning_rate,
+            steps: Some(u32::try_from(steps).unwrap_or(u32::MAX)),
+            batch: t.batch,
+            ram: Some(memory),
+            threads: t.threads,
+            seed: t.seed ^ self.job.unsigned_abs(),
+            holdout: 0.0,
+            clip: (t.clip > 0.0).then_some(t.clip),
+            checkpoint: Some(folder.join(CHECKPOINT)),
+            checkpoint_every: t.checkpoint_every,
+            resume: true,
+            max_tokens: (t.max_tokens > 0).then_some(t.max_tokens),
+            warm_start: t.warm_start,
+            replay: t.replay,
+            keep: t.keep,
+            ..TrainOptions::default()
+        }
+    }
+}
+
+/// Samples of the store as a data set. Pictures stay in the store until they are needed.
+///
+/// # Errors
+/// A sample that is gone (usage, `NotFound`); labels of both sorts (bad input).
+pub fn dataset(store: &Store, engine: &Engine, ids: &[i64]) -> Result<Dataset> {
+    let mut samples = vec![];
+    let mut names = BTreeSet::new();
+    for &id in ids {
+        let found = store.sample(id)?;
+        if let Some(Right::Class(name)) = &found.label {
+            names.insert(name.clone());
+        }
+        samples.push(found);
+    }
+    let labels: Vec<String> = names.into_iter().collect();
+    let samples = samples
+        .into_iter()
+        .map(|s| {
+            let place = Place::named(format!("sample {}", s.info.id));
+            let label = match &s.label {
+                Some(Right::Class(name)) => {
+                    Label::Class(labels.iter().position(|l| l == name).unwrap_or(0))
+                }
+                Some(Right::Values(values)) if labels.is_empty() => Label::Values(values.clone()),
+                Some(Right::Values(_)) => {
+                    return Err(
+                        Error::bad_input("its label is a number, others' are classes").at(&place)
+                    );
+                }
+                None => return Err(Error::bad_input("it has no label").at(&place)),
+            };
+            let input = input(store, engine, s).map_err(|e| e.at(&place))?;
+            Ok(Trained { input, label, place })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    if samples.is_empty() {
+        return Err(Error::bad_input("there are no samples"));
+    }
+    Ok(Dataset { samples, labels, splits: BTreeSet::new() })
+}
+
+fn input(store: &Store, engine: &Engine, sample: Sample) -> Result<SampleInput> {
+    Ok(match sample.input {
+        Input::Text(text) => SampleInput::Text(text),
+        Input::Picture { .. } => {
+            let (store, id) = (store.clone(), sample.info.id);
+            SampleInput::Stored(StoredPicture::new(sample.info.hash.0, move || {
+                match store.sample_input(id)? {
+                    Input::Picture { bytes, .. } => Ok(bytes),
+                    _ => Err(Error::failed(format!("sample {id} is no picture any more"))),
+                }
+            }))
+        }
+        Input::Tensors(npz) => {
+            let arrays = read_npz_bytes(&npz, MAX_ARRAYS)?;
+            let inputs = engine.inputs();
+            let arrays = arrays.into_iter().map(|(name, array)| {
+                let spec = inputs.iter().find(|s| s.name == name);
+                let array = without_batch(spec, array)?;
+                Ok((name, array))
+            });
+            SampleInput::Arrays(arrays.collect::<Result<_>>()?)
+        }
+    })
+}
+
+/// Samples come with a batch axis of 1, as requests have it, or without.
+fn without_batch(spec: Option<&IoSpec>, array: Array) -> Result<Array> {
+    let rank = spec.map(|s| s.dims.len());
+    match array.shape() {
+        [1, rest @ ..] if rank == Some(array.shape().len()) => {
+            Array::new(rest.to_vec(), array.data().clone())
+        }
+        _ => Ok(array),
+    }
+}

@@ -1,0 +1,259 @@
+//! When to train: each condition with its value, its threshold and a sentence. Pure.
+
+use super::readings::Readings;
+use super::settings::Settings;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// One condition.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Condition {
+    /// Its name.
+    pub name: &'static str,
+    /// What is found.
+    pub value: Value,
+    /// What it is held against.
+    pub threshold: Value,
+    /// Whether training may start or go on.
+    pub met: bool,
+    /// The same in words.
+    pub sentence: String,
+}
+
+/// What is known of a name that could be trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Need {
+    /// Labelled samples that no training has seen.
+    pub new: u64,
+    /// Since the last training ended; `None`: there was none.
+    pub since_last: Option<Duration>,
+    /// Somebody asked for it: samples, interval, hours and idleness don't count.
+    pub asked: bool,
+}
+
+/// Whether training runs: what may stop it differs from what may start it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It waits to start. After it was stopped by heat it waits for the lower temperature too.
+    Waiting,
+    /// It runs.
+    Training,
+}
+
+/// Whether all are met.
+pub fn all_met(conditions: &[Condition]) -> bool {
+    conditions.iter().all(|c| c.met)
+}
+
+/// The sentences of those that are not met.
+pub fn unmet(conditions: &[Condition]) -> String {
+    let unmet: Vec<&str> =
+        conditions.iter().filter(|c| !c.met).map(|c| c.sentence.as_str()).collect();
+    unmet.join("; ")
+}
+
+/// Judges all conditions, in the order in which they are shown.
+pub fn conditions(
+    need: &Need,
+    readings: &Readings,
+    settings: &Settings,
+    phase: Phase,
+) -> Vec<Condition> {
+    let mut all = vec![];
+    if phase == Phase::Waiting {
+        all.push(enabled(need, settings));
+        all.push(samples(need, settings));
+        all.push(interval(need, settings));
+    }
+    all.push(idle(need, readings, settings, phase));
+    all.push(memory(readings, settings, phase));
+    all.push(heat(readings, settings, phase));
+    all.push(power(readings, settings));
+    all.push(load(need, readings, settings));
+    all.push(hours(need, readings, settings));
+    all
+}
+
+fn enabled(need: &Need, settings: &Settings) -> Condition {
+    let on = settings.train.enabled || need.asked;
+    Condition {
+        name: "enabled",
+        value: json!(settings.train.enabled),
+        threshold: json!(true),
+        met: on,
+        sentence: if on { "training is on".into() } else { "training is switched off".into() },
+    }
+}
+
+fn samples(need: &Need, settings: &Settings) -> Condition {
+    let least = settings.conditions.min_new;
+    let asked = if need.asked { " (asked for: any number will do)" } else { "" };
+    Condition {
+        name: "new samples",
+        value: json!(need.new),
+        threshold: json!(least),
+        met: need.new >= least || need.asked,
+        sentence: format!("{} new samples, {least} are needed{asked}", need.new),
+    }
+}
+
+fn interval(need: &Need, settings: &Settings) -> Condition {
+    let least = settings.conditions.min_interval_seconds;
+    let since = need.since_last.map(|d| d.as_secs());
+    let sentence = match since {
+        Some(seconds) => {
+            format!("{} since the last training, {} are needed", span(seconds), span(least))
+        }
+        None => "nothing was trained yet".into(),
+    };
+    Condition {
+        name: "interval",
+        value: json!(since),
+        threshold: json!(least),
+        met: need.asked || since.is_none_or(|s| s >= least),
+        sentence,
+    }
+}
+
+fn idle(need: &Need, readings: &Readings, settings: &Settings, phase: Phase) -> Condition {
+    let least = settings.conditions.idle_seconds;
+    let seconds = if readings.in_flight > 0 { 0 } else { readings.idle.as_secs() };
+    let tolerated = phase == Phase::Training && !settings.conditions.stop_on_request;
+    let sentence = match (readings.in_flight, tolerated) {
+        (0, false) => format!("no request for {}, {} are needed", span(seconds), span(least)),
+        (0, true) => format!("no request for {}", span(seconds)),
+        (n, false) => format!("{n} requests run"),
+        (n, true) => format!("{n} requests run: they go before training"),
+    };
+    Condition {
+        name: "idle",
+        value: json!(seconds),
+        threshold: json!(least),
+        met: seconds >= least || tolerated || need.asked,
+        sentence,
+    }
+}
+
+fn memory(readings: &Readings, settings: &Settings, phase: Phase) -> Condition {
+    let reserve = settings.conditions.free_mib;
+    let (least, what) = match phase {
+        Phase::Waiting => (reserve.saturating_add(settings.train.memory_mib), "needed"),
+        // What the trainer took is gone from what is free.
+        Phase::Training => (reserve / 2, "kept free"),
+    };
+    let mib = readings.available.map(|b| b >> 20);
+    let sentence = match mib {
+        Some(mib) => format!("{mib} MiB of memory are free, {least} MiB are {what}"),
+        None => "nothing says how much memory is free".into(),
+    };
+    let met = mib.is_none_or(|m| m >= least);
+    Condition { name: "memory", value: json!(mib), threshold: json!(least), met, sentence }
+}
+
+/// Degrees that stay to the point where the kernel or firmware acts itself.
+const MARGIN: f32 = 5.0;
+
+fn heat(readings: &Readings, settings: &Settings, phase: Phase) -> Condition {
+    let c = &settings.conditions;
+    let configured = match phase {
+        Phase::Waiting => c.start_celsius,
+        Phase::Training => c.stop_celsius,
+    };
+    let Some(sensor) = &readings.hottest else {
+        let sentence = "no sensor says how hot it is".into();
+        let threshold = json!(configured);
+        return Condition {
+            name: "temperature",
+            value: Value::Null,
+            threshold,
+            met: true,
+            sentence,
+        };
+    };
+    let most = sensor.limit.map_or(configured, |limit| configured.min(limit - MARGIN));
+    let found = (f64::from(sensor.celsius) * 10.0).round() / 10.0;
+    let verb = if phase == Phase::Waiting { "training starts" } else { "it goes on" };
+    Condition {
+        name: "temperature",
+        value: json!(found),
+        threshold: json!(most),
+        met: sensor.celsius < most,
+        sentence: format!("'{}' is at {found} °C, {verb} below {most} °C", sensor.name),
+    }
+}
+
+fn power(readings: &Readings, settings: &Settings) -> Condition {
+    let power = &readings.power;
+    let charge = power.supplies.iter().filter_map(|s| s.capacity).min();
+    let c = &settings.conditions;
+    let (value, met, sentence) = match (power.under_voltage, power.on_battery()) {
+        (Some(true), _) => ("under-voltage", false, "the supply's voltage is too low".to_string()),
+        (_, Some(true)) if c.mains_only => ("battery", false, "it runs on its battery".into()),
+        (_, Some(true)) => match charge {
+            Some(found) => (
+                "battery",
+                found >= c.min_charge,
+                format!("its battery has {found} %, {} % are needed", c.min_charge),
+            ),
+            None => ("battery", false, "it runs on a battery that doesn't say its charge".into()),
+        },
+        (_, Some(false)) => ("mains", true, "it has mains power".into()),
+        (_, None) => ("unknown", true, "nothing says where power comes from".into()),
+    };
+    let threshold = if c.mains_only { json!("mains") } else { json!(c.min_charge) };
+    Condition { name: "power", value: json!(value), threshold, met, sentence }
+}
+
+fn load(need: &Need, readings: &Readings, settings: &Settings) -> Condition {
+    let most = settings.conditions.max_load;
+    let found = readings.load;
+    let percent = |share: f32| (100.0 * share).round();
+    let sentence = match found {
+        Some(found) => format!(
+            "others keep {} % of the processors busy, {} % are allowed",
+            percent(found),
+            percent(most)
+        ),
+        None => "nothing says how busy the processors are".into(),
+    };
+    Condition {
+        name: "load",
+        value: json!(found.map(|f| f64::from(percent(f)) / 100.0)),
+        threshold: json!(f64::from(percent(most)) / 100.0),
+        met: need.asked || found.is_none_or(|f| f <= most),
+        sentence,
+    }
+}
+
+fn hours(need: &Need, readings: &Readings, settings: &Settings) -> Condition {
+    let wanted = &settings.conditions.hours;
+    let names: Vec<String> = wanted.iter().map(|h| h.to_string()).collect();
+    let clock = readings.minute.map(|m| format!("{:02}:{:02}", m / 60, m % 60));
+    let within = readings.minute.is_some_and(|m| wanted.iter().any(|h| h.hold(m)));
+    let sentence = match (&clock, wanted.is_empty()) {
+        (_, true) => "any hour will do".into(),
+        (Some(clock), _) => format!("it is {clock}, hours are {}", names.join(", ")),
+        (None, _) => "the clock isn't set, so the hour is unknown".into(),
+    };
+    Condition {
+        name: "hours",
+        value: json!(clock),
+        threshold: json!(names),
+        met: wanted.is_empty() || within || need.asked,
+        sentence,
+    }
+}
+
+/// `90 s`, `15 min`, `2.5 h`.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        _ => format!("{:.1} h", seconds as f64 / 3600.0),
+    }
+}
+
+#[cfg(test)]
+#[path = "conditions_tests.rs"]
+mod tests;

@@ -1,0 +1,143 @@
+//! Each condition at its threshold, on fake machines.
+
+use super::*;
+use crate::daemon::learn::clock::Now;
+use crate::daemon::learn::readings::Reader;
+use crate::daemon::learn::testing::Quiet;
+use crate::host::testing::Fake;
+use crate::host::{Power, Sensor, Supply};
+
+fn settings() -> Settings {
+    let mut settings = Settings::default();
+    settings.conditions.hours = vec!["22:00-06:00".to_string().try_into().unwrap()];
+    settings
+}
+
+fn need() -> Need {
+    Need { new: 40, since_last: Some(Duration::from_secs(90_000)), asked: false }
+}
+
+fn good() -> Readings {
+    Readings {
+        in_flight: 0,
+        idle: Duration::from_secs(600),
+        available: Some(1 << 30),
+        hottest: Some(Sensor { name: "cpu-thermal".into(), celsius: 50.0, limit: None }),
+        power: Power::default(),
+        load: Some(0.1),
+        minute: Some(23 * 60),
+    }
+}
+
+fn unmet_names(need: &Need, readings: &Readings, phase: Phase) -> Vec<&'static str> {
+    let all = conditions(need, readings, &settings(), phase);
+    assert!(all.iter().all(|c| !c.sentence.is_empty()));
+    assert_eq!(all_met(&all), unmet(&all).is_empty());
+    all.iter().filter(|c| !c.met).map(|c| c.name).collect()
+}
+
+#[test]
+fn each_condition_alone_keeps_training_from_starting() {
+    let none: [&str; 0] = [];
+    assert_eq!(unmet_names(&need(), &good(), Phase::Waiting), none);
+    type Spoil = fn(&mut Need, &mut Readings);
+    let battery = |r: &mut Readings, status: &str| {
+        r.power.supplies = vec![Supply {
+            name: "BAT0".into(),
+            kind: "Battery".into(),
+            online: None,
+            status: Some(status.into()),
+            capacity: Some(90),
+        }];
+    };
+    let cases: [(&str, Spoil); 8] = [
+        ("new samples", |n, _| n.new = 19),
+        ("interval", |n, _| n.since_last = Some(Duration::from_secs(3599))),
+        ("idle", |_, r| r.idle = Duration::from_secs(59)),
+        ("memory", |_, r| r.available = Some((191 << 20) + 5)),
+        ("temperature", |_, r| r.hottest.as_mut().unwrap().celsius = 65.0),
+        ("power", |_, r| r.power.under_voltage = Some(true)),
+        ("load", |_, r| r.load = Some(0.51)),
+        ("hours", |_, r| r.minute = Some(6 * 60)),
+    ];
+    for (name, spoil) in cases {
+        let (mut n, mut r) = (need(), good());
+        spoil(&mut n, &mut r);
+        assert_eq!(unmet_names(&n, &r, Phase::Waiting), [name]);
+    }
+    let mut r = good();
+    battery(&mut r, "Discharging");
+    assert_eq!(unmet_names(&need(), &r, Phase::Waiting), ["power"]);
+    battery(&mut r, "Charging");
+    assert_eq!(unmet_names(&need(), &r, Phase::Waiting), none);
+    // What nothing tells doesn't stand in the way, but for the clock.
+    let dumb = Readings { idle: Duration::from_secs(600), ..Readings::default() };
+    assert_eq!(unmet_names(&need(), &dumb, Phase::Waiting), ["hours"]);
+}
+
+#[test]
+fn heat_has_two_thresholds_and_respects_the_boards_own() {
+    let at = |celsius: f32, limit: Option<f32>, phase| {
+        let mut r = good();
+        r.hottest = Some(Sensor { name: "soc".into(), celsius, limit });
+        unmet_names(&need(), &r, phase).is_empty()
+    };
+    // Between them what runs goes on and what waits waits.
+    assert!(!at(70.0, None, Phase::Waiting) && at(70.0, None, Phase::Training));
+    assert!(!at(75.0, None, Phase::Training) && at(64.9, None, Phase::Waiting));
+    // Five degrees below where the firmware slows down.
+    assert!(!at(70.0, Some(75.0), Phase::Training) && at(69.9, Some(75.0), Phase::Training));
+}
+
+#[test]
+fn while_it_trains_only_what_matters_then_stops_it() {
+    let mut r = good();
+    (r.in_flight, r.idle) = (3, Duration::ZERO);
+    // Neither requests nor the memory that the trainer took.
+    r.available = Some(70 << 20);
+    let none: [&str; 0] = [];
+    assert_eq!(unmet_names(&Need::default(), &r, Phase::Training), none);
+    let mut settings = settings();
+    settings.conditions.stop_on_request = true;
+    let all = conditions(&need(), &r, &settings, Phase::Training);
+    assert_eq!(unmet(&all), "3 requests run");
+    r.available = Some(31 << 20);
+    assert_eq!(unmet_names(&need(), &r, Phase::Training), ["memory"]);
+}
+
+#[test]
+fn what_is_asked_for_waits_for_safety_alone() {
+    let asked = Need { new: 0, since_last: Some(Duration::ZERO), asked: true };
+    let mut r = good();
+    (r.idle, r.minute, r.load) = (Duration::ZERO, Some(12 * 60), Some(1.0));
+    let none: [&str; 0] = [];
+    assert_eq!(unmet_names(&asked, &r, Phase::Waiting), none);
+    r.hottest.as_mut().unwrap().celsius = 90.0;
+    r.power.under_voltage = Some(true);
+    assert_eq!(unmet_names(&asked, &r, Phase::Waiting), ["temperature", "power"]);
+}
+
+/// From files of a board to sentences.
+#[test]
+fn a_hot_board_says_so() {
+    let fake = Fake::new(&[
+        ("/proc/meminfo", "MemTotal: 1000000 kB\nMemAvailable: 800000 kB\n"),
+        ("/proc/stat", "cpu  10 0 10 980 0 0 0 0\ncpu0 1\n"),
+        ("/proc/loadavg", "0.25 0.1 0.1 1/100 9\n"),
+        ("/sys/class/thermal/thermal_zone0/type", "cpu-thermal\n"),
+        ("/sys/class/thermal/thermal_zone0/temp", "71500\n"),
+    ]);
+    let mut reader = Reader::new(fake.root.clone());
+    let now = Now { wall: 1_800_000_000, steady: Duration::from_secs(9) };
+    let readings = reader.read(&Quiet::default(), now);
+    assert_eq!((readings.available, readings.load), (Some(800_000 << 10), Some(0.25)));
+    let mut settings = Settings::default();
+    settings.conditions.idle_seconds = 0;
+    let all = conditions(&need(), &readings, &settings, Phase::Waiting);
+    assert_eq!(unmet(&all), "'cpu-thermal' is at 71.5 °C, training starts below 65 °C");
+    fake.put("/sys/class/thermal/thermal_zone0/temp", "40000\n");
+    let readings = reader.read(&Quiet::default(), now);
+    assert!(all_met(&conditions(&need(), &readings, &settings, Phase::Waiting)));
+    let json = serde_json::to_value(&all).unwrap();
+    assert!(json.as_array().unwrap().iter().all(|c| c["sentence"].is_string()));
+}

@@ -1,0 +1,420 @@
+//! The gate: whether a candidate is proven. Pure; what was measured comes from the trainer.
+
+mod stats;
+
+pub use stats::{bootstrap_lower, fisher_less, mcnemar};
+
+use super::settings::{Evidence, GateSettings};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How a candidate and the generation before answered one held-out sample.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeldRow {
+    /// Place of its label in [`Measured::labels`]; 0 where labels are numbers.
+    pub class: usize,
+    /// Whether the candidate was right; `None` where labels are numbers.
+    pub candidate_right: Option<bool>,
+    /// The candidate's loss.
+    pub candidate_loss: f64,
+    /// Whether the reference was right.
+    pub reference_right: Option<bool>,
+    /// The reference's loss.
+    pub reference_loss: f64,
+}
+
+/// What the candidate is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reference {
+    /// The active generation.
+    Generation(u64),
+    /// No generation is active: always the most frequent label of the training samples (numbers:
+    /// their mean).
+    MostFrequent,
+}
+
+/// How far the candidate answers as the base does on probe inputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Probe inputs.
+    pub samples: usize,
+    /// The output compared.
+    pub output: String,
+    /// Mean cosine between the base's features and the candidate's.
+    pub cosine_mean: f64,
+    /// The least one.
+    pub cosine_min: f64,
+    /// Share of probes for which the base's own best class stays, where it has classes.
+    pub agreement: Option<f64>,
+}
+
+/// Accuracy on the labelled retention set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Labelled {
+    /// Samples.
+    pub samples: usize,
+    /// Share right of the candidate.
+    pub candidate: f64,
+    /// Share right of the reference.
+    pub reference: f64,
+}
+
+/// What was measured of a candidate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// What it is compared with.
+    pub reference: Reference,
+    /// Labels of the hold-out.
+    pub labels: Vec<String>,
+    /// The hold-out, sample by sample.
+    pub held: Vec<HeldRow>,
+    /// Retention on probe inputs.
+    pub kept: Kept,
+    /// Retention on a labelled set, where one is given.
+    pub labelled: Option<Labelled>,
+    /// Mean |adapted - base| over the head's output on training inputs; `None` for a head alone.
+    pub effect: Option<f64>,
+    /// Whether every value of the candidate and every answer was finite.
+    pub finite: bool,
+    /// Median milliseconds of one sample with the candidate.
+    pub candidate_ms: f64,
+    /// The same with the reference.
+    pub reference_ms: f64,
+}
+
+/// One of the gate's questions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// Its name.
+    pub name: String,
+    /// What was found.
+    pub value: f64,
+    /// What it is held against.
+    pub threshold: f64,
+    /// Whether it is passed.
+    pub passed: bool,
+    /// The same in words.
+    pub sentence: String,
+}
+
+/// The gate's answer with all its numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Whether the candidate is proven.
+    pub passed: bool,
+    /// Why, in words.
+    pub sentence: String,
+    /// What it was compared with.
+    pub reference: Reference,
+    /// Held-out samples.
+    pub samples: usize,
+    /// Share right of the candidate (labels that are numbers: none).
+    pub accuracy: Option<f64>,
+    /// Share right of the reference.
+    pub reference_accuracy: Option<f64>,
+    /// Mean loss of the candidate.
+    pub loss: f64,
+    /// Mean loss of the reference.
+    pub reference_loss: f64,
+    /// Samples that only the candidate got right, and that only the reference got right.
+    pub discordant: (u64, u64),
+    /// McNemar's exact one-sided p.
+    pub p: f64,
+    /// Lower bound of the gain in accuracy.
+    pub accuracy_gain_low: f64,
+    /// Lower bound of the gain in loss.
+    pub loss_gain_low: f64,
+    /// Mean cosine to the base on the probe inputs.
+    pub retention: f64,
+    /// The questions.
+    pub checks: Vec<Check>,
+    /// The thresholds that held.
+    pub settings: GateSettings,
+}
+
+struct Checks(Vec<Check>);
+
+impl Checks {
+    fn add(&mut self, name: &str, value: f64, threshold: f64, passed: bool, sentence: String) {
+        // JSON has no infinities.
+        let value = if value.is_finite() { value } else { f64::MIN };
+        self.0.push(Check { name: name.into(), value, threshold, passed, sentence });
+    }
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (mut sum, mut count) = (0.0, 0u64);
+    for value in values {
+        sum += value;
+        count += 1;
+    }
+    if count == 0 { 0.0 } else { sum / count as f64 }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
+}
+
+/// Judges a candidate. `seed` fixes the bootstrap.
+pub fn judge(measured: &Measured, settings: &GateSettings, seed: u64) -> Verdict {
+    let held = &measured.held;
+    let mut checks = Checks(vec![]);
+    let finite = measured.finite
+        && held.iter().all(|r| r.candidate_loss.is_finite() && r.reference_loss.is_finite())
+        && measured.effect.is_none_or(f64::is_finite)
+        && measured.kept.cosine_mean.is_finite();
+    checks.add(
+        "finite",
+        f64::from(u8::from(finite)),
+        1.0,
+        finite,
+        match finite {
+            true => "all values and answers are finite".into(),
+            false => "a value or an answer is not finite".into(),
+        },
+    );
+    let enough = held.len() >= settings.min_holdout;
+    checks.add(
+        "holdout",
+        held.len() as f64,
+        settings.min_holdout as f64,
+        enough,
+        format!("{} held-out samples, at least {} are needed", held.len(), settings.min_holdout),
+    );
+    let gain = gain(held, settings, seed);
+    let classes = gain.accuracy.is_some();
+    let by_accuracy = gain.accuracy.zip(gain.reference_accuracy);
+    let found = by_accuracy.map_or_else(|| gain.relative_loss(), |(c, r)| c - r);
+    checks.add(
+        "gain",
+        found,
+        settings.min_gain,
+        found >= settings.min_gain,
+        match by_accuracy {
+            Some((candidate, reference)) => format!(
+                "hold-out accuracy {} against {}, a gain of {} is needed",
+                percent(candidate),
+                percent(reference),
+                percent(settings.min_gain)
+            ),
+            None => format!(
+                "hold-out loss {:.4} against {:.4}, {} less is needed",
+                gain.loss,
+                gain.reference_loss,
+                percent(settings.min_gain)
+            ),
+        },
+    );
+    let alpha = 1.0 - settings.confidence;
+    let sure = percent(settings.confidence);
+    match settings.evidence {
+        Evidence::Answers if classes => checks.add(
+            "evidence",
+            gain.p,
+            alpha,
+            gain.p <= alpha,
+            format!(
+                "{} answers became right and {} wrong: p {:.4}, at most {alpha:.3} is needed",
+                gain.discordant.0, gain.discordant.1, gain.p
+            ),
+        ),
+        Evidence::Accuracy if classes => checks.add(
+            "evidence",
+            gain.accuracy_low,
+            0.0,
+            gain.accuracy_low > 0.0,
+            format!("the accuracy is higher by {:.4} at least, {sure} sure", gain.accuracy_low),
+        ),
+        _ => checks.add(
+            "evidence",
+            gain.loss_low,
+            0.0,
+            gain.loss_low > 0.0,
+            format!("the loss is lower by {:.4} at least, {sure} sure", gain.loss_low),
+        ),
+    }
+    if classes {
+        class_floor(measured, settings, &mut checks);
+    }
+    retention(measured, settings, &mut checks);
+    if let Some(effect) = measured.effect {
+        let passed = effect >= settings.min_effect;
+        let sentence = format!(
+            "the adapter moves the head's output by {effect:.2e}, at least {:.0e} is needed",
+            settings.min_effect
+        );
+        checks.add("effect", effect, settings.min_effect, passed, sentence);
+    }
+    let ratio = measured.candidate_ms / measured.reference_ms.max(1e-6);
+    let sentence = format!(
+        "an answer takes {:.2} ms against {:.2} ms, {:.2} times is allowed",
+        measured.candidate_ms, measured.reference_ms, settings.max_latency_ratio
+    );
+    let most = settings.max_latency_ratio;
+    checks.add("latency", ratio, most, ratio <= most, sentence);
+    verdict(measured, settings, gain, checks.0)
+}
+
+fn verdict(
+    measured: &Measured,
+    settings: &GateSettings,
+    gain: Gain,
+    checks: Vec<Check>,
+) -> Verdict {
+    let failed: Vec<&str> =
+        checks.iter().filter(|c| !c.passed).map(|c| c.sentence.as_str()).collect();
+    let passed = failed.is_empty();
+    let sentence = match (passed, gain.accuracy, gain.reference_accuracy) {
+        (true, Some(now), Some(before)) => format!(
+            "proven: accuracy {} -> {} on {} held-out samples, retention {:.3}",
+            percent(before),
+            percent(now),
+            measured.held.len(),
+            measured.kept.cosine_mean
+        ),
+        (true, ..) => format!(
+            "proven: loss {:.4} -> {:.4} on {} held-out samples",
+            gain.reference_loss,
+            gain.loss,
+            measured.held.len()
+        ),
+        _ => format!("not proven: {}", failed.join("; ")),
+    };
+    let number = |v: f64| if v.is_finite() { v } else { f64::MIN };
+    Verdict {
+        passed,
+        sentence,
+        reference: measured.reference,
+        samples: measured.held.len(),
+        accuracy: gain.accuracy,
+        reference_accuracy: gain.reference_accuracy,
+        loss: number(gain.loss),
+        reference_loss: number(gain.reference_loss),
+        discordant: gain.discordant,
+        p: gain.p,
+        accuracy_gain_low: number(gain.accuracy_low),
+        loss_gain_low: number(gain.loss_low),
+        retention: number(measured.kept.cosine_mean),
+        checks,
+        settings: settings.clone(),
+    }
+}
+
+struct Gain {
+    accuracy: Option<f64>,
+    reference_accuracy: Option<f64>,
+    loss: f64,
+    reference_loss: f64,
+    discordant: (u64, u64),
+    p: f64,
+    accuracy_low: f64,
+    loss_low: f64,
+}
+
+impl Gain {
+    fn relative_loss(&self) -> f64 {
+        if self.reference_loss <= 0.0 {
+            return 0.0;
+        }
+        (self.reference_loss - self.loss) / self.reference_loss
+    }
+}
+
+fn gain(held: &[HeldRow], settings: &GateSettings, seed: u64) -> Gain {
+    let pairs: Option<Vec<(usize, bool, bool)>> =
+        held.iter().map(|r| Some((r.class, r.candidate_right?, r.reference_right?))).collect();
+    let pairs = pairs.filter(|p| !p.is_empty());
+    let answers = pairs.as_deref().unwrap_or(&[]);
+    let share = |right: &dyn Fn(&(usize, bool, bool)) -> bool| {
+        pairs.as_ref().map(|p| mean(p.iter().map(|row| f64::from(u8::from(right(row))))))
+    };
+    let better = answers.iter().filter(|(_, c, r)| *c && !*r).count() as u64;
+    let worse = answers.iter().filter(|(_, c, r)| !*c && *r).count() as u64;
+    let accuracy: Vec<(usize, f64)> = answers
+        .iter()
+        .map(|(class, c, r)| (*class, f64::from(u8::from(*c)) - f64::from(u8::from(*r))))
+        .collect();
+    let losses: Vec<(usize, f64)> =
+        held.iter().map(|r| (r.class, r.reference_loss - r.candidate_loss)).collect();
+    Gain {
+        accuracy: share(&|row| row.1),
+        reference_accuracy: share(&|row| row.2),
+        loss: mean(held.iter().map(|r| r.candidate_loss)),
+        reference_loss: mean(held.iter().map(|r| r.reference_loss)),
+        discordant: (better, worse),
+        p: mcnemar(better, worse),
+        accuracy_low: bootstrap_lower(&accuracy, settings.confidence, seed),
+        loss_low: bootstrap_lower(&losses, settings.confidence, seed),
+    }
+}
+
+/// No class with enough held-out samples may fall far, nor below the floor unless the reference
+/// was no better there.
+fn class_floor(measured: &Measured, settings: &GateSettings, checks: &mut Checks) {
+    let mut classes: BTreeMap<usize, (usize, usize, usize)> = BTreeMap::new();
+    for row in &measured.held {
+        let entry = classes.entry(row.class).or_default();
+        entry.0 += 1;
+        entry.1 += usize::from(row.candidate_right == Some(true));
+        entry.2 += usize::from(row.reference_right == Some(true));
+    }
+    let mut worst: Option<(f64, f64, f64, usize)> = None;
+    for (class, (count, candidate, reference)) in classes {
+        if count < settings.class_min {
+            continue;
+        }
+        let (now, before) = (candidate as f64 / count as f64, reference as f64 / count as f64);
+        let floor = settings.class_floor.min(before).max(before - settings.class_drop);
+        let margin = now - floor;
+        if worst.is_none_or(|(least, ..)| margin < least) {
+            worst = Some((margin, now, floor, class));
+        }
+    }
+    let Some((margin, now, floor, class)) = worst else {
+        let least = settings.class_min;
+        let sentence = format!("no class has {least} held-out samples: none is judged alone");
+        checks.add("class floor", 0.0, 0.0, true, sentence);
+        return;
+    };
+    let name = measured.labels.get(class).map_or("?", String::as_str);
+    let sentence = format!(
+        "the worst class, '{name}', is right in {}, at least {} is needed",
+        percent(now),
+        percent(floor)
+    );
+    // Shares of small counts: 1/3 - 1/3 need not be 0.
+    checks.add("class floor", now, floor, margin >= -1e-9, sentence);
+}
+
+fn retention(measured: &Measured, settings: &GateSettings, checks: &mut Checks) {
+    let kept = &measured.kept;
+    let least = settings.retention_cosine;
+    let sentence = format!(
+        "on {} probe inputs '{}' keeps a cosine of {:.3} to the base's, at least {least:.3} is needed",
+        kept.samples, kept.output, kept.cosine_mean
+    );
+    checks.add("retention", kept.cosine_mean, least, kept.cosine_mean >= least, sentence);
+    if let (Some(found), Some(least)) = (kept.agreement, settings.retention_agreement) {
+        let sentence = format!(
+            "the base's own best class stays in {} of the probe inputs, {} is needed",
+            percent(found),
+            percent(least)
+        );
+        checks.add("base classes", found, least, found >= least, sentence);
+    }
+    if let Some(set) = &measured.labelled {
+        let least = set.reference - settings.retention_drop;
+        let passed = set.candidate >= least - 1e-9;
+        let sentence = format!(
+            "accuracy on the retention set {} against {}, {} less is allowed",
+            percent(set.candidate),
+            percent(set.reference),
+            percent(settings.retention_drop)
+        );
+        checks.add("retention set", set.candidate, least, passed, sentence);
+    }
+}
+
+#[cfg(test)]
+mod tests;

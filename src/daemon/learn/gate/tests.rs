@@ -1,0 +1,157 @@
+//! Every threshold on its own: a candidate that passes all but one is refused for that one.
+
+use super::*;
+
+/// `right` of `count` answers are right, in three classes, the first ones wrong.
+fn rows(count: usize, candidate: usize, reference: usize) -> Vec<HeldRow> {
+    let loss = |right: bool| if right { 0.2 } else { 1.8 };
+    (0..count)
+        .map(|i| {
+            let (c, r) = (i >= count - candidate, i >= count - reference);
+            HeldRow {
+                class: i % 3,
+                candidate_right: Some(c),
+                candidate_loss: loss(c),
+                reference_right: Some(r),
+                reference_loss: loss(r),
+            }
+        })
+        .collect()
+}
+
+fn good() -> Measured {
+    Measured {
+        reference: Reference::Generation(3),
+        labels: ["a", "b", "c"].map(String::from).to_vec(),
+        held: rows(30, 27, 18),
+        kept: Kept {
+            samples: 16,
+            output: "y".into(),
+            cosine_mean: 0.97,
+            cosine_min: 0.9,
+            agreement: Some(0.9),
+        },
+        labelled: Some(Labelled { samples: 20, candidate: 0.8, reference: 0.8 }),
+        effect: Some(0.01),
+        finite: true,
+        candidate_ms: 10.0,
+        reference_ms: 9.0,
+    }
+}
+
+fn failed(measured: &Measured, settings: &GateSettings) -> Vec<String> {
+    let verdict = judge(measured, settings, 1);
+    let failed: Vec<String> =
+        verdict.checks.iter().filter(|c| !c.passed).map(|c| c.name.clone()).collect();
+    assert_eq!(verdict.passed, failed.is_empty());
+    assert_eq!(verdict.sentence.starts_with("proven"), verdict.passed, "{}", verdict.sentence);
+    // Stored as JSON and read back with every number, but for the last bit.
+    let text = serde_json::to_string(&verdict).unwrap();
+    let read: Verdict = serde_json::from_str(&text).unwrap();
+    assert_eq!((read.passed, &read.settings), (verdict.passed, &verdict.settings));
+    for (a, b) in read.checks.iter().zip(&verdict.checks) {
+        assert!((a.value - b.value).abs() <= 1e-12 * b.value.abs(), "{a:?} {b:?}");
+        assert_eq!((&a.name, a.passed, &a.sentence), (&b.name, b.passed, &b.sentence));
+    }
+    failed
+}
+
+#[test]
+fn a_better_candidate_passes_and_its_numbers_are_right() {
+    let settings = GateSettings::default();
+    assert_eq!(failed(&good(), &settings), Vec::<String>::new());
+    let v = judge(&good(), &settings, 1);
+    assert_eq!((v.samples, v.accuracy, v.reference_accuracy), (30, Some(0.9), Some(0.6)));
+    assert_eq!(v.discordant, (9, 0));
+    assert!((v.p - 1.0 / 512.0).abs() < 1e-12);
+    assert!((v.loss - (0.9 * 0.2 + 0.1 * 1.8)).abs() < 1e-9);
+    assert!(v.accuracy_gain_low > 0.1 && v.accuracy_gain_low < 0.3);
+    assert!(v.loss_gain_low > 0.2 && v.loss_gain_low < 0.48, "{}", v.loss_gain_low);
+}
+
+#[test]
+fn each_check_alone_refuses() {
+    let settings = GateSettings { retention_agreement: Some(0.8), ..GateSettings::default() };
+    type Spoil = fn(&mut Measured);
+    let cases: [(&str, Spoil); 10] = [
+        ("finite", |m| m.finite = false),
+        ("finite", |m| m.kept.cosine_mean = f64::NAN),
+        ("holdout", |m| m.held.truncate(7)),
+        ("gain", |m| m.held = rows(30, 18, 18)),
+        ("evidence", |m| m.held = rows(30, 18, 18)),
+        ("retention", |m| m.kept.cosine_mean = 0.2),
+        ("base classes", |m| m.kept.agreement = Some(0.5)),
+        ("retention set", |m| {
+            m.labelled = Some(Labelled { samples: 20, candidate: 0.6, reference: 0.8 })
+        }),
+        ("effect", |m| m.effect = Some(0.0)),
+        ("latency", |m| m.candidate_ms = 100.0),
+    ];
+    assert_eq!(failed(&good(), &settings), Vec::<String>::new());
+    for (name, spoil) in cases {
+        let mut measured = good();
+        spoil(&mut measured);
+        let failed = failed(&measured, &settings);
+        assert!(failed.iter().any(|f| f == name), "{name}: {failed:?}");
+    }
+}
+
+#[test]
+fn a_small_gain_needs_evidence() {
+    // One more right of thirty, by chance as likely as not; its loss is hardly better.
+    let mut measured = good();
+    measured.held = rows(30, 19, 18);
+    for (i, row) in measured.held.iter_mut().enumerate() {
+        row.candidate_loss = 1.0 + if i % 2 == 0 { 0.3 } else { -0.31 };
+        row.reference_loss = 1.0;
+    }
+    for evidence in [Evidence::Loss, Evidence::Answers, Evidence::Accuracy] {
+        let settings = GateSettings { evidence, ..GateSettings::default() };
+        assert_eq!(failed(&measured, &settings), ["evidence"], "{evidence:?}");
+    }
+}
+
+#[test]
+fn a_class_that_falls_is_refused_though_the_whole_gains() {
+    let mut measured = good();
+    // Class 0 had 6 of 10 and gets 1 of 10; the others gain.
+    for (i, row) in measured.held.iter_mut().enumerate() {
+        let in_class = i / 3;
+        row.candidate_right = Some(if i % 3 == 0 { in_class == 9 } else { true });
+        row.candidate_loss = if row.candidate_right == Some(true) { 0.1 } else { 1.0 };
+    }
+    assert_eq!(failed(&measured, &GateSettings::default()), ["class floor"]);
+    let verdict = judge(&measured, &GateSettings::default(), 1);
+    assert!(verdict.sentence.contains("'a'"), "{}", verdict.sentence);
+    // A class that the reference never got right may stay at nothing.
+    for row in measured.held.iter_mut().filter(|r| r.class == 0) {
+        row.reference_right = Some(false);
+        row.candidate_right = Some(false);
+    }
+    assert_eq!(failed(&measured, &GateSettings::default()), Vec::<String>::new());
+    // Too few to judge a class by.
+    let settings = GateSettings { class_min: 11, ..GateSettings::default() };
+    assert_eq!(failed(&measured, &settings), Vec::<String>::new());
+}
+
+#[test]
+fn numbers_are_judged_by_their_loss() {
+    let mut measured = good();
+    for (i, row) in measured.held.iter_mut().enumerate() {
+        (row.candidate_right, row.reference_right) = (None, None);
+        row.reference_loss = 1.0 + 0.01 * (i % 5) as f64;
+        row.candidate_loss = 0.5;
+    }
+    let verdict = judge(&measured, &GateSettings::default(), 1);
+    assert!(verdict.passed && verdict.accuracy.is_none(), "{}", verdict.sentence);
+    measured.held.iter_mut().for_each(|r| r.candidate_loss = 1.2);
+    assert_eq!(failed(&measured, &GateSettings::default()), ["gain", "evidence"]);
+}
+
+#[test]
+fn nothing_held_out_proves_nothing() {
+    let mut measured = good();
+    measured.held.clear();
+    let failed = failed(&measured, &GateSettings::default());
+    assert!(failed.contains(&"holdout".into()) && failed.contains(&"evidence".into()));
+}

@@ -1,0 +1,256 @@
+//! The training child: this program called by itself. It lowers itself, trains, measures, and
+//! leaves what it found in the job's folder; it never changes the store.
+
+use super::assignment::{ASSIGNMENT, Assignment, CANDIDATE, CHECKPOINT, MEASURED, dataset};
+use super::limit::Limit;
+use super::measure::measure;
+use crate::adapter::{Adapter, TensorType};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fs::{Access, peak_rss_bytes, read_limited, write_atomic_bytes};
+use crate::runtime::Engine;
+use crate::store::{Key, Options, Reference, Store};
+use crate::train::data::Dataset;
+use crate::train::progress::{Event, Progress};
+use crate::train::{Lesson, LossKind, learn};
+use rustix::process::{Signal, getppid, nice, set_parent_process_death_signal};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// The hidden first argument.
+pub const VERB: &str = "train-worker";
+/// The exit code of a child that was asked to stop and can go on later (`EX_TEMPFAIL`).
+pub const STOPPED: u8 = 75;
+/// Words of its command line: program, verb, folder, limit, memory, parent.
+const WORDS: usize = 6;
+/// Least time between two lines about steps.
+const PACE: Duration = Duration::from_millis(500);
+
+/// One line of the child's standard output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "line", rename_all = "snake_case")]
+pub enum Line {
+    /// How far training is.
+    Progress {
+        /// Steps done.
+        step: u64,
+        /// Steps to do in all.
+        steps: u64,
+        /// The last step's loss; `None` before the first.
+        loss: Option<f64>,
+    },
+    /// A checkpoint was written.
+    Checkpoint {
+        /// Steps done.
+        step: u64,
+    },
+    /// Training is done; the candidate is measured.
+    Measuring,
+    /// The end.
+    Peak {
+        /// Most bytes resident at once.
+        bytes: u64,
+    },
+}
+
+/// Whether this process is a training child.
+pub fn is_call(arguments: &[OsString]) -> bool {
+    arguments.len() == WORDS && arguments.get(1).is_some_and(|a| a == VERB)
+}
+
+/// The child's own side: `arguments` are those of the process. Returns the exit code.
+pub fn main(arguments: &[OsString]) -> u8 {
+    match run(arguments) {
+        Ok(true) => 0,
+        Ok(false) => STOPPED,
+        Err(e) => {
+            // Whether the parent still listens does not matter to the exit code.
+            let _ = writeln!(std::io::stderr(), "{e}");
+            e.kind().exit_code()
+        }
+    }
+}
+
+/// `false`: stopped, to go on later.
+fn run(arguments: &[OsString]) -> Result<bool> {
+    let wrong = || Error::usage(format!("'{VERB}' is for the program's own use"));
+    let [_, _, folder, limit, memory, parent] = arguments else { return Err(wrong()) };
+    let text = |word: &OsString| word.to_str().map(String::from).ok_or_else(wrong);
+    let limit: Limit = serde_json::from_str(&text(limit)?).map_err(|_| wrong())?;
+    let memory: u64 = text(memory)?.parse().map_err(|_| wrong())?;
+    let parent: i32 = text(parent)?.parse().map_err(|_| wrong())?;
+    let lowering = |e| Error::failed(format!("the training process can't lower itself: {e}"));
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(lowering)?;
+    if getppid().map(|p| p.as_raw_nonzero().get()) != Some(parent) {
+        return Err(Error::failed("the daemon that started this is gone"));
+    }
+    nice(19).map_err(lowering)?;
+    // The kernel's first choice where memory runs out; not everywhere allowed.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    limit.enter()?;
+    let stop = stop_flag()?;
+    let done = work(Path::new(folder), memory, &stop)?;
+    print(&Line::Peak { bytes: peak_rss_bytes().unwrap_or(0) });
+    Ok(done)
+}
+
+/// Set at SIGTERM and SIGINT.
+fn stop_flag() -> Result<Arc<AtomicBool>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |e: std::io::Error| Error::failed(format!("signals can't be waited for: {e}"));
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let (mut term, mut int) = {
+        let _inside = runtime.enter();
+        (
+            signal(SignalKind::terminate()).map_err(failed)?,
+            signal(SignalKind::interrupt()).map_err(failed)?,
+        )
+    };
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = flag.clone();
+    let waiting = move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        });
+        set.store(true, Ordering::Relaxed);
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .stack_size(256 << 10)
+        .spawn(waiting)
+        .map_err(failed)?;
+    Ok(flag)
+}
+
+fn work(folder: &Path, memory: u64, stop: &Arc<AtomicBool>) -> Result<bool> {
+    let work = Assignment::read(folder)?.ok_or_else(|| {
+        Error::bad_input(format!("there is no '{ASSIGNMENT}'")).at(folder.display())
+    })?;
+    let key = work.key.as_deref().map(Key::read).transpose()?;
+    let store = Store::open_with(&work.state, Options { key, ..Options::default() })?;
+    let engine = Engine::open(&work.base)?;
+    let fingerprint = engine.base().fingerprint();
+    if !work.is_for(&fingerprint) {
+        return Err(Error::mismatch(format!(
+            "'{}' is base {}, the job is for another",
+            work.base.display(),
+            fingerprint.short()
+        )));
+    }
+    let previous = match work.previous {
+        Some(number) => {
+            let reference = Reference::parse(&format!("{}@{number}", work.name))?;
+            Some(store.load(&reference)?.adapter)
+        }
+        None => None,
+    };
+    let ids: Vec<i64> = work.new.iter().chain(&work.replayed).copied().collect();
+    let train = dataset(&store, &engine, &ids)?;
+    let held = dataset(&store, &engine, &work.held)?;
+    let path = folder.join(CANDIDATE);
+    let candidate = if path.exists() {
+        // An earlier run of this job was stopped while it measured.
+        let bytes = read_limited(&path, crate::adapter::MAX_FILE)?;
+        Adapter::from_bytes(&bytes).map_err(|e| e.at(path.display()))?
+    } else {
+        match candidate(&engine, &work, previous.as_ref(), &train, folder, memory, stop)? {
+            Some(candidate) => candidate,
+            None => return Ok(false),
+        }
+    };
+    print(&Line::Measuring);
+    let mut go_on = || !stop.load(Ordering::Relaxed);
+    let measured =
+        measure(&engine, &work, &candidate, previous.as_ref(), [&train, &held], &mut go_on)?;
+    let Some(measured) = measured else { return Ok(false) };
+    let bytes = serde_json::to_vec(&measured)
+        .map_err(|e| Error::failed(format!("what was measured can't be written: {e}")))?;
+    write_atomic_bytes(&folder.join(MEASURED), Access::Private, &bytes)?;
+    Ok(true)
+}
+
+fn candidate(
+    engine: &Engine,
+    work: &Assignment,
+    previous: Option<&Adapter>,
+    train: &Dataset,
+    folder: &Path,
+    memory: u64,
+    stop: &Arc<AtomicBool>,
+) -> Result<Option<Adapter>> {
+    let loss = match train.classes() {
+        Some(_) => LossKind::CrossEntropy,
+        None => LossKind::MeanSquaredError,
+    };
+    let mut options = work.options(folder, loss, memory);
+    if loss == LossKind::MeanSquaredError {
+        options.keep = 0.0;
+    }
+    let lesson = Lesson { data: train, replayed: work.replayed.len(), holdout: None, previous };
+    let mut news = News { stop: stop.clone(), told: None };
+    let mut result = learn(engine, &lesson, &options, &mut news);
+    if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Mismatch || damaged(e)) {
+        // A state of other settings or of a damaged card: from the start rather than not at all.
+        let checkpoint = folder.join(CHECKPOINT);
+        if checkpoint.exists() {
+            std::fs::remove_file(&checkpoint).map_err(|e| Error::io(&checkpoint, e))?;
+            result = learn(engine, &lesson, &options, &mut news);
+        }
+    }
+    let trained = match result {
+        Ok(trained) => trained,
+        Err(_) if stop.load(Ordering::Relaxed) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let bytes = trained.adapter.to_bytes(TensorType::F32)?;
+    write_atomic_bytes(&folder.join(CANDIDATE), Access::Private, &bytes)?;
+    Ok(Some(trained.adapter))
+}
+
+fn damaged(error: &Error) -> bool {
+    error.kind() == ErrorKind::BadInput && error.message().contains("checkpoint")
+}
+
+fn print(line: &Line) {
+    if let Ok(text) = serde_json::to_string(line) {
+        // A parent that is gone kills this process anyway.
+        let _ = writeln!(std::io::stdout(), "{text}");
+    }
+}
+
+/// Tells the parent, seldom; listens to the signal.
+struct News {
+    stop: Arc<AtomicBool>,
+    told: Option<Instant>,
+}
+
+impl Progress for News {
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Started { steps, resumed_at, .. } => {
+                print(&Line::Progress { step: *resumed_at, steps: *steps, loss: None });
+            }
+            Event::Step { step, steps, loss, .. } => {
+                let now = Instant::now();
+                if step == steps || self.told.is_none_or(|t| now - t >= PACE) {
+                    self.told = Some(now);
+                    print(&Line::Progress { step: *step, steps: *steps, loss: Some(*loss) });
+                }
+            }
+            Event::Checkpoint { step } => print(&Line::Checkpoint { step: *step }),
+            _ => {}
+        }
+    }
+
+    fn stop(&mut self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}

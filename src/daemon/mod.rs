@@ -1,0 +1,53 @@
+//! Layer 6: the daemon. It answers requests, takes samples in, trains when the machine is idle,
+//! promotes what is proven, rolls back and forgets.
+//!
+//! Knows nothing about how operations run.
+
+mod client;
+mod config;
+mod host;
+pub mod learn;
+pub mod serve;
+
+pub use client::{Answer, Client};
+pub use config::{
+    Config, Level, Limits, LogConfig, SYSTEM_CONFIG, SYSTEM_SOCKET, SampleConfig, ServeConfig,
+    read_token,
+};
+pub use host::Host;
+
+use crate::error::Result;
+use crate::runtime::Engine;
+use crate::shape::{Array, Data};
+use std::time::Duration;
+
+/// What the learner needs of the serving side.
+pub trait Serving: Send + Sync {
+    /// Requests to the base that wait or run now.
+    fn in_flight(&self) -> usize;
+
+    /// How long no request to the base has waited or run.
+    fn idle_for(&self) -> Duration;
+
+    /// Serves what the store calls active for `name`; requests in flight keep what they have.
+    ///
+    /// # Errors
+    /// The generation can't be loaded or does not fit the base: the one before is served on.
+    fn refresh(&self, name: &str) -> Result<()>;
+
+    /// The engine.
+    fn engine(&self) -> &Engine;
+}
+
+/// A tensor as requests and answers carry it: `{"shape", "dtype", "data"}`.
+pub fn tensor_json(array: &Array) -> serde_json::Value {
+    use serde_json::json;
+    let data = match array.data() {
+        Data::F32(v) => json!(v),
+        Data::I64(v) => json!(v),
+        Data::I32(v) => json!(v),
+        Data::U8(v) => json!(v),
+        Data::Bool(v) => json!(v),
+    };
+    json!({"shape": array.shape(), "dtype": array.dtype(), "data": data})
+}

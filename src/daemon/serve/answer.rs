@@ -1,0 +1,303 @@
+//! From a question to its answer: inputs made, the base run, labels read.
+
+use super::ask::{Asked, Question, Raw};
+use super::problem::Problem;
+use super::roster::{Roster, Served};
+use crate::daemon::tensor_json;
+use crate::error::Result;
+use crate::runtime::text::Tokens;
+use crate::runtime::{Engine, Named, Prediction, Preprocessor, apply_head, base_predictions};
+use crate::shape::{Array, DType, Data};
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Answers questions about one base. Shared by all workers.
+pub struct Answerer {
+    engine: Engine,
+    preprocessor: Preprocessor,
+    roster: Arc<Roster>,
+    /// Whether sentences of one length may share a run.
+    batches: bool,
+    /// Decoding takes up to 128 MiB: one picture at a time.
+    decoding: Mutex<()>,
+}
+
+/// A question ready to run.
+pub struct Prepared {
+    work: Work,
+    served: Arc<Served>,
+    top: usize,
+    outputs: Option<bool>,
+}
+
+enum Work {
+    /// A sentence and the length that it is padded to.
+    Tokens(Tokens, usize),
+    Inputs(Named),
+}
+
+/// The answer to one question.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// Who answered.
+    pub name: Option<String>,
+    /// Its generation.
+    pub generation: Option<u64>,
+    /// For each row the likeliest labels and their probabilities.
+    pub predictions: Vec<Vec<(String, f32)>>,
+    /// The base's outputs, where asked for.
+    pub outputs: Option<Named>,
+    /// Questions that were answered by the same run.
+    pub batch: usize,
+}
+
+impl Answerer {
+    /// For this engine and these adapters.
+    pub fn new(engine: Engine, roster: Arc<Roster>) -> Answerer {
+        let batches = rows_are_free(&engine);
+        let preprocessor = Preprocessor::new(&engine);
+        Answerer { engine, preprocessor, roster, batches, decoding: Mutex::new(()) }
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// The adapters.
+    pub fn roster(&self) -> &Arc<Roster> {
+        &self.roster
+    }
+
+    /// Parses a question, chooses who answers and makes the base's inputs.
+    pub fn prepare(&self, raw: &Raw) -> Result<Prepared, Problem> {
+        let names = || self.roster.list().into_iter().map(|(name, ..)| name).collect();
+        let Question { input, selection, top, outputs } = raw.parse(names)?;
+        let served = self.roster.resolve(&selection)?;
+        let work = match input {
+            Asked::Text(text) => {
+                let tokens = self.preprocessor.tokens(&text)?;
+                let length = self.preprocessor.padded_length(tokens.ids.len());
+                Work::Tokens(tokens, length)
+            }
+            Asked::Picture(bytes, _) => {
+                let picture = {
+                    let _one = self.decoding.lock().unwrap_or_else(PoisonError::into_inner);
+                    self.preprocessor.image_bytes(&bytes)?
+                };
+                Work::Inputs(self.preprocessor.stack(&[&picture])?)
+            }
+            Asked::Tensors(named) => Work::Inputs(named),
+        };
+        Ok(Prepared { work, served, top, outputs })
+    }
+
+    /// An error if the base can't take `input`, without running it.
+    pub fn check(&self, input: &Asked) -> Result<(), Problem> {
+        match input {
+            Asked::Text(text) => drop(self.preprocessor.tokens(text)?),
+            Asked::Picture(bytes, _) => {
+                let _one = self.decoding.lock().unwrap_or_else(PoisonError::into_inner);
+                drop(self.preprocessor.image_bytes(bytes)?);
+            }
+            Asked::Tensors(named) => self.engine.check(named)?,
+        }
+        Ok(())
+    }
+
+    /// Questions of equal keys may share a run: one adapter, one padded length.
+    pub fn key(&self, prepared: &Prepared) -> Option<(usize, usize)> {
+        match &prepared.work {
+            Work::Tokens(_, length) if self.batches => {
+                let adapter = prepared.served.bound.as_ref();
+                Some((adapter.map_or(0, |b| Arc::as_ptr(b) as usize), *length))
+            }
+            _ => None,
+        }
+    }
+
+    /// Answers questions of one key, in one run: one answer for each.
+    pub fn answer(&self, group: &[&Prepared]) -> Result<Vec<Reply>, Problem> {
+        let Some(first) = group.first() else { return Ok(vec![]) };
+        let made;
+        let inputs = match &first.work {
+            Work::Inputs(named) => named,
+            Work::Tokens(..) => {
+                let rows: Vec<&Tokens> = group
+                    .iter()
+                    .filter_map(|p| match &p.work {
+                        Work::Tokens(tokens, _) => Some(tokens),
+                        Work::Inputs(_) => None,
+                    })
+                    .collect();
+                made = self.preprocessor.batch(&rows)?;
+                &made
+            }
+        };
+        let bound = first.served.bound.as_ref();
+        let outputs = self.engine.run(inputs, bound)?;
+        let head = bound.and_then(|b| b.head.as_ref());
+        let predictions = match head {
+            Some(head) => apply_head(head, inputs, &outputs)?,
+            None => base_predictions(self.engine.base(), &outputs),
+        };
+        if predictions.iter().flat_map(|p| &p.logits).any(|v| !v.is_finite()) {
+            return Err(Problem::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "not_finite",
+                "the answer to these inputs is not finite",
+            ));
+        }
+        let alone = group.len() == 1;
+        group
+            .iter()
+            .enumerate()
+            .map(|(row, prepared)| {
+                let own: &[Prediction] = match alone {
+                    true => &predictions,
+                    false => predictions.get(row..row + 1).unwrap_or_default(),
+                };
+                let wanted = prepared.outputs.unwrap_or(own.is_empty());
+                let outputs = match (wanted, alone) {
+                    (false, _) => None,
+                    (true, true) => Some(outputs.clone()),
+                    (true, false) => Some(
+                        outputs
+                            .iter()
+                            .map(|(name, a)| Ok((name.clone(), one_row(a, row)?)))
+                            .collect::<Result<Named>>()?,
+                    ),
+                };
+                Ok(Reply {
+                    name: prepared.served.name.clone(),
+                    generation: prepared.served.generation,
+                    predictions: own.iter().map(|p| p.top(prepared.top)).collect(),
+                    outputs,
+                    batch: group.len(),
+                })
+            })
+            .collect()
+    }
+
+    /// A question that any base of its kind can answer.
+    ///
+    /// # Errors
+    /// The base has inputs that nothing is known of.
+    pub fn probe(&self) -> Result<Prepared, Problem> {
+        let base = self.engine.base();
+        let spec = base.preprocess().image.as_ref();
+        let work = if base.tokenizer().is_ok_and(|t| t.is_some()) {
+            let tokens = self.preprocessor.tokens("ready")?;
+            let length = self.preprocessor.padded_length(tokens.ids.len());
+            Work::Tokens(tokens, length)
+        } else if let Some(spec) = spec {
+            let [height, width] = spec.size.map(|side| side as usize);
+            let shape = match spec.channels_first {
+                true => vec![1, 3, height, width],
+                false => vec![1, height, width, 3],
+            };
+            let grey = Array::f32(shape, vec![0.0; 3 * height * width])?;
+            Work::Inputs(self.preprocessor.stack(&[&grey])?)
+        } else {
+            Work::Inputs(self.zeros()?)
+        };
+        let served = self.roster.resolve(&super::roster::Selection::Base)?;
+        Ok(Prepared { work, served, top: 1, outputs: Some(false) })
+    }
+
+    /// Zeros of the least sizes that the base's inputs allow.
+    fn zeros(&self) -> Result<Named, Problem> {
+        let mut last = Problem::failed("the base has no inputs");
+        for free in [1, 8, 16, 32, 64] {
+            let inputs = self.engine.inputs().iter().map(|spec| {
+                // The first free dimension is the batch.
+                let dim = |(i, d): (usize, &String)| match d.parse::<usize>() {
+                    Ok(n) => n,
+                    Err(_) if i == 0 => 1,
+                    Err(_) => free,
+                };
+                let shape: Vec<usize> = spec.dims.iter().enumerate().map(dim).collect();
+                zero(shape, spec.dtype).map(|a| (spec.name.clone(), a))
+            });
+            let inputs = inputs.collect::<Result<Named>>()?;
+            match self.engine.run(&inputs, None) {
+                Ok(_) => return Ok(inputs),
+                Err(e) => last = e.into(),
+            }
+        }
+        Err(last)
+    }
+}
+
+fn zero(shape: Vec<usize>, dtype: DType) -> Result<Array> {
+    let n = crate::shape::volume(&shape).filter(|n| *n <= 1 << 26);
+    let n = n.ok_or_else(|| {
+        crate::error::Error::unsupported(format!("an input of shape {shape:?} is not probed"))
+    })?;
+    let data = match dtype {
+        DType::F32 => Data::F32(vec![0.0; n]),
+        DType::I64 => Data::I64(vec![0; n]),
+        DType::I32 => Data::I32(vec![0; n]),
+        DType::U8 => Data::U8(vec![0; n]),
+        DType::Bool => Data::Bool(vec![false; n]),
+    };
+    Array::new(shape, data)
+}
+
+/// Whether all inputs and outputs have one free first dimension: the batch.
+fn rows_are_free(engine: &Engine) -> bool {
+    let mut first = engine.inputs().iter().chain(engine.outputs()).map(|s| s.dims.first());
+    let Some(Some(batch)) = first.next() else { return false };
+    batch.parse::<u64>().is_err() && first.all(|dim| dim == Some(batch))
+}
+
+/// Row `row` of the first axis, which stays, with one row.
+fn one_row(array: &Array, row: usize) -> Result<Array> {
+    fn part<T: Clone>(values: &[T], rows: usize, row: usize) -> Vec<T> {
+        let width = values.len() / rows.max(1);
+        values.get(row * width..(row + 1) * width).unwrap_or_default().to_vec()
+    }
+    let mut shape = array.shape().to_vec();
+    let rows = shape.first().copied().unwrap_or(1);
+    if let Some(first) = shape.first_mut() {
+        *first = 1;
+    }
+    let data = match array.data() {
+        Data::F32(v) => Data::F32(part(v, rows, row)),
+        Data::I64(v) => Data::I64(part(v, rows, row)),
+        Data::I32(v) => Data::I32(part(v, rows, row)),
+        Data::U8(v) => Data::U8(part(v, rows, row)),
+        Data::Bool(v) => Data::Bool(part(v, rows, row)),
+    };
+    Array::new(shape, data)
+}
+
+impl Reply {
+    /// As it is sent. Outputs that are not finite are `null` in JSON.
+    pub fn json(&self) -> Value {
+        let labels = |row: &Vec<(String, f32)>| {
+            let top: Vec<Value> = row
+                .iter()
+                .map(|(label, probability)| json!({"label": label, "probability": probability}))
+                .collect();
+            json!({"label": row.first().map(|(label, _)| label), "top": top})
+        };
+        let mut answer = json!({
+            "adapter": self.name,
+            "generation": self.generation,
+            "predictions": self.predictions.iter().map(labels).collect::<Vec<_>>(),
+        });
+        if let (Some(outputs), Some(map)) = (&self.outputs, answer.as_object_mut()) {
+            let named = outputs.iter().map(|(name, a)| (name.clone(), tensor_json(a)));
+            map.insert("outputs".into(), Value::Object(named.collect()));
+        }
+        answer
+    }
+}
+
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prepared").field("top", &self.top).finish_non_exhaustive()
+    }
+}

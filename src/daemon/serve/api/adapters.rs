@@ -1,0 +1,260 @@
+//! Adapters: list, add, switch, roll back, remove; and llama.cpp's form of them.
+
+use super::{Answer, Call, ok, with};
+use crate::adapter::Adapter;
+use crate::daemon::Serving;
+use crate::daemon::serve::app::App;
+use crate::daemon::serve::ask::{LoraWeight, Mime, given, json, mix, unsupported_media};
+use crate::daemon::serve::problem::Problem;
+use crate::daemon::serve::roster::{Selection, unknown};
+use crate::error::Result as Done;
+use crate::store::{Origin, Reference, Switched};
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longest trial that can be asked for: 90 days.
+const MAX_TRIAL: u64 = 90 * 24 * 3600;
+
+/// `GET /v1/adapters`.
+pub async fn list(State(app): State<Arc<App>>, _call: Call) -> Answer {
+    let names = app.blocking(|app| Ok(app.store.names()?)).await?;
+    let faults = app.roster.list();
+    let rows: Vec<_> = names
+        .iter()
+        .map(|entry| {
+            let fault = faults.iter().find(|(name, ..)| *name == entry.name);
+            let served = fault.and_then(|(_, generation, _)| *generation);
+            let fault = fault.and_then(|(.., fault)| fault.clone());
+            json!({
+                "name": entry.name,
+                "active": entry.active,
+                "served": if fault.is_some() { None } else { served },
+                "fault": fault,
+                "trial": entry.trial,
+                "base": entry.base.map(|b| b.to_string()),
+                "generations": entry.generations,
+            })
+        })
+        .collect();
+    ok(&json!({"adapters": rows}))
+}
+
+/// `GET /v1/adapters/{name}`.
+pub async fn show(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let name = call.name()?.to_string();
+    let answer = app
+        .blocking(move |app| {
+            let entry = app.store.name(&name)?;
+            Ok(json!({
+                "name": entry.name,
+                "active": entry.active,
+                "trial": entry.trial,
+                "generations": app.store.generations(&name)?,
+                "history": app.store.history(&name)?,
+                "samples": app.store.counts(&name)?,
+            }))
+        })
+        .await?;
+    ok(&answer)
+}
+
+/// `POST /v1/adapters/{name}`: the bytes of a `.adapter` file become a generation, if it fits the
+/// base.
+pub async fn add(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let name = call.name()?.to_string();
+    if call.mime() != Some(Mime::Bytes) {
+        return Err(unsupported_media("application/octet-stream"));
+    }
+    let added = app
+        .blocking(move |app| {
+            let adapter = Adapter::from_bytes(&call.body)?;
+            app.engine().bind(&[(&adapter, 1.0)])?;
+            let added = app.store.add(&name, &adapter, &Origin::default())?;
+            app.roster.refresh(&name)?;
+            Ok(added)
+        })
+        .await?;
+    with(if added.new { StatusCode::CREATED } else { StatusCode::OK }, &added)
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RemoveQuery {
+    force: bool,
+}
+
+/// `DELETE /v1/adapters/{name}`: all its generations.
+pub async fn remove(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let name = call.name()?.to_string();
+    remove_reference(app, name.clone(), name, call.query()?).await
+}
+
+/// `DELETE /v1/adapters/{name}/{generation}`.
+pub async fn remove_one(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let name = call.name()?.to_string();
+    let generation = call.number("generation")?;
+    if generation == 0 {
+        return Err(Problem::not_found("generations count from 1"));
+    }
+    remove_reference(app, name.clone(), format!("{name}@{generation}"), call.query()?).await
+}
+
+async fn remove_reference(
+    app: Arc<App>,
+    name: String,
+    reference: String,
+    RemoveQuery { force }: RemoveQuery,
+) -> Answer {
+    let removed = app
+        .blocking(move |app| {
+            let reference = Reference::parse(&reference)?;
+            let removed = app.store.remove(&reference, force)?;
+            app.refresh(&name)?;
+            Ok(removed)
+        })
+        .await?;
+    ok(&json!({"removed": removed}))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ActivateBody {
+    #[serde(default, deserialize_with = "given")]
+    generation: Option<Option<u64>>,
+    #[serde(default, deserialize_with = "given")]
+    expected_generation: Option<Option<u64>>,
+    trial_seconds: Option<u64>,
+}
+
+/// `POST /v1/adapters/{name}/activate`: compare and swap.
+pub async fn activate(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let name = call.name()?.to_string();
+    let body: ActivateBody = call.json()?;
+    let limit = |n: Option<Option<u64>>| n.flatten().is_some_and(|n| n > i64::MAX as u64);
+    if limit(body.generation) || limit(body.expected_generation) {
+        return Err(Problem::not_found("there is no such generation"));
+    }
+    if body.trial_seconds.is_some_and(|s| s > MAX_TRIAL || s == 0) {
+        return Err(Problem::invalid(format!("trial_seconds: expected 1 to {MAX_TRIAL}")));
+    }
+    let Some(generation) = body.generation else {
+        return Err(Problem::invalid("generation: missing (null: the base)"));
+    };
+    if generation.is_none() && (body.expected_generation.is_some() || body.trial_seconds.is_some())
+    {
+        return Err(Problem::invalid(
+            "going back to the base takes neither expected_generation nor trial_seconds",
+        ));
+    }
+    switch(app, name, move |app, name| match generation {
+        Some(generation) => app.store.activate(
+            name,
+            generation,
+            body.expected_generation,
+            body.trial_seconds.map(Duration::from_secs),
+        ),
+        None => app.store.deactivate(name),
+    })
+    .await
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RollbackBody {
+    why: Option<String>,
+}
+
+/// `POST /v1/adapters/{name}/rollback`.
+pub async fn rollback(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let name = call.name()?.to_string();
+    let body: RollbackBody = call.json_or_default()?;
+    let why = body.why.unwrap_or_else(|| "by hand".into());
+    if why.len() > 1000 {
+        return Err(Problem::invalid("why: at most 1000 bytes"));
+    }
+    switch(app, name, move |app, name| app.store.rollback(name, &why)).await
+}
+
+async fn switch(
+    app: Arc<App>,
+    name: String,
+    work: impl FnOnce(&App, &str) -> Done<Switched> + Send + 'static,
+) -> Answer {
+    let switched = app
+        .blocking(move |app| {
+            let switched = work(app, &name)?;
+            app.refresh(&name)?;
+            Ok(switched)
+        })
+        .await?;
+    let serves = switched.active.map_or("the base".into(), |g| format!("generation {g}"));
+    tracing::info!("adapter '{}' serves {serves}", switched.name);
+    if let Some(learning) = app.learning() {
+        learning.wake();
+    }
+    ok(&switched)
+}
+
+/// `GET /lora-adapters`, as llama.cpp's server: the scale is what requests get that name none.
+pub async fn lora_list(State(app): State<Arc<App>>, _call: Call) -> Answer {
+    ok(&lora(&app))
+}
+
+fn lora(app: &App) -> serde_json::Value {
+    let default = app.roster.default_selection();
+    let rows: Vec<_> = app
+        .roster
+        .list()
+        .into_iter()
+        .enumerate()
+        .map(|(id, (name, ..))| {
+            let scale = match &default {
+                Selection::Named(reference) if reference.name() == name => 1.0,
+                Selection::Mix(parts) => {
+                    parts.iter().find(|(n, _)| *n == name).map_or(0.0, |(_, scale)| *scale)
+                }
+                _ => 0.0,
+            };
+            json!({"id": id, "path": name, "scale": scale})
+        })
+        .collect();
+    json!(rows)
+}
+
+/// `POST /lora-adapters`: which adapters requests get that name none, until the daemon ends. Those
+/// that are not listed get none.
+pub async fn lora_set(State(app): State<Arc<App>>, call: Call) -> Answer {
+    if call.mime() != Some(Mime::Json) {
+        return Err(unsupported_media("application/json"));
+    }
+    let list: Vec<LoraWeight> = json(&call.body)?;
+    let names: Vec<String> = app.roster.list().into_iter().map(|(name, ..)| name).collect();
+    let parts: Vec<(String, f32)> =
+        mix(&list, &names)?.into_iter().filter(|(_, scale)| *scale != 0.0).collect();
+    let selection = match parts.as_slice() {
+        [] => Selection::Base,
+        [(name, 1.0)] => Selection::Named(Reference::parse(name)?),
+        _ => Selection::Mix(parts),
+    };
+    let answer = app
+        .blocking(move |app| {
+            // What can't be served is not set.
+            app.roster.resolve(&selection)?;
+            app.roster.set_default(selection);
+            Ok(lora(app))
+        })
+        .await?;
+    ok(&answer)
+}
+
+/// 404 where the store does not know a name.
+pub fn known(app: &App, name: &str) -> Result<(), Problem> {
+    match app.roster.list().iter().any(|(n, ..)| n == name) {
+        true => Ok(()),
+        false => Err(unknown(name)),
+    }
+}

@@ -1,0 +1,155 @@
+//! The routes and their handlers.
+
+mod adapters;
+mod predict;
+mod samples;
+mod status;
+mod train;
+
+use super::app::App;
+use super::ask::{Mime, json, unsupported_media};
+use super::guard::{Whole, note_route};
+use super::problem::Problem;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{FromRequestParts, Query, RawPathParams};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use axum::middleware::from_fn;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+
+/// What a handler gives.
+type Answer = Result<Response, Problem>;
+
+/// All routes.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/health", get(status::health))
+        .route("/metrics", get(status::metrics))
+        .route("/openapi.json", get(status::openapi))
+        .route("/v1/status", get(status::status))
+        .route("/v1/events", get(status::events))
+        .route("/v1/predict", post(predict::predict))
+        .route("/v1/feedback", post(samples::feedback))
+        .route("/v1/samples", get(samples::list))
+        .route("/v1/samples/{id}", get(samples::show).post(samples::set))
+        .route("/v1/forget", post(samples::forget))
+        .route("/v1/adapters", get(adapters::list))
+        .route(
+            "/v1/adapters/{name}",
+            get(adapters::show).post(adapters::add).delete(adapters::remove),
+        )
+        .route("/v1/adapters/{name}/{generation}", axum::routing::delete(adapters::remove_one))
+        .route("/v1/adapters/{name}/activate", post(adapters::activate))
+        .route("/v1/adapters/{name}/rollback", post(adapters::rollback))
+        .route("/v1/train", get(train::list).post(train::start))
+        .route("/v1/train/{job}", get(train::show))
+        .route("/v1/train/{job}/events", get(train::follow))
+        .route("/lora-adapters", get(adapters::lora_list).post(adapters::lora_set))
+        .layer(from_fn(note_route))
+        .method_not_allowed_fallback(async || {
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "this path has other methods: see the Allow header",
+            )
+        })
+        .fallback(async || Problem::not_found("no such path").hint("see GET /openapi.json"))
+        .with_state(app)
+}
+
+/// A request as handlers take it: its faults are ours to word.
+struct Call {
+    parts: Parts,
+    params: Vec<(String, String)>,
+    body: Bytes,
+    // Holds the body's share of the memory until the handler is done.
+    _whole: Option<Whole>,
+}
+
+impl FromRequestParts<Arc<App>> for Call {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Call, Problem> {
+        let params = RawPathParams::from_request_parts(parts, app)
+            .await
+            .map_err(|_| Problem::invalid("the path is not UTF-8"))?;
+        let params = params.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        let whole = parts.extensions.get::<Whole>().cloned();
+        let body = whole.as_ref().map(|w| w.bytes.clone()).unwrap_or_default();
+        Ok(Call { parts: parts.clone(), params, body, _whole: whole })
+    }
+}
+
+impl Call {
+    /// A part of the path.
+    fn param(&self, key: &str) -> &str {
+        self.params.iter().find(|(k, _)| k == key).map_or("", |(_, v)| v)
+    }
+
+    /// An adapter's name in the path.
+    fn name(&self) -> Result<&str, Problem> {
+        super::ask::name(self.param("name"))
+    }
+
+    /// A number in the path: 404 for what is none, as nothing has such a number.
+    fn number(&self, key: &str) -> Result<u64, Problem> {
+        let text = self.param(key);
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        text.parse()
+            .ok()
+            .filter(|n| digits && *n <= i64::MAX as u64)
+            .ok_or_else(|| Problem::not_found(format!("'{text}' is no number of a {key}")))
+    }
+
+    fn query<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        Query::try_from_uri(&self.parts.uri)
+            .map(|Query(query)| query)
+            .map_err(|e| Problem::invalid(format!("the query: {}", innermost(&e))))
+    }
+
+    fn mime(&self) -> Option<Mime> {
+        Mime::parse(self.parts.headers.get(header::CONTENT_TYPE)?.to_str().ok()?)
+    }
+
+    /// The JSON of the body.
+    fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        match self.mime() {
+            Some(Mime::Json) => json(&self.body),
+            _ => Err(unsupported_media("application/json")),
+        }
+    }
+
+    /// As [`Call::json`], a missing body as `{}`.
+    fn json_or_default<T: DeserializeOwned + Default>(&self) -> Result<T, Problem> {
+        if self.body.is_empty() { Ok(T::default()) } else { self.json() }
+    }
+}
+
+/// The last of an error's causes: what the user did.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(next) = last.source() {
+        last = next;
+    }
+    last.to_string()
+}
+
+fn ok(value: &impl Serialize) -> Answer {
+    with(StatusCode::OK, value)
+}
+
+fn with(status: StatusCode, value: &impl Serialize) -> Answer {
+    Ok((status, axum::Json(value)).into_response())
+}
+
+/// Seconds since 1970-01-01 UTC.
+fn now() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}

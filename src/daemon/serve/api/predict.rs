@@ -1,0 +1,28 @@
+//! `POST /v1/predict`.
+
+use super::{Answer, Call, ok};
+use crate::daemon::serve::app::App;
+use crate::daemon::serve::ask::{Mime, Raw, unsupported_media};
+use crate::daemon::serve::problem::Problem;
+use axum::extract::State;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Has a worker answer.
+pub async fn predict(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let started = Instant::now();
+    let mime = match call.mime() {
+        Some(mime) if mime != Mime::Bytes => mime,
+        _ => {
+            return Err(unsupported_media(
+                "application/json, image/png, image/jpeg or application/x-npz",
+            ));
+        }
+    };
+    let raw = Raw { body: call.body.clone(), mime, query: call.query()? };
+    let answer = app.pool.ask(raw)?;
+    let outcome = answer.await.map_err(|_| Problem::failed("a worker has gone"))?;
+    let answered = ok(&outcome?.json());
+    app.metrics.answered(started.elapsed());
+    answered
+}

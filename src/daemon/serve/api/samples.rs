@@ -1,0 +1,289 @@
+//! Feedback, samples, and forgetting them.
+
+use super::{Answer, Call, now, ok, with};
+use crate::daemon::Serving;
+use crate::daemon::serve::app::App;
+use crate::daemon::serve::ask::{self, Asked, Mime, TensorBody, input, raw_input};
+use crate::daemon::serve::problem::Problem;
+use crate::daemon::serve::roster::Selection;
+use crate::store::{Filter, Input, Label, NewSample, Part, SampleState, Selector};
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use base64::Engine as _;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Samples of one page where the request does not say, and at most.
+const PAGE: u32 = 100;
+const MAX_PAGE: u32 = 1000;
+/// Where feedback comes from if it does not say.
+const DEFAULT_SOURCE: &str = "api";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FeedbackBody {
+    text: Option<String>,
+    image: Option<String>,
+    inputs: Option<BTreeMap<String, TensorBody>>,
+    adapter: Option<String>,
+    label: Option<String>,
+    values: Option<Vec<f32>>,
+    predicted: Option<String>,
+    generation: Option<u64>,
+    source: Option<String>,
+    time: Option<u64>,
+    consent: Option<bool>,
+}
+
+/// The query of a raw body.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FeedbackQuery {
+    adapter: Option<String>,
+    label: Option<String>,
+    predicted: Option<String>,
+    generation: Option<u64>,
+    source: Option<String>,
+    time: Option<u64>,
+    consent: Option<bool>,
+}
+
+struct Feedback {
+    input: Asked,
+    values: Option<Vec<f32>>,
+    rest: FeedbackQuery,
+}
+
+fn parse(body: &Bytes, mime: Mime, query: FeedbackQuery, bare: bool) -> Result<Feedback, Problem> {
+    if let Some(input) = raw_input(body, mime)? {
+        return Ok(Feedback { input, values: None, rest: query });
+    }
+    if !bare {
+        return Err(Problem::invalid("the query is for raw bodies: put it into the JSON"));
+    }
+    let b: FeedbackBody = ask::json(body)?;
+    let rest = FeedbackQuery {
+        adapter: b.adapter,
+        label: b.label,
+        predicted: b.predicted,
+        generation: b.generation,
+        source: b.source,
+        time: b.time,
+        consent: b.consent,
+    };
+    Ok(Feedback { input: input(b.text, b.image, b.inputs)?, values: b.values, rest })
+}
+
+/// `POST /v1/feedback`: a sample, and whether what was answered was right. On the medium when it is
+/// answered.
+pub async fn feedback(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let Some(mime) = call.mime().filter(|m| *m != Mime::Bytes) else {
+        return Err(ask::unsupported_media(
+            "application/json, image/png, image/jpeg or application/x-npz",
+        ));
+    };
+    let query: FeedbackQuery = call.query()?;
+    let bare = call.parts.uri.query().is_none_or(str::is_empty);
+    let (status, answer) = app
+        .blocking(move |app| {
+            let feedback = parse(&call.body, mime, query, bare)?;
+            record(app, feedback)
+        })
+        .await?;
+    with(status, &answer)
+}
+
+fn record(app: &App, feedback: Feedback) -> Result<(StatusCode, Value), Problem> {
+    let Feedback { input, values, rest } = feedback;
+    let name = match (&rest.adapter, app.roster.default_selection()) {
+        (Some(name), _) => ask::name(name)?.to_string(),
+        (None, Selection::Named(reference)) => reference.name().to_string(),
+        (None, _) => {
+            return Err(Problem::invalid(
+                "adapter: missing, and no default is set (serve.adapter)",
+            ));
+        }
+    };
+    let label = match (rest.label.clone(), values) {
+        (Some(_), Some(_)) => {
+            return Err(Problem::invalid("expected 'label' or 'values', not both"));
+        }
+        (Some(class), None) => Some(Label::Class(class)),
+        (None, Some(values)) => Some(Label::Values(values)),
+        (None, None) => None,
+    };
+    if rest.generation.is_some_and(|g| g > i64::MAX as u64)
+        || rest.time.is_some_and(|t| t > i64::MAX as u64)
+    {
+        return Err(Problem::invalid("'generation' or 'time' is out of range"));
+    }
+    let right = match (&rest.label, &rest.predicted) {
+        (Some(label), Some(predicted)) => Some(label == predicted),
+        _ => None,
+    };
+    let time = rest.time.unwrap_or_else(now);
+    let told = |right: Option<bool>| {
+        if let (Some(learning), Some(right)) = (app.learning(), right) {
+            learning.outcome(&name, rest.generation, right);
+        }
+    };
+    if rest.consent == Some(false) {
+        // What is said of the answer counts; the input is not kept.
+        check_input(app, &input)?;
+        if let (Some(right), Some(generation)) = (right, rest.generation) {
+            app.store.record_outcome(&name, generation, right, time)?;
+            told(Some(right));
+        }
+        return Ok((StatusCode::OK, json!({"stored": false, "outcome": "no_consent"})));
+    }
+    check_input(app, &input)?;
+    let sample = NewSample {
+        name: name.clone(),
+        input: input.into_stored()?,
+        label,
+        predicted: rest.predicted.clone(),
+        generation: rest.generation,
+        source: rest.source.clone().unwrap_or_else(|| DEFAULT_SOURCE.into()),
+        time,
+        consent: true,
+    };
+    let recorded = app.store.add_sample(&sample)?;
+    told(right);
+    if let Some(learning) = app.learning() {
+        learning.wake();
+    }
+    let mut answer = json!({"stored": true});
+    if let (Some(map), Ok(Value::Object(fields))) =
+        (answer.as_object_mut(), serde_json::to_value(&recorded))
+    {
+        map.extend(fields);
+    }
+    Ok((StatusCode::CREATED, answer))
+}
+
+/// What the base can't take is no sample: found now, not at night.
+fn check_input(app: &App, input: &Asked) -> Result<(), Problem> {
+    app.answerer.check(input)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    adapter: Option<String>,
+    label: Option<String>,
+    source: Option<String>,
+    since: Option<u64>,
+    until: Option<u64>,
+    part: Option<Part>,
+    state: Option<SampleState>,
+    limit: Option<u32>,
+    after: Option<i64>,
+}
+
+/// `GET /v1/samples`: without their inputs.
+pub async fn list(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let q: ListQuery = call.query()?;
+    let limit = q.limit.unwrap_or(PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        return Err(Problem::invalid(format!("limit: expected 1 to {MAX_PAGE}, found {limit}")));
+    }
+    in_range("since", q.since)?;
+    in_range("until", q.until)?;
+    let after = q.after.unwrap_or(0);
+    let name = q.adapter.as_deref().map(ask::name).transpose()?.map(String::from);
+    let filter = Filter {
+        name,
+        label: q.label,
+        source: q.source,
+        since: q.since,
+        until: q.until,
+        part: q.part,
+        state: q.state,
+        limit,
+        after,
+    };
+    let samples = app.blocking(move |app| Ok(app.store.samples(&filter)?)).await?;
+    let next = if samples.len() == limit as usize { samples.last().map(|s| s.id) } else { None };
+    ok(&json!({"samples": samples, "next": next}))
+}
+
+fn in_range(key: &str, value: Option<u64>) -> Result<(), Problem> {
+    match value {
+        Some(v) if v > i64::MAX as u64 => Err(Problem::invalid(format!("{key}: out of range"))),
+        _ => Ok(()),
+    }
+}
+
+/// `GET /v1/samples/{id}`: with its input.
+pub async fn show(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let id = call.number("id")? as i64;
+    let sample = app.blocking(move |app| Ok(app.store.sample(id)?)).await?;
+    let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+    let input = match &sample.input {
+        Input::Text(text) => json!({"text": text}),
+        Input::Picture { bytes, mime } => json!({"image": encode(bytes), "mime": mime}),
+        Input::Tensors(bytes) => json!({"npz": encode(bytes)}),
+    };
+    let values = match &sample.label {
+        Some(Label::Values(values)) => Some(values),
+        _ => None,
+    };
+    ok(&json!({"sample": sample.info, "input": input, "values": values}))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SetBody {
+    state: SampleState,
+    reason: Option<String>,
+}
+
+/// `POST /v1/samples/{id}`: into quarantine or out of it.
+pub async fn set(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let id = call.number("id")? as i64;
+    let body: SetBody = call.json()?;
+    app.blocking(move |app| {
+        match body.state {
+            SampleState::Kept => app.store.release(id)?,
+            SampleState::Quarantined => {
+                app.store.quarantine(id, body.reason.as_deref().unwrap_or("by hand"))?;
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    if let Some(learning) = app.learning() {
+        learning.wake();
+    }
+    ok(&json!({"id": id, "state": body.state}))
+}
+
+/// `POST /v1/forget`.
+pub async fn forget(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let selector: Selector = call.json()?;
+    in_range("since", selector.since)?;
+    in_range("until", selector.until)?;
+    let report = app
+        .blocking(move |app| {
+            let report = app.store.forget(&selector)?;
+            // Whatever fell back, and what was kept of retired generations.
+            app.roster.refresh_all()?;
+            for fallback in &report.fallbacks {
+                app.refresh(&fallback.name)?;
+            }
+            Ok(report)
+        })
+        .await?;
+    tracing::info!(
+        "forgot {} samples; {} generations retired",
+        report.samples,
+        report.generations.len()
+    );
+    if let Some(learning) = app.learning() {
+        learning.wake();
+    }
+    ok(&report)
+}

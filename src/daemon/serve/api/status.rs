@@ -1,0 +1,102 @@
+//! Health, metrics, the document, and what `offshoot status` shows.
+
+use super::{Answer, Call, ok};
+use crate::daemon::Serving;
+use crate::daemon::serve::app::{App, resident_bytes};
+use crate::daemon::serve::problem::Problem;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::IntoResponse;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Events in a status.
+const EVENTS: u32 = 10;
+/// Most events of one page.
+const MAX_EVENTS: u32 = 1000;
+
+/// `GET /health`: 200 once a probe was answered.
+pub async fn health(State(app): State<Arc<App>>, _call: Call) -> Answer {
+    if *app.stop.borrow() {
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", "stopping"));
+    }
+    if !app.ready() {
+        let message = "the base has answered no probe yet";
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message));
+    }
+    let changed = app.engine().base().check_unchanged().is_err();
+    ok(&json!({"status": "ok", "base_changed": changed}))
+}
+
+/// `GET /metrics`.
+pub async fn metrics(State(app): State<Arc<App>>, _call: Call) -> Answer {
+    let text = app.metrics.text(&app.gauges());
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4");
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+/// `GET /openapi.json`.
+pub async fn openapi(_call: Call) -> Answer {
+    ok(&crate::daemon::serve::openapi::document())
+}
+
+/// `GET /v1/status`.
+pub async fn status(State(app): State<Arc<App>>, _call: Call) -> Answer {
+    let answer = app.blocking(|app| Ok(document(app)?)).await?;
+    ok(&answer)
+}
+
+fn document(app: &App) -> crate::error::Result<Value> {
+    let faults = app.roster.list();
+    let mut adapters = vec![];
+    for entry in app.store.names()? {
+        let fault = faults.iter().find(|(name, ..)| *name == entry.name);
+        adapters.push(json!({
+            "name": entry.name,
+            "active": entry.active,
+            "trial": entry.trial,
+            "generations": entry.generations,
+            "fault": fault.and_then(|(.., fault)| fault.clone()),
+            "samples": app.store.counts(&entry.name)?,
+            "outcomes": app.store.outcomes(&entry.name, entry.active.unwrap_or(0))?,
+        }));
+    }
+    let base = app.engine().base();
+    Ok(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "ready": app.ready(),
+        "uptime_seconds": app.started.elapsed().as_secs(),
+        "resident_bytes": resident_bytes(),
+        "base": {
+            "path": base.path(),
+            "fingerprint": base.fingerprint().to_string(),
+            "changed": base.check_unchanged().is_err(),
+        },
+        "encrypted": app.store.encrypted(),
+        "read_only": app.store.read_only(),
+        "default_adapter": app.config().serve.adapter,
+        "adapters": adapters,
+        "jobs": app.store.jobs()?.into_iter().filter(|j| j.state.is_open()).collect::<Vec<_>>(),
+        "learner": app.learning().map(|l| l.status()).transpose()?,
+        "events": app.store.latest_events(EVENTS)?,
+    }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EventsQuery {
+    limit: Option<u32>,
+    after: Option<i64>,
+}
+
+/// `GET /v1/events`.
+pub async fn events(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let EventsQuery { limit, after } = call.query()?;
+    let limit = limit.unwrap_or(100);
+    if !(1..=MAX_EVENTS).contains(&limit) {
+        return Err(Problem::invalid(format!("limit: expected 1 to {MAX_EVENTS}, found {limit}")));
+    }
+    let events = app.blocking(move |app| Ok(app.store.events(limit, after.unwrap_or(0))?)).await?;
+    ok(&json!({"events": events}))
+}

@@ -1,0 +1,131 @@
+//! Training jobs.
+
+use super::adapters::known;
+use super::{Answer, Call, ok, with};
+use crate::daemon::serve::app::App;
+use crate::daemon::serve::ask;
+use crate::daemon::serve::problem::Problem;
+use crate::store::Job;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use hyper::body::Frame;
+use serde::Deserialize;
+use serde_json::json;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How often a followed job is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A comment is sent after so many looks without news, so that a gone client is noticed.
+const LOOKS_PER_COMMENT: u32 = 20;
+
+/// `GET /v1/train`: jobs, and what the learner says of its conditions.
+pub async fn list(State(app): State<Arc<App>>, _call: Call) -> Answer {
+    let answer = app
+        .blocking(|app| {
+            let learner = app.learning().map(|l| l.status()).transpose()?;
+            Ok(json!({"jobs": app.store.jobs()?, "learner": learner}))
+        })
+        .await?;
+    ok(&answer)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StartBody {
+    adapter: String,
+}
+
+/// `POST /v1/train`: trains now.
+pub async fn start(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let StartBody { adapter } = call.json()?;
+    ask::name(&adapter)?;
+    let id = app
+        .blocking(move |app| {
+            known(app, &adapter)?;
+            match app.learning() {
+                Some(learning) => Ok(learning.train_now(&adapter)?),
+                None => Ok(app.store.queue_job(&adapter, "asked for")?),
+            }
+        })
+        .await?;
+    with(StatusCode::ACCEPTED, &json!({"job": id}))
+}
+
+fn job(app: &App, id: i64) -> Result<Job, Problem> {
+    app.store.job(id)?.ok_or_else(|| Problem::not_found(format!("there is no job {id}")))
+}
+
+/// `GET /v1/train/{job}`.
+pub async fn show(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let id = call.number("job")? as i64;
+    let job = app.blocking(move |app| job(app, id)).await?;
+    ok(&job)
+}
+
+/// `GET /v1/train/{job}/events`: server-sent events, one for each change, until the job has ended.
+pub async fn follow(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let id = call.number("job")? as i64;
+    let first = app.blocking(move |app| job(app, id)).await?;
+    let (sender, receiver) = mpsc::channel(4);
+    tokio::spawn(send_changes(app, id, first, sender));
+    let mut response: Response = Body::new(Channel(receiver)).into_response();
+    let kind = HeaderValue::from_static("text/event-stream");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
+}
+
+async fn send_changes(app: Arc<App>, id: i64, first: Job, sender: mpsc::Sender<Bytes>) {
+    let mut stop = app.stop.subscribe();
+    let mut last = None;
+    let mut next = Some(first);
+    let mut quiet = 0;
+    loop {
+        if let Some(job) = next.filter(|job| Some(job) != last.as_ref()) {
+            let text = serde_json::to_string(&job).unwrap_or_default();
+            let event = format!("event: job\ndata: {text}\n\n");
+            if sender.send(event.into()).await.is_err() || !job.state.is_open() {
+                return;
+            }
+            last = Some(job);
+            quiet = 0;
+        } else {
+            quiet += 1;
+            if quiet % LOOKS_PER_COMMENT == 0
+                && sender.send(Bytes::from_static(b": still there\n\n")).await.is_err()
+            {
+                return;
+            }
+        }
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = sender.closed() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        next = match app.blocking(move |app| job(app, id)).await {
+            Ok(job) => Some(job),
+            Err(_) => return,
+        };
+    }
+}
+
+/// A body from a channel.
+struct Channel(mpsc::Receiver<Bytes>);
+
+impl hyper::body::Body for Channel {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(cx).map(|bytes| bytes.map(|b| Ok(Frame::data(b))))
+    }
+}

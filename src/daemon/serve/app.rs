@@ -1,0 +1,233 @@
+//! What all parts of the serving side share.
+
+use super::answer::Answerer;
+use super::connection::Registry;
+use super::guard::PERMIT;
+use super::metrics::{Gauge, Metrics, count};
+use super::pool::Pool;
+use super::problem::Problem;
+use super::roster::{Roster, Selection};
+use crate::daemon::learn::{Learner, Settings};
+use crate::daemon::{Config, Serving};
+use crate::error::{Error, Result};
+use crate::runtime::Engine;
+use crate::store::{Reference, Store};
+use axum::Router;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, watch};
+
+/// Memory for large bodies that come in at once, in bytes; at least one body of the largest size.
+const BODIES: usize = 64 << 20;
+
+/// The serving side.
+pub struct App {
+    config: RwLock<Arc<Config>>,
+    token: RwLock<Option<Arc<str>>>,
+    router: OnceLock<Router>,
+    learning: OnceLock<Learner>,
+    /// What the learner is told; changes are seen at its next look.
+    pub settings: Arc<RwLock<Settings>>,
+    ready: AtomicBool,
+    /// The state on disk.
+    pub store: Store,
+    /// Which adapter answers.
+    pub roster: Arc<Roster>,
+    /// Makes inputs and answers.
+    pub answerer: Arc<Answerer>,
+    /// The workers.
+    pub pool: Pool,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// The connections.
+    pub registry: Registry,
+    /// Permits for large bodies.
+    pub bodies: Arc<Semaphore>,
+    /// Becomes true when the daemon stops.
+    pub stop: watch::Sender<bool>,
+    /// When the daemon started.
+    pub started: Instant,
+    engine: Engine,
+}
+
+impl App {
+    /// Loads what is active and starts the workers.
+    pub fn new(config: Config, engine: Engine, store: Store) -> Result<Arc<App>> {
+        let token = config.token()?.map(Arc::from);
+        let limits = &config.limits;
+        let roster = Arc::new(Roster::new(engine.clone(), store.clone(), limits.adapters)?);
+        roster.set_default(default_of(&config)?);
+        let metrics = Arc::new(Metrics::default());
+        let answerer = Arc::new(Answerer::new(engine.clone(), roster.clone()));
+        let pool = Pool::start(
+            answerer.clone(),
+            metrics.clone(),
+            config.worker_count(),
+            limits.queue,
+            limits.batch,
+        )
+        .map_err(|e| Error::failed(format!("the worker threads can't be started: {e}")))?;
+        let settings = Arc::new(RwLock::new(config.settings()));
+        let bodies = BODIES.max(limits.body_bytes).div_ceil(PERMIT);
+        Ok(Arc::new(App {
+            config: RwLock::new(Arc::new(config)),
+            token: RwLock::new(token),
+            router: OnceLock::new(),
+            learning: OnceLock::new(),
+            settings,
+            ready: AtomicBool::new(false),
+            store,
+            roster,
+            answerer,
+            pool,
+            metrics,
+            registry: Registry::default(),
+            bodies: Arc::new(Semaphore::new(bodies)),
+            stop: watch::Sender::new(false),
+            started: Instant::now(),
+            engine,
+        }))
+    }
+
+    /// The configuration now.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The TCP port's token.
+    pub fn token(&self) -> Option<Arc<str>> {
+        self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The routes.
+    pub fn router(self: &Arc<App>) -> Router {
+        self.router.get_or_init(|| super::api::router(self.clone())).clone()
+    }
+
+    /// The learner, where there is one.
+    pub fn learning(&self) -> Option<&Learner> {
+        self.learning.get()
+    }
+
+    /// Ties the learner to it; the first one stays.
+    pub fn set_learning(&self, learning: Learner) {
+        // There is one learner in a process.
+        let _ = self.learning.set(learning);
+    }
+
+    /// Whether a probe was answered.
+    pub fn ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Has a worker answer a question of the daemon's own.
+    ///
+    /// # Errors
+    /// No answer within `patience`, or a failed one.
+    pub async fn self_check(&self, patience: Duration) -> Result<(), Problem> {
+        let answer = self.pool.probe()?;
+        let result = match tokio::time::timeout(patience, answer).await {
+            Ok(Ok(outcome)) => outcome.map(drop),
+            Ok(Err(_)) => Err(Problem::failed("a worker has gone")),
+            Err(_) => Err(Problem::late("no worker answers")),
+        };
+        match &result {
+            Ok(()) => self.ready.store(true, Ordering::Relaxed),
+            Err(_) => count(&self.metrics.failed_checks),
+        }
+        result
+    }
+
+    /// Does what waits for a disk on a thread of its own.
+    pub async fn blocking<T: Send + 'static>(
+        self: &Arc<App>,
+        work: impl FnOnce(&App) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let app = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&app)).await;
+        done.unwrap_or_else(|_| Err(Problem::failed("internal error in the handler")))
+    }
+
+    /// Takes over a changed configuration: all that needs no restart.
+    ///
+    /// # Errors
+    /// A token that can't be read, rules that the store refuses: the configuration before stays.
+    pub fn reload(&self, new: Config) -> Result<()> {
+        let old = self.config();
+        let token = new.token()?.map(Arc::from);
+        let default = default_of(&new)?;
+        self.store.set_rules(new.samples.rules())?;
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = new.settings();
+        if let Some(learning) = self.learning() {
+            learning.wake();
+        }
+        if new.serve.adapter != old.serve.adapter {
+            self.roster.set_default(default);
+        }
+        self.pool.set(new.limits.queue, new.limits.batch);
+        super::log::set_level(new.log.level);
+        for key in old.needs_restart(&new) {
+            tracing::warn!("{key} has changed: it takes a restart");
+        }
+        *self.token.write().unwrap_or_else(PoisonError::into_inner) = token;
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        self.roster.refresh_all()
+    }
+
+    /// What is measured when the metrics are asked for.
+    pub fn gauges(&self) -> Vec<Gauge> {
+        let gauge = |name, help, value| Gauge { name, help, value };
+        let resident = resident_bytes().unwrap_or_default() as f64;
+        vec![
+            gauge("ready", "Whether a probe was answered.", f64::from(u8::from(self.ready()))),
+            gauge(
+                "base_changed",
+                "Whether the base's file was written to since it was opened.",
+                f64::from(u8::from(self.engine.base().check_unchanged().is_err())),
+            ),
+            gauge(
+                "requests_processing",
+                "Questions that wait or run.",
+                self.pool.in_flight() as f64,
+            ),
+            gauge("requests_deferred", "Questions that wait.", self.pool.waiting() as f64),
+            gauge("connections", "Open connections.", self.registry.len() as f64),
+            gauge("resident_bytes", "Resident memory.", resident),
+            gauge("uptime_seconds", "Time since the start.", self.started.elapsed().as_secs_f64()),
+        ]
+    }
+}
+
+/// Resident memory of this process (`VmRSS`), the mapped base included.
+pub fn resident_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn default_of(config: &Config) -> Result<Selection> {
+    Ok(match &config.serve.adapter {
+        Some(name) => Selection::Named(Reference::parse(name)?),
+        None => Selection::Default,
+    })
+}
+
+impl Serving for App {
+    fn in_flight(&self) -> usize {
+        self.pool.in_flight()
+    }
+
+    fn idle_for(&self) -> Duration {
+        self.pool.idle_for()
+    }
+
+    fn refresh(&self, name: &str) -> Result<()> {
+        count(&self.metrics.switches);
+        self.roster.refresh(name)
+    }
+
+    fn engine(&self) -> &Engine {
+        &self.engine
+    }
+}

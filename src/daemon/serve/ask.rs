@@ -1,0 +1,423 @@
+//! A request's question: JSON or a raw body to what the base takes.
+
+use super::problem::Problem;
+use super::roster::Selection;
+use crate::npy;
+use crate::runtime::Named;
+use crate::shape::{Array, DType, Data};
+use crate::store::{Input, Reference, check_name};
+use axum::body::Bytes;
+use axum::http::StatusCode;
+use base64::Engine as _;
+use serde::{Deserialize, Deserializer};
+use std::collections::BTreeMap;
+
+/// Labels in an answer where the request does not say.
+const DEFAULT_TOP: usize = 5;
+/// Most labels in an answer.
+const MAX_TOP: usize = 1000;
+/// Most bytes that a `.npz` body unpacks to.
+pub const MAX_UNPACKED: u64 = 256 << 20;
+/// Most adapters summed for one request.
+const MAX_MIX: usize = 16;
+
+/// Types of bodies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mime {
+    /// `application/json`.
+    Json,
+    /// `image/png`.
+    Png,
+    /// `image/jpeg`.
+    Jpeg,
+    /// `application/x-npz` or `application/zip`.
+    Npz,
+    /// `application/octet-stream`.
+    Bytes,
+}
+
+impl Mime {
+    /// Reads a `Content-Type`; parameters are ignored.
+    pub fn parse(text: &str) -> Option<Mime> {
+        let name = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        Some(match name.as_str() {
+            "application/json" => Mime::Json,
+            "image/png" => Mime::Png,
+            "image/jpeg" => Mime::Jpeg,
+            "application/x-npz" | "application/zip" => Mime::Npz,
+            "application/octet-stream" => Mime::Bytes,
+            _ => return None,
+        })
+    }
+}
+
+/// 415, naming what is taken.
+pub fn unsupported_media(taken: &str) -> Problem {
+    Problem::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "unsupported_media_type",
+        format!("expected a Content-Type of {taken}"),
+    )
+}
+
+/// A question as it came: parsed by the thread that answers it.
+#[derive(Clone, Debug)]
+pub struct Raw {
+    /// The body.
+    pub body: Bytes,
+    /// Its type.
+    pub mime: Mime,
+    /// What a raw body can't say.
+    pub query: AskQuery,
+}
+
+/// The query of a raw body.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AskQuery {
+    adapter: Option<String>,
+    top: Option<usize>,
+    outputs: Option<bool>,
+}
+
+/// A parsed question.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// What is asked.
+    pub input: Asked,
+    /// Who answers.
+    pub selection: Selection,
+    /// Labels in the answer.
+    pub top: usize,
+    /// Whether the base's outputs are in the answer; `None`: where there are no labels.
+    pub outputs: Option<bool>,
+}
+
+/// What the base is asked.
+#[derive(Clone, Debug)]
+pub enum Asked {
+    /// A sentence.
+    Text(String),
+    /// A picture file.
+    Picture(Bytes, Mime),
+    /// The base's inputs.
+    Tensors(Named),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PredictBody {
+    text: Option<String>,
+    image: Option<String>,
+    inputs: Option<BTreeMap<String, TensorBody>>,
+    #[serde(default, deserialize_with = "given")]
+    adapter: Option<Option<String>>,
+    lora: Option<Vec<LoraWeight>>,
+    top: Option<usize>,
+    outputs: Option<bool>,
+}
+
+/// llama.cpp's form of a weight.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraWeight {
+    /// Place in the list of `GET /lora-adapters`.
+    pub id: usize,
+    /// The weight.
+    pub scale: f32,
+}
+
+/// A tensor in JSON.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorBody {
+    shape: Vec<usize>,
+    #[serde(default = "f32_type")]
+    dtype: DType,
+    data: Vec<Scalar>,
+}
+
+fn f32_type() -> DType {
+    DType::F32
+}
+
+/// Tells `null` from nothing.
+pub fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(d: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(d).map(Some)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Scalar {
+    Int(i64),
+    Float(f64),
+    Bool(bool),
+}
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Scalar, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Scalar;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a number or a boolean")
+            }
+
+            fn visit_i64<E>(self, v: i64) -> Result<Scalar, E> {
+                Ok(Scalar::Int(v))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<Scalar, E> {
+                i64::try_from(v).map(Scalar::Int).map_err(|_| E::custom("number out of range"))
+            }
+
+            fn visit_f64<E>(self, v: f64) -> Result<Scalar, E> {
+                Ok(Scalar::Float(v))
+            }
+
+            fn visit_bool<E>(self, v: bool) -> Result<Scalar, E> {
+                Ok(Scalar::Bool(v))
+            }
+        }
+        d.deserialize_any(Visitor)
+    }
+}
+
+impl TensorBody {
+    fn into_array(self, name: &str) -> Result<Array, Problem> {
+        let wrong = |found: &Scalar| {
+            Problem::invalid(format!(
+                "input '{name}': {found:?} is no value of the type {}",
+                self.dtype.name()
+            ))
+        };
+        let int = |s: &Scalar| match *s {
+            Scalar::Int(v) => Ok(v),
+            _ => Err(wrong(s)),
+        };
+        let data = match self.dtype {
+            DType::F32 => Data::F32(collect(&self.data, |s| match *s {
+                Scalar::Int(v) => Ok(v as f32),
+                // A double out of range becomes infinite, which is not what was sent.
+                Scalar::Float(v) if (v as f32).is_finite() => Ok(v as f32),
+                _ => Err(wrong(s)),
+            })?),
+            DType::I64 => Data::I64(collect(&self.data, int)?),
+            DType::I32 => {
+                Data::I32(collect(&self.data, |s| i32::try_from(int(s)?).map_err(|_| wrong(s)))?)
+            }
+            DType::U8 => {
+                Data::U8(collect(&self.data, |s| u8::try_from(int(s)?).map_err(|_| wrong(s)))?)
+            }
+            DType::Bool => Data::Bool(collect(&self.data, |s| match *s {
+                Scalar::Bool(v) => Ok(v),
+                Scalar::Int(0) => Ok(false),
+                Scalar::Int(1) => Ok(true),
+                _ => Err(wrong(s)),
+            })?),
+        };
+        Array::new(self.shape.clone(), data)
+            .map_err(|e| Problem::from(e.at(format_args!("input '{name}'"))))
+    }
+}
+
+fn collect<T>(
+    data: &[Scalar],
+    convert: impl Fn(&Scalar) -> Result<T, Problem>,
+) -> Result<Vec<T>, Problem> {
+    data.iter().map(convert).collect()
+}
+
+/// Parses JSON; 400 with the place of the first fault.
+pub fn json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|e| Problem::invalid(format!("the body: {e}")))
+}
+
+/// Exactly one of a sentence, a picture in base64, and tensors.
+pub fn input(
+    text: Option<String>,
+    image: Option<String>,
+    inputs: Option<BTreeMap<String, TensorBody>>,
+) -> Result<Asked, Problem> {
+    match (text, image, inputs) {
+        (Some(text), None, None) => {
+            if text.trim().is_empty() {
+                return Err(Problem::invalid("text: the sentence is empty"));
+            }
+            Ok(Asked::Text(text))
+        }
+        (None, Some(image), None) => {
+            let engine = base64::engine::general_purpose::STANDARD;
+            let bytes = engine
+                .decode(image.as_bytes())
+                .map_err(|e| Problem::invalid(format!("image: not base64: {e}")))?;
+            let mime = if bytes.starts_with(b"\x89PNG") { Mime::Png } else { Mime::Jpeg };
+            Ok(Asked::Picture(bytes.into(), mime))
+        }
+        (None, None, Some(inputs)) => {
+            if inputs.is_empty() {
+                return Err(Problem::invalid("inputs: there are none"));
+            }
+            let arrays = inputs.into_iter().map(|(name, body)| {
+                let array = body.into_array(&name)?;
+                Ok((name, array))
+            });
+            Ok(Asked::Tensors(arrays.collect::<Result<Named, Problem>>()?))
+        }
+        _ => Err(Problem::invalid("expected exactly one of 'text', 'image' and 'inputs'")),
+    }
+}
+
+/// The input that a raw body is; `None` for JSON.
+pub fn raw_input(body: &Bytes, mime: Mime) -> Result<Option<Asked>, Problem> {
+    match mime {
+        Mime::Json => Ok(None),
+        Mime::Png | Mime::Jpeg => Ok(Some(Asked::Picture(body.clone(), mime))),
+        Mime::Npz => Ok(Some(Asked::Tensors(npy::read_npz_bytes(body, MAX_UNPACKED)?))),
+        Mime::Bytes => {
+            Err(unsupported_media("application/json, image/png, image/jpeg or application/x-npz"))
+        }
+    }
+}
+
+/// Reads `NAME` or `NAME@GENERATION`.
+pub fn reference(text: &str) -> Result<Reference, Problem> {
+    Reference::parse(text).map_err(|e| Problem::invalid(format!("adapter: {}", e.message())))
+}
+
+impl Raw {
+    /// Parses the question. `names`: what `GET /lora-adapters` lists, for `lora`.
+    pub fn parse(&self, names: impl Fn() -> Vec<String>) -> Result<Question, Problem> {
+        let (input, adapter, lora, top, outputs) = match raw_input(&self.body, self.mime)? {
+            Some(input) => {
+                let q = self.query.clone();
+                (input, q.adapter.map(Some), None, q.top, q.outputs)
+            }
+            None => {
+                if self.query.adapter.is_some() || self.query.top.is_some() {
+                    return Err(Problem::invalid(
+                        "the query is for raw bodies: put 'adapter' and 'top' into the JSON",
+                    ));
+                }
+                let b: PredictBody = json(&self.body)?;
+                (input(b.text, b.image, b.inputs)?, b.adapter, b.lora, b.top, b.outputs)
+            }
+        };
+        let selection = match (adapter, lora) {
+            (None, None) => Selection::Default,
+            (Some(None), None) => Selection::Base,
+            (Some(Some(text)), None) => Selection::Named(reference(&text)?),
+            (None, Some(list)) => Selection::Mix(mix(&list, &names())?),
+            (Some(_), Some(_)) => {
+                return Err(Problem::invalid("expected 'adapter' or 'lora', not both"));
+            }
+        };
+        let top = top.unwrap_or(DEFAULT_TOP);
+        if top > MAX_TOP {
+            return Err(Problem::invalid(format!("top: expected at most {MAX_TOP}, found {top}")));
+        }
+        Ok(Question { input, selection, top, outputs })
+    }
+}
+
+/// llama.cpp's list of weights, by name.
+pub fn mix(list: &[LoraWeight], names: &[String]) -> Result<Vec<(String, f32)>, Problem> {
+    if list.len() > MAX_MIX {
+        return Err(Problem::invalid(format!("at most {MAX_MIX} adapters can be summed")));
+    }
+    let mut parts: Vec<(String, f32)> = vec![];
+    for weight in list {
+        let Some(name) = names.get(weight.id) else {
+            return Err(Problem::not_found(format!(
+                "there is no adapter with the id {}",
+                weight.id
+            ))
+            .hint("see GET /lora-adapters"));
+        };
+        if !weight.scale.is_finite() || parts.iter().any(|(n, _)| n == name) {
+            return Err(Problem::invalid(format!(
+                "adapter {}: expected one finite scale",
+                weight.id
+            )));
+        }
+        parts.push((name.clone(), weight.scale));
+    }
+    Ok(parts)
+}
+
+impl Asked {
+    /// As the store keeps it.
+    pub fn into_stored(self) -> Result<Input, Problem> {
+        Ok(match self {
+            Asked::Text(text) => Input::Text(text),
+            Asked::Picture(bytes, mime) => {
+                let mime = if mime == Mime::Png { "image/png" } else { "image/jpeg" };
+                Input::Picture { bytes: bytes.to_vec(), mime: mime.into() }
+            }
+            Asked::Tensors(named) => Input::Tensors(npy::to_npz(&named)?),
+        })
+    }
+}
+
+/// An adapter's name from a path or a body: 400 for what can be none.
+pub fn name(text: &str) -> Result<&str, Problem> {
+    check_name(text).map_err(|e| Problem::invalid(e.message()))?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Question, Problem> {
+        let raw = Raw {
+            body: Bytes::copy_from_slice(text.as_bytes()),
+            mime: Mime::Json,
+            query: AskQuery::default(),
+        };
+        raw.parse(|| vec!["a".into(), "b".into()])
+    }
+
+    #[test]
+    fn questions_are_read_and_wrong_ones_named() {
+        let q = parse(r#"{"text": "hi", "adapter": null, "top": 2}"#).unwrap();
+        assert!(matches!(q.input, Asked::Text(_)) && q.selection == Selection::Base && q.top == 2);
+        let q = parse(r#"{"text": "hi"}"#).unwrap();
+        assert_eq!(q.selection, Selection::Default);
+        let q = parse(r#"{"text": "hi", "lora": [{"id": 1, "scale": 0.5}]}"#).unwrap();
+        assert_eq!(q.selection, Selection::Mix(vec![("b".into(), 0.5)]));
+        let q = parse(
+            r#"{"inputs": {"x": {"shape": [1, 2], "dtype": "i64", "data": [9007199254740993, -1]}}}"#,
+        );
+        let Asked::Tensors(named) = q.unwrap().input else { panic!() };
+        assert_eq!(named[0].1.as_i64().unwrap(), [9_007_199_254_740_993, -1]);
+        for (text, status, part) in [
+            ("", 400, "EOF"),
+            ("[]", 400, "invalid"),
+            ("{}", 400, "exactly one"),
+            (r#"{"text": "a", "image": "b"}"#, 400, "exactly one"),
+            (r#"{"text": 3}"#, 400, "string"),
+            (r#"{"text": " "}"#, 400, "empty"),
+            (r#"{"text": "a", "colour": 1}"#, 400, "colour"),
+            (r#"{"text": "a", "adapter": "../x"}"#, 400, "adapter"),
+            (r#"{"text": "a", "adapter": "x@0"}"#, 400, "generation"),
+            (r#"{"text": "a", "top": -1}"#, 400, "-1"),
+            (r#"{"text": "a", "top": 100000}"#, 400, "top"),
+            (r#"{"text": "a", "lora": [{"id": 7, "scale": 1}]}"#, 404, "7"),
+            (r#"{"text": "a", "lora": [{"id": 0, "scale": 1}], "adapter": "a"}"#, 400, "both"),
+            (r#"{"image": "%%"}"#, 400, "base64"),
+            (r#"{"inputs": {}}"#, 400, "none"),
+            (r#"{"inputs": {"x": {"shape": [3], "data": [1]}}}"#, 400, "'x'"),
+            (r#"{"inputs": {"x": {"shape": [1], "data": ["a"]}}}"#, 400, "number"),
+            (r#"{"inputs": {"x": {"shape": [1], "data": [1e300]}}}"#, 400, "'x'"),
+            (r#"{"inputs": {"x": {"shape": [1], "dtype": "u8", "data": [256]}}}"#, 400, "u8"),
+            (r#"{"inputs": {"x": {"shape": [18446744073709551615, 2], "data": []}}}"#, 400, "'x'"),
+        ] {
+            let e = parse(text).unwrap_err();
+            assert_eq!(e.status.as_u16(), status, "{text}: {e:?}");
+            assert!(e.message.contains(part), "{text}: {e:?}");
+        }
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert!(parse(&deep).unwrap_err().message.contains("recursion"));
+    }
+}

@@ -1,0 +1,20 @@
+//! The serving side: HTTP on a Unix socket and, if configured, on a loopback port.
+
+mod answer;
+mod api;
+mod app;
+mod ask;
+mod connection;
+mod guard;
+mod listen;
+mod log;
+mod metrics;
+mod openapi;
+mod pool;
+mod problem;
+mod roster;
+mod run;
+
+pub use app::App;
+pub use openapi::document as openapi;
+pub use run::{Overrides, Source, check, run};

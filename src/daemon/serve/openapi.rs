@@ -1,0 +1,379 @@
+//! The OpenAPI document, built next to the handlers that it describes. A test holds it against the
+//! router, and every answer of the other tests' requests against its list of statuses.
+
+use crate::store::MAX_NAME;
+use serde_json::{Map, Value, json};
+
+/// The document that is served at `/openapi.json`: OpenAPI 3.0.
+pub fn document() -> Value {
+    json!({
+        "openapi": "3.0.3",
+        "info": {
+            "title": "Offshoot",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "LoRA adapters for ONNX models on the device that uses them. Every \
+                refusal is an Error. The TCP port needs a bearer token, the Unix socket none.",
+            "license": {"name": "MIT OR Apache-2.0"},
+        },
+        "security": [{}, {"token": []}],
+        "paths": paths(),
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": schemas(),
+        },
+    })
+}
+
+fn paths() -> Value {
+    let name = || vec![path_parameter("name", name_schema())];
+    let generation = json!({"type": "integer", "minimum": 1, "maximum": 1_000_000_000});
+    let id = || json!({"type": "integer", "minimum": 1, "maximum": i64::MAX});
+    let with = |mut list: Vec<Value>, more: Value| {
+        list.push(more);
+        list
+    };
+    json!({
+        "/health": {"get": Operation::new("Whether a probe was answered").gives(200, "Health").end()},
+        "/metrics": {"get": Operation::new("Counters for Prometheus").text("text/plain").end()},
+        "/openapi.json": {"get": Operation::new("This document").gives(200, "Any").end()},
+        "/v1/status": {"get": Operation::new("What is served, awaited and done").gives(200, "Any").end()},
+        "/v1/events": {"get": Operation::new("What happened, oldest first")
+            .query("limit", limit()).query("after", integer()).gives(200, "Any").end()},
+        "/v1/predict": {"post": Operation::new("Ask the base with an adapter. JSON, or a picture or \
+            .npz file as the body; then the query holds the rest")
+            .query("adapter", json!({"type": "string"}))
+            .query("top", json!({"type": "integer", "minimum": 0, "maximum": 1000}))
+            .query("outputs", json!({"type": "boolean"}))
+            .takes("Question", true).gives(200, "Answer").refuses(&[404, 409, 422]).end()},
+        "/v1/feedback": {"post": Operation::new("Tell the right answer: kept for training when this \
+            is answered. JSON, or a raw body with the rest in the query")
+            .query("adapter", name_schema()).query("label", word()).query("predicted", word())
+            .query("generation", unsigned()).query("source", word()).query("time", unsigned())
+            .query("consent", json!({"type": "boolean"}))
+            .takes("Feedback", true).gives(201, "Any").gives(200, "Any")
+            .refuses(&[404, 409, 422, 507]).end()},
+        "/v1/samples": {"get": Operation::new("Samples without their inputs, oldest first")
+            .query("adapter", name_schema()).query("label", word()).query("source", word())
+            .query("since", unsigned()).query("until", unsigned())
+            .query("part", json!({"type": "string", "enum": ["train", "hold_out"]}))
+            .query("state", json!({"type": "string", "enum": ["kept", "quarantined"]}))
+            .query("limit", limit()).query("after", integer()).gives(200, "Any").end()},
+        "/v1/samples/{id}": {
+            "parameters": [path_parameter("id", id())],
+            "get": Operation::new("A sample with its input").gives(200, "Any").refuses(&[404]).end(),
+            "post": Operation::new("Put a sample into quarantine or take it out")
+                .takes("SampleState", false).gives(200, "Any").refuses(&[404]).end(),
+        },
+        "/v1/forget": {"post": Operation::new("Remove samples and every generation that learned \
+            from them. All that is given must hold of a sample")
+            .takes("Selector", false).gives(200, "Any").refuses(&[409, 507]).end()},
+        "/v1/adapters": {"get": Operation::new("Names and what is active").gives(200, "Any").end()},
+        "/v1/adapters/{name}": {
+            "parameters": name(),
+            "get": Operation::new("Generations, history and samples of a name")
+                .gives(200, "Any").refuses(&[404]).end(),
+            "post": Operation::new("Add a .adapter file as a generation, if it fits the base")
+                .bytes("application/octet-stream").gives(201, "Added").gives(200, "Added")
+                .refuses(&[409, 422, 507]).end(),
+            "delete": Operation::new("Remove a name and its generations")
+                .query("force", json!({"type": "boolean"})).gives(200, "Any")
+                .refuses(&[404, 409]).end(),
+        },
+        "/v1/adapters/{name}/{generation}": {
+            "parameters": with(name(), path_parameter("generation", generation)),
+            "delete": Operation::new("Remove a generation")
+                .query("force", json!({"type": "boolean"})).gives(200, "Any")
+                .refuses(&[404, 409]).end(),
+        },
+        "/v1/adapters/{name}/activate": {
+            "parameters": name(),
+            "post": Operation::new("Serve a generation (null: the base). With expected_generation \
+                only if that is served now, else 409")
+                .takes("Activate", false).gives(200, "Switched").refuses(&[404, 409]).end(),
+        },
+        "/v1/adapters/{name}/rollback": {
+            "parameters": name(),
+            "post": Operation::new("Serve what was served before")
+                .takes_optional("Rollback").gives(200, "Switched").refuses(&[404, 409]).end(),
+        },
+        "/v1/train": {
+            "get": Operation::new("Jobs and conditions").gives(200, "Any").end(),
+            "post": Operation::new("Train now").takes("Train", false).gives(202, "Any")
+                .refuses(&[404, 409]).end(),
+        },
+        "/v1/train/{job}": {
+            "parameters": [path_parameter("job", id())],
+            "get": Operation::new("A job").gives(200, "Any").refuses(&[404]).end(),
+        },
+        "/v1/train/{job}/events": {
+            "parameters": [path_parameter("job", id())],
+            "get": Operation::new("A job's changes as server-sent events, until it has ended")
+                .text("text/event-stream").refuses(&[404]).end(),
+        },
+        "/lora-adapters": {
+            "get": Operation::new("llama.cpp's list: the scale is what requests get that name no \
+                adapter").gives(200, "LoraList").end(),
+            "post": Operation::new("Set those scales until the daemon ends; what is not listed \
+                gets 0").takes("LoraWeights", false).gives(200, "LoraList")
+                .refuses(&[404, 422]).end(),
+        },
+    })
+}
+
+/// One method of a path.
+struct Operation {
+    summary: &'static str,
+    parameters: Vec<Value>,
+    body: Option<Value>,
+    responses: Map<String, Value>,
+}
+
+impl Operation {
+    fn new(summary: &'static str) -> Operation {
+        let operation =
+            Operation { summary, parameters: vec![], body: None, responses: Map::new() };
+        // Any request may meet these: bad heads and bodies, the port's guards, limits, faults.
+        operation.refuses(&[400, 401, 403, 408, 413, 500, 503])
+    }
+
+    fn query(mut self, name: &str, schema: Value) -> Operation {
+        self.parameters.push(json!({"name": name, "in": "query", "schema": schema}));
+        self
+    }
+
+    fn takes(mut self, schema: &str, raw: bool) -> Operation {
+        let mut content = Map::new();
+        content.insert("application/json".into(), json!({"schema": reference(schema)}));
+        if raw {
+            for mime in ["image/png", "image/jpeg", "application/x-npz"] {
+                content.insert(mime.into(), json!({"schema": binary()}));
+            }
+        }
+        self.body = Some(json!({"required": true, "content": content}));
+        self.refuses(&[415])
+    }
+
+    fn takes_optional(self, schema: &str) -> Operation {
+        let mut operation = self.takes(schema, false);
+        if let Some(body) = operation.body.as_mut().and_then(Value::as_object_mut) {
+            body.insert("required".into(), false.into());
+        }
+        operation
+    }
+
+    fn bytes(mut self, mime: &str) -> Operation {
+        self.body = Some(json!({"required": true, "content": {mime: {"schema": binary()}}}));
+        self.refuses(&[415])
+    }
+
+    fn gives(mut self, status: u16, schema: &str) -> Operation {
+        let content = json!({"application/json": {"schema": reference(schema)}});
+        self.responses
+            .insert(status.to_string(), json!({"description": "Done", "content": content}));
+        self
+    }
+
+    fn text(mut self, mime: &str) -> Operation {
+        let content = json!({mime: {"schema": {"type": "string"}}});
+        self.responses.insert("200".into(), json!({"description": "Done", "content": content}));
+        self
+    }
+
+    fn refuses(mut self, statuses: &[u16]) -> Operation {
+        for status in statuses {
+            let description = match status {
+                400 => "The request makes no sense",
+                401 => "No token, or a wrong one (TCP only)",
+                403 => "A Host that this port does not answer to (TCP only)",
+                404 => "There is no such thing",
+                408 => "The body came too slowly",
+                409 => "The state is another than expected, or a limit refuses it",
+                413 => "The body is too large",
+                415 => "Another Content-Type is expected",
+                422 => "It does not fit the base, or is not supported",
+                500 => "A fault of the daemon or the machine",
+                503 => "Not now: busy, too slow, stopping, or the state can't be used",
+                507 => "The disk is full",
+                _ => "Refused",
+            };
+            let content = json!({"application/json": {"schema": reference("Error")}});
+            self.responses.insert(
+                status.to_string(),
+                json!({"description": description, "content": content}),
+            );
+        }
+        self
+    }
+
+    fn end(self) -> Value {
+        let mut operation = json!({"summary": self.summary, "responses": self.responses});
+        if let Some(map) = operation.as_object_mut() {
+            if !self.parameters.is_empty() {
+                map.insert("parameters".into(), self.parameters.into());
+            }
+            if let Some(body) = self.body {
+                map.insert("requestBody".into(), body);
+            }
+        }
+        operation
+    }
+}
+
+fn reference(schema: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{schema}")})
+}
+
+fn binary() -> Value {
+    json!({"type": "string", "format": "binary"})
+}
+
+fn path_parameter(name: &str, schema: Value) -> Value {
+    json!({"name": name, "in": "path", "required": true, "schema": schema})
+}
+
+fn name_schema() -> Value {
+    let pattern = r"^[a-z0-9]([a-z0-9_\-]|\.(?!\.))*$";
+    json!({"type": "string", "minLength": 1, "maxLength": MAX_NAME, "pattern": pattern})
+}
+
+fn word() -> Value {
+    json!({"type": "string"})
+}
+
+fn integer() -> Value {
+    json!({"type": "integer", "minimum": i64::MIN, "maximum": i64::MAX})
+}
+
+fn unsigned() -> Value {
+    json!({"type": "integer", "minimum": 0, "maximum": i64::MAX})
+}
+
+fn limit() -> Value {
+    json!({"type": "integer", "minimum": 1, "maximum": 1000})
+}
+
+/// An object of these properties and no others.
+fn object(required: &[&str], properties: Value) -> Value {
+    let mut schema =
+        json!({"type": "object", "additionalProperties": false, "properties": properties});
+    if let (false, Some(map)) = (required.is_empty(), schema.as_object_mut()) {
+        map.insert("required".into(), json!(required));
+    }
+    schema
+}
+
+fn nullable(schema: Value) -> Value {
+    let mut schema = schema;
+    if let Some(map) = schema.as_object_mut() {
+        map.insert("nullable".into(), true.into());
+    }
+    schema
+}
+
+fn schemas() -> Value {
+    let tensor = object(
+        &["shape", "data"],
+        json!({
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+            "dtype": {"type": "string", "enum": ["f32", "i64", "i32", "u8", "bool"]},
+            "data": {"type": "array", "items": {"anyOf": [{"type": "number"}, {"type": "boolean"}]}},
+        }),
+    );
+    let inputs = json!({
+        "text": nullable(word()),
+        "image": nullable(json!({"type": "string", "format": "byte"})),
+        "inputs": {
+            "type": "object", "nullable": true, "additionalProperties": reference("Tensor"),
+        },
+    });
+    let also = |more: Value| {
+        let mut all = inputs.clone();
+        if let (Some(all), Some(more)) = (all.as_object_mut(), more.as_object()) {
+            all.extend(more.clone());
+        }
+        all
+    };
+    let weight = object(
+        &["id", "scale"],
+        json!({"id": {"type": "integer", "minimum": 0}, "scale": {"type": "number"}}),
+    );
+    let optional = |schema: Value| nullable(schema);
+    json!({
+        "Any": {"type": "object"},
+        "Tensor": tensor,
+        "Error": object(&["error"], json!({"error": object(&["code", "type", "message"], json!({
+            "code": {"type": "integer"}, "type": word(), "message": word(), "hint": word(),
+        }))})),
+        "Health": object(&["status", "base_changed"],
+            json!({"status": word(), "base_changed": {"type": "boolean"}})),
+        "Question": object(&[], also(json!({
+            "adapter": optional(json!({"type": "string"})),
+            "lora": optional(json!({"type": "array", "maxItems": 16, "items": weight})),
+            "top": optional(json!({"type": "integer", "minimum": 0, "maximum": 1000})),
+            "outputs": optional(json!({"type": "boolean"})),
+        }))),
+        "Answer": object(&["adapter", "generation", "predictions"], json!({
+            "adapter": nullable(word()),
+            "generation": nullable(json!({"type": "integer"})),
+            "predictions": {"type": "array", "items": object(&["label", "top"], json!({
+                "label": nullable(word()),
+                "top": {"type": "array", "items": object(&["label", "probability"], json!({
+                    "label": word(), "probability": {"type": "number"},
+                }))},
+            }))},
+            "outputs": {"type": "object"},
+        })),
+        "Feedback": object(&[], also(json!({
+            "adapter": optional(name_schema()), "label": optional(word()),
+            "values": optional(json!({"type": "array", "items": {"type": "number"}})),
+            "predicted": optional(word()), "generation": optional(unsigned()),
+            "source": optional(word()), "time": optional(unsigned()),
+            "consent": optional(json!({"type": "boolean"})),
+        }))),
+        "SampleState": object(&["state"], json!({
+            "state": {"type": "string", "enum": ["kept", "quarantined"]},
+            "reason": optional(word()),
+        })),
+        "Selector": object(&[], json!({
+            "ids": {"type": "array", "items": integer()},
+            "hashes": {"type": "array", "items": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
+            "label": optional(word()), "source": optional(word()),
+            "since": optional(unsigned()), "until": optional(unsigned()),
+            "name": optional(name_schema()), "all": {"type": "boolean"},
+        })),
+        "Added": object(&["generation", "new", "active"], json!({
+            "generation": {"type": "integer"}, "new": {"type": "boolean"},
+            "active": {"type": "boolean"},
+        })),
+        "Activate": object(&["generation"], json!({
+            "generation": nullable(unsigned()), "expected_generation": nullable(unsigned()),
+            "trial_seconds": optional(json!({"type": "integer", "minimum": 1, "maximum": 7_776_000})),
+        })),
+        "Rollback": object(&[], json!({"why": optional(json!({"type": "string", "maxLength": 250}))})),
+        "Switched": object(&["name", "active", "before"], json!({
+            "name": word(), "active": nullable(json!({"type": "integer"})),
+            "before": nullable(json!({"type": "integer"})),
+        })),
+        "Train": object(&["adapter"], json!({"adapter": name_schema()})),
+        "LoraWeights": {"type": "array", "maxItems": 16, "items": weight},
+        "LoraList": {"type": "array", "items": object(&["id", "path", "scale"], json!({
+            "id": {"type": "integer"}, "path": word(), "scale": {"type": "number"},
+        }))},
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_lead_somewhere_and_statuses_are_described() {
+        let document = document();
+        let text = document.to_string();
+        for part in text.split("#/components/schemas/").skip(1) {
+            let name = part.split('"').next().unwrap();
+            assert!(document["components"]["schemas"][name].is_object(), "{name}");
+        }
+        assert!(!text.contains("\"Refused\""));
+    }
+}

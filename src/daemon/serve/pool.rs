@@ -1,0 +1,310 @@
+//! The threads that run the base, and the queue before them.
+//!
+//! A lone question is never kept waiting for company: only where [`Pool`]'s batch size of alike
+//! ones wait already do they share a run. Runs have one row or exactly that many, so that few plans
+//! are built.
+
+use super::answer::{Answerer, Prepared, Reply};
+use super::ask::Raw;
+use super::metrics::{Metrics, count};
+use super::problem::Problem;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// What a worker gives back.
+pub type Outcome = Result<Reply, Problem>;
+
+/// Workers and their queue. Dropping it, or [`Pool::stop`], ends the threads once the queue is
+/// empty.
+pub struct Pool {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+}
+
+struct Shared {
+    answerer: Arc<Answerer>,
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+    wake: Condvar,
+    limit: AtomicUsize,
+    batch: AtomicUsize,
+}
+
+struct State {
+    waiting: VecDeque<Job>,
+    running: usize,
+    idle_since: Instant,
+    stopped: bool,
+}
+
+struct Job {
+    stage: Stage,
+    reply: oneshot::Sender<Outcome>,
+}
+
+enum Stage {
+    Raw(Raw),
+    Ready(Prepared),
+    /// The daemon's own question.
+    Probe,
+}
+
+impl Pool {
+    /// Starts `threads` workers.
+    pub fn start(
+        answerer: Arc<Answerer>,
+        metrics: Arc<Metrics>,
+        threads: usize,
+        limit: usize,
+        batch: usize,
+    ) -> std::io::Result<Pool> {
+        let state = State {
+            waiting: VecDeque::new(),
+            running: 0,
+            idle_since: Instant::now(),
+            stopped: false,
+        };
+        let shared = Arc::new(Shared {
+            answerer,
+            metrics,
+            state: Mutex::new(state),
+            wake: Condvar::new(),
+            limit: AtomicUsize::new(limit),
+            batch: AtomicUsize::new(batch),
+        });
+        let pool = Pool { shared: shared.clone(), threads: Mutex::default() };
+        for i in 0..threads.max(1) {
+            let shared = shared.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{i}"))
+                .spawn(move || shared.work())?;
+            pool.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        }
+        Ok(pool)
+    }
+
+    /// Changes the length of the queue and the batch size.
+    pub fn set(&self, limit: usize, batch: usize) {
+        self.shared.limit.store(limit, Ordering::Relaxed);
+        self.shared.batch.store(batch, Ordering::Relaxed);
+    }
+
+    /// Puts a question into the queue.
+    ///
+    /// # Errors
+    /// 503: the queue is full, or the daemon stops.
+    pub fn ask(&self, raw: Raw) -> Result<oneshot::Receiver<Outcome>, Problem> {
+        self.push(Stage::Raw(raw), false)
+    }
+
+    /// Has a worker answer a question of the daemon's own, before all that waits.
+    pub fn probe(&self) -> Result<oneshot::Receiver<Outcome>, Problem> {
+        self.push(Stage::Probe, true)
+    }
+
+    fn push(&self, stage: Stage, first: bool) -> Result<oneshot::Receiver<Outcome>, Problem> {
+        let (reply, receiver) = oneshot::channel();
+        let mut state = self.shared.state();
+        if state.stopped {
+            return Err(Problem::busy("the daemon stops"));
+        }
+        let limit = self.shared.limit.load(Ordering::Relaxed);
+        if state.waiting.len() >= limit && !first {
+            // Clients that have gone leave their place.
+            state.waiting.retain(|job| !job.reply.is_closed());
+            if state.waiting.len() >= limit {
+                return Err(Problem::busy(format!("{limit} requests wait already")));
+            }
+        }
+        match first {
+            true => state.waiting.push_front(Job { stage, reply }),
+            false => state.waiting.push_back(Job { stage, reply }),
+        }
+        drop(state);
+        self.shared.wake.notify_one();
+        Ok(receiver)
+    }
+
+    /// Questions that wait or run.
+    pub fn in_flight(&self) -> usize {
+        let state = self.shared.state();
+        state.waiting.len() + state.running
+    }
+
+    /// Questions that wait.
+    pub fn waiting(&self) -> usize {
+        self.shared.state().waiting.len()
+    }
+
+    /// How long nothing has waited or run.
+    pub fn idle_for(&self) -> Duration {
+        let state = self.shared.state();
+        match state.waiting.len() + state.running {
+            0 => state.idle_since.elapsed(),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Answers what waits, takes nothing more, and ends the threads.
+    pub fn stop(&self) {
+        self.shared.state().stopped = true;
+        self.shared.wake.notify_all();
+        let threads: Vec<_> =
+            self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
+        for thread in threads {
+            // A worker's panics are caught in it.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.state().stopped = true;
+        self.shared.wake.notify_all();
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) {
+        while let Some((job, own)) = self.next() {
+            self.serve(job);
+            let mut state = self.state();
+            state.running -= 1;
+            if !own {
+                state.idle_since = Instant::now();
+            }
+        }
+    }
+
+    /// The next question whose client is still there, and whether it is the daemon's own.
+    fn next(&self) -> Option<(Job, bool)> {
+        let mut state = self.state();
+        loop {
+            match state.waiting.pop_front() {
+                Some(job) if job.reply.is_closed() => continue,
+                Some(job) => {
+                    state.running += 1;
+                    let own = matches!(job.stage, Stage::Probe);
+                    return Some((job, own));
+                }
+                None if state.stopped => return None,
+                None => state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    fn serve(&self, job: Job) {
+        let Job { stage, reply } = job;
+        let Some((prepared, reply)) = self.prepare(stage, reply) else { return };
+        let mut group = vec![(prepared, reply)];
+        self.gather(&mut group);
+        self.run(group);
+    }
+
+    /// Prepares a question, or sends its fault.
+    fn prepare(
+        &self,
+        stage: Stage,
+        reply: oneshot::Sender<Outcome>,
+    ) -> Option<(Prepared, oneshot::Sender<Outcome>)> {
+        let prepared = match stage {
+            Stage::Ready(prepared) => Ok(prepared),
+            Stage::Raw(raw) => guarded(|| self.answerer.prepare(&raw)),
+            Stage::Probe => guarded(|| self.answerer.probe()),
+        };
+        match prepared {
+            Ok(prepared) => Some((prepared, reply)),
+            Err(problem) => {
+                // The client may have gone.
+                let _ = reply.send(Err(problem));
+                None
+            }
+        }
+    }
+
+    /// Adds questions that wait and are alike, if there are enough for a batch. The others go back
+    /// to their places, prepared.
+    fn gather(&self, group: &mut Vec<(Prepared, oneshot::Sender<Outcome>)>) {
+        let batch = self.batch.load(Ordering::Relaxed);
+        let Some(key) = group.first().and_then(|(p, _)| self.answerer.key(p)) else { return };
+        if batch < 2 {
+            return;
+        }
+        let taken: Vec<Job> = {
+            let mut state = self.state();
+            if state.waiting.len() + 1 < batch {
+                return;
+            }
+            let count = state.waiting.len().min(2 * batch);
+            state.waiting.drain(..count).collect()
+        };
+        let mut alike = vec![];
+        let mut back = vec![];
+        for job in taken {
+            if job.reply.is_closed() {
+                continue;
+            }
+            if matches!(job.stage, Stage::Probe) || alike.len() + 1 >= batch {
+                back.push(job);
+                continue;
+            }
+            let Some((prepared, reply)) = self.prepare(job.stage, job.reply) else { continue };
+            match self.answerer.key(&prepared) == Some(key) {
+                true => alike.push((prepared, reply)),
+                false => back.push(Job { stage: Stage::Ready(prepared), reply }),
+            }
+        }
+        if alike.len() + 1 == batch {
+            group.append(&mut alike);
+        }
+        let returned = alike
+            .into_iter()
+            .map(|(prepared, reply)| Job { stage: Stage::Ready(prepared), reply })
+            .chain(back);
+        let mut state = self.state();
+        for (i, job) in returned.enumerate() {
+            state.waiting.insert(i, job);
+        }
+        drop(state);
+        self.wake.notify_all();
+    }
+
+    fn run(&self, group: Vec<(Prepared, oneshot::Sender<Outcome>)>) {
+        let prepared: Vec<&Prepared> = group.iter().map(|(p, _)| p).collect();
+        if prepared.len() > 1 {
+            count(&self.metrics.batches);
+            self.metrics.batched.fetch_add(prepared.len() as u64, Ordering::Relaxed);
+        }
+        let answers = guarded(|| self.answerer.answer(&prepared));
+        drop(prepared);
+        match answers {
+            Ok(answers) => {
+                for ((_, reply), answer) in group.into_iter().zip(answers) {
+                    let _ = reply.send(Ok(answer));
+                }
+            }
+            Err(problem) if group.len() == 1 => {
+                for (_, reply) in group {
+                    let _ = reply.send(Err(problem.clone()));
+                }
+            }
+            // One question of several may be at fault: each for itself.
+            Err(_) => group.into_iter().for_each(|one| self.run(vec![one])),
+        }
+    }
+}
+
+/// A panic in the engine is one request's failure.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Problem>) -> Result<T, Problem> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(Problem::failed("internal error: the answer panicked")))
+}

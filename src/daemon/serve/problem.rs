@@ -1,0 +1,114 @@
+//! What a client is told when it gets no answer: a status, a type, a sentence.
+
+use crate::error::{Cause, Error, ErrorKind};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+/// A refusal. Its body is `{"error": {"code", "type", "message", "hint"}}`, in the shape that
+/// llama.cpp's server gives.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// A word for programs.
+    pub kind: &'static str,
+    /// A sentence for people.
+    pub message: String,
+    /// What to try, if something is likely to help.
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    /// A refusal with this status, word and sentence.
+    pub fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Problem {
+        Problem { status, kind, message: message.into(), hint: None }
+    }
+
+    /// 400: the request makes no sense.
+    pub fn invalid(message: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::BAD_REQUEST, "invalid_request", message)
+    }
+
+    /// 404: what is asked for is not there.
+    pub fn not_found(message: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::NOT_FOUND, "not_found", message)
+    }
+
+    /// 409: the state is another than the client believes.
+    pub fn conflict(message: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::CONFLICT, "conflict", message)
+    }
+
+    /// 503: not now; the client may come again.
+    pub fn busy(message: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message)
+    }
+
+    /// 503: took too long.
+    pub fn late(message: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", message)
+    }
+
+    /// 500: a fault of the daemon or of the machine.
+    pub fn failed(message: impl Into<String>) -> Problem {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", message)
+    }
+
+    /// Adds what to try next.
+    pub fn hint(mut self, hint: impl Into<String>) -> Problem {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(e: Error) -> Problem {
+        let (status, kind) = match (e.cause(), e.kind()) {
+            (Some(Cause::NotFound), _) => (StatusCode::NOT_FOUND, "not_found"),
+            (Some(Cause::Moved | Cause::Forgotten), _) => (StatusCode::CONFLICT, "conflict"),
+            (Some(Cause::Busy), _) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            (Some(Cause::Full), _) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
+            (Some(Cause::Locked | Cause::ReadOnly | Cause::Unreadable), _) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
+            }
+            (_, ErrorKind::Failed) => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
+            (_, ErrorKind::Usage | ErrorKind::BadInput) => {
+                (StatusCode::BAD_REQUEST, "invalid_request")
+            }
+            (_, ErrorKind::Unsupported) => (StatusCode::UNPROCESSABLE_ENTITY, "unsupported"),
+            (_, ErrorKind::Mismatch) => (StatusCode::UNPROCESSABLE_ENTITY, "mismatch"),
+            (_, ErrorKind::Refused) => (StatusCode::CONFLICT, "refused"),
+            (_, ErrorKind::Unreachable) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        };
+        Problem {
+            status,
+            kind,
+            message: e.message().to_string(),
+            hint: e.hint_text().map(String::from),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut error = json!({
+            "code": self.status.as_u16(), "type": self.kind, "message": self.message,
+        });
+        if let (Some(hint), Some(map)) = (self.hint, error.as_object_mut()) {
+            map.insert("hint".into(), hint.into());
+        }
+        let mut response = (self.status, axum::Json(json!({ "error": error }))).into_response();
+        let headers = response.headers_mut();
+        match self.status {
+            StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            _ => {}
+        }
+        response
+    }
+}

@@ -1,0 +1,238 @@
+//! The daemon's life: start, readiness, signals, reload, watchdog, shutdown.
+
+use super::app::App;
+use super::connection::accept;
+use super::listen::Listeners;
+use super::log;
+use crate::daemon::learn::{Learner, Place};
+use crate::daemon::{Config, Serving};
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::Root;
+use crate::runtime::Engine;
+use crate::store::{Key, Options, Store};
+use sd_notify::NotifyState;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How long the first probe may take: a large base on a worn card.
+const FIRST_PROBE: Duration = Duration::from_secs(120);
+
+/// Where the configuration comes from: at the start and at each reload.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A file, and what replaces values in it.
+    File(PathBuf, Overrides),
+    /// Defaults for a base, without a file.
+    Given(Box<Config>),
+}
+
+/// Values of the command line.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// The base.
+    pub base: Option<PathBuf>,
+    /// The state's folder.
+    pub state: Option<PathBuf>,
+    /// The socket.
+    pub socket: Option<PathBuf>,
+}
+
+impl Source {
+    /// Reads and checks it.
+    pub fn load(&self) -> Result<Config> {
+        match self {
+            Source::Given(config) => {
+                config.check()?;
+                Ok((**config).clone())
+            }
+            Source::File(path, overrides) => {
+                let mut config = Config::read(path)?;
+                let Overrides { base, state, socket } = overrides.clone();
+                config.base = base.unwrap_or(config.base);
+                config.state = state.unwrap_or(config.state);
+                config.serve.socket = socket.unwrap_or(config.serve.socket);
+                Ok(config)
+            }
+        }
+    }
+}
+
+/// Reads the configuration and looks at what it names: the key, the token, the base. Gives back
+/// the configuration and what is not there yet, in words.
+///
+/// # Errors
+/// As [`Config::read`]; a key, token or base that is there and can't be used.
+pub fn check(source: &Source) -> Result<(Config, Vec<String>)> {
+    let config = source.load()?;
+    let mut remarks = vec![];
+    let missing = |path: &PathBuf| !path.exists();
+    if missing(&config.base) {
+        remarks.push(format!("base '{}' is not there yet", config.base.display()));
+    } else {
+        Engine::open(&config.base)?;
+    }
+    match &config.samples.key_file {
+        Some(key) if missing(key) => {
+            remarks.push(format!("samples.key_file '{}' is not there yet", key.display()));
+        }
+        Some(key) => drop(Key::read(key)?),
+        None => {}
+    }
+    match &config.serve.token_file {
+        Some(token) if config.serve.tcp.is_some() && missing(token) => {
+            remarks.push(format!("serve.token_file '{}' is not there yet", token.display()));
+        }
+        _ => drop(config.token()?),
+    }
+    Ok((config, remarks))
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// What keeps it from starting: the configuration, the base, the state, the sockets.
+pub fn run(source: &Source) -> Result<()> {
+    let config = source.load()?;
+    log::start(config.log.level);
+    let engine = Engine::open(&config.base)?;
+    let key = config.samples.key_file.as_deref().map(Key::read).transpose()?;
+    let store = Store::open_with(&config.state, Options { key, rules: config.samples.rules() })?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build()
+        .map_err(|e| Error::failed(format!("the runtime can't be started: {e}")))?;
+    let app = App::new(config, engine, store)?;
+    let place =
+        Place { root: Root::system(), program: None, key: app.config().samples.key_file.clone() };
+    let learner = Learner::start(app.store.clone(), app.settings.clone(), app.clone(), place)?;
+    app.set_learning(learner);
+    let result = runtime.block_on(serve(&app, source));
+    app.pool.stop();
+    if let Some(learning) = app.learning() {
+        learning.stop();
+    }
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    result
+}
+
+async fn serve(app: &Arc<App>, source: &Source) -> Result<()> {
+    let config = app.config();
+    let mut signals = Signals::new()?;
+    let mut listeners = Listeners::open(&config.serve)?;
+    let mut tasks = vec![];
+    if let Some(tcp) = listeners.tcp.take() {
+        tasks.push(tokio::spawn(accept(app.clone(), tcp, app.stop.subscribe())));
+    }
+    if let Some(unix) = listeners.unix.take() {
+        tasks.push(tokio::spawn(accept(app.clone(), unix, app.stop.subscribe())));
+    }
+
+    app.self_check(FIRST_PROBE).await.map_err(|p| {
+        Error::new(ErrorKind::Failed, format!("the base answers no probe: {}", p.message))
+    })?;
+    let base = app.engine().base();
+    tracing::info!(
+        "ready: base {} ('{}'), {} adapters, socket {}{}",
+        base.fingerprint().short(),
+        base.path().display(),
+        app.roster.list().len(),
+        config.serve.socket.display(),
+        config.serve.tcp.map_or(String::new(), |a| format!(", port {a}"))
+    );
+    notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
+    if let Some(every) = sd_notify::watchdog_enabled() {
+        tasks.push(tokio::spawn(watchdog(app.clone(), every / 2)));
+    }
+    while signals.next().await == Told::Reload {
+        reload(app, source).await;
+    }
+    tracing::info!("stopping: {} connections", app.registry.len());
+    notify(&[NotifyState::Stopping]);
+    app.stop.send_replace(true);
+    drop(listeners);
+    let patience = app.config().limits.shutdown();
+    tokio::select! {
+        () = app.registry.empty() => tracing::info!("stopped"),
+        () = tokio::time::sleep(patience) => {
+            tracing::warn!("stopped with {} connections open", app.registry.len());
+        }
+        _ = signals.next() => tracing::warn!("stopped at once, as told twice"),
+    }
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    Ok(())
+}
+
+#[derive(PartialEq)]
+enum Told {
+    Stop,
+    Reload,
+}
+
+struct Signals {
+    term: Signal,
+    int: Signal,
+    reload: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals> {
+        let on = |kind| {
+            signal(kind).map_err(|e| Error::failed(format!("signals can't be handled: {e}")))
+        };
+        Ok(Signals {
+            term: on(SignalKind::terminate())?,
+            int: on(SignalKind::interrupt())?,
+            reload: on(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.term.recv() => Told::Stop,
+            _ = self.int.recv() => Told::Stop,
+            _ = self.reload.recv() => Told::Reload,
+        }
+    }
+}
+
+async fn reload(app: &Arc<App>, source: &Source) {
+    let mut states = vec![NotifyState::Reloading];
+    states.extend(NotifyState::monotonic_usec_now().ok());
+    notify(&states);
+    let source = source.clone();
+    let done = app
+        .blocking(move |app| {
+            let config = source.load()?;
+            app.reload(config)?;
+            Ok(())
+        })
+        .await;
+    match done {
+        Ok(()) => tracing::info!("the configuration was read anew"),
+        Err(p) => tracing::error!("the configuration stays as it was: {}", p.message),
+    }
+    if app.engine().base().check_unchanged().is_err() {
+        tracing::error!("the base's file was written to: restart with a whole one");
+    }
+    notify(&[NotifyState::Ready]);
+}
+
+/// Feeds systemd's watchdog as long as a worker answers.
+async fn watchdog(app: Arc<App>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        match app.self_check(every).await {
+            Ok(()) => notify(&[NotifyState::Watchdog]),
+            Err(p) => tracing::error!("self-check: {}", p.message),
+        }
+    }
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(states) {
+        tracing::warn!("systemd can't be told: {e}");
+    }
+}

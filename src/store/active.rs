@@ -1,0 +1,350 @@
+//! Which generation a name serves: switching, trials, going back, removing.
+
+use super::db::{Fault, Outcome, now, signed, unsigned};
+use super::events;
+use super::generations::GenerationState;
+use super::names::{Reference, check_name};
+use super::rows::{
+    GenerationRow, NameRow, drop_generation, find_generation, known, known_generations, live,
+};
+use super::state::Store;
+use crate::error::{Cause, Error, Result};
+use rusqlite::{Connection, params};
+use serde::Serialize;
+use std::time::Duration;
+
+/// Switches that are remembered.
+const HISTORY_KEPT: i64 = 10_000;
+
+/// How the active generation changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// By promotion or by hand.
+    Activated,
+    /// Back to the one before, which was better.
+    RolledBack,
+    /// Back to the one before, because the trial was interrupted.
+    Interrupted,
+    /// To the base, by hand.
+    Deactivated,
+    /// The active generation was removed by force.
+    Removed,
+    /// What the active generation had learned from was forgotten.
+    Forgotten,
+}
+
+impl How {
+    const ALL: [How; 6] = [
+        How::Activated,
+        How::RolledBack,
+        How::Interrupted,
+        How::Deactivated,
+        How::Removed,
+        How::Forgotten,
+    ];
+
+    fn of(code: i64) -> How {
+        let at = usize::try_from(code).ok();
+        at.and_then(|at| How::ALL.get(at)).copied().unwrap_or(How::Activated)
+    }
+}
+
+/// A switch of a name's active generation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Switched {
+    /// The name.
+    pub name: String,
+    /// The generation that is active now; `None`: the base.
+    pub active: Option<u64>,
+    /// The one that was.
+    pub before: Option<u64>,
+}
+
+/// A switch that was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Switch {
+    /// When, in seconds since 1970-01-01 UTC.
+    pub time: u64,
+    /// The generation that became active; `None`: the base.
+    pub generation: Option<u64>,
+    /// The one before.
+    pub before: Option<u64>,
+    /// How.
+    pub how: How,
+    /// Why.
+    pub why: Option<String>,
+}
+
+impl Store {
+    /// Makes `generation` the active one of `name`, after reading its file.
+    ///
+    /// With `expected`, only if that is the active one now (compare and swap). With `trial`, the
+    /// generation is on trial until [`Store::confirm_trial`]; the next start of the daemon before
+    /// that goes back.
+    ///
+    /// # Errors
+    /// No such name or generation (usage, [`Cause::NotFound`]), another one is active than
+    /// `expected` (refused, [`Cause::Moved`]), a damaged file (bad input).
+    pub fn activate(
+        &self,
+        name: &str,
+        generation: u64,
+        expected: Option<Option<u64>>,
+        trial: Option<Duration>,
+    ) -> Result<Switched> {
+        let reference = Reference::parse(&format!("{name}@{generation}"))?;
+        self.write(|c| {
+            let found = super::rows::resolve(c, self, &reference)?;
+            let row = known(c, self, name)?;
+            if let Some(expected) = expected.filter(|e| *e != row.active) {
+                return Err(Fault::Ours(moved(name, expected, row.active)));
+            }
+            self.load_row(&found)?;
+            let state = match trial {
+                Some(_) => GenerationState::Trial,
+                None => GenerationState::Promoted,
+            };
+            if let Some(old) = row.trial.filter(|t| t.generation != generation) {
+                // The next one takes its place before it has proven itself.
+                set_state(c, row.id, old.generation, GenerationState::Candidate, None)?;
+            }
+            set_state(c, row.id, generation, state, None)?;
+            point(c, &row, Some(generation), How::Activated, None)?;
+            if let Some(trial) = trial {
+                c.execute(
+                    "UPDATE names SET trial_since = ?2, trial_seconds = ?3 WHERE id = ?1",
+                    params![row.id, signed(now()), signed(trial.as_secs())],
+                )?;
+            }
+            Ok(Switched { name: name.into(), active: Some(generation), before: row.active })
+        })
+    }
+
+    /// Lets `name` serve the base alone. Errors: no such name (usage).
+    pub fn deactivate(&self, name: &str) -> Result<Switched> {
+        check_name(name)?;
+        self.write(|c| {
+            let row = known(c, self, name)?;
+            if let Some(trial) = row.trial {
+                set_state(c, row.id, trial.generation, GenerationState::Candidate, None)?;
+            }
+            point(c, &row, None, How::Deactivated, None)?;
+            Ok(Switched { name: name.into(), active: None, before: row.active })
+        })
+    }
+
+    /// Goes back from the active generation, which is marked as bad, to the one that served before
+    /// it: of the same base, proven, not bad, not retired; else to the base. `why` is kept.
+    ///
+    /// # Errors
+    /// No such name, or it serves the base already (usage).
+    pub fn rollback(&self, name: &str, why: &str) -> Result<Switched> {
+        check_name(name)?;
+        self.write(|c| {
+            let row = known(c, self, name)?;
+            let Some(active) = row.active else {
+                return Err(Fault::Ours(Error::usage(format!(
+                    "'{name}' serves the base: there is nothing to go back from"
+                ))));
+            };
+            let to = fallback(c, &row)?;
+            set_state(c, row.id, active, GenerationState::Bad, Some(why))?;
+            point(c, &row, to, How::RolledBack, Some(why))?;
+            events::record(c, "rollback", Some(name), &went_back(active, to, why), None)?;
+            Ok(Switched { name: name.into(), active: to, before: Some(active) })
+        })
+    }
+
+    /// Ends the trial of `generation`: it has proven itself.
+    ///
+    /// # Errors
+    /// It is not the active one, on trial (refused, [`Cause::Moved`]).
+    pub fn confirm_trial(&self, name: &str, generation: u64) -> Result<()> {
+        check_name(name)?;
+        self.write(|c| {
+            let row = known(c, self, name)?;
+            if row.trial.is_none_or(|t| t.generation != generation) {
+                return Err(Fault::Ours(
+                    Error::refused(format!("generation {generation} of '{name}' is not on trial"))
+                        .because(Cause::Moved),
+                ));
+            }
+            set_state(c, row.id, generation, GenerationState::Promoted, None)?;
+            clear_trial(c, row.id)?;
+            let text = format!("generation {generation} has proven itself");
+            events::record(c, "confirmed", Some(name), &text, None)?;
+            Ok(())
+        })
+    }
+
+    /// Called once when the daemon starts: every trial was interrupted by a crash or a restart, so
+    /// those names go back to what they served before. The generations become candidates again.
+    pub fn end_interrupted_trials(&self) -> Result<Vec<Switched>> {
+        let on_trial: Vec<String> =
+            self.names()?.into_iter().filter(|e| e.trial.is_some()).map(|e| e.name).collect();
+        if on_trial.is_empty() {
+            return Ok(vec![]);
+        }
+        let why = "the trial was interrupted by a restart";
+        self.write(|c| {
+            let mut switched = vec![];
+            for name in on_trial {
+                let row = known(c, self, &name)?;
+                let Some(trial) = row.trial else { continue };
+                let to = fallback(c, &row)?;
+                let candidate = GenerationState::Candidate;
+                set_state(c, row.id, trial.generation, candidate, Some(why))?;
+                point(c, &row, to, How::Interrupted, Some(why))?;
+                let text = went_back(trial.generation, to, why);
+                events::record(c, "interrupted", Some(&name), &text, None)?;
+                switched.push(Switched { name, active: to, before: row.active });
+            }
+            Ok(switched)
+        })
+    }
+
+    /// The switches of a name, oldest first. Errors: no such name (usage).
+    pub fn history(&self, name: &str) -> Result<Vec<Switch>> {
+        check_name(name)?;
+        self.read(|c| {
+            let mut switches = history(c, known(c, self, name)?.id)?;
+            switches.reverse();
+            Ok(switches)
+        })
+    }
+
+    /// Removes one generation, or all of a name's. Gives back those removed. The active one goes
+    /// only with `force`; then the name serves the base. Numbers are not given again.
+    ///
+    /// # Errors
+    /// No such name or generation (usage), the active one without `force` (refused).
+    pub fn remove(&self, reference: &Reference, force: bool) -> Result<Vec<u64>> {
+        let name = reference.name();
+        let gone = self.write(|c| {
+            let (row, live) = known_generations(c, self, name)?;
+            let gone: Vec<u64> = match reference.generation() {
+                Some(_) => vec![super::rows::resolve(c, self, reference)?.number],
+                None => live.iter().map(|g| g.number).collect(),
+            };
+            if let Some(active) = row.active.filter(|a| gone.contains(a)) {
+                if !force {
+                    return Err(Fault::Ours(
+                        Error::refused(format!(
+                            "generation {active} of '{name}' is the active one"
+                        ))
+                        .hint("switch to another one with 'adapter use', or add --force"),
+                    ));
+                }
+                point(c, &row, None, How::Removed, None)?;
+            }
+            for &number in &gone {
+                drop_generation(c, row.id, number)?;
+            }
+            super::hashes::sweep(c)?;
+            Ok(gone)
+        })?;
+        // It is done; files that are left over go when the store is opened next.
+        let _ = self.collect();
+        Ok(gone)
+    }
+}
+
+fn went_back(from: u64, to: Option<u64>, why: &str) -> String {
+    let to = to.map_or("the base".into(), |to| format!("generation {to}"));
+    format!("back from generation {from} to {to}: {why}")
+}
+
+fn moved(name: &str, expected: Option<u64>, found: Option<u64>) -> Error {
+    let words = |g: Option<u64>| g.map_or("the base".into(), |g| format!("generation {g}"));
+    Error::refused(format!("'{name}' serves {}, expected {}", words(found), words(expected)))
+        .hint("look again: another one has switched it")
+        .because(Cause::Moved)
+}
+
+/// Moves the pointer, ends any trial, and remembers the switch.
+pub(super) fn point(
+    c: &Connection,
+    row: &NameRow,
+    to: Option<u64>,
+    how: How,
+    why: Option<&str>,
+) -> Outcome<()> {
+    clear_trial(c, row.id)?;
+    if row.active == to {
+        return Ok(());
+    }
+    c.execute("UPDATE names SET active = ?2 WHERE id = ?1", params![row.id, to.map(signed)])?;
+    c.execute(
+        "INSERT INTO history (name_id, time, generation, before, how, why)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![row.id, signed(now()), to.map(signed), row.active.map(signed), how as i64, why],
+    )?;
+    let oldest = c.last_insert_rowid().saturating_sub(HISTORY_KEPT);
+    c.execute("DELETE FROM history WHERE id <= ?1", [oldest])?;
+    Ok(())
+}
+
+fn clear_trial(c: &Connection, name: i64) -> Outcome<()> {
+    c.execute(
+        "UPDATE names SET trial_since = NULL, trial_seconds = NULL
+         WHERE id = ?1 AND trial_since IS NOT NULL",
+        [name],
+    )?;
+    Ok(())
+}
+
+pub(super) fn set_state(
+    c: &Connection,
+    name: i64,
+    number: u64,
+    state: GenerationState,
+    why: Option<&str>,
+) -> Outcome<()> {
+    c.execute(
+        "UPDATE generations SET state = ?3, why = ?4 WHERE name_id = ?1 AND number = ?2",
+        params![name, signed(number), state.code(), why],
+    )?;
+    Ok(())
+}
+
+/// Newest first.
+fn history(c: &Connection, name: i64) -> Outcome<Vec<Switch>> {
+    let mut statement = c.prepare_cached(
+        "SELECT time, generation, before, how, why FROM history WHERE name_id = ?1
+         ORDER BY id DESC",
+    )?;
+    let rows = statement.query_map([name], |row| {
+        Ok(Switch {
+            time: unsigned(row.get(0)?),
+            generation: row.get::<_, Option<i64>>(1)?.map(unsigned),
+            before: row.get::<_, Option<i64>>(2)?.map(unsigned),
+            how: How::of(row.get(3)?),
+            why: row.get(4)?,
+        })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Where a name goes when its active generation must not serve: the proven generation that served
+/// last before it, of its base; the base where that was chosen by hand, or where there is none.
+pub(super) fn fallback(c: &Connection, row: &NameRow) -> Outcome<Option<u64>> {
+    let Some(active) = row.active else { return Ok(None) };
+    let base = find_generation(c, row.id, active)?.and_then(|g: GenerationRow| g.base);
+    let live = live(c, row.id)?;
+    for switch in history(c, row.id)?.iter().skip(1) {
+        let Some(number) = switch.generation else {
+            if switch.how == How::Deactivated {
+                return Ok(None);
+            }
+            continue;
+        };
+        let proven = live
+            .iter()
+            .any(|g| g.number == number && g.state == GenerationState::Promoted && g.base == base);
+        if proven && number != active {
+            return Ok(Some(number));
+        }
+    }
+    Ok(None)
+}

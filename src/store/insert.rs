@@ -1,0 +1,443 @@
+//! Taking samples in: duplicates, corrections, the hold-out, quarantine, quotas.
+
+use super::db::{Outcome, now, signed};
+use super::events;
+use super::hashes::SampleHash;
+use super::names::check_name;
+use super::outcomes;
+use super::quota::{choose_part, make_room};
+use super::rows::make_name;
+use super::rules::{Quota, Rules};
+use super::samples::{
+    Input, Label, Part, SampleState, VALUES, content, find_label, input_hash, label_tag, no_sample,
+    to_content,
+};
+use super::state::{Store, Unlocked};
+use crate::error::{Cause, Error, Result};
+use rusqlite::{Connection, OptionalExtension, params};
+use serde::Serialize;
+
+/// Longest label or source in bytes.
+const MAX_WORD: usize = 256;
+/// Most numbers of a label.
+const MAX_VALUES: usize = 65_536;
+
+/// A sample as it comes in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewSample {
+    /// The adapter's name that it is for; made if it is not known.
+    pub name: String,
+    /// The input.
+    pub input: Input,
+    /// The right answer, if somebody gave it.
+    pub label: Option<Label>,
+    /// The class that was answered.
+    pub predicted: Option<String>,
+    /// The generation that answered; `None`: the base, or not known.
+    pub generation: Option<u64>,
+    /// Who brings it: a user, a device, a client.
+    pub source: String,
+    /// When it was made, in seconds since 1970-01-01 UTC.
+    pub time: u64,
+    /// Whether the person that it comes from agreed to its being kept.
+    pub consent: bool,
+}
+
+/// What became of a new sample.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Taken {
+    /// It was not there.
+    New,
+    /// Its input was there with the same label, or it brought none.
+    Merged,
+    /// Its input was there with another label, which it corrects.
+    Relabelled,
+    /// It is stored, but not used, for this reason.
+    Quarantined(String),
+}
+
+/// What [`Store::add_sample`] did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Recorded {
+    /// The sample's number.
+    pub id: i64,
+    /// Names its input.
+    pub hash: SampleHash,
+    /// What became of it.
+    pub outcome: Taken,
+    /// Which samples it belongs to. Decided once; it stays through corrections.
+    pub part: Part,
+}
+
+/// A sample that is there.
+struct Existing {
+    id: i64,
+    label: Option<i64>,
+    part: Part,
+    state: i64,
+    reason: Option<String>,
+    source: String,
+}
+
+/// A sample that is to be written.
+pub(super) struct Row<'a> {
+    pub name: i64,
+    pub hash: [u8; 32],
+    pub label: Option<i64>,
+    pub bytes: u64,
+    pub sample: &'a NewSample,
+    values: Option<Vec<f32>>,
+}
+
+impl Store {
+    /// Takes a sample in. It is on the medium when this returns.
+    ///
+    /// Where a class label, a prediction and a generation are given and the sample is not
+    /// quarantined, the outcome (right or wrong) is counted for that generation, as
+    /// [`Store::record_outcome`] would: don't call that too.
+    ///
+    /// The part: of each class, the share [`Rules::hold_out`] is held out, chosen by a keyed hash.
+    /// Quarantined is a sample with a label outside [`Rules::labels`], one beyond a source's rate or
+    /// share, and one whose input another source has labelled otherwise (the stored one with it).
+    ///
+    /// # Errors
+    /// No consent (refused, [`Cause::NoConsent`]); an empty or oversized input, label or source, a
+    /// number that is not finite (usage); no key (refused, [`Cause::Locked`]); a full disk (failed,
+    /// [`Cause::Full`]). Nothing is stored then.
+    pub fn add_sample(&self, sample: &NewSample) -> Result<Recorded> {
+        let rules = self.rules();
+        check(sample, &rules.quota)?;
+        self.write(|c| {
+            let unlocked = self.unlocked(c)?;
+            take(c, &unlocked, &rules, sample)
+        })
+    }
+
+    /// Puts a sample into quarantine for `reason`. Errors: none of this number (usage).
+    pub fn quarantine(&self, id: i64, reason: &str) -> Result<()> {
+        self.write(|c| {
+            let name = set_sample_state(c, id, SampleState::Quarantined, Some(reason))?;
+            let text = "a sample was put into quarantine";
+            events::record_often(c, "quarantine", &name, text)
+        })
+    }
+
+    /// Takes a sample out of quarantine: it is used again. Errors: none of this number (usage).
+    pub fn release(&self, id: i64) -> Result<()> {
+        self.write(|c| {
+            let name = set_sample_state(c, id, SampleState::Kept, None)?;
+            c.execute(
+                "UPDATE samples SET round = (SELECT round FROM names WHERE name = ?2)
+                 WHERE id = ?1",
+                params![id, name],
+            )?;
+            events::record_often(c, "release", &name, "a sample was taken out of quarantine")
+        })
+    }
+}
+
+/// Sets the state of a sample that has its input; gives back its name.
+fn set_sample_state(
+    c: &Connection,
+    id: i64,
+    state: SampleState,
+    reason: Option<&str>,
+) -> Outcome<String> {
+    let changed = c.execute(
+        "UPDATE samples SET state = ?2, reason = ?3 WHERE id = ?1 AND state < ?4",
+        params![id, state as i64, reason, SampleState::EVICTED],
+    )?;
+    if changed == 0 {
+        return Err(no_sample(id));
+    }
+    Ok(c.query_row(
+        "SELECT names.name FROM samples JOIN names ON names.id = name_id WHERE samples.id = ?1",
+        [id],
+        |row| row.get(0),
+    )?)
+}
+
+fn check(sample: &NewSample, quota: &Quota) -> Result<()> {
+    if !sample.consent {
+        return Err(Error::refused("the sample comes without consent: it is not stored")
+            .because(Cause::NoConsent));
+    }
+    check_name(&sample.name)?;
+    let word = |what: &str, text: &str| {
+        if text.is_empty() || text.len() > MAX_WORD || text.chars().any(char::is_control) {
+            return Err(Error::usage(format!(
+                "the sample's {what} is not 1 to {MAX_WORD} bytes without control characters"
+            )));
+        }
+        Ok(())
+    };
+    word("source", &sample.source)?;
+    if let Some(predicted) = &sample.predicted {
+        word("prediction", predicted)?;
+    }
+    match &sample.label {
+        Some(Label::Class(class)) => word("label", class)?,
+        Some(Label::Values(values)) => {
+            let finite = values.iter().all(|v| v.is_finite());
+            if values.is_empty() || values.len() > MAX_VALUES || !finite {
+                return Err(Error::usage(format!(
+                    "the sample's label is not 1 to {MAX_VALUES} finite numbers"
+                )));
+            }
+        }
+        None => {}
+    }
+    if let Input::Picture { mime, .. } = &sample.input {
+        word("type", mime)?;
+    }
+    let bytes = sample.input.bytes().len() as u64;
+    if bytes == 0 {
+        return Err(Error::usage("the sample's input is empty"));
+    }
+    if bytes > quota.max_bytes {
+        return Err(Error::refused(format!(
+            "the sample has {bytes} bytes, at most {} are kept",
+            quota.max_bytes
+        )));
+    }
+    Ok(())
+}
+
+fn take(
+    c: &Connection,
+    unlocked: &Unlocked<'_>,
+    rules: &Rules,
+    sample: &NewSample,
+) -> Outcome<Recorded> {
+    let name = make_name(c, &sample.name)?.id;
+    let hash = input_hash(unlocked, &sample.input);
+    let found = existing(c, name, &hash)?;
+    let (label, values) = match &sample.label {
+        None => (None, None),
+        Some(Label::Class(class)) => (Some(intern(c, unlocked, name, class)?), None),
+        Some(Label::Values(values)) => (Some(VALUES), Some(values.clone())),
+    };
+    let row = Row { name, hash, label, bytes: sample.input.bytes().len() as u64, sample, values };
+    let recorded = match found {
+        Some(found) if found.state < SampleState::EVICTED => {
+            again(c, unlocked, rules, &row, &found)?
+        }
+        // Evicted: it comes back, and keeps its part.
+        found => first(c, unlocked, rules, &row, found.map(|e| (e.id, e.part)))?,
+    };
+    let answer = (&sample.label, &sample.predicted, sample.generation);
+    if let (Some(Label::Class(class)), Some(predicted), Some(generation)) = answer
+        && !matches!(recorded.outcome, Taken::Quarantined(_))
+    {
+        outcomes::count(c, name, generation, class == predicted, sample.time)?;
+    }
+    if matches!(recorded.outcome, Taken::Quarantined(_)) {
+        let text = "a sample was put into quarantine";
+        events::record_often(c, "quarantine", &sample.name, text)?;
+    }
+    Ok(recorded)
+}
+
+fn existing(c: &Connection, name: i64, hash: &[u8; 32]) -> Outcome<Option<Existing>> {
+    let mut statement = c.prepare_cached(
+        "SELECT id, label_id, part, state, reason, source FROM samples
+         WHERE name_id = ?1 AND hash = ?2",
+    )?;
+    let found = statement.query_row(params![name, hash], |row| {
+        Ok(Existing {
+            id: row.get(0)?,
+            label: row.get(1)?,
+            part: Part::of(row.get(2)?),
+            state: row.get(3)?,
+            reason: row.get(4)?,
+            source: row.get(5)?,
+        })
+    });
+    Ok(found.optional()?)
+}
+
+/// The number of a label's text, which is made if it is new.
+fn intern(c: &Connection, unlocked: &Unlocked<'_>, name: i64, text: &str) -> Outcome<i64> {
+    if let Some(id) = find_label(c, unlocked, name, text)? {
+        return Ok(id);
+    }
+    let tag = label_tag(unlocked, name, text);
+    let stored = unlocked.seal(&tag, text.as_bytes().to_vec())?;
+    c.prepare_cached("INSERT INTO labels (name_id, tag, text) VALUES (?1, ?2, ?3)")?
+        .execute(params![name, tag, stored])?;
+    Ok(c.last_insert_rowid())
+}
+
+/// An input that is not there.
+fn first(
+    c: &Connection,
+    unlocked: &Unlocked<'_>,
+    rules: &Rules,
+    row: &Row<'_>,
+    back: Option<(i64, Part)>,
+) -> Outcome<Recorded> {
+    let reason = match too_much(c, rules, row)? {
+        None => unknown_label(rules, row.sample),
+        reason => reason,
+    };
+    let part = match back {
+        Some((_, part)) => part,
+        None => choose_part(c, unlocked, rules, row)?,
+    };
+    make_room(c, rules, row, reason.is_some())?;
+    let state = if reason.is_some() { SampleState::Quarantined } else { SampleState::Kept };
+    let predicted = match &row.sample.predicted {
+        Some(text) => Some(intern(c, unlocked, row.name, text)?),
+        None => None,
+    };
+    let id = match back {
+        Some((id, _)) => id,
+        None => next_sample(c)?,
+    };
+    let sample = row.sample;
+    c.prepare_cached(
+        "INSERT OR REPLACE INTO samples (id, name_id, hash, kind, bytes, label_id, predicted_id,
+         part, state, reason, source, time, received, seen, generation, round)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, 1, ?14, round
+         FROM names WHERE id = ?2",
+    )?
+    .execute(params![
+        id,
+        row.name,
+        row.hash,
+        sample.input.kind() as i64,
+        signed(row.bytes),
+        row.label,
+        predicted,
+        part as i64,
+        state as i64,
+        reason,
+        sample.source,
+        signed(sample.time),
+        signed(now()),
+        sample.generation.map(signed),
+    ])?;
+    let content = to_content(unlocked, &row.hash, sample.input.clone(), row.values.clone())?;
+    c.prepare_cached("INSERT OR REPLACE INTO inputs (sample, content) VALUES (?1, ?2)")?
+        .execute(params![id, content])?;
+    let outcome = reason.map_or(Taken::New, Taken::Quarantined);
+    Ok(Recorded { id, hash: SampleHash(row.hash), outcome, part })
+}
+
+/// An input that is there.
+fn again(
+    c: &Connection,
+    unlocked: &Unlocked<'_>,
+    rules: &Rules,
+    row: &Row<'_>,
+    found: &Existing,
+) -> Outcome<Recorded> {
+    let sample = row.sample;
+    let same = match (row.label, found.label) {
+        (None, _) => true,
+        (Some(VALUES), Some(VALUES)) => content(c, unlocked, found.id, &row.hash)?.1 == row.values,
+        (new, old) => new == old,
+    };
+    let recorded =
+        |outcome| Recorded { id: found.id, hash: SampleHash(row.hash), outcome, part: found.part };
+    let quarantined = found.state == SampleState::Quarantined as i64;
+    if same {
+        c.prepare_cached("UPDATE samples SET seen = seen + 1, time = max(time, ?2) WHERE id = ?1")?
+            .execute(params![found.id, signed(sample.time)])?;
+        let reason = found.reason.clone().filter(|_| quarantined);
+        return Ok(recorded(reason.map_or(Taken::Merged, Taken::Quarantined)));
+    }
+    if found.label.is_some() && found.source != sample.source {
+        // Neither of the two can be trusted; the stored one keeps its label, for people to look at.
+        let reason = "two sources label it differently";
+        set_sample_state(c, found.id, SampleState::Quarantined, Some(reason))?;
+        return Ok(recorded(Taken::Quarantined(reason.into())));
+    }
+    let reason = match (&found.reason, unknown_label(rules, sample)) {
+        (_, Some(reason)) => Some(reason),
+        (Some(old), None) if quarantined && old != UNKNOWN_LABEL => Some(old.clone()),
+        _ => None,
+    };
+    let state = if reason.is_some() { SampleState::Quarantined } else { SampleState::Kept };
+    c.prepare_cached(
+        "UPDATE samples SET label_id = ?2, state = ?3, reason = ?4, source = ?5,
+         seen = seen + 1, time = max(time, ?6),
+         round = (SELECT round FROM names WHERE id = name_id) WHERE id = ?1",
+    )?
+    .execute(params![
+        found.id,
+        row.label,
+        state as i64,
+        reason,
+        sample.source,
+        signed(sample.time)
+    ])?;
+    if row.label == Some(VALUES) || found.label == Some(VALUES) {
+        let content = to_content(unlocked, &row.hash, sample.input.clone(), row.values.clone())?;
+        c.prepare_cached("UPDATE inputs SET content = ?2 WHERE sample = ?1")?
+            .execute(params![found.id, content])?;
+    }
+    Ok(recorded(reason.map_or(Taken::Relabelled, Taken::Quarantined)))
+}
+
+/// Numbers of samples are never given twice, also when the newest was forgotten.
+fn next_sample(c: &Connection) -> Outcome<i64> {
+    let newest: Option<i64> =
+        c.prepare_cached("SELECT max(id) FROM samples")?.query_row([], |row| row.get(0))?;
+    let floor = super::db::meta(c, "next_sample")?
+        .and_then(|bytes| Some(i64::from_le_bytes(bytes.try_into().ok()?)));
+    Ok(newest.unwrap_or(0).saturating_add(1).max(floor.unwrap_or(1)))
+}
+
+/// The rule for labels: a fixed set, if there is one.
+fn unknown_label(rules: &Rules, sample: &NewSample) -> Option<String> {
+    match &sample.label {
+        Some(Label::Class(class)) if !rules.labels.is_empty() && !rules.labels.contains(class) => {
+            Some(UNKNOWN_LABEL.into())
+        }
+        _ => None,
+    }
+}
+
+const UNKNOWN_LABEL: &str = "its label is not one of those that are set";
+
+/// The rules for sources: so many an hour, and a greatest share of the newest samples.
+fn too_much(c: &Connection, rules: &Rules, row: &Row<'_>) -> Outcome<Option<String>> {
+    let source = &row.sample.source;
+    if rules.source_per_hour > 0 {
+        let hour: i64 = c
+            .prepare_cached(
+                "SELECT count(*) FROM samples WHERE source = ?1 AND received > ?2
+                 AND id > (SELECT max(id) FROM samples) - ?3",
+            )?
+            .query_row(
+                params![
+                    source,
+                    signed(now().saturating_sub(3600)),
+                    4 * i64::from(rules.source_per_hour)
+                ],
+                |row| row.get(0),
+            )?;
+        if hour >= i64::from(rules.source_per_hour) {
+            let limit = rules.source_per_hour;
+            return Ok(Some(format!("its source brings more than {limit} an hour")));
+        }
+    }
+    if rules.source_share < 1.0 {
+        let window = Rules::WINDOW;
+        let (own, all): (i64, i64) = c
+            .prepare_cached(
+                "SELECT ifnull(sum(source = ?2), 0), count(*) FROM (SELECT source FROM samples
+                 WHERE name_id = ?1 AND state < 2 ORDER BY id DESC LIMIT ?3)",
+            )?
+            .query_row(params![row.name, source, window], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        // A window that is not full says little, and one source alone has no share.
+        let share = (own + 1) as f64 / (all + 1) as f64;
+        if all >= i64::from(window) && own < all && share > rules.source_share {
+            let percent = 100.0 * rules.source_share;
+            return Ok(Some(format!("its source brought more than {percent:.0} % of the newest")));
+        }
+    }
+    Ok(None)
+}

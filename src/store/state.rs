@@ -1,0 +1,366 @@
+//! The store itself: its folder, its database, transactions.
+
+use super::db::{self, Fault, Outcome};
+use super::folder;
+use super::rules::Rules;
+use super::seal::{Key, random};
+use crate::error::{Cause, Error, Result};
+use crate::fs::fault::{self, Op};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// The database's file in the store's folder.
+const DATABASE: &str = "state.db";
+
+/// How a store is opened.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Encrypts the samples. A store whose samples are plain is encrypted when it is first opened
+    /// with a key; without its key a store's samples stay closed, all else works.
+    pub key: Option<Key>,
+    /// By which samples are taken in.
+    pub rules: Rules,
+}
+
+/// All that lasts: adapters and their generations, samples, jobs, events. One folder:
+/// `state.db` (SQLite) and `adapters/<blake3 of the file>.adapter`, `jobs/N/`.
+///
+/// Cheap to clone; clones share one connection. Several processes may open one store at once. What
+/// a method has changed is on the medium when it returns.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    root: PathBuf,
+    database: PathBuf,
+    connection: Mutex<Connection>,
+    rules: RwLock<Rules>,
+    secrets: Secrets,
+    read_only: bool,
+}
+
+/// What is needed to read and find samples.
+#[derive(Clone)]
+pub(super) struct Secrets {
+    /// Seals inputs and labels.
+    pub key: Option<Key>,
+    /// Keys the hashes of inputs and labels; `None` while the store's key is not given.
+    hash_key: Option<[u8; 32]>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("root", &self.inner.root).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the store in the folder `root`, making it if it is not there, and finishes what a
+    /// killed process left half done. A folder that can't be written is opened for reading.
+    ///
+    /// # Errors
+    /// A damaged database or another program's (bad input), one of a newer version (unsupported),
+    /// what the file system says (failed).
+    pub fn open(root: impl Into<PathBuf>) -> Result<Store> {
+        Store::open_with(root, Options::default())
+    }
+
+    /// As [`Store::open`]. Errors also: another key than the store's (mismatch), rules that make no
+    /// sense (usage).
+    pub fn open_with(root: impl Into<PathBuf>, options: Options) -> Result<Store> {
+        options.rules.validate()?;
+        let root = root.into();
+        let database = root.join(DATABASE);
+        folder::refuse_old(&root, &database)?;
+        let closed = || !folder::writable(&root) || !folder::writable(&database);
+        let (connection, read_only) = match open_database(&root, &database) {
+            Ok(connection) => {
+                // SQLite opens a file that it can't write for reading.
+                let read_only = connection.is_readonly("main").unwrap_or(false) || closed();
+                (connection, read_only)
+            }
+            Err(error) if database.exists() && closed() => {
+                (db::open_read_only(&database).map_err(|_| error)?, true)
+            }
+            Err(error) => return Err(error),
+        };
+        let connection = Mutex::new(connection);
+        let mut store = Store {
+            inner: Arc::new(Inner {
+                root,
+                database,
+                connection,
+                rules: RwLock::new(options.rules),
+                secrets: Secrets { key: None, hash_key: None },
+                read_only,
+            }),
+        };
+        let secrets = store.unlock(options.key)?;
+        match Arc::get_mut(&mut store.inner) {
+            Some(inner) => inner.secrets = secrets,
+            None => return Err(Error::failed("the store was shared while it was opened")),
+        }
+        if !read_only {
+            store.finish_forgetting()?;
+            store.collect()?;
+        }
+        Ok(store)
+    }
+
+    /// Opens the store in `root` if there is one, without making it.
+    pub fn open_existing(root: impl Into<PathBuf>) -> Result<Option<Store>> {
+        let root = root.into();
+        folder::refuse_old(&root, &root.join(DATABASE))?;
+        if !root.join(DATABASE).exists() {
+            return Ok(None);
+        }
+        Store::open(root).map(Some)
+    }
+
+    /// The folder of the user's store: `$OFFSHOOT_STORE`, else `$XDG_DATA_HOME/offshoot`, else
+    /// `~/.local/share/offshoot`. Errors: none of the variables is set (usage).
+    pub fn folder_of_user() -> Result<PathBuf> {
+        let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+        if let Some(root) = variable("OFFSHOOT_STORE") {
+            return Ok(root.into());
+        }
+        // The XDG specification tells to ignore relative paths.
+        let data = variable("XDG_DATA_HOME").map(PathBuf::from).filter(|p| p.is_absolute());
+        let home = || variable("HOME").map(|home| PathBuf::from(home).join(".local/share"));
+        match data.or_else(home) {
+            Some(data) => Ok(data.join("offshoot")),
+            None => Err(Error::usage("no folder for the store: HOME is not set")
+                .hint("set OFFSHOOT_STORE to a folder")),
+        }
+    }
+
+    /// The user's store. Errors as [`Store::folder_of_user`] and [`Store::open`].
+    pub fn of_user() -> Result<Store> {
+        Store::open(Store::folder_of_user()?)
+    }
+
+    /// The store's folder.
+    pub fn root(&self) -> &Path {
+        &self.inner.root
+    }
+
+    /// Whether the folder can only be read: every change is an error.
+    pub fn read_only(&self) -> bool {
+        self.inner.read_only
+    }
+
+    /// Whether samples are encrypted under a key that this store was opened with.
+    pub fn encrypted(&self) -> bool {
+        self.inner.secrets.key.is_some()
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> Rules {
+        self.inner.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets the rules for what comes in from now on, in this process. Errors as
+    /// [`Rules::validate`].
+    pub fn set_rules(&self, rules: Rules) -> Result<()> {
+        rules.validate()?;
+        *self.inner.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
+        Ok(())
+    }
+
+    /// Reads the whole database and every adapter file and checks them. Takes seconds on a card.
+    ///
+    /// # Errors
+    /// Bad input, naming the first thing that is damaged.
+    pub fn verify(&self) -> Result<()> {
+        let said: String =
+            self.read(|c| Ok(c.pragma_query_value(None, "integrity_check", |row| row.get(0))?))?;
+        if said != "ok" {
+            return Err(Error::bad_input(format!(
+                "'{}' is damaged: {said}",
+                self.inner.database.display()
+            ))
+            .because(Cause::Unreadable));
+        }
+        self.verify_adapters()
+    }
+
+    /// Runs `work` on one state of the database.
+    pub(super) fn read<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Outcome<T>) -> Result<T> {
+        self.transaction(TransactionBehavior::Deferred, work)
+    }
+
+    /// Runs `work` as one durable change: all of it or, on an error, nothing.
+    pub(super) fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Outcome<T>) -> Result<T> {
+        if self.inner.read_only {
+            return Err(Error::failed(format!(
+                "the store in '{}' can't be written: read-only",
+                self.inner.root.display()
+            ))
+            .because(Cause::ReadOnly));
+        }
+        self.transaction(TransactionBehavior::Immediate, work)
+    }
+
+    fn transaction<T>(
+        &self,
+        behavior: TransactionBehavior,
+        work: impl FnOnce(&Transaction<'_>) -> Outcome<T>,
+    ) -> Result<T> {
+        let mut connection = self.connection();
+        let run = || -> Outcome<T> {
+            let transaction = connection.transaction_with_behavior(behavior)?;
+            let value = work(&transaction)?;
+            if matches!(behavior, TransactionBehavior::Deferred) {
+                transaction.commit()?;
+                return Ok(value);
+            }
+            let step = |op| fault::point(op, &self.inner.database);
+            step(Op::Commit).map_err(|e| Error::io(&self.inner.database, e))?;
+            transaction.commit()?;
+            // It is durable: too late to fail.
+            let _ = step(Op::Committed);
+            Ok(value)
+        };
+        run().map_err(|e| e.at(&self.inner.database))
+    }
+
+    pub(super) fn connection(&self) -> MutexGuard<'_, Connection> {
+        // A panic inside a transaction has rolled it back.
+        self.inner.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn database(&self) -> &Path {
+        &self.inner.database
+    }
+
+    pub(super) fn secrets(&self) -> &Secrets {
+        &self.inner.secrets
+    }
+
+    /// Finds the store's secrets, making them where it is new, and encrypts what is plain if there
+    /// is a key now.
+    fn unlock(&self, key: Option<Key>) -> Result<Secrets> {
+        let stored =
+            |c: &Connection| -> Outcome<_> { Ok((db::meta(c, "key")?, db::meta(c, "hash_key")?)) };
+        let (id, hash_key) = self.read(|c| stored(c))?;
+        let Some(hash_key) = hash_key else {
+            let hash_key = random()?;
+            // Another process may have been quicker: its secrets count then.
+            let mine = self.write(|c| {
+                if db::meta(c, "hash_key")?.is_some() {
+                    return Ok(false);
+                }
+                let value = match &key {
+                    Some(key) => {
+                        db::set_meta(c, "key", key.id().as_bytes())?;
+                        key.seal(b"hash_key", &hash_key)?
+                    }
+                    None => hash_key.to_vec(),
+                };
+                db::set_meta(c, "hash_key", &value)?;
+                Ok(true)
+            })?;
+            return match mine {
+                true => Ok(Secrets { key, hash_key: Some(hash_key) }),
+                false => self.unlock(key),
+            };
+        };
+        let damaged = || {
+            Error::bad_input(format!(
+                "'{}' is damaged: its hash key has another length",
+                self.inner.database.display()
+            ))
+            .because(Cause::Unreadable)
+        };
+        let plain = |bytes: Vec<u8>| bytes.try_into().map_err(|_| damaged());
+        match (id, key) {
+            (None, None) => Ok(Secrets { key: None, hash_key: Some(plain(hash_key)?) }),
+            (Some(_), None) => Ok(Secrets { key: None, hash_key: None }),
+            (Some(id), Some(key)) if id == key.id().as_bytes() => {
+                let hash_key = plain(key.open(b"hash_key", &hash_key)?)?;
+                Ok(Secrets { key: Some(key), hash_key: Some(hash_key) })
+            }
+            (Some(id), Some(key)) => Err(Error::mismatch(format!(
+                "the samples in '{}' are encrypted with another key: expected {}, found {}",
+                self.inner.root.display(),
+                String::from_utf8_lossy(&id),
+                key.id()
+            ))
+            .because(Cause::Locked)),
+            (None, Some(key)) => {
+                let hash_key = plain(hash_key)?;
+                let secrets = Secrets { key: Some(key), hash_key: Some(hash_key) };
+                self.encrypt(&secrets)?;
+                Ok(secrets)
+            }
+        }
+    }
+
+    /// The secrets for work on samples, after checking that no other process has encrypted the
+    /// store since it was opened.
+    pub(super) fn unlocked(&self, c: &Connection) -> Outcome<Unlocked<'_>> {
+        let secrets = self.secrets();
+        let (Some(hash_key), id) = (&secrets.hash_key, db::meta(c, "key")?) else {
+            return Err(Fault::Ours(
+                Error::refused(format!(
+                    "the samples in '{}' are encrypted",
+                    self.inner.root.display()
+                ))
+                .hint("give the key file that the daemon uses")
+                .because(Cause::Locked),
+            ));
+        };
+        let own = secrets.key.as_ref().map(|key| key.id().into_bytes());
+        if own != id {
+            return Err(Fault::Ours(
+                Error::refused("the store was encrypted by another process")
+                    .hint("open it again with the key")
+                    .because(Cause::Locked),
+            ));
+        }
+        Ok(Unlocked { key: secrets.key.as_ref(), hash_key })
+    }
+}
+
+/// The secrets of a store whose samples can be read. Holding one proves that the key, if the store
+/// has one, is the right one.
+#[derive(Clone, Copy)]
+pub(super) struct Unlocked<'a> {
+    key: Option<&'a Key>,
+    hash_key: &'a [u8; 32],
+}
+
+impl Unlocked<'_> {
+    /// A hash that tells nothing to who has not the key.
+    pub(super) fn hash(&self, kind: u8, parts: &[&[u8]]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_keyed(self.hash_key);
+        hasher.update(&[kind]);
+        for part in parts {
+            hasher.update(part);
+        }
+        *hasher.finalize().as_bytes()
+    }
+
+    pub(super) fn seal(&self, context: &[u8], plain: Vec<u8>) -> Result<Vec<u8>> {
+        match self.key {
+            Some(key) => key.seal(context, &plain),
+            None => Ok(plain),
+        }
+    }
+
+    pub(super) fn open(&self, context: &[u8], stored: Vec<u8>) -> Result<Vec<u8>> {
+        match self.key {
+            Some(key) => key.open(context, &stored),
+            None => Ok(stored),
+        }
+    }
+}
+
+fn open_database(root: &Path, database: &Path) -> Result<Connection> {
+    folder::make(root)?;
+    folder::make_private(database)?;
+    db::open(database)
+}

@@ -1,0 +1,297 @@
+//! A device without HTTP: a store, an engine, what is served, a learner with the real program as
+//! its training child, and fake `/proc` and `/sys`.
+
+use offshoot::adapter::Bound;
+use offshoot::daemon::Serving;
+use offshoot::daemon::learn::{Learner, Place, Settings};
+use offshoot::error::Result;
+use offshoot::host::Root;
+use offshoot::npy;
+use offshoot::runtime::{Engine, Named, PackOptions, Preprocessor, apply_head, pack};
+use offshoot::shape::Array;
+use offshoot::store::{
+    Input, Job, JobState, Label, NewSample, Options, Recorded, Reference, Store,
+};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+/// Longest that a job of a tiny model may take on a machine that is busy.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What serves: the active generation of each name, ready to run.
+pub struct Desk {
+    engine: Engine,
+    store: Store,
+    served: RwLock<HashMap<String, (u64, Arc<Bound>)>>,
+}
+
+impl Desk {
+    /// Label and generation; the label is empty where the base alone is served.
+    pub fn predict(&self, name: &str, inputs: &Named) -> (String, u64) {
+        let served = self.served.read().unwrap().get(name).cloned();
+        let Some((generation, bound)) = served else { return (String::new(), 0) };
+        let outputs = self.engine.run(inputs, Some(&bound)).unwrap();
+        let head = bound.head.as_ref().unwrap();
+        let best = apply_head(head, inputs, &outputs).unwrap()[0].top(1);
+        (best[0].0.clone(), generation)
+    }
+}
+
+impl Serving for Desk {
+    fn in_flight(&self) -> usize {
+        0
+    }
+
+    fn idle_for(&self) -> Duration {
+        Duration::from_secs(3600)
+    }
+
+    fn refresh(&self, name: &str) -> Result<()> {
+        let entry = match self.store.name(name)?.active {
+            Some(generation) => {
+                let reference = Reference::parse(&format!("{name}@{generation}"))?;
+                let adapter = self.store.load(&reference)?.adapter;
+                Some((generation, self.engine.bind(&[(&adapter, 1.0)])?))
+            }
+            None => None,
+        };
+        let mut served = self.served.write().unwrap();
+        match entry {
+            Some(entry) => served.insert(name.into(), entry),
+            None => served.remove(name),
+        };
+        Ok(())
+    }
+
+    fn engine(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+/// The whole device; its folder goes with it.
+pub struct Device {
+    pub store: Store,
+    pub desk: Arc<Desk>,
+    pub settings: Arc<RwLock<Settings>>,
+    pub system: PathBuf,
+    pub learner: Option<Learner>,
+    pub preprocessor: Preprocessor,
+    _folder: tempfile::TempDir,
+}
+
+/// Conditions that always hold on a machine that shows nothing.
+pub fn willing() -> Settings {
+    let mut settings = Settings::default();
+    settings.conditions.idle_seconds = 0;
+    settings.conditions.min_interval_seconds = 0;
+    settings.conditions.look_seconds = 1;
+    settings.trial.seconds = 1;
+    settings
+}
+
+impl Device {
+    /// With the base packed from `model`; the learner is not started.
+    pub fn new(model: &Path, options: &PackOptions, settings: Settings) -> Device {
+        Device::with_state(model, options, settings, None)
+    }
+
+    /// A device with a copy of this one's state, which must be at rest.
+    pub fn twin(&self, name: &str) -> Device {
+        let model = repo(&format!("models/tiny/{name}.onnx"));
+        let settings = self.settings.read().unwrap().clone();
+        Device::with_state(&model, &PackOptions::default(), settings, Some(self.store.root()))
+    }
+
+    fn with_state(
+        model: &Path,
+        options: &PackOptions,
+        settings: Settings,
+        state: Option<&Path>,
+    ) -> Device {
+        let folder = tempfile::tempdir().unwrap();
+        let base = folder.path().join("model.base");
+        pack(model, &base, options).unwrap();
+        let engine = Engine::open(&base).unwrap();
+        if let Some(state) = state {
+            let to = folder.path().join("state");
+            std::fs::create_dir(&to).unwrap();
+            for entry in std::fs::read_dir(state).unwrap().map(|e| e.unwrap()) {
+                if entry.path().is_file() {
+                    std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+                }
+            }
+        }
+        let store = Store::open_with(folder.path().join("state"), Options::default()).unwrap();
+        let desk = Arc::new(Desk {
+            engine: engine.clone(),
+            store: store.clone(),
+            served: RwLock::default(),
+        });
+        let system = folder.path().join("system");
+        std::fs::create_dir(&system).unwrap();
+        Device {
+            store,
+            desk,
+            settings: Arc::new(RwLock::new(settings)),
+            system,
+            learner: None,
+            preprocessor: Preprocessor::new(&engine),
+            _folder: folder,
+        }
+    }
+
+    /// One of the tiny models.
+    pub fn tiny(name: &str, settings: Settings) -> Device {
+        let model = repo(&format!("models/tiny/{name}.onnx"));
+        Device::new(&model, &PackOptions::default(), settings)
+    }
+
+    pub fn start(&mut self) -> &Learner {
+        let place = Place {
+            root: Root::at(&self.system),
+            program: Some(env!("CARGO_BIN_EXE_offshoot").into()),
+            key: None,
+        };
+        let (store, settings) = (self.store.clone(), self.settings.clone());
+        let learner = Learner::start(store, settings, self.desk.clone(), place).unwrap();
+        self.learner.insert(learner)
+    }
+
+    pub fn learner(&self) -> &Learner {
+        self.learner.as_ref().unwrap()
+    }
+
+    /// Writes a file of the fake system.
+    pub fn shows(&self, path: &str, text: &str) {
+        let at = self.system.join(path.trim_start_matches('/'));
+        std::fs::create_dir_all(at.parent().unwrap()).unwrap();
+        std::fs::write(at, text).unwrap();
+    }
+
+    /// What the base is given for an input.
+    pub fn inputs(&self, input: &Input) -> Named {
+        match input {
+            Input::Text(text) => self.preprocessor.text(&[text]).unwrap(),
+            Input::Picture { bytes, .. } => {
+                self.preprocessor.stack(&[&self.preprocessor.image_bytes(bytes).unwrap()]).unwrap()
+            }
+            Input::Tensors(npz) => npy::read_npz_bytes(npz, 1 << 20).unwrap(),
+        }
+    }
+
+    /// A person brings a sample without asking first.
+    pub fn bring(&self, name: &str, input: &Input, label: &str, source: &str) -> Recorded {
+        self.add(name, input, label, source, None)
+    }
+
+    /// A person asks and says what would have been right.
+    pub fn feedback(&self, name: &str, input: &Input, label: &str, source: &str) -> Recorded {
+        let asked = self.desk.predict(name, &self.inputs(input));
+        self.add(name, input, label, source, Some(asked))
+    }
+
+    fn add(
+        &self,
+        name: &str,
+        input: &Input,
+        label: &str,
+        source: &str,
+        asked: Option<(String, u64)>,
+    ) -> Recorded {
+        let (predicted, generation) = asked.unwrap_or_default();
+        let recorded = self
+            .store
+            .add_sample(&NewSample {
+                name: name.into(),
+                input: input.clone(),
+                label: Some(Label::Class(label.into())),
+                predicted: Some(predicted).filter(|p| !p.is_empty()),
+                generation: Some(generation).filter(|&g| g > 0),
+                source: source.into(),
+                time: 1_800_000_000,
+                consent: true,
+            })
+            .unwrap();
+        if let Some(learner) = &self.learner {
+            learner.outcome(name, Some(generation), true);
+        }
+        recorded
+    }
+
+    /// A person asks and says whether the answer was right; nothing is kept of the question.
+    pub fn judge(&self, name: &str, input: &Input, label: &str) {
+        let (predicted, generation) = self.desk.predict(name, &self.inputs(input));
+        let right = predicted == label;
+        self.store.record_outcome(name, generation, right, 1_800_000_000).unwrap();
+        self.learner().outcome(name, Some(generation), right);
+    }
+
+    /// Waits until `wanted` holds.
+    pub fn until(&self, what: &str, patience: Duration, mut wanted: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !wanted() {
+            let events = || self.store.latest_events(12).unwrap();
+            let status = self.learner.as_ref().map(|l| l.status().unwrap());
+            assert!(start.elapsed() < patience, "{what}: {status:#?} {:#?}", events());
+            std::thread::sleep(Duration::from_millis(30));
+        }
+    }
+
+    /// The newest job once it has ended.
+    pub fn ended(&self, after: i64, patience: Duration) -> Job {
+        let mut found = None;
+        self.until("a job ends", patience, || {
+            let jobs = self.store.jobs().unwrap();
+            let open = [JobState::Queued, JobState::Running, JobState::Paused];
+            found = jobs.into_iter().rev().find(|j| j.id > after && !open.contains(&j.state));
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    pub fn events(&self, kind: &str) -> Vec<String> {
+        let all = self.store.events(1000, 0).unwrap();
+        all.into_iter().filter(|e| e.kind == kind).map(|e| e.text).collect()
+    }
+
+    pub fn active(&self, name: &str) -> Option<u64> {
+        self.store.name(name).unwrap().active
+    }
+}
+
+/// The repository's file.
+pub fn repo(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+static SEED: Mutex<u64> = Mutex::new(1);
+
+/// A number in 0..1 from a fixed stream.
+pub fn noise() -> f32 {
+    let mut state = SEED.lock().unwrap();
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*state >> 40) as f32 / (1u64 << 24) as f32
+}
+
+/// A point of `mlp`'s twelve inputs around the centre of class 0 to 2.
+pub fn point(class: usize) -> Input {
+    let value = |k: usize| (if k % 3 == class { 1.0 } else { -0.3 }) + 1.6 * (noise() - 0.5);
+    let x = Array::f32(vec![1, 12], (0..12).map(value).collect()).unwrap();
+    Input::Tensors(npy_file(x))
+}
+
+/// The bytes of an `.npz` file with the array `x`.
+fn npy_file(x: Array) -> Vec<u8> {
+    use std::io::Write;
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(vec![]));
+    let stored =
+        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    zip.start_file("x.npy", stored).unwrap();
+    zip.write_all(&npy::to_bytes(&x)).unwrap();
+    zip.finish().unwrap().into_inner()
+}
+
+/// Labels of the points.
+pub const POINTS: [&str; 3] = ["a", "b", "c"];

@@ -1,0 +1,6 @@
+//! Tests of learning on the device: jobs, the child, promotion, trials, the watch, a scripted week.
+
+mod beside;
+mod device;
+mod jobs;
+mod week;

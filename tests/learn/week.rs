@@ -1,0 +1,344 @@
+//! A scripted week: portions of feedback, generations that are better each time, a poisoned
+//! portion that is trained and not promoted, a bad generation that the watch takes back.
+
+use crate::device::{Device, PATIENCE, POINTS, point, repo, willing};
+use offshoot::adapter::Adapter;
+use offshoot::daemon::learn::{Settings, Verdict};
+use offshoot::pack::ImageSpec;
+use offshoot::runtime::PackOptions;
+use offshoot::store::{Input, JobState, Origin, Reference, Selector};
+use std::time::{Duration, Instant};
+
+/// What people teach: input and label.
+type Portion = Vec<(Input, String)>;
+
+struct Row {
+    day: String,
+    generation: Option<u64>,
+    verdict: Option<Verdict>,
+    test: f64,
+    seconds: f64,
+    peak_mib: f64,
+    what: String,
+}
+
+struct Week {
+    device: Device,
+    name: &'static str,
+    test: Portion,
+    patience: Duration,
+    last: i64,
+    rows: Vec<Row>,
+}
+
+impl Week {
+    fn new(device: Device, name: &'static str, test: Portion, patience: Duration) -> Week {
+        let mut week = Week { device, name, test, patience, last: 0, rows: vec![] };
+        week.device.store.create_name(name).unwrap();
+        week.device.start();
+        week
+    }
+
+    /// Share right of what is served, on samples that the device never gets.
+    fn accuracy(&self) -> f64 {
+        let right = |(input, label): &&(Input, String)| {
+            self.device.desk.predict(self.name, &self.device.inputs(input)).0 == *label
+        };
+        self.test.iter().filter(right).count() as f64 / self.test.len() as f64
+    }
+
+    fn trains(&self, enabled: bool) {
+        self.device.settings.write().unwrap().train.enabled = enabled;
+    }
+
+    /// A day's feedback, and the night's training.
+    fn day(&mut self, day: &str, portion: &Portion) {
+        let began = Instant::now();
+        self.trains(false);
+        for (input, label) in portion {
+            self.device.feedback(self.name, input, label, "anna");
+        }
+        self.night(day, began);
+    }
+
+    /// Somebody brings wrong labels in bulk.
+    fn poisoned_day(&mut self, day: &str, portion: &Portion) {
+        let began = Instant::now();
+        self.trains(false);
+        for (input, label) in portion {
+            self.device.bring(self.name, input, label, "mallory");
+        }
+        self.night(day, began);
+    }
+
+    /// The poison goes, and with it the candidate that learned from it.
+    fn forget_the_poison(&mut self) {
+        self.trains(false);
+        let active = self.device.active(self.name);
+        let forgotten = Selector { source: Some("mallory".into()), ..Selector::default() };
+        self.device.store.forget(&forgotten).unwrap();
+        assert_eq!(self.device.active(self.name), active);
+    }
+
+    fn night(&mut self, day: &str, began: Instant) {
+        self.trains(true);
+        self.device.learner().wake();
+        let job = self.device.ended(self.last, self.patience);
+        self.last = job.id;
+        assert_eq!(job.state, JobState::Done, "{job:?}");
+        let progress = job.progress.unwrap();
+        let generation = progress["generation"].as_u64();
+        let generations = self.device.store.generations(self.name).unwrap();
+        let of = generations.iter().find(|g| Some(g.number) == generation);
+        let verdict = of.and_then(|g| g.verdict.clone());
+        let verdict = verdict.map(|v| serde_json::from_value::<Verdict>(v).unwrap());
+        let promoted = progress["promoted"] == true;
+        self.rows.push(Row {
+            day: day.into(),
+            generation,
+            verdict,
+            test: self.accuracy(),
+            seconds: began.elapsed().as_secs_f64(),
+            peak_mib: progress["peak_rss_bytes"].as_f64().unwrap_or(0.0) / f64::from(1 << 20),
+            what: if promoted { "promoted".into() } else { "not promoted".into() },
+        });
+        // Its trial ends.
+        let patience = Duration::from_secs(20);
+        self.device.until("the trial ends", patience, || {
+            self.device.store.name(self.name).unwrap().trial.is_none()
+        });
+    }
+
+    fn promoted(&self) -> bool {
+        self.rows.last().unwrap().what == "promoted"
+    }
+
+    /// A generation whose head's rows are turned by one is made active by hand; people correct it.
+    fn bad_generation(&mut self, portion: &Portion) {
+        let began = Instant::now();
+        self.trains(false);
+        // What people say of the good one.
+        for (input, label) in portion.iter().take(20) {
+            self.device.judge(self.name, input, label);
+        }
+        let good = self.device.active(self.name).unwrap();
+        let loaded = self.device.store.load(&Reference::parse(self.name).unwrap()).unwrap();
+        let mut adapter: Adapter = loaded.adapter;
+        let head = adapter.head.as_mut().unwrap();
+        head.weight.rotate_left(head.features as usize);
+        head.bias.rotate_left(1);
+        let added = self.device.store.add(self.name, &adapter, &Origin::default()).unwrap();
+        self.device.store.activate(self.name, added.generation, None, None).unwrap();
+        use offshoot::daemon::Serving;
+        self.device.desk.refresh(self.name).unwrap();
+        let test = self.accuracy();
+        let mut asked = 0;
+        for (input, label) in portion {
+            asked += 1;
+            self.device.judge(self.name, input, label);
+            std::thread::sleep(Duration::from_millis(150));
+            if self.device.active(self.name) != Some(added.generation) {
+                break;
+            }
+        }
+        assert_eq!(self.device.active(self.name), Some(good), "after {asked} answers");
+        let events = self.device.events("watch");
+        assert!(events.last().unwrap().contains("live feedback is worse"), "{events:?}");
+        self.rows.push(Row {
+            day: "forced".into(),
+            generation: Some(added.generation),
+            verdict: None,
+            test,
+            seconds: began.elapsed().as_secs_f64(),
+            peak_mib: 0.0,
+            what: format!("taken back by the watch after {asked} answers"),
+        });
+    }
+
+    fn print(&self) {
+        println!(
+            "day | generation | samples held out | hold-out before -> after | loss low | retention | latency | test of what is served | seconds | child's peak MiB | what"
+        );
+        for r in &self.rows {
+            let generation = r.generation.map_or("-".into(), |g| g.to_string());
+            let verdict = r.verdict.as_ref().map_or("- | - | - | - | -".into(), |v| {
+                let share = |s: Option<f64>| format!("{:.1} %", 100.0 * s.unwrap_or(f64::NAN));
+                let latency = v.checks.iter().find(|c| c.name == "latency").unwrap().value;
+                format!(
+                    "{} | {} -> {} | {:.3} | {:.3} | {latency:.2}",
+                    v.samples,
+                    share(v.reference_accuracy),
+                    share(v.accuracy),
+                    v.loss_gain_low,
+                    v.retention
+                )
+            });
+            println!(
+                "{} | {generation} | {verdict} | {:.1} % | {:.1} | {:.0} | {}",
+                r.day,
+                100.0 * r.test,
+                r.seconds,
+                r.peak_mib,
+                r.what
+            );
+            if let (Some(v), "not promoted") = (&r.verdict, r.what.as_str()) {
+                println!("    {}", v.sentence);
+            }
+        }
+    }
+
+    /// Hold-out accuracy rises with each promoted generation; retention is above its floor.
+    fn check(&self) {
+        let promoted: Vec<&Verdict> = self
+            .rows
+            .iter()
+            .filter(|r| r.what == "promoted")
+            .map(|r| r.verdict.as_ref().unwrap())
+            .collect();
+        for v in &promoted {
+            assert!(v.passed && v.accuracy > v.reference_accuracy, "{v:?}");
+            assert!(v.retention >= v.settings.retention_cosine, "{v:?}");
+            assert!(v.checks.iter().all(|c| c.passed));
+        }
+        let limit = self.device.settings.read().unwrap().train.memory_mib as f64;
+        assert!(self.rows.iter().all(|r| r.peak_mib <= limit), "a child grew past its limit");
+    }
+}
+
+/// Labels turned by a varying number of places: none is right.
+fn poisoned(portion: &Portion, labels: &[String]) -> Portion {
+    let turned = portion.iter().enumerate().map(|(i, (input, label))| {
+        let at = labels.iter().position(|l| l == label).unwrap();
+        (input.clone(), labels[(at + 1 + i % (labels.len() - 1)) % labels.len()].clone())
+    });
+    turned.collect()
+}
+
+#[test]
+fn a_week_with_a_tiny_model() {
+    let mut settings = willing();
+    settings.train.learning_rate = 1e-2;
+    settings.train.rank = 4;
+    // Its head reads five random features, which turn further than those of a trained network.
+    settings.gate.retention_cosine = 0.2;
+    let points = |classes: &[usize], count: usize| -> Portion {
+        (0..count)
+            .map(|i| (point(classes[i % classes.len()]), POINTS[classes[i % classes.len()]].into()))
+            .collect()
+    };
+    let test = points(&[0, 1, 2], 60);
+    let mut week = Week::new(Device::tiny("mlp", settings), "home", test, PATIENCE);
+    week.day("monday", &points(&[0, 1], 60));
+    assert!(week.promoted(), "{:?}", week.rows[0].verdict);
+    let first = week.rows[0].test;
+    week.day("tuesday", &points(&[0, 1, 2], 90));
+    assert!(week.promoted(), "{:?}", week.rows[1].verdict);
+    let second = week.rows[1].test;
+    assert!(second > first + 0.2 && second > 0.85, "{first} {second}");
+    let active = week.device.active("home");
+    let labels: Vec<String> = POINTS.map(String::from).to_vec();
+    week.poisoned_day("wednesday (poisoned)", &poisoned(&points(&[0, 1, 2], 60), &labels));
+    assert!(!week.promoted(), "{:?}", week.rows[2].verdict);
+    assert_eq!(week.device.active("home"), active);
+    assert_eq!(week.rows[2].test, second);
+    week.forget_the_poison();
+    week.bad_generation(&points(&[0, 1, 2], 40));
+    week.print();
+    week.check();
+}
+
+/// Settings of the full weeks: real conditions are the tests' of jobs to hold.
+fn full(memory_mib: u64) -> Settings {
+    let mut settings = willing();
+    settings.train.memory_mib = memory_mib;
+    settings
+}
+
+fn lines(path: &str, split: &str) -> Portion {
+    let text = std::fs::read_to_string(repo(path)).unwrap();
+    let rows = text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+    rows.filter(|r| r["split"] == split)
+        .map(|r| {
+            (Input::Text(r["text"].as_str().unwrap().into()), r["label"].as_str().unwrap().into())
+        })
+        .collect()
+}
+
+fn files(path: &str) -> Portion {
+    let mut found = vec![];
+    let mut classes: Vec<_> = std::fs::read_dir(repo(path)).unwrap().map(|e| e.unwrap()).collect();
+    classes.sort_by_key(|e| e.file_name());
+    for class in classes {
+        let mut pictures: Vec<_> =
+            std::fs::read_dir(class.path()).unwrap().map(|e| e.unwrap().path()).collect();
+        pictures.sort();
+        for picture in pictures {
+            let bytes = std::fs::read(picture).unwrap();
+            let input = Input::Picture { bytes, mime: "image/png".into() };
+            found.push((input, class.file_name().into_string().unwrap()));
+        }
+    }
+    found
+}
+
+/// `all` in `days` portions, every class in each.
+fn portions(all: &Portion, days: usize) -> Vec<Portion> {
+    let mut seen = std::collections::HashMap::new();
+    let mut out = vec![vec![]; days];
+    for sample in all {
+        let count: &mut usize = seen.entry(&sample.1).or_default();
+        out[*count % days].push(sample.clone());
+        *count += 1;
+    }
+    out
+}
+
+fn script(mut week: Week, all: &Portion) {
+    let days = portions(all, 4);
+    let mut labels: Vec<String> = all.iter().map(|(_, l)| l.clone()).collect();
+    labels.sort();
+    labels.dedup();
+    for (day, portion) in ["monday", "tuesday", "wednesday"].iter().zip(&days) {
+        week.day(day, portion);
+        week.print();
+    }
+    let active = week.device.active(week.name);
+    week.poisoned_day("thursday (poisoned)", &poisoned(&days[3], &labels));
+    assert!(!week.promoted());
+    assert_eq!(week.device.active(week.name), active);
+    week.forget_the_poison();
+    let test = week.test.clone();
+    week.bad_generation(&test);
+    week.day("friday", &days[3]);
+    week.print();
+    week.check();
+    let promoted = week.rows.iter().filter(|r| r.what == "promoted").count();
+    assert!(promoted >= 3, "{promoted} promotions");
+}
+
+#[test]
+#[ignore = "minutes: cargo test --release --test learn -- --ignored --nocapture minilm"]
+fn a_week_with_minilm() {
+    let tokenizer = std::fs::read(repo("models/minilm-l6.tokenizer.json")).unwrap();
+    let options = PackOptions { tokenizer: Some(tokenizer), ..PackOptions::default() };
+    let device = Device::new(&repo("models/minilm-l6.onnx"), &options, full(128));
+    let test = lines("models/commands.jsonl", "test");
+    let week = Week::new(device, "commands", test, Duration::from_secs(1800));
+    script(week, &lines("models/commands.jsonl", "train"));
+}
+
+#[test]
+#[ignore = "minutes: cargo test --release --test learn -- --ignored --nocapture efficientnet"]
+fn a_week_with_efficientnet() {
+    let image = ImageSpec {
+        size: [224, 224],
+        mean: [0.485, 0.456, 0.406],
+        std: [0.229, 0.224, 0.225],
+        channels_first: true,
+    };
+    let options = PackOptions { image: Some(image), ..PackOptions::default() };
+    let device = Device::new(&repo("models/efficientnet-lite0.onnx"), &options, full(128));
+    let test = files("models/pictures/laundry/test");
+    let week = Week::new(device, "laundry", test, Duration::from_secs(1800));
+    script(week, &files("models/pictures/laundry/train"));
+}

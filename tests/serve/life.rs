@@ -1,0 +1,178 @@
+//! Start, readiness, reload, stop; what is there before and after.
+
+use crate::place::{Place, done};
+use crate::support::{Daemon, PATIENCE, and, question, read_answer, write_request};
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+fn receive(socket: &UnixDatagram) -> String {
+    let mut buffer = [0u8; 4096];
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let n = socket.recv(&mut buffer).unwrap();
+    String::from_utf8_lossy(&buffer[..n]).into_owned()
+}
+
+#[test]
+fn systemd_is_told_when_it_is_ready_alive_reloading_and_stopping() {
+    let place = Place::new();
+    let path = place.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let mut daemon = Daemon::spawn(place, "", |command| {
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000");
+    });
+    assert!(receive(&socket).contains("READY=1"));
+    assert_eq!(receive(&socket).trim(), "WATCHDOG=1");
+    assert_eq!(receive(&socket).trim(), "WATCHDOG=1");
+    daemon.signal("-HUP");
+    let mut seen = String::new();
+    while !seen.contains("READY=1") {
+        seen.push_str(&receive(&socket));
+    }
+    assert!(seen.contains("RELOADING=1") && seen.contains("MONOTONIC_USEC="), "{seen}");
+    daemon.signal("-TERM");
+    while !seen.contains("STOPPING=1") {
+        seen.push_str(&receive(&socket));
+    }
+    assert_eq!(daemon.wait(), 0);
+    assert!(!daemon.socket().exists());
+}
+
+#[test]
+fn what_has_begun_is_finished_at_shutdown() {
+    let mut daemon = Daemon::start("");
+    let mut stream = daemon.connect();
+    let body = question(1.0).to_string();
+    let (first, rest) = body.split_at(10);
+    write_request(&mut stream, "POST", "/v1/predict", "application/json", b"");
+    assert_eq!(read_answer(&mut stream).unwrap().status, 400);
+    use std::io::Write;
+    write!(
+        stream,
+        "POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{first}",
+        body.len()
+    )
+    .unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    daemon.signal("-TERM");
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(daemon.child.try_wait().unwrap().is_none(), "{}", daemon.log());
+    stream.write_all(rest.as_bytes()).unwrap();
+    let answer = read_answer(&mut stream).unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(answer.head.to_lowercase().contains("connection: close"), "{}", answer.head);
+    assert_eq!(daemon.wait(), 0);
+}
+
+#[test]
+fn a_reload_takes_what_it_can_and_keeps_the_rest() {
+    let daemon = Daemon::start("");
+    daemon.add_home();
+    daemon.activate(1);
+    let named = || daemon.ok("POST", "/v1/predict", Some(&question(1.0)))["adapter"].clone();
+    assert!(named().is_null());
+    let until = |what: &str, done: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < PATIENCE, "{what}: {}", daemon.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    Daemon::configure(&daemon.place, "adapter = \"home\"\nworkers = 3\n");
+    daemon.signal("-HUP");
+    until("the default adapter", &|| named() == "home");
+    until("what takes a restart", &|| daemon.log().contains("serve.workers has changed"));
+    Daemon::configure(&daemon.place, "adapter = 3\n");
+    daemon.signal("-HUP");
+    until("the refusal", &|| daemon.log().contains("stays as it was"));
+    assert_eq!(named(), "home");
+}
+
+#[test]
+fn a_bad_start_is_one_line_and_its_code() {
+    let place = Place::new();
+    place.write("o.toml", "base = \"missing.base\"\nstate = \"store\"\n[serve]\nsocket = \"s\"");
+    place.fails("serve --config o.toml", 3);
+    assert!(!place.path("s").exists());
+    place.fails("serve --config missing.toml", 3);
+    place.write("o.toml", "base = \"missing.base\"\ncolour = 1");
+    assert!(place.fails("serve --config o.toml --check", 3).contains("colour"));
+    place.fails("serve --colour", 2);
+
+    let daemon = Daemon::start("");
+    let again = daemon.place.command(&["serve", "--config", "o.toml"]);
+    let second = done(again);
+    assert_eq!(second.code, 5, "{second:?}");
+    assert!(second.stderr.contains("another daemon"), "{second:?}");
+    assert_eq!(daemon.get("/health").status, 200);
+}
+
+#[test]
+fn the_shipped_configuration_is_sound() {
+    let place = Place::new();
+    let file = crate::place::repo("cross/package/offshoot.toml");
+    let line = format!("serve --check --config {}", file.display());
+    let checked = place.json(&line);
+    assert_eq!(checked["sound"], true);
+    assert!(checked["warnings"][0].as_str().unwrap().contains("model.base"));
+}
+
+#[test]
+fn a_base_that_is_removed_or_replaced_is_served_on() {
+    let daemon = Daemon::start("");
+    let before = daemon.ok("POST", "/v1/predict", Some(&question(1.0)));
+    daemon.place.write("new.base", b"another file");
+    std::fs::rename(daemon.place.path("new.base"), daemon.place.path("mlp.base")).unwrap();
+    assert_eq!(daemon.ok("POST", "/v1/predict", Some(&question(1.0))), before);
+    std::fs::remove_file(daemon.place.path("mlp.base")).unwrap();
+    assert_eq!(daemon.ok("POST", "/v1/predict", Some(&question(1.0))), before);
+    assert_eq!(daemon.get("/health").status, 200);
+}
+
+#[test]
+fn a_damaged_adapter_is_refused_and_the_others_serve() {
+    let mut daemon = Daemon::start("");
+    daemon.add_home();
+    daemon.activate(1);
+    let bytes = daemon.place.read("2.adapter");
+    let mime = "application/octet-stream";
+    assert_eq!(daemon.send("POST", "/v1/adapters/other", mime, &bytes).status, 201);
+    let body = serde_json::json!({"generation": 1});
+    daemon.ok("POST", "/v1/adapters/other/activate", Some(&body));
+    let shown = daemon.ok("GET", "/v1/adapters/other", None);
+    let hash = shown["generations"][0]["hash"].as_str().unwrap().to_string();
+    daemon.signal("-TERM");
+    daemon.wait();
+    let place = std::mem::replace(&mut daemon.place, Place::new());
+    let file = place.path(&format!("store/adapters/{hash}.adapter"));
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, "damaged").unwrap();
+    let daemon = Daemon::start_in(place, "");
+    let asked = |name: &str| daemon.post("/v1/predict", &and(question(1.0), "adapter", name));
+    assert_eq!(asked("home").status, 200);
+    let answer = asked("other");
+    assert_eq!((answer.status, answer.error().as_str()), (503, "busy"), "{answer:?}");
+}
+
+#[test]
+fn systemd_hands_over_the_socket() {
+    let there = Command::new("systemd-socket-activate").arg("--version").output();
+    if !there.is_ok_and(|o| o.status.success()) {
+        eprintln!("skipped: systemd-socket-activate is absent");
+        return;
+    }
+    let place = Place::new();
+    drop(Daemon::start_in(Place::new(), ""));
+    let socket = place.path("s");
+    let daemon = Daemon::spawn(place, "", |command| {
+        let own = command.get_program().to_owned();
+        let arguments: Vec<_> = command.get_args().map(|a| a.to_owned()).collect();
+        let folder = command.get_current_dir().unwrap().to_owned();
+        let mut outer = Command::new("systemd-socket-activate");
+        outer.arg("-l").arg(&socket).arg(own).args(arguments).current_dir(folder);
+        outer.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        *command = outer;
+    });
+    daemon.ok("POST", "/v1/predict", Some(&question(1.0)));
+}
