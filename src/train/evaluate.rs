@@ -58,6 +58,9 @@ pub fn evaluate(
     found.ok_or_else(|| Error::failed("the evaluation was stopped"))
 }
 
+/// Labels, and for every sample one raw output a label.
+pub type Answered = (Vec<String>, Vec<Vec<f32>>);
+
 /// The head's (or the base's own) raw outputs for every sample of `data`, in its order, with the
 /// labels that they stand for. `go_on` is asked between batches; `None` where it said stop.
 ///
@@ -70,7 +73,7 @@ pub fn answers(
     batch: usize,
     max_tokens: Option<usize>,
     go_on: &mut dyn FnMut() -> bool,
-) -> Result<Option<(Vec<String>, Vec<Vec<f32>>)>> {
+) -> Result<Option<Answered>> {
     let labels = labels(engine, adapter)?;
     let samples = Samples::new(engine, data, &data.labels, max_tokens)?;
     let all: Vec<usize> = (0..samples.len()).collect();

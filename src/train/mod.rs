@@ -30,6 +30,7 @@ pub mod sampler;
 mod samples;
 pub mod schedule;
 pub mod split;
+mod start;
 pub mod stopping;
 #[cfg(test)]
 mod testing;
@@ -37,7 +38,7 @@ mod trainer;
 pub mod vjp;
 pub mod wires;
 
-pub use evaluate::{Evaluation, answers, evaluate};
+pub use evaluate::{Answered, Evaluation, answers, evaluate};
 pub use features::{Features, choose_features};
 pub use lesson::Lesson;
 pub use mixer::MixerState;

@@ -57,12 +57,12 @@ pub struct Gradients {
 /// frozen weights are those that the engine maps.
 pub struct Trainer {
     engine: Engine,
-    setup: Setup,
+    pub(super) setup: Setup,
     options: TrainOptions,
-    labels: Vec<String>,
+    pub(super) labels: Vec<String>,
     skipped: Vec<String>,
-    names: Vec<String>,
-    values: Vec<Vec<f32>>,
+    pub(super) names: Vec<String>,
+    pub(super) values: Vec<Vec<f32>>,
     optimizer: Optimizer,
     plans: Mutex<Vec<(Binding, Arc<Plan>)>>,
 }
@@ -146,57 +146,6 @@ impl Trainer {
             optimizer,
             plans: Mutex::new(vec![]),
         })
-    }
-
-    /// Starts at the values of `previous` (an adapter of the same base): its pairs and the rows of
-    /// its head, found by their labels. What it lacks keeps its first values.
-    ///
-    /// # Errors
-    /// Mismatch: another rank or scaling, a target that is not trained, a head that reads
-    /// otherwise or has other labels.
-    pub fn start_from(&mut self, previous: &Adapter) -> Result<()> {
-        let other = |what: String| {
-            Err(Error::mismatch(format!("the generation before {what}"))
-                .hint("train with the settings of that generation, or without its values"))
-        };
-        for pair in &previous.targets {
-            let path = &pair.module_path;
-            let scaling = scaling(pair.alpha, pair.rank, previous.rslora);
-            if pair.rank as usize != self.setup.rank || scaling != self.setup.scaling {
-                let (rank, want) = (pair.rank, self.setup.rank);
-                return other(format!(
-                    "has rank {rank} and scaling {scaling} at '{path}', not {want} and {}",
-                    self.setup.scaling
-                ));
-            }
-            for (name, values) in [("lora_a", &pair.lora_a), ("lora_b", &pair.lora_b)] {
-                let name = format!("{path}.{name}");
-                if !self.names.contains(&name) {
-                    return other(format!("adapts '{path}', which is not trained"));
-                }
-                self.set_parameter(&name, values)?;
-            }
-        }
-        let Some(head) = &previous.head else { return Ok(()) };
-        let features = &self.setup.features;
-        if (head.output.as_str(), head.pool, head.features as usize)
-            != (features.name.as_str(), features.pool, features.width)
-        {
-            return other(format!("reads '{}' with pool {}", head.output, head.pool.name()));
-        }
-        let (width, at) = (features.width, 2 * self.setup.targets.len());
-        for (row, label) in head.labels.iter().enumerate() {
-            let Some(place) = self.labels.iter().position(|l| l == label) else {
-                return other(format!("knows the label '{label}', which is not trained"));
-            };
-            let from = head.weight.get(row * width..(row + 1) * width).zip(head.bias.get(row));
-            let to = self.values[at].get_mut(place * width..(place + 1) * width);
-            if let (Some((weight, bias)), Some(to)) = (from, to) {
-                to.copy_from_slice(weight);
-                self.values[at + 1][place] = *bias;
-            }
-        }
-        Ok(())
     }
 
     /// The base's output that the head reads.

@@ -251,6 +251,7 @@ fn a_week_with_a_tiny_model() {
 fn full(memory_mib: u64) -> Settings {
     let mut settings = willing();
     settings.train.memory_mib = memory_mib;
+    settings.train.learning_rate = 5e-4;
     settings
 }
 
