@@ -35,6 +35,7 @@ emulator() { echo "qemu-aarch64-static -cpu $1"; }
 
 tests() {
     tools_for_arm64
+    link_with_gcc_for_arm64
     local programs=(--lib --test engine --test it)
     if ! register_qemu aarch64 '\xb7'; then
         echo "not run: tests/it, which starts the program (binfmt_misc can't be used here)"

@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 . cross/tools.sh
 
 tools_for_arm64
+link_with_gcc_for_arm64
 # The static qemu takes no plugins.
 command -v qemu-aarch64 >/dev/null || apt-get install -yq --no-install-recommends qemu-user
 target=aarch64-unknown-linux-gnu

@@ -10,6 +10,11 @@ tools_for_arm64() {
             gcc-aarch64-linux-gnu g++-aarch64-linux-gnu qemu-user-static
     fi
     export RUSTC=/usr/bin/rustc
+}
+
+# Debian's C compiler as linker: quicker than Zig, but what it links needs this machine's glibc.
+# Not before `cargo zigbuild`, which leaves a linker alone that it finds named.
+link_with_gcc_for_arm64() {
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
     export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
     export CXX_aarch64_unknown_linux_gnu=aarch64-linux-gnu-g++

@@ -9,6 +9,7 @@ mod doctor;
 mod eval;
 mod inputs;
 mod inspect;
+mod man;
 #[cfg(feature = "import")]
 mod onnx;
 mod output;
@@ -64,6 +65,8 @@ enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Print a manual page, or write all of them into a folder
+    Man(man::Args),
 }
 
 /// Runs the process's own command line.
@@ -121,6 +124,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<()> {
             out.raw(&String::from_utf8_lossy(&script));
             Ok(())
         }
+        Verb::Man(args) => man::run(&args, Cli::command(), out),
     }
 }
 
