@@ -16,7 +16,7 @@ target=aarch64-unknown-linux-gnu
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target/cross}
 binary=$CARGO_TARGET_DIR/$target/release/offshoot
 
-# On `max` all tests run. On the others these don't: what they prove has no arithmetic that differs
+# On `max` all tests run. On the others those listed here don't: what they prove has no arithmetic that differs
 # between processors, and each takes half a minute or more under emulation.
 slow=(
 )
