@@ -13,6 +13,7 @@ mod eval;
 mod forget;
 mod inputs;
 mod inspect;
+mod man;
 #[cfg(feature = "import")]
 mod onnx;
 mod output;
@@ -89,6 +90,8 @@ enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Print a manual page, or write all of them into a folder
+    Man(man::Args),
 }
 
 /// Runs the process's own command line.
@@ -162,6 +165,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<()> {
             out.raw(&String::from_utf8_lossy(&script));
             Ok(())
         }
+        Verb::Man(args) => man::run(&args, Cli::command(), out),
     }
 }
 
