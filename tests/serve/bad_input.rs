@@ -23,8 +23,10 @@ fn every_endpoint_refuses_what_it_can_not_read() {
     daemon.activate(1);
     let deep = format!("{}1{}", "[".repeat(40_000), "]".repeat(40_000));
     let huge = vec![b'x'; 100_001];
-    let wrong_shape = json!({"inputs": {"x": {"shape": [1, 11], "data": [0.0; 11]}}}).to_string();
-    let wrong_name = json!({"inputs": {"y": {"shape": [1, 12], "data": [0.0; 12]}}}).to_string();
+    let wrong_shape =
+        json!({"inputs": {"x": {"shape": [1, 11], "data": vec![0.0; 11]}}}).to_string();
+    let wrong_name =
+        json!({"inputs": {"y": {"shape": [1, 12], "data": vec![0.0; 12]}}}).to_string();
     let nan = and(question(1.0), "top", "NaN").to_string();
     let overflow =
         r#"{"inputs": {"x": {"shape": [1, 12], "data": [1e999,0,0,0,0,0,0,0,0,0,0,0]}}}"#;

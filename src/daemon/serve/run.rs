@@ -77,7 +77,9 @@ pub fn check(source: &Source) -> Result<(Config, Vec<String>)> {
         Some(key) if missing(key) => {
             remarks.push(format!("samples.key_file '{}' is not there yet", key.display()));
         }
-        Some(key) => drop(Key::read(key)?),
+        Some(key) => {
+            Key::read(key)?;
+        }
         None => {}
     }
     match &config.serve.token_file {
