@@ -134,7 +134,7 @@ struct ActivateBody {
 pub async fn activate(State(app): State<Arc<App>>, call: Call) -> Answer {
     let name = call.name()?.to_string();
     let body: ActivateBody = call.json()?;
-    let limit = |n: Option<Option<u64>>| n.flatten().is_some_and(|n| n > i64::MAX as u64);
+    let limit = |n: Option<Option<u64>>| n.flatten().is_some_and(|n| n == 0 || n > i64::MAX as u64);
     if limit(body.generation) || limit(body.expected_generation) {
         return Err(Problem::not_found("there is no such generation"));
     }
