@@ -52,7 +52,7 @@ pub const RULES: &[Rule] = &[
 /// out.
 pub type Matches = Vec<(&'static str, usize)>;
 
-/// Applies [`RULES`] until none matches.
+/// Applies all rules until none matches.
 ///
 /// # Errors
 /// tract's, naming rule and node.
