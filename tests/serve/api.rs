@@ -69,10 +69,11 @@ fn switches_compare_and_roll_back() {
     assert!((400..500).contains(&kept.status), "{kept:?}");
     assert_eq!(daemon.send("DELETE", "/v1/adapters/home/2", "", b"").status, 200);
     assert_eq!(daemon.send("DELETE", "/v1/adapters/home?force=true", "", b"").status, 200);
-    // The name stays, with what it has learnt from, and answers as the base until it has another.
-    assert_eq!(predict(&daemon, &question(1.0))["generation"], json!(null));
-    let listed = daemon.ok("GET", "/v1/adapters", None);
-    assert_eq!(listed["adapters"][0]["generations"], json!([]));
+    // The name stays, with its samples and its history: it serves the base, and says so.
+    let bare = predict(&daemon, &question(1.0));
+    assert_eq!((&bare["adapter"], &bare["generation"]), (&json!("home"), &json!(null)));
+    assert_eq!(bare["predictions"], json!([]));
+    assert_eq!(daemon.ok("GET", "/v1/adapters", None)["adapters"][0]["generations"], json!([]));
 }
 
 #[test]
@@ -241,4 +242,35 @@ fn requests_have_ids_and_are_counted() {
     assert!(text.contains(line), "{text}");
     assert!(text.contains("offshoot_predict_seconds_count 1\n"), "{text}");
     assert!(daemon.get("/health").head.contains("x-request-id: "));
+}
+
+/// Rows of one run must not see each other: sentences that wait together get, bit for bit, the
+/// answers that they get alone.
+#[test]
+fn sentences_that_wait_together_share_runs_and_keep_their_answers() {
+    let place = crate::place::Place::new();
+    let [model, tokenizer] = ["models/minilm-l6.onnx", "models/minilm-l6.tokenizer.json"]
+        .map(|file| crate::place::repo(file).display().to_string());
+    place.ok(&format!("pack {model} -o mlp.base --tokenizer {tokenizer}"));
+    let daemon = Daemon::start_in(place, "workers = 1\n---[limits]\nbatch = 4\n");
+    let sentences: Vec<String> = (0..24).map(|i| format!("turn on light number {i}")).collect();
+    let body = |text: &String| json!({"text": text, "outputs": true});
+    let alone: Vec<Value> = sentences.iter().map(|s| predict(&daemon, &body(s))).collect();
+    assert_ne!(alone[0], alone[1]);
+    let count = || {
+        let text = String::from_utf8(daemon.get("/metrics").body).unwrap();
+        let line = text.lines().find(|l| l.starts_with("offshoot_batches_total ")).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    assert_eq!(count(), 0);
+    // All are written before any is read: most wait.
+    let mut streams: Vec<_> = sentences.iter().map(|_| daemon.connect()).collect();
+    for (stream, sentence) in streams.iter_mut().zip(&sentences) {
+        let body = body(sentence).to_string();
+        write_request(stream, "POST", "/v1/predict", "application/json", body.as_bytes());
+    }
+    for (stream, alone) in streams.iter_mut().zip(&alone) {
+        assert_eq!(&read_answer(stream).unwrap().json(), alone);
+    }
+    assert!(count() >= 1, "no run was shared");
 }

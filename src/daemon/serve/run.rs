@@ -86,7 +86,9 @@ pub fn check(source: &Source) -> Result<(Config, Vec<String>)> {
         Some(token) if config.serve.tcp.is_some() && missing(token) => {
             remarks.push(format!("serve.token_file '{}' is not there yet", token.display()));
         }
-        _ => drop(config.token()?),
+        _ => {
+            config.token()?;
+        }
     }
     Ok((config, remarks))
 }

@@ -134,8 +134,8 @@ struct ActivateBody {
 pub async fn activate(State(app): State<Arc<App>>, call: Call) -> Answer {
     let name = call.name()?.to_string();
     let body: ActivateBody = call.json()?;
-    let limit = |n: Option<Option<u64>>| n.flatten().is_some_and(|n| n == 0 || n > i64::MAX as u64);
-    if limit(body.generation) || limit(body.expected_generation) {
+    let out_of_range = |n: u64| n == 0 || n > i64::MAX as u64;
+    if body.generation.flatten().is_some_and(out_of_range) {
         return Err(Problem::not_found("there is no such generation"));
     }
     if body.trial_seconds.is_some_and(|s| s > MAX_TRIAL || s == 0) {
