@@ -4,8 +4,8 @@
 //! of several timings, so that it shows the kernel rather than the machine's other work.
 
 use offshoot::quant::{
-    ConvGeometry, Packed, Scheme, depthwise, depthwise_input_gradient, kernel_name, product,
-    product_transposed,
+    Activation, ConvGeometry, Packed, Scheme, depthwise, depthwise_input_gradient, kernel_name,
+    product, product_transposed,
 };
 use std::time::{Duration, Instant};
 
@@ -74,7 +74,8 @@ fn main() {
             (values(side * side * channels), values(g.patch_len()), values(channels));
         let (mut dx, mut y) = (x.clone(), values(g.pixels() * channels));
         let macs = g.pixels() * g.patch_len();
-        let forward = rate(macs, || depthwise(&g, &w, Some(&bias), &x, &mut y));
+        let forward =
+            rate(macs, || depthwise(&g, &w, Some(&bias), Activation::Identity, &x, &mut y));
         let back = rate(macs, || depthwise_input_gradient(&g, &w, &y, &mut dx));
         println!("{what:38} forward {forward:6.1}  gradient   {back:6.1} GMAC/s");
     }

@@ -13,20 +13,17 @@ cd "$(dirname "$0")/.."
 verb=${1:-build}
 shift || true
 target=aarch64-unknown-linux-gnu
-floor=2.31
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target/cross}
 binary=$CARGO_TARGET_DIR/$target/release/offshoot
 
-# On `max` all tests run. On the others these don't: what they prove has no arithmetic that differs
+# On `max` all tests run. On the others those listed here don't: what they prove has no arithmetic that differs
 # between processors, and each takes half a minute or more under emulation.
 slow=(
 )
 
 build() {
-    tools_for_arm64
-    tools_zig
-    cargo zigbuild --locked --release --target $target.$floor --bin offshoot "$@"
-    cross/check-binary.sh --arch aarch64 --glibc $floor "$binary"
+    release_build $target "$@"
+    check_release $target "$binary"
 }
 
 # Without `-L`: Debian's libc6:arm64 has its loader where programs look for it, and the loader of
@@ -35,8 +32,9 @@ emulator() { echo "qemu-aarch64-static -cpu $1"; }
 
 tests() {
     tools_for_arm64
+    link_with_gcc_for_arm64
     local programs=(--lib --test engine --test it)
-    if ! register_qemu aarch64 '\xb7'; then
+    if ! emulate aarch64; then
         echo "not run: tests/it, which starts the program (binfmt_misc can't be used here)"
         programs=(--lib --test engine)
     fi
@@ -64,7 +62,7 @@ case $verb in
         case ${1:-} in cortex-* | max | neoverse-*) cpu=$1 && shift ;; esac
         tools_for_arm64
         [ -x "$binary" ] || build
-        register_qemu aarch64 '\xb7' ||
+        emulate aarch64 ||
             echo "binfmt_misc can't be used here: 'pack' and 'demo' will not find their worker" >&2
         export QEMU_CPU=$cpu
         exec $(emulator "$cpu") "$binary" "$@"

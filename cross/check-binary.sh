@@ -14,8 +14,8 @@ needed_glibc() {
     local versions
     versions=$(readelf --version-info --wide "$1" 2>/dev/null) || fail "'$1' can't be read"
     # Packed relative relocations: the loader of glibc 2.36 is the first that knows them.
-    sed 's/GLIBC_ABI_DT_RELR/GLIBC_2.36/g' <<<"$versions" |
-        grep -o 'GLIBC_[0-9.]*' | sed 's/GLIBC_//' | sort -uV | tail -1 || true
+    versions=${versions//GLIBC_ABI_DT_RELR/GLIBC_2.36}
+    grep -o 'GLIBC_[0-9.]*' <<<"$versions" | sed 's/GLIBC_//' | sort -uV | tail -1 || true
 }
 
 # How often instructions that only those kernels have occur in the file's code.
@@ -69,12 +69,12 @@ check() {
             fail "'$file' needs glibc $needed, and may need $floor at most"
     fi
     local names='portable' name seen=''
-    [ $arch != aarch64 ] || names='neon neon-dotprod neon-i8mm portable'
-    [ $arch != x86_64 ] || names='avx512vnni avx512 avx2 portable'
+    [ "$arch" != aarch64 ] || names='neon neon-dotprod neon-i8mm portable'
+    [ "$arch" != x86_64 ] || names='avx512vnni avx512 avx2 portable'
     for name in $names; do
         grep -qaF "$name" "$file" || fail "'$file' lacks the kernels '$name'"
     done
-    if [ $arch = aarch64 ]; then
+    if [ "$arch" = aarch64 ]; then
         # tract's 8x8 and 64x1 kernels alone have more than twenty; its build drops them in silence
         # where the assembler is older than binutils 2.30.
         seen=$(instructions "$file")
@@ -89,10 +89,10 @@ check() {
 
 # Every check must be able to fail.
 self_test() {
-    local here dir
+    local here
     here=$(realpath "$0")
     dir=$(mktemp -d)
-    trap "rm -rf '$dir'" EXIT
+    trap 'rm -rf "$dir"' EXIT
     cat >"$dir/good.c" <<'C'
 const char names[] __attribute__((used)) = "neon neon-dotprod neon-i8mm portable";
 void _start(void) { for (;;) KERNELS; }

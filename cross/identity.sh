@@ -18,11 +18,12 @@ else
     cargo build --locked
     here=${CARGO_TARGET_DIR:-$PWD/target}/debug/offshoot
     tools_for_arm64
+    link_with_gcc_for_arm64
     export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target/cross}
     cargo build --locked --target aarch64-unknown-linux-gnu
     there=$CARGO_TARGET_DIR/aarch64-unknown-linux-gnu/debug/offshoot
 fi
-register_qemu aarch64 '\xb7' || { echo "identity: binfmt_misc can't be used here" >&2; exit 1; }
+emulate aarch64 || { echo "identity: binfmt_misc can't be used here" >&2; exit 1; }
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 export OFFSHOOT_STORE=$dir/store

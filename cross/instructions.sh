@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 . cross/tools.sh
 
 tools_for_arm64
+link_with_gcc_for_arm64
 # The static qemu takes no plugins.
 command -v qemu-aarch64 >/dev/null || apt-get install -yq --no-install-recommends qemu-user
 target=aarch64-unknown-linux-gnu
@@ -24,7 +25,7 @@ cargo build --locked --profile measured --target $target --example inferences
 program=$CARGO_TARGET_DIR/$target/measured/examples/inferences
 if [ -z "$base" ]; then
     cargo build --locked --profile measured --target $target --bin offshoot
-    register_qemu aarch64 '\xb7'
+    emulate aarch64
     base=$dir/minilm.base
     QEMU_CPU=cortex-a76 "$CARGO_TARGET_DIR/$target/measured/offshoot" pack models/minilm-l6.onnx \
         -o "$base" --tokenizer models/minilm-l6.tokenizer.json >/dev/null

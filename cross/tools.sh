@@ -1,6 +1,19 @@
-# Installs what the scripts of this folder need, on a Debian 12 machine, as root. Sourced.
+# shellcheck shell=bash
+# What the scripts of this folder share: installing what they need on a Debian 12 machine, as root,
+# and building. Sourced.
 
-# All that turns Rust into programs for arm64, and runs them.
+# The oldest glibc that our programs run on: Raspberry Pi OS 11, JetPack 5.
+glibc_floor=2.31
+
+# Installs Debian packages unless PROGRAM is there: packages PROGRAM PACKAGE…
+packages() {
+    command -v "$1" >/dev/null && return
+    shift
+    apt-get update -q
+    apt-get install -yq --no-install-recommends "$@"
+}
+
+# All that turns Rust into programs for arm64 with glibc, and runs them.
 tools_for_arm64() {
     if ! { [ -x /usr/bin/rustc ] && command -v qemu-aarch64-static aarch64-linux-gnu-g++ &&
         [ -d /usr/lib/rustlib/aarch64-unknown-linux-gnu ]; } >/dev/null; then
@@ -10,6 +23,11 @@ tools_for_arm64() {
             gcc-aarch64-linux-gnu g++-aarch64-linux-gnu qemu-user-static
     fi
     export RUSTC=/usr/bin/rustc
+}
+
+# Debian's C compiler as linker: quicker than Zig, but what it links needs this machine's glibc.
+# Not before `cargo zigbuild`, which leaves a linker alone that it finds named.
+link_with_gcc_for_arm64() {
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
     export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
     export CXX_aarch64_unknown_linux_gnu=aarch64-linux-gnu-g++
@@ -21,34 +39,74 @@ tools_zig() {
         pip install --quiet --root-user-action=ignore ziglang==0.17.1 cargo-zigbuild==0.24.0
 }
 
-# Rust's library as source, for targets that Debian has no compiled one for.
-tools_std_source() {
-    [ -d /usr/lib/rustlib/src/rust/library ] || {
-        apt-get update -q
-        apt-get install -yq --no-install-recommends rust-web-src
-    }
+tools_cargo_deb() {
+    command -v cargo-deb >/dev/null || cargo install --locked --quiet cargo-deb@3.8.0
 }
 
-# The C side of armv7, and its emulator.
-tools_for_armv7() {
-    command -v arm-linux-gnueabihf-gcc qemu-arm-static >/dev/null || {
+# Rust's library for TARGET: compiled, from rustup, or else from Debian's source. Sets RUSTC and
+# `std_arguments`, what cargo needs in addition.
+library_for() {
+    std_arguments=()
+    unset RUSTC RUSTC_BOOTSTRAP
+    if [ -z "${OFFSHOOT_BUILD_STD:-}" ] && timeout 300 rustup target add "$1" 2>/dev/null; then
+        return
+    fi
+    if ! { [ -x /usr/bin/rustc ] && [ -d /usr/lib/rustlib/src/rust/library ]; }; then
         apt-get update -q
-        apt-get install -yq --no-install-recommends gcc-arm-linux-gnueabihf \
-            g++-arm-linux-gnueabihf qemu-user-static
-    }
+        apt-get install -yq --no-install-recommends rustc-web rust-web-src
+    fi
+    export RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1
+    std_arguments=("-Zbuild-std=std,panic_unwind")
+    # Zig brings musl's start files.
+    case $1 in *-musl) export RUSTFLAGS="-C link-self-contained=no" ;; esac
 }
 
-# Has the kernel start programs for arm64 through qemu, so that a program under test can start
-# itself again; fails where the kernel does not let us.
-register_qemu() {
+# The release program for TARGET, in $CARGO_TARGET_DIR, unchecked: release_build TARGET ARGS…
+release_build() (
+    target=$1 suffix=.$glibc_floor
+    shift
+    tools_zig
+    std_arguments=()
+    case $target in
+        aarch64-unknown-linux-gnu) tools_for_arm64 ;;
+        *-musl) suffix='' && library_for "$target" ;;
+        *) library_for "$target" ;;
+    esac
+    cargo zigbuild --locked --release --target "$target$suffix" --bin offshoot \
+        "${std_arguments[@]}" "$@"
+)
+
+# Holds a release program to what its target promises: check_release TARGET FILE
+check_release() {
+    case $1 in
+        *-musl) cross/check-binary.sh --arch aarch64 --static "$2" ;;
+        armv7-*) cross/check-binary.sh --arch armv7 --glibc $glibc_floor "$2" ;;
+        *) cross/check-binary.sh --arch "${1%%-*}" --glibc $glibc_floor "$2" ;;
+    esac
+}
+
+# Has the kernel start programs of MACHINE (aarch64, arm) through qemu, so that a program under
+# test can start itself again, also in a chroot; fails where the kernel does not let us.
+emulate() {
+    packages "qemu-$1-static" qemu-user-static
+    # The C library that dynamic programs ask for.
+    case $1 in
+        aarch64) [ -e /lib/ld-linux-aarch64.so.1 ] || foreign_libc arm64 ;;
+        arm) [ -e /lib/ld-linux-armhf.so.3 ] || foreign_libc armhf ;;
+    esac
     local at=/proc/sys/fs/binfmt_misc
     [ -e $at/register ] || mount -t binfmt_misc none $at 2>/dev/null || return 1
-    local name=$1 machine=$2
-    [ -e "$at/qemu-$name" ] && return 0
-    local class='\x02'
-    [ "$name" = arm ] && class='\x01'
+    [ -e "$at/qemu-$1" ] && return 0
+    local class='\x02' machine='\xb7'
+    if [ "$1" = arm ]; then class='\x01' machine='\x28'; fi
     local magic="\\x7fELF$class\\x01\\x01\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x02\\x00$machine\\x00"
     local mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
     # F: the emulator is opened now, so it also works inside a chroot.
-    printf '%s' ":qemu-$name:M::$magic:$mask:/usr/bin/qemu-$name-static:F" >$at/register 2>/dev/null
+    printf '%s' ":qemu-$1:M::$magic:$mask:/usr/bin/qemu-$1-static:F" >$at/register 2>/dev/null
+}
+
+foreign_libc() {
+    dpkg --add-architecture "$1"
+    apt-get update -q
+    apt-get install -yq --no-install-recommends "libc6:$1" "libgcc-s1:$1"
 }

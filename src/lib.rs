@@ -1,6 +1,7 @@
 //! Offshoot grows small LoRA adapters out of a frozen ONNX model, on the device that uses them.
 
 pub mod adapter;
+pub mod bench;
 pub mod cli;
 #[cfg(feature = "daemon")]
 pub mod daemon;

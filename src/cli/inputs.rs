@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::npy;
 use crate::runtime::{Engine, Named, Preprocessor};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Longest `.npy` input.
@@ -10,7 +11,7 @@ const MAX_NPY: u64 = 4 << 30;
 
 /// What goes into the base.
 #[derive(clap::Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 pub struct Source {
     /// A sentence
     #[arg(long, value_name = "SENTENCE")]
@@ -24,6 +25,38 @@ pub struct Source {
 }
 
 impl Source {
+    /// Whether anything is given.
+    pub fn is_given(&self) -> bool {
+        self.text.is_some() || self.image.is_some() || !self.input.is_empty()
+    }
+
+    /// The same on a command line.
+    pub fn to_arguments(&self) -> Vec<OsString> {
+        let text = self.text.iter().map(|t| ("--text", OsString::from(t)));
+        let image = self.image.iter().map(|f| ("--image", f.clone().into_os_string()));
+        let input = self.input.iter().map(|(name, file)| {
+            let mut pair = OsString::from(format!("{name}="));
+            pair.push(file);
+            ("--input", pair)
+        });
+        // With '=', so that a value may begin with '-'.
+        let one = |(flag, value): (&str, OsString)| {
+            let mut word = OsString::from(format!("{flag}="));
+            word.push(value);
+            word
+        };
+        text.chain(image).chain(input).map(one).collect()
+    }
+
+    /// An error if nothing is given; for verbs that make nothing up, before they open anything.
+    pub fn required(&self) -> Result<()> {
+        match self.is_given() {
+            true => Ok(()),
+            false => Err(Error::usage("the base's inputs are missing")
+                .hint("give --text, --image or --input NAME=FILE.npy")),
+        }
+    }
+
     /// The inputs by name.
     pub fn load(&self, engine: &Engine) -> Result<Named> {
         if let Some(sentence) = &self.text {

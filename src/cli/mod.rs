@@ -1,6 +1,7 @@
 //! Layer 7: the command line. Everything is done through the crate's public interface.
 
 mod adapter;
+mod bench;
 mod chosen;
 #[cfg(feature = "daemon")]
 mod daemon;
@@ -12,6 +13,7 @@ mod eval;
 mod forget;
 mod inputs;
 mod inspect;
+mod man;
 #[cfg(feature = "import")]
 mod onnx;
 mod output;
@@ -62,6 +64,8 @@ enum Verb {
     /// See it work: pack a model, train two adapters, switch between them
     #[cfg(feature = "import")]
     Demo(demo::Args),
+    /// Measure how long a base takes and how much memory
+    Bench(bench::Args),
     /// Run the daemon: answer requests, learn from feedback
     #[cfg(feature = "daemon")]
     Serve(serve::Args),
@@ -86,6 +90,8 @@ enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Print a manual page, or write all of them into a folder
+    Man(man::Args),
 }
 
 /// Runs the process's own command line.
@@ -140,6 +146,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<()> {
         Verb::Adapter(args) => adapter::run(&args, out),
         #[cfg(feature = "import")]
         Verb::Demo(args) => demo::run(&args, out),
+        Verb::Bench(args) => bench::run(&args, out),
         #[cfg(feature = "daemon")]
         Verb::Serve(args) => serve::run(&args, out),
         #[cfg(feature = "daemon")]
@@ -158,6 +165,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<()> {
             out.raw(&String::from_utf8_lossy(&script));
             Ok(())
         }
+        Verb::Man(args) => man::run(&args, Cli::command(), out),
     }
 }
 

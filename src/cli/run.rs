@@ -26,6 +26,9 @@ pub struct Args {
     adapters: Vec<Choice>,
     #[command(flatten)]
     source: Source,
+    /// Keep the base in memory, or fail if the system doesn't allow it
+    #[arg(long)]
+    lock: bool,
     /// Write each output to DIR/NAME.npy ('/' and ':' become '_')
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -37,8 +40,12 @@ pub struct Args {
 /// Runs the base once.
 pub fn run(args: &Args, out: &Out) -> Result<()> {
     let before = since_process_start();
+    args.source.required()?;
     let start = Instant::now();
     let engine = Engine::open(&args.base)?;
+    if args.lock {
+        engine.base().lock()?;
+    }
     let adapter = chosen::bind(&engine, &args.adapters)?;
     let opened = start.elapsed();
     let inputs = args.source.load(&engine)?;

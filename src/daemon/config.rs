@@ -431,3 +431,7 @@ fn seconds(key: &str, found: f64) -> Result<()> {
     }
     Err(bad(key, format!("expected 0.05 to 3600 seconds, found {found}")))
 }
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -1,8 +1,4 @@
-//! Reading and checking configurations.
-
-use super::config::*;
-use crate::error::ErrorKind;
-use std::path::Path;
+use super::*;
 
 const SHIPPED: &str =
     include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/cross/package/offshoot.toml"));

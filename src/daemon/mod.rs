@@ -5,8 +5,6 @@
 
 mod client;
 mod config;
-#[cfg(test)]
-mod config_tests;
 mod host;
 pub mod learn;
 pub mod serve;

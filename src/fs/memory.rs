@@ -21,6 +21,16 @@ pub fn available_bytes() -> Option<u64> {
     kilobytes(Path::new("/proc/meminfo"), &["MemAvailable:"])
 }
 
+/// Lets the C library keep what is freed, up to some tens of megabytes, instead of giving it back at
+/// once: every run of a plan frees and takes the same buffers, and each page given back costs a page
+/// fault. glibc's threshold for giving back is twice the largest block that it has mapped and freed,
+/// up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD); the block here is never touched. Other C libraries
+/// keep or give back as they do.
+pub fn keep_freed_memory() {
+    const LARGEST: usize = (32 << 20) - (64 << 10);
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGEST)));
+}
+
 /// Sum of the lines of `path` that start with one of `keys`, given in kB; `None` if any is missing.
 fn kilobytes(path: &Path, keys: &[&str]) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;

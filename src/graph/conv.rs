@@ -1,12 +1,19 @@
 //! The frozen convolution, channels last, and its input gradient.
 
+use std::ops::Range;
+
 use tract_core::internal::*;
 
 use super::weights::{
-    FrozenWeights, active_lora, check_lora, expect_bias, expect_dim, expect_f32, filled, floats,
+    FrozenWeights, LoraSpan, check_lora, expect_bias, expect_dim, expect_f32, filled, floats,
+    lora_spans,
 };
 use super::window::{Window, nhwc, nhwc_fact};
-use crate::quant::{col2im_add, im2col, product, product_add, product_transposed};
+use crate::adapter::BoundLora;
+use crate::quant::{
+    Activation, Convolution, PackedRef, col2im_add, finish, im2col, product, product_add,
+    product_transposed,
+};
 
 /// Floats of scratch for the patches of one chunk of output pixels (1 MiB).
 const SCRATCH: usize = 1 << 18;
@@ -95,10 +102,60 @@ impl Op for FrozenConv {
     op_as_typed_op!();
 }
 
-impl EvalOp for FrozenConv {
-    not_out_of_plan!();
+/// What a fused step does to the outputs of a layer while they are in the cache.
+#[derive(Clone, Copy)]
+pub(super) struct After<'a> {
+    /// As many values as the layer gives, added first.
+    pub(super) add: Option<&'a [f32]>,
+    pub(super) activation: Activation,
+}
 
-    fn eval(&self, ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+impl After<'_> {
+    pub(super) const NOTHING: After<'static> =
+        After { add: None, activation: Activation::Identity };
+
+    /// On the outputs `at .. at + y.len()` of the layer.
+    pub(super) fn apply(&self, at: usize, y: &mut [f32]) {
+        let add = self.add.map(|add| &add[at..at + y.len()]);
+        finish(y, add, self.activation);
+    }
+}
+
+/// The parts of the rows `rows` that carry an adapter. A row of the batch is `each` of them.
+pub(super) fn overlaps<'a>(
+    spans: &'a [LoraSpan<'a>],
+    each: usize,
+    rows: Range<usize>,
+) -> impl Iterator<Item = (Range<usize>, &'a BoundLora)> {
+    spans.iter().filter_map(move |span| {
+        let from = rows.start.max(span.rows.start * each);
+        let to = rows.end.min(span.rows.end * each);
+        (from < to).then_some((from..to, span.lora))
+    })
+}
+
+/// y += (x · lora_aᵀ) · lora_bᵀ for whole rows of x and y, beside the layer W.
+pub(super) fn add_lora(
+    lora: &BoundLora,
+    w: PackedRef<'_>,
+    x: &[f32],
+    y: &mut [f32],
+) -> TractResult<()> {
+    check_lora(lora, w.cols(), w.rows())?;
+    let rows = y.len() / w.rows().max(1);
+    let mut inner = vec![0.0; rows * lora.a.view().rows()];
+    product(lora.a.view(), x, None, &mut inner);
+    product_add(lora.b.view(), &inner, y);
+    Ok(())
+}
+
+impl FrozenConv {
+    pub(super) fn compute(
+        &self,
+        ctx: &EvalContext,
+        inputs: &[TValue],
+        after: &After<'_>,
+    ) -> TractResult<TVec<TValue>> {
         let w = self.weights.weight(self.weight)?;
         let g = self.window.geometry(nhwc(inputs[0].shape())?)?;
         ensure!(
@@ -109,31 +166,35 @@ impl EvalOp for FrozenConv {
             w.cols()
         );
         let x = floats(&inputs[0])?;
-        let bias = inputs.get(1).map(|b| floats(b)).transpose()?;
-        let lora = active_lora(ctx, self.target);
-        if let Some(lora) = lora {
-            check_lora(lora, w.cols(), w.rows())?;
-        }
-        let pixels = g.pixels();
-        let step = chunk_rows(g.patch_len(), pixels);
-        let mut patches = vec![0.0; step * g.patch_len()];
-        let mut inner = vec![0.0; lora.map_or(0, |l| step * l.a.view().rows())];
+        let bias = inputs.get(1).filter(|_| self.has_bias).map(|b| floats(b)).transpose()?;
+        let spans = lora_spans(ctx, self.target, g.batch)?;
+        let each = g.out_height() * g.out_width();
+        let mut conv = Convolution::new(&g, w, x);
+        let step = conv.stretch();
         let shape = [g.batch, g.out_height(), g.out_width(), w.rows()];
         let y = filled(&shape, |y| {
             for (i, y) in y.chunks_mut(step * w.rows().max(1)).enumerate() {
+                conv.product(i * step, bias, y);
                 let count = y.len() / w.rows().max(1);
-                let patches = &mut patches[..count * g.patch_len()];
-                im2col(&g, x, i * step, count, patches);
-                product(w, patches, bias, y);
-                if let Some(lora) = lora {
-                    let inner = &mut inner[..count * lora.a.view().rows()];
-                    product(lora.a.view(), patches, None, inner);
-                    product_add(lora.b.view(), inner, y);
+                for (pixels, lora) in overlaps(&spans, each, i * step..i * step + count) {
+                    let mut patches = vec![0.0; pixels.len() * g.patch_len()];
+                    im2col(&g, x, pixels.start, pixels.len(), &mut patches);
+                    let from = (pixels.start - i * step) * w.rows();
+                    add_lora(lora, w, &patches, &mut y[from..from + pixels.len() * w.rows()])?;
                 }
+                after.apply(i * step * w.rows(), y);
             }
             Ok(())
         })?;
         Ok(tvec!(y))
+    }
+}
+
+impl EvalOp for FrozenConv {
+    not_out_of_plan!();
+
+    fn eval(&self, ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        self.compute(ctx, &inputs, &After::NOTHING)
     }
 }
 

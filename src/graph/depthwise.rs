@@ -6,7 +6,7 @@ use tract_core::internal::*;
 use super::conv::{expect_sides, sides};
 use super::weights::{expect_bias, expect_dim, expect_f32, filled, floats};
 use super::window::{Window, nhwc, nhwc_fact};
-use crate::quant::{depthwise, depthwise_input_gradient};
+use crate::quant::{Activation, depthwise, depthwise_input_gradient};
 
 /// One filter a channel: y\[N, OH, OW, C\] from x\[N, H, W, C\]. Inputs: x, filters\[kh·kw, C\], and
 /// bias\[C\] if there is a third.
@@ -39,10 +39,12 @@ impl Op for FrozenDepthwise {
     op_as_typed_op!();
 }
 
-impl EvalOp for FrozenDepthwise {
-    op_out_of_plan!();
-
-    fn eval(&self, _ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+impl FrozenDepthwise {
+    pub(super) fn compute(
+        &self,
+        inputs: &[TValue],
+        activation: Activation,
+    ) -> TractResult<TVec<TValue>> {
         let g = self.window.geometry(nhwc(inputs[0].shape())?)?;
         let (x, w) = (floats(&inputs[0])?, floats(&inputs[1])?);
         let bias = inputs.get(2).map(|b| floats(b)).transpose()?;
@@ -53,10 +55,18 @@ impl EvalOp for FrozenDepthwise {
             g.channels
         );
         let y = filled(&[g.batch, g.out_height(), g.out_width(), g.channels], |y| {
-            depthwise(&g, w, bias, x, y);
+            depthwise(&g, w, bias, activation, x, y);
             Ok(())
         })?;
         Ok(tvec!(y))
+    }
+}
+
+impl EvalOp for FrozenDepthwise {
+    op_out_of_plan!();
+
+    fn eval(&self, _ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        self.compute(&inputs, Activation::Identity)
     }
 }
 

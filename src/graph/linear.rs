@@ -3,9 +3,10 @@
 use tract_core::internal::*;
 
 use super::weights::{
-    FrozenWeights, active_lora, check_lora, expect_bias, expect_dim, expect_f32, filled, floats,
+    FrozenWeights, LoraSpan, check_lora, expect_bias, expect_dim, expect_f32, filled, floats,
+    lora_spans,
 };
-use crate::quant::{product, product_add, product_transposed};
+use crate::quant::{PackedRef, product, product_add, product_transposed};
 
 /// y\[.., N\] = x\[.., K\] · Wᵀ (+ bias\[N\]) with W (N, K) in the weight table, plus what the active
 /// adapter adds to the target: (x · lora_aᵀ) · lora_bᵀ. Inputs: x, and bias if `has_bias`.
@@ -51,7 +52,7 @@ impl FrozenLinear {
 }
 
 /// The facts of a product whose last axis goes from `from` to `to`.
-fn product_fact(x: &TypedFact, from: usize, to: usize) -> TractResult<TypedFact> {
+pub(super) fn product_fact(x: &TypedFact, from: usize, to: usize) -> TractResult<TypedFact> {
     expect_f32("x", x)?;
     expect_dim("x's last axis", x.shape.last(), from)?;
     let mut shape = x.shape.to_tvec();
@@ -62,12 +63,41 @@ fn product_fact(x: &TypedFact, from: usize, to: usize) -> TractResult<TypedFact>
 }
 
 /// The shape with `to` as its last axis, and the number of rows before it.
-fn rows(shape: &[usize], from: usize, to: usize) -> TractResult<(TVec<usize>, usize)> {
+pub(super) fn rows(shape: &[usize], from: usize, to: usize) -> TractResult<(TVec<usize>, usize)> {
     let Some((&last, leading)) = shape.split_last() else { bail!("x is a scalar") };
     ensure!(last == from, "x's last axis: expected {from}, found {last}");
     let mut out: TVec<usize> = leading.into();
     out.push(to);
     Ok((out, leading.iter().product()))
+}
+
+/// y = bias + (x · lora_aᵀ) · lora_bᵀ for the rows of the spans, bias (or 0) for the others; the
+/// base's product is added to it. A row of the batch is `each` rows of x and y.
+pub(super) fn start_with_lora(
+    spans: &[LoraSpan],
+    each: usize,
+    w: PackedRef<'_>,
+    x: &[f32],
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+) -> TractResult<()> {
+    let (inputs, outputs) = (w.cols(), w.rows());
+    let start = |y: &mut [f32]| match bias {
+        Some(bias) => y.chunks_exact_mut(outputs.max(1)).for_each(|y| y.copy_from_slice(bias)),
+        None => y.fill(0.0),
+    };
+    let mut done = 0;
+    for span in spans {
+        check_lora(span.lora, inputs, outputs)?;
+        let (from, to) = (span.rows.start * each, span.rows.end * each);
+        start(&mut y[done * outputs..from * outputs]);
+        let mut inner = vec![0.0; (to - from) * span.lora.a.view().rows()];
+        product(span.lora.a.view(), &x[from * inputs..to * inputs], None, &mut inner);
+        product(span.lora.b.view(), &inner, bias, &mut y[from * outputs..to * outputs]);
+        done = to;
+    }
+    start(&mut y[done * outputs..]);
+    Ok(())
 }
 
 impl Op for FrozenLinear {
@@ -92,12 +122,13 @@ impl EvalOp for FrozenLinear {
         let x = floats(&inputs[0])?;
         let bias = inputs.get(1).map(|b| floats(b)).transpose()?;
         let y = filled(&shape, |y| {
-            product(w, x, bias, y);
-            if let Some(lora) = active_lora(ctx, self.target) {
-                check_lora(lora, w.cols(), w.rows())?;
-                let mut inner = vec![0.0; m * lora.a.view().rows()];
-                product(lora.a.view(), x, None, &mut inner);
-                product_add(lora.b.view(), &inner, y);
+            let batch = inputs[0].shape().first().copied().unwrap_or(1);
+            let spans = lora_spans(ctx, self.target, batch)?;
+            if spans.is_empty() {
+                product(w, x, bias, y);
+            } else {
+                start_with_lora(&spans, m / batch.max(1), w, x, bias, y)?;
+                product_add(w, x, y);
             }
             Ok(())
         })?;

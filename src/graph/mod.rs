@@ -1,32 +1,44 @@
 //! Layer 3: our tract ops over frozen weights, their text form, and rewrites of whole graphs.
 //! Knows nothing about files and sockets.
 
+mod attention;
 mod bind;
+mod contraction;
 mod conv;
 mod depthwise;
 mod embedding;
+mod fuse;
+mod fused_linear;
+mod layer_norm;
 mod layout;
 mod linear;
 #[cfg(feature = "import")]
 mod lower;
 mod nnef;
+mod optimize;
 mod patches;
 #[cfg(test)]
 mod testing;
 mod weights;
 mod window;
 
+pub use attention::Attention;
 pub use bind::{bind_dims, substitute};
+pub use contraction::{Contraction, contract_einsums};
 pub use conv::{FrozenConv, FrozenConvInputGradient};
 pub use depthwise::{DepthwiseInputGradient, FrozenDepthwise};
 pub use embedding::FrozenEmbedding;
+pub use fuse::{Matches, fuse};
+pub use fused_linear::{FusedLinear, Part};
+pub use layer_norm::LayerNorm;
 pub use layout::channels_last;
 pub use linear::{FrozenLinear, FrozenLinearTransposed};
 #[cfg(feature = "import")]
 pub use lower::lower;
 pub use nnef::{GraphText, read_graph, write_graph};
+pub use optimize::optimized;
 pub use patches::{Col2im, Im2col};
-pub use weights::{ActiveAdapter, FrozenWeights, WeightSource};
+pub use weights::{ActiveAdapter, FrozenWeights, RowAdapters, WeightSource};
 pub use window::{Padding, Window};
 
 use crate::error::{Error, ErrorKind};

@@ -251,6 +251,13 @@ impl Base {
         }
     }
 
+    /// Reads the file in and keeps it in memory for as long as the base is open.
+    ///
+    /// Errors: refused, where the limit on locked memory is smaller.
+    pub fn lock(&self) -> Result<()> {
+        self.0.mapping.lock(&self.0.path)
+    }
+
     /// The bytes of a section, hashed once.
     fn checked(&self, kind: Kind) -> Result<&[u8]> {
         let inner = &*self.0;

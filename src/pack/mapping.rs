@@ -95,6 +95,21 @@ impl Mapping {
             let _ = self.map.advise_range(Advice::WillNeed, offset, len);
         }
     }
+
+    /// Reads the whole file in and keeps it in memory for as long as this mapping lives.
+    ///
+    /// Errors: refused, where the limit on locked memory is smaller or the system says no.
+    pub(super) fn lock(&self, path: &Path) -> Result<()> {
+        self.map.lock().map_err(|e| {
+            let (shown, len) = (path.display(), self.map.len());
+            let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+            let limit = limit.map_or("not limited".into(), |n| format!("limited to {n} bytes"));
+            Error::refused(format!(
+                "'{shown}' can't be locked in memory: {len} bytes, locked memory is {limit} ({e})"
+            ))
+            .hint("raise the limit: 'ulimit -l', or LimitMEMLOCK= of a systemd unit")
+        })
+    }
 }
 
 fn stamp(file: &File) -> std::io::Result<(u64, i64, i64)> {
@@ -245,6 +260,26 @@ mod tests {
         writer.write_all(b"x").unwrap();
         drop(writer);
         assert_eq!(Mapping::open(&path).unwrap().bytes().len(), 9001);
+    }
+
+    #[test]
+    fn a_locked_file_is_locked_whole_or_the_limit_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, vec![1; 300_000]).unwrap();
+        let mapping = Mapping::open(&path).unwrap();
+        match mapping.lock(&path) {
+            Ok(()) => {
+                let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+                let line = status.lines().find_map(|l| l.strip_prefix("VmLck:"));
+                let kb: u64 = line.unwrap().trim().trim_end_matches(" kB").parse().unwrap();
+                assert!(kb >= 293, "{kb} kB are locked");
+            }
+            Err(e) => {
+                assert_eq!(e.kind(), ErrorKind::Refused);
+                assert!(e.message().contains("300000 bytes"), "{e}");
+            }
+        }
     }
 
     #[test]

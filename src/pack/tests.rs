@@ -196,6 +196,25 @@ fn golden_bytes() {
     assert_eq!(sample().fingerprint().unwrap().to_string(), GOLDEN_FINGERPRINT);
 }
 
+/// A kernel maps and drops whole pages: of 4, 16 or 64 KiB, as the board's has them.
+#[test]
+fn sections_start_on_a_page_of_every_board() {
+    let file = File::new();
+    let base = Base::open(&file.path).unwrap();
+    for page in [4 << 10, 16 << 10, 64 << 10] {
+        assert_eq!(SECTION_ALIGN % page, 0);
+        for section in base.sections() {
+            assert_eq!(section.offset % page, 0, "{section:?} and pages of {page}");
+        }
+        for (end, start) in
+            [(0, 0), (1, page), (page - 1, page), (page, page), (page + 1, 2 * page)]
+        {
+            assert_eq!(align_up(end, page), Some(start));
+        }
+        assert_eq!(align_up(u64::MAX - 1, page), None);
+    }
+}
+
 /// docs/FORMAT.md's prefix table and the constants.
 #[test]
 fn the_format_page_has_the_codes_offsets() {

@@ -114,7 +114,7 @@ impl ConvGeometry {
 
 /// Calls `run(patch offset, Some(input offset) or None for padding, values)` for every stretch of
 /// one window of output pixels; stretches side by side in the input come as one.
-fn stretches(
+pub(super) fn stretches(
     g: &ConvGeometry,
     first: usize,
     count: usize,

@@ -1,18 +1,25 @@
 //! Depthwise convolution, channels last, one filter a channel.
 
-use super::ConvGeometry;
 use super::dispatch::kernels;
 use super::kernels::{Kernels, Line, Run, Tap};
+use super::{Activation, ConvGeometry};
 
 /// Weights of the channels that go through all pixels together stay in the L1 cache.
 const WEIGHTS: usize = 4096;
 
-/// y \[N, OH, OW, C\] from x \[N, H, W, C\], `w` \[kh·kw, C\] and `bias` \[C\].
+/// y \[N, OH, OW, C\] = `activation` of what x \[N, H, W, C\], `w` \[kh·kw, C\] and `bias` \[C\] give.
 ///
 /// # Panics
 /// If a length does not fit the geometry.
-pub fn depthwise(g: &ConvGeometry, w: &[f32], bias: Option<&[f32]>, x: &[f32], y: &mut [f32]) {
-    depthwise_with(kernels(), g, w, bias, x, y);
+pub fn depthwise(
+    g: &ConvGeometry,
+    w: &[f32],
+    bias: Option<&[f32]>,
+    activation: Activation,
+    x: &[f32],
+    y: &mut [f32],
+) {
+    depthwise_with(kernels(), g, w, bias, activation, x, y);
 }
 
 /// dx \[N, H, W, C\] from dy \[N, OH, OW, C\] and `w` \[kh·kw, C\]: the adjoint of [`depthwise`].
@@ -28,6 +35,7 @@ fn depthwise_with(
     g: &ConvGeometry,
     w: &[f32],
     bias: Option<&[f32]>,
+    activation: Activation,
     x: &[f32],
     y: &mut [f32],
 ) {
@@ -37,7 +45,7 @@ fn depthwise_with(
         (0..g.kernel[axis]).filter_map(tap).collect()
     };
     let (rows, runs) = plan([g.out_height(), g.out_width()], 1, taps);
-    images(k, g, &rows, &runs, w, bias, x, [g.height, g.width], y);
+    images(k, g, &rows, &runs, w, bias, activation, x, [g.height, g.width], y);
 }
 
 fn gradient_with(k: &Kernels, g: &ConvGeometry, w: &[f32], dy: &[f32], dx: &mut [f32]) {
@@ -54,7 +62,7 @@ fn gradient_with(k: &Kernels, g: &ConvGeometry, w: &[f32], dy: &[f32], dx: &mut 
         (0..g.kernel[axis]).filter_map(tap).collect()
     };
     let (rows, runs) = plan([g.height, g.width], g.stride[1], taps);
-    images(k, g, &rows, &runs, w, None, dy, out, dx);
+    images(k, g, &rows, &runs, w, None, Activation::Identity, dy, out, dx);
 }
 
 /// The taps of every row, and the columns gathered into runs of the same taps; neighbours in a run
@@ -100,6 +108,7 @@ fn images(
     runs: &[Run],
     w: &[f32],
     bias: Option<&[f32]>,
+    activation: Activation,
     from: &[f32],
     [from_height, from_width]: [usize; 2],
     to: &mut [f32],
@@ -127,6 +136,16 @@ fn images(
                     rows,
                     runs,
                 });
+                if activation == Activation::Identity {
+                    continue;
+                }
+                if stretch >= c {
+                    k.finish(to, None, activation);
+                    continue;
+                }
+                for pixel in to.chunks_exact_mut(c) {
+                    k.finish(&mut pixel[first..c.min(first + stretch)], None, activation);
+                }
             }
         }
     }
@@ -146,7 +165,9 @@ mod tests {
 
     #[test]
     fn depthwise_is_the_sum_over_patches() {
-        for g in geometries() {
+        // With 300 channels the filters of 5 × 5 take more than one stretch of channels.
+        let wide = |g: ConvGeometry| ConvGeometry { channels: 300, ..g };
+        for g in geometries().into_iter().flat_map(|g| [g, wide(g)]) {
             let c = g.channels;
             let x = integers(g.batch * g.height * g.width * c, 1);
             let (w, bias) = (integers(g.patch_len(), 2), integers(c, 3));
@@ -161,7 +182,11 @@ mod tests {
             }
             for k in Kernels::available() {
                 let mut y = vec![f32::NAN; want.len()];
-                depthwise_with(k, &g, &w, Some(&bias), &x, &mut y);
+                depthwise_with(k, &g, &w, Some(&bias), Activation::Identity, &x, &mut y);
+                assert_eq!(y, want, "{} {g:?}", k.name);
+                let clamp = Activation::Clamp { low: -3.0, high: 2.0 };
+                depthwise_with(k, &g, &w, Some(&bias), clamp, &x, &mut y);
+                let want: Vec<f32> = want.iter().map(|v| v.clamp(-3.0, 2.0)).collect();
                 assert_eq!(y, want, "{} {g:?}", k.name);
             }
         }
@@ -175,7 +200,7 @@ mod tests {
             let dy = integers(g.pixels() * g.channels, 3);
             for k in Kernels::available() {
                 let (mut y, mut dx) = (vec![f32::NAN; dy.len()], vec![f32::NAN; x.len()]);
-                depthwise_with(k, &g, &w, None, &x, &mut y);
+                depthwise_with(k, &g, &w, None, Activation::Identity, &x, &mut y);
                 gradient_with(k, &g, &w, &dy, &mut dx);
                 assert_eq!(dot(&y, &dy), dot(&x, &dx), "{} {g:?}", k.name);
                 // Bit by bit against the scatter that the sum means; integers make it exact.

@@ -26,23 +26,37 @@
 //!   belongs to column `4·v + k`, the high nibble to column `4·(v + 4) + k`. A nibble is `q + 8` with
 //!   `q` in -8..=7; the weight is `scale · q`. Padding is `q = 0`, the byte 0x88.
 
+mod activation;
+mod attention;
 mod conv;
+mod convolution;
+mod dense;
 mod depthwise;
 mod dispatch;
 mod encode;
+mod inputs;
 mod kernels;
 mod layout;
+mod normalize;
 mod packed;
+mod picture;
 mod product;
 mod scheme;
 #[cfg(test)]
 mod testing;
 
+pub use activation::{Activation, finish};
+pub use attention::{Attention, Mask, attention};
 pub use conv::{ConvGeometry, col2im_add, im2col};
+pub use convolution::Convolution;
+pub use dense::{ContractedAxis, contract};
 pub use depthwise::{depthwise, depthwise_input_gradient};
 pub use dispatch::{available_kernels, compiled_kernels, kernel_name};
+pub use inputs::Inputs;
 pub use layout::{BLOCK, GROUP, PANEL, packed_len};
+pub use normalize::{LayerNorm, layer_norm};
 pub use packed::{Packed, PackedRef};
+pub use picture::{channels_last, max_pool};
 pub use product::{product, product_add, product_transposed};
 pub use scheme::Scheme;
 

@@ -11,3 +11,16 @@ pub(crate) fn noise(n: usize, seed: u64) -> Vec<f32> {
     };
     (0..n).map(|_| next()).collect()
 }
+
+/// erf in f64, by the series without cancellation: 2/√π · e^(-x²) · Σ 2ⁿ x²ⁿ⁺¹ / (1·3·…·(2n+1)).
+pub fn slow_erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..300 {
+        term *= 2.0 * x * x / f64::from(2 * n + 1);
+        sum += term;
+    }
+    sum * (-x * x).exp() * 2.0 / std::f64::consts::PI.sqrt()
+}

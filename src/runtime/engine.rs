@@ -3,8 +3,10 @@
 use super::convert::{constant, to_array, to_tensor};
 use crate::adapter::{Adapter, Bound, bind};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fs::{available_bytes, keep_freed_memory};
 use crate::graph::{
-    ActiveAdapter, FrozenWeights, WeightSource, bind_dims, read_graph, tract_error,
+    ActiveAdapter, FrozenWeights, RowAdapters, WeightSource, bind_dims, fuse, optimized,
+    read_graph, tract_error,
 };
 use crate::pack::{Base, IoSpec};
 use crate::quant::PackedRef;
@@ -35,7 +37,16 @@ struct Inner {
 
 struct Plan {
     runnable: Arc<TypedSimplePlan>,
+    fused: Vec<(&'static str, usize)>,
     idle: Mutex<Vec<TypedSimpleState>>,
+}
+
+/// What a run adds to the base.
+pub(super) enum Carried<'a> {
+    Nothing,
+    One(&'a Arc<Bound>),
+    /// One entry for each row of the batch.
+    Rows(&'a [Option<Arc<Bound>>]),
 }
 
 impl WeightSource for Base {
@@ -54,7 +65,12 @@ impl Engine {
     }
 
     /// Reads the base's graph; its weights stay where they are mapped.
+    /// They are read ahead where there is memory for it.
     pub fn new(base: Base) -> Result<Engine> {
+        keep_freed_memory();
+        if available_bytes().is_some_and(|free| free / 2 > base.file_len()) {
+            base.will_need();
+        }
         let place = base.path().display().to_string();
         let graph = read(&base).map_err(|e| e.at(place))?;
         Ok(Engine(Arc::new(Inner { base, graph, plans: Mutex::new(vec![]) })))
@@ -92,6 +108,14 @@ impl Engine {
     /// # Errors
     /// Missing, unknown or ill-shaped inputs ([`ErrorKind::BadInput`]).
     pub fn run(&self, inputs: &[(String, Array)], adapter: Option<&Arc<Bound>>) -> Result<Named> {
+        self.run_with(inputs, adapter.map_or(Carried::Nothing, Carried::One))
+    }
+
+    pub(super) fn run_with(
+        &self,
+        inputs: &[(String, Array)],
+        carried: Carried<'_>,
+    ) -> Result<Named> {
         let ordered = self.ordered(inputs)?;
         let binding = self.binding(&ordered)?;
         let plan = self.plan(&binding)?;
@@ -111,9 +135,12 @@ impl Engine {
             None => plan.runnable.spawn().map_err(|e| tract_error(ErrorKind::Failed, &e))?,
         };
         let shared = &mut state.turn_state.shared;
-        match adapter {
-            Some(bound) => drop(shared.insert(ActiveAdapter(bound.clone()))),
-            None => drop(shared.remove::<ActiveAdapter>()),
+        shared.remove::<ActiveAdapter>();
+        shared.remove::<RowAdapters>();
+        match carried {
+            Carried::Nothing => {}
+            Carried::One(bound) => drop(shared.insert(ActiveAdapter(bound.clone()))),
+            Carried::Rows(bound) => drop(shared.insert(RowAdapters(bound.to_vec()))),
         }
         // A state that failed in the middle of a run is not used again.
         let outputs = state.run(tensors).map_err(|e| self.run_error(&e))?;
@@ -140,6 +167,12 @@ impl Engine {
     pub fn prepare(&self, inputs: &[(String, Array)]) -> Result<()> {
         let ordered = self.ordered(inputs)?;
         self.plan(&self.binding(&ordered)?).map(drop)
+    }
+
+    /// The rules of fusing that matched in the plan for inputs of these shapes, and how often.
+    pub fn fused(&self, inputs: &[(String, Array)]) -> Result<Vec<(&'static str, usize)>> {
+        let ordered = self.ordered(inputs)?;
+        Ok(self.plan(&self.binding(&ordered)?)?.fused.clone())
     }
 
     pub(crate) fn ordered<'a>(&self, inputs: &'a [(String, Array)]) -> Result<Vec<&'a Array>> {
@@ -240,11 +273,10 @@ impl Engine {
         // Built outside the lock: runs at other dimensions go on meanwhile.
         let dims: Vec<(String, i64)> = binding.iter().map(|(k, v)| (k.clone(), *v)).collect();
         let bound = bind_dims(&self.0.graph, &dims)?;
-        let runnable = bound
-            .into_optimized()
-            .and_then(TypedSimplePlan::new)
+        let (runnable, fused) = fuse(bound)
+            .and_then(|(fused, matches)| Ok((TypedSimplePlan::new(optimized(fused)?)?, matches)))
             .map_err(|e| self.run_error(&e))?;
-        let plan = Arc::new(Plan { runnable, idle: Mutex::new(vec![]) });
+        let plan = Arc::new(Plan { runnable, fused, idle: Mutex::new(vec![]) });
         let mut plans = lock();
         if let Some((_, other)) = plans.iter().find(|(b, _)| b == binding) {
             return Ok(other.clone());

@@ -11,6 +11,7 @@ mod library;
 #[cfg(feature = "import")]
 mod packing;
 pub mod picture;
+mod rows;
 mod session;
 pub mod text;
 #[cfg(feature = "text")]

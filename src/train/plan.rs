@@ -6,8 +6,9 @@ use super::gradient::{add_gradients, reaches};
 use super::head::{self, pool};
 use super::loss::{self, Loss};
 use super::options::LossKind;
+use super::vjp::rows::sum_rows;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{bind_dims, tract_error};
+use crate::graph::{bind_dims, contract_einsums, tract_error};
 use crate::runtime::{Binding, Engine, is_mask};
 use std::sync::{Arc, Mutex, PoisonError};
 use tract_core::internal::*;
@@ -125,7 +126,7 @@ impl Plan {
         let slots = slots(&model, engine.inputs().len(), &loss, &parameters)?;
         let optimizing =
             |e: TractError| named(tract_error(ErrorKind::Unsupported, &e).at("gradient graph"));
-        let runnable = model.into_optimized().and_then(TypedSimplePlan::new).map_err(optimizing)?;
+        let runnable = optimized(model).and_then(TypedSimplePlan::new).map_err(optimizing)?;
         let peak = peak(&runnable)?;
         Ok(Plan { runnable, idle: Mutex::new(vec![]), slots, peak })
     }
@@ -169,6 +170,16 @@ impl Plan {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(state);
         Ok((loss, outputs.map(|g| g.into_tensor()).collect()))
     }
+}
+
+/// As tract's `into_optimized`, with contractions in place of EinSums: between the two passes, since
+/// the first moves transpositions into the EinSums' subscripts and the second packs operands.
+fn optimized(mut model: TypedModel) -> TractResult<TypedModel> {
+    model.declutter()?;
+    contract_einsums(&mut model)?;
+    sum_rows(&mut model)?;
+    model.optimize()?;
+    Ok(model)
 }
 
 /// The values of an f32 tensor.

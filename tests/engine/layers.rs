@@ -11,7 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["graph"],
     &["runtime"],
     &["train"],
-    &["store", "daemon"],
+    &["store", "daemon", "bench"],
     &["cli"],
 ];
 

@@ -172,6 +172,36 @@ fn errors_for_programs_are_one_json_line() {
 }
 
 #[test]
+fn every_verb_has_a_manual_page() {
+    let place = Place::new();
+    let pages = place.ok("man --out pages");
+    let names = place.names("pages");
+    assert_eq!(pages.lines().count(), names.len());
+    let help = place.ok("--help");
+    let verbs = help.split("Commands:").nth(1).unwrap().split("Options:").next().unwrap();
+    let verbs: Vec<&str> = verbs
+        .lines()
+        .filter(|l| l.starts_with("  ") && !l.starts_with("   "))
+        .map(|l| l.split_whitespace().next().unwrap())
+        .collect();
+    assert!(verbs.contains(&"run") && verbs.contains(&"man"), "{help}");
+    for verb in verbs {
+        let name = format!("offshoot-{verb}.1");
+        assert!(names.contains(&name), "{name} is missing: {names:?}");
+        let text = String::from_utf8(place.read(&format!("pages/{name}"))).unwrap();
+        assert_eq!(text, place.ok(&format!("man {verb}")));
+        assert!(text.contains(".SH NAME") && text.contains(".SH SYNOPSIS"), "{text}");
+    }
+    assert!(names.contains(&"offshoot-adapter-list.1".to_string()), "{names:?}");
+    let main = place.ok("man");
+    assert!(main.contains("EXIT STATUS") && main.contains("OFFSHOOT_STORE"), "{main}");
+    assert_eq!(main.as_bytes(), place.read("pages/offshoot.1"));
+    assert!(place.fails("man adapter lst", 2).contains("has no verb 'lst'"));
+    place.write("file", "");
+    place.fails("man --out file", 1);
+}
+
+#[test]
 fn help_version_and_completions() {
     let place = Place::new();
     assert!(place.ok("--help").contains("demo"));

@@ -150,7 +150,10 @@ fn too_little_memory_is_said_and_given_up_in_the_end() {
     assert_eq!(job.state, JobState::Failed);
     let error = job.error.unwrap();
     assert!(error.contains("MiB") || error.contains("memory"), "{error}");
-    assert!(device.events("train").last().unwrap().contains("given up"));
+    // The event follows the job's state.
+    device.until("it is told", PATIENCE, || {
+        device.events("train").iter().any(|text| text.contains("given up"))
+    });
 }
 
 #[test]

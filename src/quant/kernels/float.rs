@@ -75,7 +75,7 @@ pub(super) trait Isa {
 /// Panels of the tile for a single row.
 pub(super) const MAX_PANELS: usize = 4;
 /// Rows of the largest tile of any instruction set.
-const MAX_ROWS: usize = 8;
+pub(super) const MAX_ROWS: usize = 8;
 /// Floats of the scratch: 32 KiB, an L1 cache's worth.
 const SCRATCH: usize = 8192;
 /// Rows of x that stay in the L2 cache while all panels pass.

@@ -8,6 +8,8 @@
 //! blocks: all instruction sets with a fused multiply-add give the same bits, and a row's result
 //! doesn't depend on the other rows of the batch.
 
+#![cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
+
 use super::super::layout::{BLOCK, PANEL};
 use super::super::{PackedRef, Scheme};
 use super::float::{Job, Start};
@@ -99,6 +101,54 @@ pub(super) fn quantize(
     }
 }
 
+/// What x becomes for products with q8 or q4 weights: int8 in blocks of 32, each block with its scale
+/// and what its integer sum starts at.
+pub(crate) struct Quantized {
+    /// Blocks a row.
+    pub(crate) blocks: usize,
+    /// \[rows\]\[blocks\]\[32\].
+    pub(crate) x: Vec<i8>,
+    /// \[rows\]\[blocks\].
+    pub(crate) scales: Vec<f32>,
+    /// \[rows\]\[blocks\].
+    pub(crate) starts: Vec<i32>,
+}
+
+impl Quantized {
+    /// `rows` rows of zeros.
+    pub(crate) fn zeroed(rows: usize, blocks: usize) -> Quantized {
+        Quantized {
+            blocks,
+            x: vec![0; rows * blocks * BLOCK],
+            scales: vec![0.0; rows * blocks],
+            starts: vec![0; rows * blocks],
+        }
+    }
+}
+
+/// Quantizes the rows of x, `cols` values each, to the first rows of `to`, for weights of `scheme`.
+///
+/// # Safety
+/// The processor has the instructions of `I`.
+pub(super) unsafe fn quantize_rows<I: Isa>(
+    scheme: Scheme,
+    x: &[f32],
+    cols: usize,
+    to: &mut Quantized,
+) {
+    if cols == 0 {
+        return;
+    }
+    let offset = if scheme == Scheme::Q8 { 128 } else { 8 };
+    let blocks = to.blocks;
+    let rows = to.x.chunks_exact_mut(blocks * BLOCK);
+    let rows = rows.zip(to.scales.chunks_exact_mut(blocks)).zip(to.starts.chunks_exact_mut(blocks));
+    for (x, ((out, scales), starts)) in x.chunks_exact(cols).zip(rows) {
+        // SAFETY: the processor has the instructions.
+        unsafe { I::quantize(x, offset, out, scales, starts) }
+    }
+}
+
 /// Runs `job` forward over q8 or q4 weights.
 ///
 /// # Safety
@@ -111,64 +161,53 @@ pub(super) unsafe fn run<I: Isa>(job: &mut Job<'_>) {
         return;
     }
     let m = job.y.len() / outputs;
-    let blocks = inner.div_ceil(BLOCK);
-    let offset = if w.scheme() == Scheme::Q8 { 128 } else { 8 };
-    let most = m.min(ROW_BLOCK);
-    let mut x = vec![0i8; most * blocks * BLOCK];
-    let mut scales = vec![0f32; most * blocks];
-    let mut offsets = vec![0i32; most * blocks];
-    for first in (0..m).step_by(ROW_BLOCK) {
-        let rows = ROW_BLOCK.min(m - first);
-        if blocks > 0 {
-            let to = x.chunks_exact_mut(blocks * BLOCK);
-            let to = to.zip(scales.chunks_exact_mut(blocks)).zip(offsets.chunks_exact_mut(blocks));
-            for (row, ((x, scales), offsets)) in
-                job.x[first * inner..][..rows * inner].chunks_exact(inner).zip(to)
-            {
-                // SAFETY: the processor has the instructions.
-                unsafe { I::quantize(row, offset, x, scales, offsets) }
-            }
+    let mut rows = Quantized::zeroed(m.min(ROW_BLOCK), inner.div_ceil(BLOCK));
+    for (i, y) in job.y.chunks_mut(ROW_BLOCK * outputs).enumerate() {
+        let x = &job.x[i * ROW_BLOCK * inner..][..y.len() / outputs * inner];
+        // SAFETY: passed on; `rows` holds as many rows as y.
+        unsafe {
+            quantize_rows::<I>(w.scheme(), x, inner, &mut rows);
+            panels::<I>(w, &rows, job.start, y);
         }
-        let rows = Rows { first, count: rows, blocks, x: &x, scales: &scales, offsets: &offsets };
-        // SAFETY: passed on; the rows are quantized.
-        unsafe { panels::<I>(job, w, &rows) }
     }
 }
 
-/// Quantized rows of x.
-struct Rows<'a> {
-    first: usize,
-    count: usize,
-    blocks: usize,
-    x: &'a [i8],
-    scales: &'a [f32],
-    offsets: &'a [i32],
-}
-
+/// y\[M, rows\] = start + the first M rows of x · Wᵀ.
+///
 /// # Safety
-/// As [`run`].
-unsafe fn panels<I: Isa>(job: &mut Job<'_>, w: PackedRef<'_>, rows: &Rows<'_>) {
+/// The processor has the instructions of `I`; W is q8 or q4 with as many blocks as x, x has M rows,
+/// and a bias has rows values.
+pub(super) unsafe fn panels<I: Isa>(
+    w: PackedRef<'_>,
+    x: &Quantized,
+    start: Start<'_>,
+    y: &mut [f32],
+) {
     let outputs = w.rows();
-    let step = rows.count.div_ceil(rows.count.div_ceil(I::ROWS));
+    if outputs == 0 || y.is_empty() {
+        return;
+    }
+    let all = y.len() / outputs;
+    let step = all.div_ceil(all.div_ceil(I::ROWS));
     for panel in 0..outputs.div_ceil(PANEL) {
         let output = panel * PANEL;
         let lanes = PANEL.min(outputs - output);
-        for row in (0..rows.count).step_by(step) {
-            let count = step.min(rows.count - row);
-            let at = (rows.first + row) * outputs + output;
+        for row in (0..all).step_by(step) {
+            let count = step.min(all - row);
+            let at = row * outputs + output;
             let mut tile = Tile {
-                blocks: rows.blocks,
-                x: rows.x[row * rows.blocks * BLOCK..].as_ptr(),
-                scales: rows.scales[row * rows.blocks..].as_ptr(),
-                offsets: rows.offsets[row * rows.blocks..].as_ptr(),
+                blocks: x.blocks,
+                x: x.x[row * x.blocks * BLOCK..].as_ptr(),
+                scales: x.scales[row * x.blocks..].as_ptr(),
+                offsets: x.starts[row * x.blocks..].as_ptr(),
                 panel: w.panel(panel).as_ptr(),
                 start: ZEROS.as_ptr(),
                 start_stride: 0,
-                y: job.y[at..].as_mut_ptr(),
+                y: y[at..].as_mut_ptr(),
                 y_stride: outputs,
             };
             if lanes == PANEL {
-                match job.start {
+                match start {
                     Start::Zero => {}
                     Start::Bias(bias) => tile.start = bias[output..output + lanes].as_ptr(),
                     Start::Keep => (tile.start, tile.start_stride) = (tile.y, tile.y_stride),
@@ -180,11 +219,11 @@ unsafe fn panels<I: Isa>(job: &mut Job<'_>, w: PackedRef<'_>, rows: &Rows<'_>) {
             // The last outputs fill part of a panel only: through a whole tile on the stack.
             let mut whole = [0f32; MAX_ROWS * PANEL];
             for (i, whole) in whole.chunks_exact_mut(PANEL).enumerate().take(count) {
-                let y = at + i * outputs;
-                match job.start {
+                let from = at + i * outputs;
+                match start {
                     Start::Zero => {}
                     Start::Bias(bias) => whole[..lanes].copy_from_slice(&bias[output..]),
-                    Start::Keep => whole[..lanes].copy_from_slice(&job.y[y..y + lanes]),
+                    Start::Keep => whole[..lanes].copy_from_slice(&y[from..from + lanes]),
                 }
             }
             (tile.y, tile.y_stride) = (whole.as_mut_ptr(), PANEL);
@@ -192,8 +231,8 @@ unsafe fn panels<I: Isa>(job: &mut Job<'_>, w: PackedRef<'_>, rows: &Rows<'_>) {
             // SAFETY: `whole` holds MAX_ROWS rows of a panel.
             unsafe { I::tile(w.scheme(), count, &tile) }
             for (i, whole) in whole.chunks_exact(PANEL).enumerate().take(count) {
-                let y = at + i * outputs;
-                job.y[y..y + lanes].copy_from_slice(&whole[..lanes]);
+                let to = at + i * outputs;
+                y[to..to + lanes].copy_from_slice(&whole[..lanes]);
             }
         }
     }

@@ -5,14 +5,16 @@
 // Loops over lanes and tiles run through several arrays by the same index.
 #![allow(clippy::needless_range_loop)]
 
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod buffer;
+mod dense;
 mod depthwise;
+mod finish;
 mod float;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod integer;
 #[cfg(target_arch = "aarch64")]
 mod integer_neon;
@@ -21,15 +23,39 @@ mod integer_x86;
 mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod normalize;
 mod portable;
 
-use super::PackedRef;
+use super::layout::BLOCK;
+use super::{Activation, Attention, LayerNorm, PackedRef, Scheme};
+pub(crate) use attention::Operands;
 pub(crate) use buffer::AlignedBytes;
+pub(crate) use dense::Dense;
 pub(crate) use depthwise::{Line, Run, Tap};
 use float::{Isa, Tile};
 pub(crate) use float::{Job, Start};
+pub(crate) use integer::Quantized;
 
 type Product = unsafe fn(&mut Job<'_>);
+
+/// The integer kernels of one instruction set, for q8 and q4.
+pub(super) struct Integers {
+    /// Quantizes x, block by block, and multiplies.
+    product: Product,
+    quantize: unsafe fn(Scheme, &[f32], usize, &mut Quantized),
+    panels: unsafe fn(PackedRef<'_>, &Quantized, Start<'_>, &mut [f32]),
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl Integers {
+    const fn new<I: integer::Isa>() -> Integers {
+        Integers {
+            product: integer::run::<I>,
+            quantize: integer::quantize_rows::<I>,
+            panels: integer::panels::<I>,
+        }
+    }
+}
 
 /// The kernels of one instruction set. A reference to one proves that this processor can run them:
 /// only [`Kernels::available`] gives any.
@@ -39,9 +65,13 @@ pub(crate) struct Kernels {
     detected: fn() -> bool,
     products: Product,
     /// For q8 and q4: quantizes x block by block, sums in integers.
-    pub(super) integers: Option<Product>,
+    pub(super) integers: Option<Integers>,
     transposed: Product,
     line: unsafe fn(&mut Line<'_>),
+    finish: unsafe fn(&mut [f32], Option<&[f32]>, Activation),
+    attention: unsafe fn(&Attention, &mut Operands<'_>),
+    layer_norm: unsafe fn(&LayerNorm<'_>, &[f32], &mut [f32]),
+    dense: unsafe fn(&mut Dense<'_>),
 }
 
 impl Kernels {
@@ -66,12 +96,88 @@ impl Kernels {
     /// If lengths don't belong to one M.
     pub(crate) fn product(&self, job: &mut Job<'_>) {
         check(job, job.w.rows(), job.w.cols());
-        let run = match self.integers {
-            Some(integers) if !job.w.keeps_inputs() => integers,
+        let run = match &self.integers {
+            Some(integers) if !job.w.keeps_inputs() => integers.product,
             _ => self.products,
         };
         // SAFETY: the processor has the instructions (`self` exists); lengths are checked.
         unsafe { run(job) }
+    }
+
+    /// Rows of x as the products with `w` take them, if integer kernels would run those.
+    pub(crate) fn quantized(&self, w: PackedRef<'_>, x: &[f32], cols: usize) -> Option<Quantized> {
+        let integers = self.integers.as_ref().filter(|_| !w.keeps_inputs())?;
+        let rows = x.len().checked_div(cols).unwrap_or(0);
+        let mut to = Quantized::zeroed(rows, cols.div_ceil(BLOCK));
+        // SAFETY: the processor has the instructions.
+        unsafe { (integers.quantize)(w.scheme(), x, cols, &mut to) }
+        Some(to)
+    }
+
+    /// y\[M, rows\] = start + the first M rows of x · Wᵀ.
+    ///
+    /// # Panics
+    /// If these kernels have none for integers, if W is not q8 or q4, or if lengths don't fit.
+    pub(crate) fn product_of(
+        &self,
+        w: PackedRef<'_>,
+        x: &Quantized,
+        start: Start<'_>,
+        y: &mut [f32],
+    ) {
+        let m = y.len().checked_div(w.rows()).unwrap_or(0);
+        assert_eq!(y.len(), m * w.rows(), "y has M rows");
+        assert!(matches!(w.scheme(), Scheme::Q8 | Scheme::Q4));
+        assert_eq!(x.blocks, w.cols().div_ceil(BLOCK), "x has the blocks of W");
+        assert!(x.x.len() >= m * x.blocks * BLOCK);
+        assert!(x.scales.len() >= m * x.blocks && x.starts.len() >= m * x.blocks);
+        if let Start::Bias(bias) = start {
+            assert_eq!(bias.len(), w.rows(), "a bias has one value an output");
+        }
+        match &self.integers {
+            // SAFETY: the processor has the instructions; lengths are checked.
+            Some(integers) => unsafe { (integers.panels)(w, x, start, y) },
+            None => unreachable!("'{}' has no integer kernels", self.name),
+        }
+    }
+
+    /// y = activation(y + add), value by value.
+    ///
+    /// # Panics
+    /// If `add` has not as many values as y.
+    pub(crate) fn finish(&self, y: &mut [f32], add: Option<&[f32]>, activation: Activation) {
+        assert!(add.is_none_or(|add| add.len() == y.len()), "as many values to add as there are");
+        // SAFETY: the processor has the instructions.
+        unsafe { (self.finish)(y, add, activation) }
+    }
+
+    /// softmax(scale · q · kᵀ + mask) · v, head by head.
+    ///
+    /// # Panics
+    /// If lengths don't fit the shape, or a mask's strides leave it.
+    pub(crate) fn attention(&self, a: &Attention, o: &mut Operands<'_>) {
+        let width = a.heads * a.head_dim;
+        assert_eq!(o.q.len(), a.batch * a.queries * width, "q is [B, T, H·D]");
+        assert_eq!(o.k.len(), a.batch * a.keys * width, "k is [B, S, H·D]");
+        assert_eq!(o.v.len(), a.batch * a.keys * width, "v is [B, S, H·D]");
+        assert_eq!(o.y.len(), a.batch * a.queries * width, "y is [B, T, H·D]");
+        if o.y.is_empty() {
+            return;
+        }
+        // SAFETY: the processor has the instructions; lengths are checked.
+        unsafe { (self.attention)(a, o) }
+    }
+
+    /// Each row of x, `norm.width` values, to mean 0 and variance 1, scaled and shifted.
+    ///
+    /// # Panics
+    /// If lengths don't fit.
+    pub(crate) fn layer_norm(&self, norm: &LayerNorm<'_>, x: &[f32], y: &mut [f32]) {
+        assert_eq!(x.len(), y.len(), "as many values in as out");
+        assert!(norm.width > 0 && x.len().is_multiple_of(norm.width), "whole rows");
+        assert!([norm.scale, norm.shift].iter().flatten().all(|s| s.len() == norm.width));
+        // SAFETY: the processor has the instructions.
+        unsafe { (self.layer_norm)(norm, x, y) }
     }
 
     /// y\[M, cols\] = start + x\[M, rows\] · W.
@@ -82,6 +188,16 @@ impl Kernels {
         check(job, job.w.cols(), job.w.rows());
         // SAFETY: as in `product`.
         unsafe { (self.transposed)(job) }
+    }
+
+    /// y\[M, N\] = start + x\[M, K\] · w\[K, N\] of plain matrices.
+    ///
+    /// # Panics
+    /// If an element lies outside its slice.
+    pub(crate) fn dense(&self, job: &mut Dense<'_>) {
+        assert!(job.fits(), "the matrices of a product lie inside their slices");
+        // SAFETY: the processor has the instructions (`self` exists); the job fits.
+        unsafe { (self.dense)(job) }
     }
 
     /// One line of a depthwise convolution.
@@ -123,6 +239,8 @@ fn check(job: &Job<'_>, outputs: usize, inner: usize) {
 
 /// Defines an instruction set: its [`Isa`] and its [`Kernels`].
 macro_rules! kernels {
+    (@integers) => { None };
+    (@integers $integers:ty) => { Some(Integers::new::<$integers>()) };
     (
         $name:ident, $isa:ident, $label:literal, $lanes:ty, $(features = $features:literal,)?
         $(integers = $integers:ty,)?
@@ -182,13 +300,35 @@ macro_rules! kernels {
                 // SAFETY: passed on from `depthwise::line`'s contract.
                 unsafe { depthwise::line::<$lanes>(l) }
             }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn finish(y: &mut [f32], add: Option<&[f32]>, activation: Activation) {
+                finish::finish(y, add, activation);
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn attention(a: &Attention, o: &mut Operands<'_>) {
+                // SAFETY: passed on from `attention::attention`'s contract.
+                unsafe { attention::attention::<$isa, $lanes>(a, o) }
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn layer_norm(norm: &LayerNorm<'_>, x: &[f32], y: &mut [f32]) {
+                normalize::layer_norm(norm, x, y);
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn dense(job: &mut Dense<'_>) {
+                // SAFETY: passed on from `dense::run`'s contract.
+                unsafe { dense::run::<$lanes, $rows, $panels>(job) }
+            }
             Kernels {
                 name: $label,
                 detected: $detected,
                 products: float::run::<$isa, false>,
-                integers: [$(integer::run::<$integers> as Product,)?].first().copied(),
+                integers: kernels!(@integers $($integers)?),
                 transposed: float::run::<$isa, true>,
                 line,
+                finish,
+                attention,
+                layer_norm,
+                dense,
             }
         };
     };
@@ -220,9 +360,13 @@ static AVX512_VNNI: Kernels = Kernels {
     name: "avx512vnni",
     detected: || (AVX512.detected)() && is_x86_feature_detected!("avx512vnni"),
     products: AVX512.products,
-    integers: Some(integer::run::<integer_x86::Avx512Vnni>),
+    integers: Some(Integers::new::<integer_x86::Avx512Vnni>()),
     transposed: AVX512.transposed,
     line: AVX512.line,
+    finish: AVX512.finish,
+    attention: AVX512.attention,
+    layer_norm: AVX512.layer_norm,
+    dense: AVX512.dense,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -254,9 +398,13 @@ static NEON_DOTPROD: Kernels = Kernels {
     name: "neon-dotprod",
     detected: || (NEON.detected)() && std::arch::is_aarch64_feature_detected!("dotprod"),
     products: NEON.products,
-    integers: Some(integer::run::<integer_neon::DotProd>),
+    integers: Some(Integers::new::<integer_neon::DotProd>()),
     transposed: NEON.transposed,
     line: NEON.line,
+    finish: NEON.finish,
+    attention: NEON.attention,
+    layer_norm: NEON.layer_norm,
+    dense: NEON.dense,
 };
 
 #[cfg(target_arch = "aarch64")]
@@ -264,9 +412,13 @@ static NEON_I8MM: Kernels = Kernels {
     name: "neon-i8mm",
     detected: || (NEON_DOTPROD.detected)() && std::arch::is_aarch64_feature_detected!("i8mm"),
     products: NEON.products,
-    integers: Some(integer::run::<integer_neon::I8mm>),
+    integers: Some(Integers::new::<integer_neon::I8mm>()),
     transposed: NEON.transposed,
     line: NEON.line,
+    finish: NEON.finish,
+    attention: NEON.attention,
+    layer_norm: NEON.layer_norm,
+    dense: NEON.dense,
 };
 
 kernels! {

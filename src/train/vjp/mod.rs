@@ -13,6 +13,7 @@ mod frozen;
 mod layout;
 mod normalize;
 pub mod ops;
+pub mod rows;
 #[cfg(test)]
 mod tests;
 mod unary;

@@ -5,6 +5,7 @@ use tract_core::ops::logic::comp_eq;
 use tract_core::ops::math;
 use tract_core::ops::nn::{Reduce, Reducer, RmsNorm, Softmax, SoftmaxKind};
 
+use super::rows::{RmsNormGradient, SoftmaxGradient};
 use super::{InputGradients, Site, Wires};
 use crate::error::Result;
 
@@ -16,6 +17,7 @@ pub(super) fn softmax(b: &mut Wires, site: &Site) -> Result<InputGradients> {
     }
     let (g, y) = (site.gradient()?, site.output());
     Ok(tvec![Some(match op.kind {
+        SoftmaxKind::Softmax if along_rows(b, y, &op.axes)? => b.wire(SoftmaxGradient, &[g, y])?,
         SoftmaxKind::Softmax => {
             let product = b.mul(g, y)?;
             let sum = b.sum(product, &op.axes)?;
@@ -29,6 +31,13 @@ pub(super) fn softmax(b: &mut Wires, site: &Site) -> Result<InputGradients> {
             b.sub(g, part)?
         }
     })])
+}
+
+/// Whether these axes are the last one, of f32.
+fn along_rows(b: &Wires, outlet: OutletId, axes: &[usize]) -> Result<bool> {
+    let fact = b.fact(outlet)?;
+    let last = fact.rank().checked_sub(1);
+    Ok(last.is_some_and(|last| axes == [last]) && fact.datum_type.is::<f32>())
 }
 
 /// Sum, mean of squares, and the extrema, which share the gradient evenly among equals as
@@ -67,6 +76,9 @@ pub(super) fn rms_norm(b: &mut Wires, site: &Site) -> Result<InputGradients> {
         .cast_to_scalar::<f32>()
         .map_err(|e| site.unsupported(&format!("its epsilon: {e:#}")))?;
     let axis = [op.axis];
+    if along_rows(b, x, &axis)? {
+        return Ok(tvec![Some(b.wire(RmsNormGradient { epsilon }, &[g, x])?)]);
+    }
     let squares = b.wire(Reduce::new(axis[..].into(), Reducer::MeanOfSquares), &[x])?;
     let inside = b.shift(squares, epsilon)?;
     let r = b.unary(math::rsqrt(), inside)?;

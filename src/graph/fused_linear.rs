@@ -1,0 +1,158 @@
+//! Frozen linear layers over one input, each with what follows it: a step of plans, made by fusing.
+
+use tract_core::internal::*;
+
+use super::linear::{FrozenLinear, product_fact, rows};
+use super::weights::{FrozenWeights, expect_bias, expect_f32, filled, floats};
+use crate::quant::{Activation, Inputs, finish};
+
+/// One layer of a [`FusedLinear`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Part {
+    /// Index of W (N, K) in the weight table.
+    pub weight: usize,
+    /// Index in the target table, if an adapter may change this layer.
+    pub target: Option<usize>,
+    /// N.
+    pub out_features: usize,
+    /// Whether it has a bias\[N\].
+    pub has_bias: bool,
+}
+
+/// For each part y\[.., N\] = activation(x\[.., K\] · Wᵀ (+ bias\[N\]) (+ what the active adapter adds)
+/// (+ residual\[.., N\])). Inputs: x, the biases of the parts that have one, the residual. x is
+/// quantized once for all parts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FusedLinear {
+    /// The weight table.
+    pub weights: FrozenWeights,
+    /// K.
+    pub in_features: usize,
+    /// The layers, one output each.
+    pub parts: Vec<Part>,
+    /// Whether the last input is added to the (only) part's product.
+    pub has_residual: bool,
+    /// What follows at the end.
+    pub activation: Activation,
+}
+
+impl FusedLinear {
+    /// The same step as `op`.
+    pub fn of(op: &FrozenLinear) -> FusedLinear {
+        let part = Part {
+            weight: op.weight,
+            target: op.target,
+            out_features: op.out_features,
+            has_bias: op.has_bias,
+        };
+        FusedLinear {
+            weights: op.weights.clone(),
+            in_features: op.in_features,
+            parts: vec![part],
+            has_residual: false,
+            activation: Activation::Identity,
+        }
+    }
+
+    fn inputs(&self) -> usize {
+        let biases = self.parts.iter().filter(|p| p.has_bias).count();
+        1 + biases + usize::from(self.has_residual)
+    }
+}
+
+impl Op for FusedLinear {
+    fn name(&self) -> StaticName {
+        "FusedLinear".into()
+    }
+
+    fn info(&self) -> TractResult<Vec<String>> {
+        let part =
+            |p: &Part| format!("{} -> {}, weight {}", self.in_features, p.out_features, p.weight);
+        let mut info: Vec<String> = self.parts.iter().map(part).collect();
+        info.push(format!("{:?}, residual {}", self.activation, self.has_residual));
+        Ok(info)
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for FusedLinear {
+    not_out_of_plan!();
+
+    fn eval(&self, ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        ensure!(inputs.len() == self.inputs(), "expected {} inputs", self.inputs());
+        let x = floats(&inputs[0])?;
+        let residual = match inputs.last() {
+            Some(residual) if self.has_residual => Some(floats(residual)?),
+            _ => None,
+        };
+        let mut shared = Inputs::new(x, self.in_features);
+        let mut biases = inputs[1..].iter();
+        let mut outputs = tvec!();
+        for part in &self.parts {
+            let w = self.weights.weight(part.weight)?;
+            let (shape, m) = rows(inputs[0].shape(), w.cols(), w.rows())?;
+            let bias = match part.has_bias {
+                true => biases.next().map(|b| floats(b)).transpose()?,
+                false => None,
+            };
+            outputs.push(filled(&shape, |y| {
+                let batch = inputs[0].shape().first().copied().unwrap_or(1);
+                let spans = super::weights::lora_spans(ctx, part.target, batch)?;
+                if spans.is_empty() {
+                    shared.product(w, bias, y);
+                } else {
+                    super::linear::start_with_lora(&spans, m / batch.max(1), w, x, bias, y)?;
+                    shared.product_add(w, y);
+                }
+                ensure!(
+                    residual.is_none_or(|r| r.len() == y.len()),
+                    "the residual has another shape than the product"
+                );
+                finish(y, residual, self.activation);
+                Ok(())
+            })?);
+        }
+        Ok(outputs)
+    }
+}
+
+impl TypedOp for FusedLinear {
+    as_op!();
+
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        let expected = self.inputs();
+        ensure!(inputs.len() == expected, "expected {expected} inputs, found {}", inputs.len());
+        ensure!(
+            self.parts.len() == 1 || !self.has_residual,
+            "a residual goes with one part, not with {}",
+            self.parts.len()
+        );
+        let mut facts = tvec!();
+        let mut bias = 1;
+        for part in &self.parts {
+            if part.has_bias {
+                expect_bias(inputs, bias, part.out_features)?;
+                bias += 1;
+            }
+            facts.push(product_fact(inputs[0], self.in_features, part.out_features)?);
+        }
+        if let (true, Some(residual)) = (self.has_residual, inputs.last()) {
+            expect_f32("residual", residual)?;
+            ensure!(
+                residual.shape == facts[0].shape,
+                "residual: expected shape {:?}, found {:?}",
+                facts[0].shape,
+                residual.shape
+            );
+        }
+        Ok(facts)
+    }
+
+    fn cost(&self, inputs: &[&TypedFact]) -> TractResult<TVec<(Cost, TDim)>> {
+        let outputs: usize = self.parts.iter().map(|p| p.out_features).sum();
+        let work = inputs[0].shape.volume() * outputs;
+        let params = (self.in_features * outputs).to_dim();
+        Ok(tvec!((Cost::FMA(f32::datum_type()), work), (Cost::Params(f32::datum_type()), params)))
+    }
+}

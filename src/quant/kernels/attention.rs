@@ -1,0 +1,235 @@
+//! Attention, a head at a time: k and v are laid out as the f32 tiles read weights (16 keys, or 16
+//! features, side by side), then a tile of queries at a time passes through scores, softmax and the
+//! sum of values.
+
+use super::super::layout::PANEL;
+use super::super::{Attention, Mask};
+use super::finish::{exp, halved};
+use super::float::{Isa, MAX_PANELS, MAX_ROWS, Tile};
+use super::lanes::Lanes;
+
+/// What an attention reads and writes.
+pub(crate) struct Operands<'a> {
+    pub(super) q: &'a [f32],
+    pub(super) k: &'a [f32],
+    pub(super) v: &'a [f32],
+    mask: Option<(&'a [f32], [usize; 4])>,
+    pub(super) y: &'a mut [f32],
+}
+
+impl<'a> Operands<'a> {
+    /// # Panics
+    /// If the mask's shape doesn't broadcast to the scores', or its values don't fill it.
+    pub(crate) fn new(
+        a: &Attention,
+        q: &'a [f32],
+        k: &'a [f32],
+        v: &'a [f32],
+        mask: Option<Mask<'a>>,
+        y: &'a mut [f32],
+    ) -> Operands<'a> {
+        let mask = mask.map(|m| {
+            let full = [a.batch, a.heads, a.queries, a.keys];
+            let fits = m.shape.iter().zip(full).all(|(&m, full)| m == 1 || m == full);
+            let count: usize = m.shape.iter().product();
+            assert!(fits && m.values.len() == count, "a mask of {:?} for {full:?}", m.shape);
+            let mut strides = [0; 4];
+            let mut stride = 1;
+            for i in (0..4).rev() {
+                if m.shape[i] != 1 {
+                    strides[i] = stride;
+                }
+                stride *= m.shape[i];
+            }
+            (m.values, strides)
+        });
+        Operands { q, k, v, mask, y }
+    }
+}
+
+/// # Safety
+/// The processor has the instructions of `I` and `V`; q, k, v and y have the lengths that `a` says and
+/// are not empty.
+#[inline(always)]
+pub(super) unsafe fn attention<I: Isa, V: Lanes>(a: &Attention, o: &mut Operands<'_>) {
+    let (d, width) = (a.head_dim, a.heads * a.head_dim);
+    let key_panels = a.keys.div_ceil(PANEL);
+    let value_panels = d.div_ceil(PANEL);
+    let padded = key_panels * PANEL;
+    let mut keys = vec![0f32; padded * d];
+    let mut values = vec![0f32; value_panels * PANEL * a.keys];
+    let mut scores = vec![0f32; MAX_ROWS * padded];
+    let mut sums = vec![0f32; MAX_ROWS * value_panels * PANEL];
+    let step = a.queries.div_ceil(a.queries.div_ceil(I::ROWS));
+    for n in 0..a.batch {
+        for head in 0..a.heads {
+            let at = n * a.keys * width + head * d;
+            // SAFETY: passed on; the buffers have the sizes that these want.
+            unsafe { lay_out::<V>(&o.k[at..], width, d, a.keys, &mut keys) }
+            for (p, panel) in values.chunks_exact_mut(a.keys * PANEL).enumerate() {
+                let lanes = PANEL.min(d - p * PANEL);
+                for (s, row) in panel.chunks_exact_mut(PANEL).enumerate() {
+                    let from = at + s * width + p * PANEL;
+                    row[..lanes].copy_from_slice(&o.v[from..from + lanes]);
+                }
+            }
+            for first in (0..a.queries).step_by(step) {
+                let rows = step.min(a.queries - first);
+                let at = (n * a.queries + first) * width + head * d;
+                // SAFETY: q holds `rows` rows from here on, `scores` rows of padded keys.
+                unsafe {
+                    let x = (o.q[at..].as_ptr(), width, d);
+                    tiles::<I>(rows, x, &keys, key_panels, (scores.as_mut_ptr(), padded));
+                }
+                let mut factors = [0f32; MAX_ROWS];
+                for (i, row) in scores.chunks_exact_mut(padded).enumerate().take(rows) {
+                    let row = &mut row[..a.keys];
+                    scale_and_mask(row, a.scale, o.mask, [n, head, first + i]);
+                    factors[i] = 1.0 / exponents(row);
+                }
+                let stride = value_panels * PANEL;
+                // SAFETY: as above; `sums` holds rows of padded features.
+                unsafe {
+                    let x = (scores.as_ptr(), padded, a.keys);
+                    tiles::<I>(rows, x, &values, value_panels, (sums.as_mut_ptr(), stride));
+                }
+                for (i, sums) in sums.chunks_exact(stride).enumerate().take(rows) {
+                    let y = &mut o.y[at + i * width..][..d];
+                    y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * factors[i]);
+                }
+            }
+        }
+    }
+}
+
+/// `keys` rows of `d` values, `stride` apart, to panels of \[d\]\[16 keys\]; keys past the last are
+/// left as they are.
+///
+/// # Safety
+/// The processor has `V`; `x` holds the rows.
+#[inline(always)]
+unsafe fn lay_out<V: Lanes>(x: &[f32], stride: usize, d: usize, keys: usize, out: &mut [f32]) {
+    for (p, panel) in out.chunks_exact_mut(PANEL * d).enumerate() {
+        let count = PANEL.min(keys - p * PANEL);
+        for column in (0..d).step_by(PANEL) {
+            let lanes = PANEL.min(d - column);
+            // SAFETY: each row has `lanes` values from `column` on; a whole square fits into the panel
+            // where lanes is 16, and goes through the stack where not.
+            unsafe {
+                let mut square = [V::splat(0.0); PANEL];
+                for (key, row) in square.iter_mut().enumerate().take(count) {
+                    let from = x[(p * PANEL + key) * stride + column..][..lanes].as_ptr();
+                    *row = match lanes {
+                        PANEL => V::load(from),
+                        _ => V::load_part(from, lanes),
+                    };
+                }
+                let to = &mut panel[column * PANEL..][..lanes * PANEL];
+                if lanes == PANEL {
+                    V::store_transposed(square, to.as_mut_ptr());
+                } else {
+                    let mut whole = [0f32; PANEL * PANEL];
+                    V::store_transposed(square, whole.as_mut_ptr());
+                    to.copy_from_slice(&whole[..lanes * PANEL]);
+                }
+            }
+        }
+    }
+}
+
+/// y\[rows, 16·panels\] = x\[rows, len\] · w\[panels\]\[len\]\[16\]; x is (pointer, stride, len), y
+/// (pointer, stride).
+///
+/// # Safety
+/// The processor has `I`; the pointers hold as much; `rows` is at most `I::ROWS`.
+#[inline(always)]
+unsafe fn tiles<I: Isa>(
+    rows: usize,
+    (x, x_stride, len): (*const f32, usize, usize),
+    w: &[f32],
+    panels: usize,
+    (y, y_stride): (*mut f32, usize),
+) {
+    let mut done = 0;
+    while done < panels {
+        let count = I::PANELS.min(panels - done);
+        let mut from = [w.as_ptr(); MAX_PANELS];
+        for (i, from) in from.iter_mut().enumerate().take(count) {
+            *from = w[(done + i) * len * PANEL..][..len * PANEL].as_ptr();
+        }
+        // SAFETY: the panels are there, and y has room for them.
+        unsafe {
+            let tile = Tile {
+                len,
+                x,
+                x_stride,
+                w: from,
+                start: ZEROS.as_ptr(),
+                start_stride: 0,
+                y: y.add(done * PANEL),
+                y_stride,
+            };
+            I::tile(rows, count, &tile);
+        }
+        done += count;
+    }
+}
+
+static ZEROS: [f32; MAX_PANELS * PANEL] = [0.0; MAX_PANELS * PANEL];
+
+/// row = scale · row + the mask's values at batch row, head and query.
+#[inline(always)]
+fn scale_and_mask(
+    row: &mut [f32],
+    scale: f32,
+    mask: Option<(&[f32], [usize; 4])>,
+    place: [usize; 3],
+) {
+    let Some((values, strides)) = mask else {
+        row.iter_mut().for_each(|v| *v *= scale);
+        return;
+    };
+    let at = place.iter().zip(strides).map(|(i, stride)| i * stride).sum::<usize>();
+    if strides[3] == 0 {
+        let add = values[at];
+        row.iter_mut().for_each(|v| *v = *v * scale + add);
+    } else {
+        let values = &values[at..][..row.len()];
+        row.iter_mut().zip(values).for_each(|(v, add)| *v = *v * scale + add);
+    }
+}
+
+/// row = e^(row - its largest); gives the sum. Sixteen lanes, then their halves upon each other.
+#[inline(always)]
+fn exponents(row: &mut [f32]) -> f32 {
+    let mut tops = [f32::NEG_INFINITY; 16];
+    let chunks = row.chunks_exact(16);
+    for (top, v) in tops.iter_mut().zip(chunks.remainder()) {
+        *top = *v;
+    }
+    for chunk in chunks {
+        for i in 0..16 {
+            tops[i] = larger(tops[i], chunk[i]);
+        }
+    }
+    let top = halved(tops, larger);
+    let mut sums = [0f32; 16];
+    let mut chunks = row.chunks_exact_mut(16);
+    for chunk in &mut chunks {
+        for i in 0..16 {
+            chunk[i] = exp(chunk[i] - top);
+            sums[i] += chunk[i];
+        }
+    }
+    for (v, sum) in chunks.into_remainder().iter_mut().zip(&mut sums) {
+        *v = exp(*v - top);
+        *sum += *v;
+    }
+    halved(sums, |a, b| a + b)
+}
+
+/// The larger one; b if either is NaN.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}

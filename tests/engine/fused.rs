@@ -1,0 +1,96 @@
+//! Fused steps: each rule matches on a real network, and what comes out is what the graph says; rows
+//! of one batch carry adapters of their own.
+
+use crate::support::*;
+use offshoot::adapter::TargetKind;
+use offshoot::error::ErrorKind;
+use offshoot::quant::Scheme;
+use offshoot::runtime::{Engine, Named, PackOptions};
+use offshoot::shape::Array;
+
+fn count(found: &[(&'static str, usize)], rule: &str) -> usize {
+    found.iter().find(|(name, _)| *name == rule).map_or(0, |(_, count)| *count)
+}
+
+fn minilm() -> Engine {
+    packed(&model("minilm-l6.onnx"), &PackOptions { scheme: Scheme::Q8, ..PackOptions::default() })
+}
+
+/// `batch` sentences of 16 made-up tokens; those of row r are seeded by `first` + r.
+fn sentences(batch: usize, first: usize) -> Named {
+    let ids = (0..batch * 16).map(|i| ((first + i / 16) * 977 + i % 16 * 131) as i64 % 30_000 + 5);
+    vec![
+        ("input_ids".into(), Array::i64([batch, 16], ids.collect()).unwrap()),
+        ("attention_mask".into(), Array::i64([batch, 16], vec![1; batch * 16]).unwrap()),
+        ("token_type_ids".into(), Array::i64([batch, 16], vec![0; batch * 16]).unwrap()),
+    ]
+}
+
+#[test]
+fn every_rule_for_transformers_matches_on_minilm() {
+    let engine = minilm();
+    let found = engine.fused(&sentences(2, 0)).unwrap();
+    for (rule, times) in [
+        ("gelu-of-erf", 6),
+        ("layer-norm", 13),
+        ("layer-norm-scale", 13),
+        ("layer-norm-shift", 13),
+        ("linear-activation", 6),
+        ("linear-residual", 12),
+        ("linear-siblings", 6),
+        ("attention", 6),
+    ] {
+        assert_eq!(count(&found, rule), times, "{rule} in {found:?}");
+    }
+    assert!(count(&found, "same-type-cast") > 0);
+}
+
+#[test]
+fn each_row_answers_as_alone_with_its_adapter() {
+    let engine = minilm();
+    let linear = |seed| adapter(&engine, seed, |t| t.kind == TargetKind::Linear);
+    let (one, two) = (linear(1), linear(2));
+    let one = engine.bind(&[(&one, 1.0)]).unwrap();
+    let two = engine.bind(&[(&two, 1.0)]).unwrap();
+    let rows = [None, Some(one.clone()), Some(one.clone()), Some(two), None, Some(one)];
+    let together = engine.run_rows(&sentences(rows.len(), 0), &rows).unwrap();
+    for (row, adapter) in rows.iter().enumerate() {
+        let alone = engine.run(&sentences(1, row), adapter.as_ref()).unwrap();
+        for ((name, all), (_, alone)) in together.iter().zip(&alone) {
+            let alone = alone.as_f32().unwrap();
+            let all = &all.as_f32().unwrap()[row * alone.len()..][..alone.len()];
+            assert!(all == alone, "row {row} of '{name}'");
+        }
+    }
+    // And the adapters do something.
+    let base = engine.run(&sentences(rows.len(), 0), None).unwrap();
+    assert_ne!(base, together);
+    // Rows of one adapter are a plain run.
+    let same = vec![rows[1].clone(); 2];
+    let plain = engine.run(&sentences(2, 0), rows[1].as_ref()).unwrap();
+    assert_eq!(engine.run_rows(&sentences(2, 0), &same).unwrap(), plain);
+}
+
+#[test]
+fn rows_that_cannot_be_kept_apart_are_refused() {
+    let engine = minilm();
+    let one = adapter(&engine, 1, |t| t.kind == TargetKind::Linear);
+    let bound = engine.bind(&[(&one, 1.0)]).unwrap();
+    let error = engine.run_rows(&sentences(3, 0), &[Some(bound), None]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Usage);
+    assert!(error.message().contains("2 adapters for a batch of 3 rows"), "{error}");
+
+    let options = PackOptions { scheme: Scheme::Q8, ..PackOptions::default() };
+    let engine = packed(&model("tiny/convnet.onnx"), &options);
+    let conv = adapter(&engine, 1, |t| matches!(t.kind, TargetKind::Conv { .. }));
+    let bound = engine.bind(&[(&conv, 1.0)]).unwrap();
+    let inputs = reference(&model("tiny/convnet.npz")).inputs;
+    let rows = inputs[0].1.shape()[0];
+    let mut adapters = vec![None; rows];
+    adapters[0] = Some(bound);
+    if rows > 1 {
+        let error = engine.run_rows(&inputs, &adapters).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.message().contains("can't carry a different adapter"), "{error}");
+    }
+}
