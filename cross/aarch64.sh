@@ -3,6 +3,7 @@
 #
 #   cross/aarch64.sh build [ARGS…]       release binary for glibc 2.31, checked (cross/check-binary.sh)
 #   cross/aarch64.sh test [CPU…]         the tests on emulated processors: cortex-a53, cortex-a76, max
+#   cross/aarch64.sh kernels [CPU…]      of them those of kernels and graphs only
 #   cross/aarch64.sh run [CPU] ARGS…     the binary on an emulated processor, cortex-a76 if none is named
 #
 # Installs what is missing (as root). Emulation proves answers, never speed.
@@ -30,17 +31,10 @@ build() {
 # libc6-arm64-cross is another version, with which that libc never returns from pthread_create.
 emulator() { echo "qemu-aarch64-static -cpu $1"; }
 
-tests() {
-    tools_for_arm64
-    link_with_gcc_for_arm64
-    local programs=(--lib --test engine --test it)
-    if ! emulate aarch64; then
-        echo "not run: tests/it, which starts the program (binfmt_misc can't be used here)"
-        programs=(--lib --test engine)
-    fi
+tests() { # CPU…
+    local cpu
     [ $# -gt 0 ] || set -- cortex-a53 cortex-a76 max
     cargo test --locked --target $target "${programs[@]}" --no-run
-    local cpu
     for cpu in "$@"; do
         local skip=()
         if [ "$cpu" != max ]; then
@@ -50,13 +44,29 @@ tests() {
         [ ${#skip[@]} -eq 0 ] || printf 'only on max: %s\n' "${slow[@]}"
         QEMU_CPU=$cpu OFFSHOOT_EMULATED_CPU=$cpu \
             CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=$(emulator "$cpu") \
-            cargo test --locked --target $target "${programs[@]}" -- "${skip[@]}"
+            cargo test --locked --target $target "${programs[@]}" -- "${only[@]}" "${skip[@]}"
     done
 }
 
 case $verb in
     build) build "$@" ;;
-    test) tests "$@" ;;
+    test | kernels)
+        programs=(--lib) only=()
+        if [ "$verb" = kernels ]; then
+            only=(quant:: graph::)
+        else
+            programs+=(--test engine)
+        fi
+        tools_for_arm64
+        link_with_gcc_for_arm64
+        # Some tests start this program again.
+        if emulate aarch64; then
+            [ "$verb" = kernels ] || programs+=(--test it)
+        else
+            echo "not run: tests/it, which starts the program (binfmt_misc can't be used here)"
+        fi
+        tests "$@"
+        ;;
     run)
         cpu=cortex-a76
         case ${1:-} in cortex-* | max | neoverse-*) cpu=$1 && shift ;; esac
@@ -68,7 +78,7 @@ case $verb in
         exec $(emulator "$cpu") "$binary" "$@"
         ;;
     *)
-        sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+        sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
         exit 2
         ;;
 esac
