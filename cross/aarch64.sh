@@ -74,7 +74,7 @@ case $verb in
         if emulate aarch64; then
             programs+=(--test it)
         else
-            echo "not run: tests/it, which starts the program (binfmt_misc can't be used here)"
+            echo "not run: tests/it, which starts the program"
         fi
         tests . "$*" --locked "${programs[@]}"
         ;;
@@ -91,7 +91,7 @@ case $verb in
         tools_for_arm64
         [ -x "$binary" ] || build
         emulate aarch64 ||
-            echo "binfmt_misc can't be used here: 'pack' and 'demo' will not find their worker" >&2
+            echo "'pack' and 'demo' will not find their worker" >&2
         export QEMU_CPU=$cpu
         exec $(emulator "$cpu") "$binary" "$@"
         ;;
