@@ -50,6 +50,13 @@ The folder of the store. Without it: offshoot/ in XDG_DATA_HOME, else in ~/.loca
 \fBOFFSHOOT_KERNELS\fR
 The kernels to use instead of the fastest ones; \fBoffshoot doctor\fR lists those that this
 processor can run.
+.TP
+\fBOFFSHOOT_HOST\fR
+The daemon that verbs talk to: unix:///PATH or http://127.0.0.1:PORT. Without it: offshoot.sock in
+XDG_RUNTIME_DIR if it is there, else the service's socket.
+.TP
+\fBOFFSHOOT_TOKEN_FILE\fR
+The file that holds the token for a daemon on a port.
 .SH FILES
 .TP
 \fI/etc/offshoot/offshoot.toml\fR

@@ -6,7 +6,7 @@ use serde::Serialize;
 /// Supplies and what the firmware says of the voltage.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Power {
-    /// Supplies that the kernel knows; boards without a battery rarely show any.
+    /// Supplies of the machine that the kernel knows; boards without a battery rarely show any.
     pub supplies: Vec<Supply>,
     /// Whether the voltage is too low now (Raspberry Pi's `rpi_volt` or firmware).
     pub under_voltage: Option<bool>,
@@ -68,6 +68,10 @@ fn supplies(root: &Root) -> Vec<Supply> {
     let folder = "/sys/class/power_supply";
     let one = |name: String| {
         let read = |file: &str| root.text(format!("{folder}/{name}/{file}"));
+        // The battery of a mouse or a keyboard.
+        if read("scope").as_deref() == Some("Device") {
+            return None;
+        }
         let kind = read("type")?;
         Some(Supply {
             kind,
@@ -148,5 +152,19 @@ mod tests {
         fake.put("/sys/class/power_supply/AC/online", "1");
         assert_eq!(power(&fake.root).on_battery(), Some(false));
         assert_eq!(power(&Fake::new(&[]).root), Power::default());
+    }
+
+    /// A board on mains with a wireless keyboard was taken to run on a battery, and never trained.
+    #[test]
+    fn a_keyboards_battery_is_not_the_machines() {
+        let keyboard = "/sys/class/power_supply/hidpp_battery_0";
+        let fake = Fake::new(&[
+            (&format!("{keyboard}/type"), "Battery\n"),
+            (&format!("{keyboard}/scope"), "Device\n"),
+            (&format!("{keyboard}/status"), "Discharging\n"),
+        ]);
+        assert_eq!(power(&fake.root), Power::default());
+        fake.put(&format!("{keyboard}/scope"), "System\n");
+        assert_eq!(power(&fake.root).on_battery(), Some(true));
     }
 }

@@ -194,7 +194,9 @@ fn every_verb_has_a_manual_page() {
     }
     assert!(names.contains(&"offshoot-adapter-list.1".to_string()), "{names:?}");
     let main = place.ok("man");
-    assert!(main.contains("EXIT STATUS") && main.contains("OFFSHOOT_STORE"), "{main}");
+    for word in ["EXIT STATUS", "_STORE", "_KERNELS", "_HOST", "_TOKEN_FILE"] {
+        assert!(main.contains(word), "{word} is missing: {main}");
+    }
     assert_eq!(main.as_bytes(), place.read("pages/offshoot.1"));
     assert!(place.fails("man adapter lst", 2).contains("has no verb 'lst'"));
     place.write("file", "");
