@@ -72,8 +72,7 @@ impl Answerer {
 
     /// Parses a question, chooses who answers and makes the base's inputs.
     pub fn prepare(&self, raw: &Raw) -> Result<Prepared, Problem> {
-        let names = || self.roster.list().into_iter().map(|(name, ..)| name).collect();
-        let Question { input, selection, top, outputs } = raw.parse(names)?;
+        let Question { input, selection, top, outputs } = raw.parse(|| self.roster.list())?;
         let served = self.roster.resolve(&selection)?;
         let work = match input {
             Asked::Text(text) => {

@@ -56,9 +56,10 @@ impl App {
     pub fn new(config: Config, engine: Engine, store: Store) -> Result<Arc<App>> {
         let token = config.token()?.map(Arc::from);
         let limits = &config.limits;
-        let roster = Arc::new(Roster::new(engine.clone(), store.clone(), limits.adapters)?);
-        roster.set_default(default_of(&config)?);
         let metrics = Arc::new(Metrics::default());
+        let roster = Roster::new(engine.clone(), store.clone(), metrics.clone(), limits.adapters)?;
+        let roster = Arc::new(roster);
+        roster.set_default(default_of(&config)?);
         let answerer = Arc::new(Answerer::new(engine.clone(), roster.clone()));
         let pool = Pool::start(
             answerer.clone(),
@@ -223,7 +224,6 @@ impl Serving for App {
     }
 
     fn refresh(&self, name: &str) -> Result<()> {
-        count(&self.metrics.switches);
         self.roster.refresh(name)
     }
 

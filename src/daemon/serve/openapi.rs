@@ -89,7 +89,8 @@ fn paths() -> Value {
             "parameters": name(),
             "post": Operation::new("Serve a generation (null: the base). With expected_generation \
                 only if that is served now, else 409")
-                .takes("Activate", false).gives(200, "Switched").refuses(&[404, 409]).end(),
+                .takes("Activate", false).gives(200, "Switched").refuses(&[404, 409, 422])
+                .end(),
         },
         "/v1/adapters/{name}/rollback": {
             "parameters": name(),
