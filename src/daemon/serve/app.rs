@@ -106,7 +106,7 @@ impl App {
         self.router.get_or_init(|| super::api::router(self.clone())).clone()
     }
 
-    /// The learner, where there is one.
+    /// The learner; none where the state can't be written to.
     pub fn learning(&self) -> Option<&Learner> {
         self.learning.get()
     }

@@ -121,8 +121,12 @@ pub fn run(source: &Source) -> Result<()> {
     let app = App::new(config, engine, store)?;
     let place =
         Place { root: Root::system(), program: None, key: app.config().samples.key_file.clone() };
-    let learner = Learner::start(app.store.clone(), app.settings.clone(), app.clone(), place)?;
-    app.set_learning(learner);
+    if app.store.read_only() {
+        tracing::error!("the state can't be written to: it is served, and nothing is learned");
+    } else {
+        let (store, settings) = (app.store.clone(), app.settings.clone());
+        app.set_learning(Learner::start(store, settings, app.clone(), place)?);
+    }
     let result = runtime.block_on(serve(&app, source, listeners));
     app.pool.stop();
     if let Some(learning) = app.learning() {

@@ -47,9 +47,11 @@ pub async fn start(State(app): State<Arc<App>>, call: Call) -> Answer {
     ask::name(&adapter)?;
     let id = app
         .blocking(move |app| {
-            let learning = app.learning();
-            let learning = learning.ok_or_else(|| Problem::busy("the learner is not there yet"))?;
-            Ok(learning.train_now(&adapter)?)
+            match app.learning() {
+                Some(learning) => Ok(learning.train_now(&adapter)?),
+                // A state that can't be written to: the store says so.
+                None => Ok(app.store.queue_job(&adapter, "asked for")?),
+            }
         })
         .await?;
     with(StatusCode::ACCEPTED, &json!({"job": id}))
