@@ -1,5 +1,5 @@
 //! The OpenAPI document, built next to the handlers that it describes. A test holds it against the
-//! router, and every answer of the other tests' requests against its list of statuses.
+//! router.
 
 use crate::store::MAX_NAME;
 use serde_json::{Map, Value, json};

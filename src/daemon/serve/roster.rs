@@ -220,12 +220,7 @@ impl Roster {
         };
         let served = Arc::new(make()?);
         let mut kept = self.kept();
-        if kept.removals == removals {
-            drop(kept.take(&key));
-            let excess = (kept.list.len() + 1).saturating_sub(kept.capacity);
-            kept.list.drain(..excess);
-            kept.list.push((key, served.clone()));
-        }
+        kept.put(key, served.clone(), removals);
         Ok(served)
     }
 
@@ -385,6 +380,17 @@ impl Kept {
         Some(self.list.remove(at).1)
     }
 
+    /// Keeps what was loaded after so many removals, unless there was another one since.
+    fn put(&mut self, key: String, served: Arc<Served>, removals: u64) {
+        if self.removals != removals {
+            return;
+        }
+        drop(self.take(&key));
+        let excess = (self.list.len() + 1).saturating_sub(self.capacity);
+        self.list.drain(..excess);
+        self.list.push((key, served));
+    }
+
     fn retain(&mut self, still: impl Fn(&Served) -> bool) {
         self.list.retain(|(_, served)| still(served));
         self.removals += 1;
@@ -399,4 +405,26 @@ fn stamp(path: PathBuf) -> Option<(SystemTime, u64)> {
 /// 404 for an adapter that is not there.
 pub fn unknown(name: &str) -> Problem {
     Problem::not_found(format!("there is no adapter '{name}'")).hint("see GET /v1/adapters")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_used_are_kept_but_nothing_from_before_a_removal() {
+        let mut kept = Kept { capacity: 2, ..Kept::default() };
+        let served = Arc::<Served>::default();
+        for key in ["a@1", "b@1", "b@1", "c@1"] {
+            kept.put(key.into(), served.clone(), 0);
+        }
+        let keys: Vec<&str> = kept.list.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(keys, ["b@1", "c@1"]);
+        // Its generation may be forgotten between being read and being kept.
+        kept.retain(|_| true);
+        kept.put("d@1".into(), served.clone(), 0);
+        assert!(kept.take("d@1").is_none());
+        kept.put("d@1".into(), served, 1);
+        assert!(kept.take("d@1").is_some() && kept.take("c@1").is_some());
+    }
 }
