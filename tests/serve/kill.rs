@@ -1,5 +1,5 @@
-//! The whole daemon is killed at any instant, while it takes feedback, trains, promotes, switches
-//! and forgets: what it acknowledged is there, and what is active is whole.
+//! The whole daemon is killed at any instant, while it takes feedback, starts jobs, switches and
+//! forgets: what it acknowledged is there, and what is active is whole.
 
 use crate::place::Place;
 use crate::support::{Daemon, and, question, read_answer, write_request};
@@ -12,7 +12,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Trains whenever there are samples; each job takes a part of a second.
+/// Starts a job whenever there are samples. The generations that are there have another rank: none
+/// of the jobs promotes.
 const BUSY: &str = "adapter = \"home\"\n---[train]\nmin_steps = 30\nepochs = 1\nrank = 2\n\
     learning_rate = 0.01\ncheckpoint_every = 5\n[conditions]\nmin_new = 4\n\
     min_interval_seconds = 0\nidle_seconds = 0\nfree_mib = 1\nmains_only = false\nmax_load = 1.0\n\
