@@ -1,7 +1,7 @@
 //! The verbs that talk to the daemon: `status`, `predict`, `feedback`, `train-now`.
 
 use super::output::{Out, bytes, count, table};
-use crate::daemon::{Client, Host};
+use crate::daemon::{Client, Host, Tensor};
 use crate::error::{Error, Result};
 use crate::fs::read_limited;
 use crate::npy;
@@ -119,7 +119,9 @@ impl Input {
             (.., Some(file)) => {
                 let mut inputs = serde_json::Map::new();
                 for (name, array) in npy::read_npz(file, 256 << 20)? {
-                    inputs.insert(name, crate::daemon::tensor_json(&array));
+                    let tensor = serde_json::to_value(Tensor(&array))
+                        .map_err(|e| Error::failed(format!("input '{name}': {e}")))?;
+                    inputs.insert(name, tensor);
                 }
                 Ok(json!({"inputs": inputs}))
             }

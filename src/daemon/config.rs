@@ -361,18 +361,27 @@ impl Config {
         read_token(path).map(Some)
     }
 
-    /// Keys whose change takes a restart, that differ in `other`.
-    pub fn needs_restart(&self, other: &Config) -> Vec<&'static str> {
-        let pairs = [
-            ("base", self.base != other.base),
-            ("state", self.state != other.state),
-            ("serve.socket", self.serve.socket != other.serve.socket),
-            ("serve.socket_group", self.serve.socket_group != other.serve.socket_group),
-            ("serve.tcp", self.serve.tcp != other.serve.tcp),
-            ("serve.workers", self.serve.workers != other.serve.workers),
-            ("samples.key_file", self.samples.key_file != other.samples.key_file),
+    /// Puts what takes a restart back to what the `running` daemon has; gives the keys that
+    /// differed.
+    pub fn keep_fixed(&mut self, running: &Config) -> Vec<&'static str> {
+        fn put_back<T: Clone + PartialEq>(new: &mut T, running: &T) -> bool {
+            let differs = new != running;
+            if differs {
+                *new = running.clone();
+            }
+            differs
+        }
+        let (new, old) = (&mut self.serve, &running.serve);
+        let keys = [
+            ("base", put_back(&mut self.base, &running.base)),
+            ("state", put_back(&mut self.state, &running.state)),
+            ("serve.socket", put_back(&mut new.socket, &old.socket)),
+            ("serve.socket_group", put_back(&mut new.socket_group, &old.socket_group)),
+            ("serve.tcp", put_back(&mut new.tcp, &old.tcp)),
+            ("serve.workers", put_back(&mut new.workers, &old.workers)),
+            ("samples.key_file", put_back(&mut self.samples.key_file, &running.samples.key_file)),
         ];
-        pairs.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
+        keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
     }
 }
 

@@ -71,13 +71,16 @@ fn tokens_are_one_visible_line() {
 }
 
 #[test]
-fn a_restart_is_asked_for_where_it_is_needed() {
-    let a = Config::parse("base = \"m.base\"").unwrap();
-    let mut b = a.clone();
-    b.limits.queue = 3;
-    b.serve.adapter = Some("home".into());
-    assert!(a.needs_restart(&b).is_empty());
-    b.serve.workers = 3;
-    b.base = "other".into();
-    assert_eq!(a.needs_restart(&b), ["base", "serve.workers"]);
+fn what_takes_a_restart_stays_and_is_named() {
+    let running = Config::parse("base = \"m.base\"").unwrap();
+    let mut new = running.clone();
+    new.limits.queue = 3;
+    new.serve.adapter = Some("home".into());
+    let wanted = new.clone();
+    assert!(new.keep_fixed(&running).is_empty());
+    assert_eq!(new, wanted);
+    new.serve.workers = 3;
+    new.base = "other".into();
+    assert_eq!(new.keep_fixed(&running), ["base", "serve.workers"]);
+    assert_eq!(new, wanted);
 }

@@ -19,6 +19,7 @@ pub use host::Host;
 use crate::error::Result;
 use crate::runtime::Engine;
 use crate::shape::{Array, Data};
+use serde::ser::{Serialize, SerializeStruct, Serializer};
 use std::time::Duration;
 
 /// What the learner needs of the serving side.
@@ -39,15 +40,22 @@ pub trait Serving: Send + Sync {
     fn engine(&self) -> &Engine;
 }
 
-/// A tensor as requests and answers carry it: `{"shape", "dtype", "data"}`.
-pub fn tensor_json(array: &Array) -> serde_json::Value {
-    use serde_json::json;
-    let data = match array.data() {
-        Data::F32(v) => json!(v),
-        Data::I64(v) => json!(v),
-        Data::I32(v) => json!(v),
-        Data::U8(v) => json!(v),
-        Data::Bool(v) => json!(v),
-    };
-    json!({"shape": array.shape(), "dtype": array.dtype(), "data": data})
+/// A tensor as requests and answers carry it: `{"shape", "dtype", "data"}`. Values that are not
+/// finite become `null`.
+pub struct Tensor<'a>(pub &'a Array);
+
+impl Serialize for Tensor<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Tensor", 3)?;
+        fields.serialize_field("shape", self.0.shape())?;
+        fields.serialize_field("dtype", &self.0.dtype())?;
+        match self.0.data() {
+            Data::F32(v) => fields.serialize_field("data", v)?,
+            Data::I64(v) => fields.serialize_field("data", v)?,
+            Data::I32(v) => fields.serialize_field("data", v)?,
+            Data::U8(v) => fields.serialize_field("data", v)?,
+            Data::Bool(v) => fields.serialize_field("data", v)?,
+        }
+        fields.end()
+    }
 }

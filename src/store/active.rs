@@ -121,11 +121,17 @@ impl Store {
         })
     }
 
-    /// Lets `name` serve the base alone. Errors: no such name (usage).
-    pub fn deactivate(&self, name: &str) -> Result<Switched> {
+    /// Lets `name` serve the base alone; with `expected`, only if that is active now.
+    ///
+    /// # Errors
+    /// No such name (usage), another one is active than `expected` (refused, [`Cause::Moved`]).
+    pub fn deactivate(&self, name: &str, expected: Option<Option<u64>>) -> Result<Switched> {
         check_name(name)?;
         self.write(|c| {
             let row = known(c, self, name)?;
+            if let Some(expected) = expected.filter(|e| *e != row.active) {
+                return Err(Fault::Ours(moved(name, expected, row.active)));
+            }
             if let Some(trial) = row.trial {
                 set_state(c, row.id, trial.generation, GenerationState::Candidate, None)?;
             }

@@ -105,6 +105,8 @@ pub struct Trial {
 /// One name of the store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NameEntry {
+    /// Its number, which stays; names count from 1.
+    pub id: i64,
     /// The adapter's name.
     pub name: String,
     /// The base of the active generation, else of the newest; `None` where unknown.
@@ -175,7 +177,14 @@ impl Store {
                     let shown = live.iter().find(|g| Some(g.number) == row.active);
                     let base = shown.or(live.last()).and_then(|g| g.base).map(BaseFingerprint);
                     let generations = live.iter().map(|g| g.number).collect();
-                    Ok(NameEntry { name, base, active: row.active, trial: row.trial, generations })
+                    Ok(NameEntry {
+                        id: row.id,
+                        name,
+                        base,
+                        active: row.active,
+                        trial: row.trial,
+                        generations,
+                    })
                 })
                 .collect()
         })

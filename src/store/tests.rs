@@ -106,7 +106,7 @@ fn rollback_goes_to_what_served_before() {
     assert_eq!(store.rollback("home", "worse").unwrap_err().kind(), ErrorKind::Usage);
     // By hand a bad one can be had again; then the base was chosen by hand.
     store.activate("home", 3, None, None).unwrap();
-    store.deactivate("home").unwrap();
+    store.deactivate("home", None).unwrap();
     store.activate("home", 1, None, None).unwrap();
     assert_eq!(store.rollback("home", "worse").unwrap().active, None);
     let last = store.history("home").unwrap().pop().unwrap();

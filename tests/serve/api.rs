@@ -59,7 +59,13 @@ fn switches_compare_and_roll_back() {
     assert_eq!(back, json!({"name": "home", "active": 1, "before": 2}));
     assert_eq!(predict(&daemon, &question(1.0))["generation"], 1);
     assert_eq!(activate(json!({"generation": 9})).status, 404);
-    assert_eq!(activate(json!({"generation": null})).json()["active"], json!(null));
+    let stale = activate(json!({"generation": null, "expected_generation": 2}));
+    assert_eq!((stale.status, stale.error().as_str()), (409, "conflict"));
+    assert_eq!(predict(&daemon, &question(1.0))["generation"], 1);
+    let base = activate(json!({"generation": null, "expected_generation": 1}));
+    assert_eq!(base.json(), json!({"name": "home", "active": null, "before": 1}));
+    let from_base = json!({"generation": null, "expected_generation": null});
+    assert_eq!(activate(from_base).status, 200);
     assert_eq!(predict(&daemon, &question(1.0))["generation"], json!(null));
 
     let shown = daemon.ok("GET", "/v1/adapters/home", None);
@@ -92,6 +98,9 @@ fn what_the_command_line_does_to_the_store_is_served() {
     let told = daemon.place.ok(&format!("feedback --inputs x.npz --label 1 {host}"));
     assert!(told.contains("kept"), "{told}");
     assert!(daemon.place.ok(&format!("train-now home {host}")).contains("queued"));
+    // A name that no request has asked for yet.
+    daemon.place.ok("adapter add 2.adapter --name late");
+    assert!(daemon.place.ok(&format!("train-now late {host}")).contains("queued"));
     let report = daemon.place.json(&format!("forget --label 1 {host}"));
     assert_eq!(report["samples"], 1);
     let error = daemon.place.fails(&format!("predict --inputs x.npz --adapter none {host}"), 2);
@@ -174,6 +183,14 @@ fn llama_clients_find_their_adapters() {
     let half = predict(&daemon, &question(1.0));
     assert_ne!(half["predictions"], adapted["predictions"]);
     assert_eq!(daemon.ok("POST", "/lora-adapters", Some(&json!([]))), list);
+    // A name that sorts before it does not take its number.
+    let bytes = daemon.place.read("2.adapter");
+    let added = daemon.send("POST", "/v1/adapters/garden", "application/octet-stream", &bytes);
+    assert_eq!(added.status, 201);
+    let list = daemon.ok("GET", "/lora-adapters", None);
+    assert_eq!(list[0]["path"], "home");
+    assert_eq!(list[1], json!({"id": 1, "path": "garden", "scale": 0.0}));
+    assert_eq!(predict(&daemon, &once), adapted);
 }
 
 #[test]

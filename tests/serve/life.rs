@@ -87,6 +87,11 @@ fn a_reload_takes_what_it_can_and_keeps_the_rest() {
     daemon.signal("-HUP");
     until("the refusal", &|| daemon.log().contains("stays as it was"));
     assert_eq!(named(), "home");
+    // What takes a restart is said each time, as it is not done yet.
+    Daemon::configure(&daemon.place, "workers = 3\n");
+    daemon.signal("-HUP");
+    until("the default adapter's end", &|| named().is_null());
+    until("the second saying", &|| daemon.log().matches("serve.workers has changed").count() == 2);
 }
 
 #[test]
@@ -105,6 +110,9 @@ fn a_bad_start_is_one_line_and_its_code() {
     let second = done(again);
     assert_eq!(second.code, 5, "{second:?}");
     assert!(second.stderr.contains("another daemon"), "{second:?}");
+    // Not on another socket either: it would train on the same state.
+    daemon.place.fails("serve --config o.toml --socket other", 5);
+    assert!(!daemon.place.path("other").exists());
     assert_eq!(daemon.get("/health").status, 200);
 }
 

@@ -4,8 +4,11 @@
 
 mod api;
 mod bad_input;
+mod kill;
 mod life;
 mod load;
+mod medium;
+mod pictures;
 #[path = "../it/support.rs"]
 #[allow(dead_code)]
 mod place;

@@ -3,13 +3,15 @@
 use super::ask::{Asked, Question, Raw};
 use super::problem::Problem;
 use super::roster::{Roster, Served};
-use crate::daemon::tensor_json;
+use crate::daemon::Tensor;
 use crate::error::Result;
 use crate::runtime::text::Tokens;
 use crate::runtime::{Engine, Named, Prediction, Preprocessor, apply_head, base_predictions};
 use crate::shape::{Array, DType, Data};
+use axum::body::Bytes;
 use axum::http::StatusCode;
-use serde_json::{Value, json};
+use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Answers questions about one base. Shared by all workers.
@@ -38,18 +40,28 @@ enum Work {
 }
 
 /// The answer to one question.
-#[derive(Clone, Debug)]
-pub struct Reply {
-    /// Who answered.
-    pub name: Option<String>,
-    /// Its generation.
-    pub generation: Option<u64>,
-    /// For each row the likeliest labels and their probabilities.
-    pub predictions: Vec<Vec<(String, f32)>>,
+#[derive(Serialize)]
+struct Reply<'a> {
+    /// Who answered, and its generation.
+    adapter: Option<&'a str>,
+    generation: Option<u64>,
+    /// For each row the likeliest labels.
+    predictions: Vec<Labels>,
     /// The base's outputs, where asked for.
-    pub outputs: Option<Named>,
-    /// Questions that were answered by the same run.
-    pub batch: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outputs: Option<BTreeMap<&'a str, Tensor<'a>>>,
+}
+
+#[derive(Serialize)]
+struct Labels {
+    label: Option<String>,
+    top: Vec<Label>,
+}
+
+#[derive(Serialize)]
+struct Label {
+    label: String,
+    probability: f32,
 }
 
 impl Answerer {
@@ -72,8 +84,7 @@ impl Answerer {
 
     /// Parses a question, chooses who answers and makes the base's inputs.
     pub fn prepare(&self, raw: &Raw) -> Result<Prepared, Problem> {
-        let names = || self.roster.list().into_iter().map(|(name, ..)| name).collect();
-        let Question { input, selection, top, outputs } = raw.parse(names)?;
+        let Question { input, selection, top, outputs } = raw.parse(|| self.roster.list())?;
         let served = self.roster.resolve(&selection)?;
         let work = match input {
             Asked::Text(text) => {
@@ -117,8 +128,8 @@ impl Answerer {
         }
     }
 
-    /// Answers questions of one key, in one run: one answer for each.
-    pub fn answer(&self, group: &[&Prepared]) -> Result<Vec<Reply>, Problem> {
+    /// Answers questions of one key, in one run: for each the JSON that is sent.
+    pub fn answer(&self, group: &[&Prepared]) -> Result<Vec<Bytes>, Problem> {
         let Some(first) = group.first() else { return Ok(vec![]) };
         let made;
         let inputs = match &first.work {
@@ -158,24 +169,29 @@ impl Answerer {
                     true => &predictions,
                     false => predictions.get(row..row + 1).unwrap_or_default(),
                 };
-                let wanted = prepared.outputs.unwrap_or(own.is_empty());
-                let outputs = match (wanted, alone) {
+                let part: Named;
+                let shown = match (prepared.outputs.unwrap_or(own.is_empty()), alone) {
                     (false, _) => None,
-                    (true, true) => Some(outputs.clone()),
-                    (true, false) => Some(
-                        outputs
-                            .iter()
+                    (true, true) => Some(&outputs),
+                    (true, false) => {
+                        let rows = outputs.iter();
+                        part = rows
                             .map(|(name, a)| Ok((name.clone(), one_row(a, row)?)))
-                            .collect::<Result<Named>>()?,
-                    ),
+                            .collect::<Result<Named>>()?;
+                        Some(&part)
+                    }
                 };
-                Ok(Reply {
-                    name: prepared.served.name.clone(),
+                let reply = Reply {
+                    adapter: prepared.served.name.as_deref(),
                     generation: prepared.served.generation,
-                    predictions: own.iter().map(|p| p.top(prepared.top)).collect(),
-                    outputs,
-                    batch: group.len(),
-                })
+                    predictions: own.iter().map(|p| labels(p, prepared.top)).collect(),
+                    outputs: shown.map(|all| {
+                        all.iter().map(|(name, a)| (name.as_str(), Tensor(a))).collect()
+                    }),
+                };
+                let bytes = serde_json::to_vec(&reply)
+                    .map_err(|e| Problem::failed(format!("the answer can't be written: {e}")))?;
+                Ok(bytes.into())
             })
             .collect()
     }
@@ -273,27 +289,10 @@ fn one_row(array: &Array, row: usize) -> Result<Array> {
     Array::new(shape, data)
 }
 
-impl Reply {
-    /// As it is sent. Outputs that are not finite are `null` in JSON.
-    pub fn json(&self) -> Value {
-        let labels = |row: &Vec<(String, f32)>| {
-            let top: Vec<Value> = row
-                .iter()
-                .map(|(label, probability)| json!({"label": label, "probability": probability}))
-                .collect();
-            json!({"label": row.first().map(|(label, _)| label), "top": top})
-        };
-        let mut answer = json!({
-            "adapter": self.name,
-            "generation": self.generation,
-            "predictions": self.predictions.iter().map(labels).collect::<Vec<_>>(),
-        });
-        if let (Some(outputs), Some(map)) = (&self.outputs, answer.as_object_mut()) {
-            let named = outputs.iter().map(|(name, a)| (name.clone(), tensor_json(a)));
-            map.insert("outputs".into(), Value::Object(named.collect()));
-        }
-        answer
-    }
+fn labels(prediction: &Prediction, top: usize) -> Labels {
+    let top = prediction.top(top).into_iter();
+    let top: Vec<Label> = top.map(|(label, probability)| Label { label, probability }).collect();
+    Labels { label: top.first().map(|first| first.label.clone()), top }
 }
 
 impl std::fmt::Debug for Prepared {

@@ -56,9 +56,10 @@ impl App {
     pub fn new(config: Config, engine: Engine, store: Store) -> Result<Arc<App>> {
         let token = config.token()?.map(Arc::from);
         let limits = &config.limits;
-        let roster = Arc::new(Roster::new(engine.clone(), store.clone(), limits.adapters)?);
-        roster.set_default(default_of(&config)?);
         let metrics = Arc::new(Metrics::default());
+        let roster = Roster::new(engine.clone(), store.clone(), metrics.clone(), limits.adapters)?;
+        let roster = Arc::new(roster);
+        roster.set_default(default_of(&config)?);
         let answerer = Arc::new(Answerer::new(engine.clone(), roster.clone()));
         let pool = Pool::start(
             answerer.clone(),
@@ -69,7 +70,7 @@ impl App {
         )
         .map_err(|e| Error::failed(format!("the worker threads can't be started: {e}")))?;
         let settings = Arc::new(RwLock::new(config.settings()));
-        let bodies = BODIES.max(limits.body_bytes).div_ceil(PERMIT);
+        let bodies = body_permits(&config);
         Ok(Arc::new(App {
             config: RwLock::new(Arc::new(config)),
             token: RwLock::new(token),
@@ -105,7 +106,7 @@ impl App {
         self.router.get_or_init(|| super::api::router(self.clone())).clone()
     }
 
-    /// The learner, where there is one.
+    /// The learner; none where the state can't be written to.
     pub fn learning(&self) -> Option<&Learner> {
         self.learning.get()
     }
@@ -153,8 +154,13 @@ impl App {
     ///
     /// # Errors
     /// A token that can't be read, rules that the store refuses: the configuration before stays.
-    pub fn reload(&self, new: Config) -> Result<()> {
+    pub fn reload(&self, mut new: Config) -> Result<()> {
         let old = self.config();
+        for key in new.keep_fixed(&old) {
+            tracing::warn!("{key} has changed: it takes a restart");
+        }
+        // What was put back may want another key: a port its token.
+        new.check()?;
         let token = new.token()?.map(Arc::from);
         let default = default_of(&new)?;
         self.store.set_rules(new.samples.rules())?;
@@ -166,10 +172,11 @@ impl App {
             self.roster.set_default(default);
         }
         self.pool.set(new.limits.queue, new.limits.batch);
+        self.roster.set_capacity(new.limits.adapters);
+        let (before, after) = (body_permits(&old), body_permits(&new));
+        self.bodies.add_permits(after.saturating_sub(before));
+        self.bodies.forget_permits(before.saturating_sub(after));
         super::log::set_level(new.log.level);
-        for key in old.needs_restart(&new) {
-            tracing::warn!("{key} has changed: it takes a restart");
-        }
         *self.token.write().unwrap_or_else(PoisonError::into_inner) = token;
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         self.roster.refresh_all()
@@ -206,6 +213,10 @@ pub fn resident_bytes() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+fn body_permits(config: &Config) -> usize {
+    BODIES.max(config.limits.body_bytes).div_ceil(PERMIT)
+}
+
 fn default_of(config: &Config) -> Result<Selection> {
     Ok(match &config.serve.adapter {
         Some(name) => Selection::Named(Reference::parse(name)?),
@@ -223,7 +234,6 @@ impl Serving for App {
     }
 
     fn refresh(&self, name: &str) -> Result<()> {
-        count(&self.metrics.switches);
         self.roster.refresh(name)
     }
 

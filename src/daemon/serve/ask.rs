@@ -1,7 +1,7 @@
 //! A request's question: JSON or a raw body to what the base takes.
 
 use super::problem::Problem;
-use super::roster::Selection;
+use super::roster::{Row, Selection};
 use crate::npy;
 use crate::runtime::Named;
 use crate::shape::{Array, DType, Data};
@@ -121,7 +121,7 @@ struct PredictBody {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoraWeight {
-    /// Place in the list of `GET /lora-adapters`.
+    /// As `GET /lora-adapters` gives it.
     pub id: usize,
     /// The weight.
     pub scale: f32,
@@ -294,8 +294,8 @@ pub fn reference(text: &str) -> Result<Reference, Problem> {
 }
 
 impl Raw {
-    /// Parses the question. `names`: what `GET /lora-adapters` lists, for `lora`.
-    pub fn parse(&self, names: impl Fn() -> Vec<String>) -> Result<Question, Problem> {
+    /// Parses the question. `rows`: what `GET /lora-adapters` lists, for `lora`.
+    pub fn parse(&self, rows: impl Fn() -> Vec<Row>) -> Result<Question, Problem> {
         let (input, adapter, lora, top, outputs) = match raw_input(&self.body, self.mime)? {
             Some(input) => {
                 let q = self.query.clone();
@@ -315,7 +315,7 @@ impl Raw {
             (None, None) => Selection::Default,
             (Some(None), None) => Selection::Base,
             (Some(Some(text)), None) => Selection::Named(reference(&text)?),
-            (None, Some(list)) => Selection::Mix(mix(&list, &names())?),
+            (None, Some(list)) => Selection::Mix(mix(&list, &rows())?),
             (Some(_), Some(_)) => {
                 return Err(Problem::invalid("expected 'adapter' or 'lora', not both"));
             }
@@ -329,13 +329,13 @@ impl Raw {
 }
 
 /// llama.cpp's list of weights, by name.
-pub fn mix(list: &[LoraWeight], names: &[String]) -> Result<Vec<(String, f32)>, Problem> {
+pub fn mix(list: &[LoraWeight], rows: &[Row]) -> Result<Vec<(String, f32)>, Problem> {
     if list.len() > MAX_MIX {
         return Err(Problem::invalid(format!("at most {MAX_MIX} adapters can be summed")));
     }
     let mut parts: Vec<(String, f32)> = vec![];
     for weight in list {
-        let Some(name) = names.get(weight.id) else {
+        let Some(name) = rows.iter().find(|row| row.id == weight.id).map(|row| &row.name) else {
             return Err(Problem::not_found(format!(
                 "there is no adapter with the id {}",
                 weight.id
@@ -383,7 +383,13 @@ mod tests {
             mime: Mime::Json,
             query: AskQuery::default(),
         };
-        raw.parse(|| vec!["a".into(), "b".into()])
+        let row = |(id, name): (usize, &str)| Row {
+            id,
+            name: name.into(),
+            generation: Some(1),
+            fault: None,
+        };
+        raw.parse(|| ["a", "b"].into_iter().enumerate().map(row).collect())
     }
 
     #[test]

@@ -184,7 +184,7 @@ where
         let mut http = hyper::server::conn::http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(limits.header())
-            .max_buf_size(MAX_HEAD.max(64 << 10))
+            .max_buf_size(64 << 10)
             .max_header_size(MAX_HEAD)
             .max_headers(MAX_HEADERS)
             .half_close(false);

@@ -34,8 +34,11 @@ impl Listeners {
         let mut handed = listenfd::ListenFd::from_env();
         let (mut unix, mut tcp) = (None, None);
         for i in 0..handed.len() {
+            let twice = || Error::usage("systemd hands over two sockets of one kind");
             if let Ok(Some(listener)) = handed.take_unix_listener(i) {
-                unix.get_or_insert(listener);
+                if unix.replace(listener).is_some() {
+                    return Err(twice());
+                }
             } else if let Ok(Some(listener)) = handed.take_tcp_listener(i) {
                 let local = listener.local_addr().map_err(|e| Error::io("LISTEN_FDS", e))?;
                 if config.tcp.is_none() {
@@ -46,7 +49,9 @@ impl Listeners {
                         "set serve.tcp and serve.token_file, or remove it from the socket unit",
                     ));
                 }
-                tcp.get_or_insert(listener);
+                if tcp.replace(listener).is_some() {
+                    return Err(twice());
+                }
             } else {
                 return Err(Error::usage("systemd hands over a socket of an unknown kind"));
             }

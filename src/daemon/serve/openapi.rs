@@ -1,5 +1,5 @@
 //! The OpenAPI document, built next to the handlers that it describes. A test holds it against the
-//! router, and every answer of the other tests' requests against its list of statuses.
+//! router.
 
 use crate::store::MAX_NAME;
 use serde_json::{Map, Value, json};
@@ -89,7 +89,8 @@ fn paths() -> Value {
             "parameters": name(),
             "post": Operation::new("Serve a generation (null: the base). With expected_generation \
                 only if that is served now, else 409")
-                .takes("Activate", false).gives(200, "Switched").refuses(&[404, 409]).end(),
+                .takes("Activate", false).gives(200, "Switched").refuses(&[404, 409, 422])
+                .end(),
         },
         "/v1/adapters/{name}/rollback": {
             "parameters": name(),

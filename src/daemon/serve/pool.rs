@@ -4,10 +4,11 @@
 //! ones wait already do they share a run. Runs have one row or exactly that many, so that few plans
 //! are built.
 
-use super::answer::{Answerer, Prepared, Reply};
+use super::answer::{Answerer, Prepared};
 use super::ask::Raw;
 use super::metrics::{Metrics, count};
 use super::problem::Problem;
+use axum::body::Bytes;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,8 +16,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// What a worker gives back.
-pub type Outcome = Result<Reply, Problem>;
+/// What a worker gives back: the JSON of an answer.
+pub type Outcome = Result<Bytes, Problem>;
 
 /// Workers and their queue. Dropping it, or [`Pool::stop`], ends the threads once the queue is
 /// empty.

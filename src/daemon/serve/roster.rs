@@ -1,18 +1,22 @@
 //! Which adapter answers: the active generation of each name, ready to run, and others kept for a
 //! while.
 
+use super::metrics::{Metrics, count};
 use super::problem::Problem;
 use crate::adapter::{Adapter, Bound};
-use crate::error::{Cause, Error, Result};
+use crate::error::{Cause, Result};
 use crate::runtime::Engine;
 use crate::store::{NameEntry, Reference, Store};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How often, at most, it is looked whether another process changed the store.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A file may change again within the tick of the clock that its times are taken from, and show
+/// the same time: what is younger is read once more.
+const TICK: Duration = Duration::from_millis(100);
 
 /// What answers a request. It stays what it is while requests hold it.
 #[derive(Clone, Default)]
@@ -46,14 +50,41 @@ pub struct Roster {
     store: Store,
     base: Arc<Served>,
     names: RwLock<BTreeMap<String, Entry>>,
-    kept: Mutex<Vec<(String, Arc<Served>)>>,
+    kept: Mutex<Kept>,
     default: RwLock<Selection>,
-    seen: Mutex<(Option<Instant>, Stamp)>,
-    capacity: usize,
+    /// When the store was last looked at, and how it was, if that was long after its last change.
+    seen: Mutex<(Option<Instant>, Option<Stamp>)>,
+    /// Held from what the store says until that is served: of two switches the last one stays.
+    turn: Mutex<()>,
+    metrics: Arc<Metrics>,
 }
 
-/// The active generation, or why it can't be served.
-type Entry = std::result::Result<Arc<Served>, (u64, String)>;
+/// A name: its number in the store, and the active generation or why it can't be served.
+struct Entry {
+    id: i64,
+    served: std::result::Result<Arc<Served>, (u64, String)>,
+}
+
+/// A name as it is listed.
+pub struct Row {
+    /// Its number, which stays while others come and go; from 0.
+    pub id: usize,
+    /// The name.
+    pub name: String,
+    /// The generation that is served; `None`: the base.
+    pub generation: Option<u64>,
+    /// Why it can't be served.
+    pub fault: Option<String>,
+}
+
+/// What is ready beside the active generations, the latest used last.
+#[derive(Default)]
+struct Kept {
+    list: Vec<(String, Arc<Served>)>,
+    /// Counts removals: what was loaded before one may be of a generation that is gone.
+    removals: u64,
+    capacity: usize,
+}
 
 /// Changes with every commit of any process: time and length of the database and its log.
 type Stamp = [Option<(SystemTime, u64)>; 2];
@@ -61,16 +92,22 @@ type Stamp = [Option<(SystemTime, u64)>; 2];
 impl Roster {
     /// Loads what is active. A name whose generation can't be loaded is refused, not served by the
     /// base; the others are served.
-    pub fn new(engine: Engine, store: Store, capacity: usize) -> Result<Roster> {
+    pub fn new(
+        engine: Engine,
+        store: Store,
+        metrics: Arc<Metrics>,
+        capacity: usize,
+    ) -> Result<Roster> {
         let roster = Roster {
             engine,
             store,
             base: Arc::default(),
             names: RwLock::default(),
-            kept: Mutex::default(),
+            kept: Mutex::new(Kept { capacity, ..Kept::default() }),
             default: RwLock::default(),
-            seen: Mutex::new((None, Stamp::default())),
-            capacity,
+            seen: Mutex::default(),
+            turn: Mutex::default(),
+            metrics,
         };
         roster.refresh_all()?;
         Ok(roster)
@@ -79,6 +116,14 @@ impl Roster {
     /// What answers requests that name no adapter.
     pub fn set_default(&self, selection: Selection) {
         *self.default.write().unwrap_or_else(PoisonError::into_inner) = selection;
+    }
+
+    /// Changes how many are kept beside the active ones.
+    pub fn set_capacity(&self, capacity: usize) {
+        let mut kept = self.kept();
+        kept.capacity = capacity;
+        let excess = kept.list.len().saturating_sub(capacity);
+        kept.list.drain(..excess);
     }
 
     /// What answers requests that name no adapter.
@@ -114,7 +159,7 @@ impl Roster {
 
     fn active(&self, name: &str) -> Result<Arc<Served>, Problem> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        match names.get(name) {
+        match names.get(name).map(|entry| &entry.served) {
             Some(Ok(served)) => Ok(served.clone()),
             Some(Err((generation, why))) => Err(Problem::busy(format!(
                 "generation {generation} of adapter '{name}' can't be served: {why}"
@@ -130,15 +175,7 @@ impl Roster {
         {
             return Ok(served.clone());
         }
-        self.keep(reference.to_string(), || {
-            let loaded = self.store.load(reference)?;
-            let bound = self.engine.bind(&[(&loaded.adapter, 1.0)])?;
-            Ok(Served {
-                name: Some(reference.name().into()),
-                generation: Some(generation),
-                bound: Some(bound),
-            })
-        })
+        self.keep(reference.to_string(), || self.bind(reference, generation))
     }
 
     fn mix(&self, parts: &[(String, f32)]) -> Result<Arc<Served>, Problem> {
@@ -173,25 +210,21 @@ impl Roster {
         key: String,
         make: impl FnOnce() -> Result<Served>,
     ) -> Result<Arc<Served>, Problem> {
-        {
+        let removals = {
             let mut kept = self.kept();
-            if let Some(at) = kept.iter().position(|(k, _)| *k == key) {
-                let entry = kept.remove(at);
-                let served = entry.1.clone();
-                kept.push(entry);
+            if let Some(served) = kept.take(&key) {
+                kept.list.push((key, served.clone()));
                 return Ok(served);
             }
-        }
-        let served = Arc::new(make().map_err(adapter_problem)?);
+            kept.removals
+        };
+        let served = Arc::new(make()?);
         let mut kept = self.kept();
-        if kept.len() >= self.capacity {
-            kept.remove(0);
-        }
-        kept.push((key, served.clone()));
+        kept.put(key, served.clone(), removals);
         Ok(served)
     }
 
-    fn kept(&self) -> MutexGuard<'_, Vec<(String, Arc<Served>)>> {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -200,6 +233,7 @@ impl Roster {
     /// # Errors
     /// The generation can't be loaded or does not fit the base: what was served is served on.
     pub fn refresh(&self, name: &str) -> Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         match self.store.name(name) {
             Ok(entry) => self.take(&entry),
             Err(e) if e.cause() == Some(Cause::NotFound) => {
@@ -213,6 +247,11 @@ impl Roster {
 
     /// Serves what the store calls active for every name; faults of single ones are logged.
     pub fn refresh_all(&self) -> Result<()> {
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.take_all(&turn)
+    }
+
+    fn take_all(&self, _turn: &MutexGuard<'_, ()>) -> Result<()> {
         let entries = self.store.names()?;
         {
             let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
@@ -229,7 +268,7 @@ impl Roster {
 
     fn take(&self, entry: &NameEntry) -> Result<()> {
         // Generations that were forgotten or removed must not be served from memory.
-        self.kept().retain(|(_, served)| match (&served.name, served.generation) {
+        self.kept().retain(|served| match (&served.name, served.generation) {
             (Some(name), Some(generation)) if *name == entry.name => {
                 entry.generations.contains(&generation)
             }
@@ -238,7 +277,7 @@ impl Roster {
         });
         let current = {
             let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-            names.get(&entry.name).map(|e| match e {
+            names.get(&entry.name).map(|e| match &e.served {
                 Ok(served) => Ok(served.generation),
                 Err((generation, _)) => Err(*generation),
             })
@@ -248,9 +287,13 @@ impl Roster {
         }
         let loaded = self.load(entry);
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        let id = entry.id;
         match loaded {
             Ok(served) => {
-                names.insert(entry.name.clone(), Ok(Arc::new(served)));
+                if current.is_some() {
+                    count(&self.metrics.switches);
+                }
+                names.insert(entry.name.clone(), Entry { id, served: Ok(served) });
                 Ok(())
             }
             Err(e) => {
@@ -260,35 +303,47 @@ impl Roster {
                 });
                 if !still {
                     let why = (entry.active.unwrap_or_default(), e.to_string());
-                    names.insert(entry.name.clone(), Err(why));
+                    names.insert(entry.name.clone(), Entry { id, served: Err(why) });
                 }
                 Err(e)
             }
         }
     }
 
-    fn load(&self, entry: &NameEntry) -> Result<Served> {
-        let bound = match entry.active {
-            None => None,
-            Some(generation) => {
-                let reference = Reference::parse(&format!("{}@{generation}", entry.name))?;
-                let adapter = self.store.load(&reference)?.adapter;
-                Some(self.engine.bind(&[(&adapter, 1.0)])?)
-            }
+    fn load(&self, entry: &NameEntry) -> Result<Arc<Served>> {
+        let name = Some(entry.name.clone());
+        let Some(generation) = entry.active else {
+            return Ok(Arc::new(Served { name, generation: None, bound: None }));
         };
-        Ok(Served { name: Some(entry.name.clone()), generation: entry.active, bound })
+        let reference = Reference::parse(&format!("{}@{generation}", entry.name))?;
+        // A switch has it bound before.
+        if let Some(served) = self.kept().take(&reference.to_string()) {
+            return Ok(served);
+        }
+        self.bind(&reference, generation).map(Arc::new)
+    }
+
+    fn bind(&self, reference: &Reference, generation: u64) -> Result<Served> {
+        let adapter = self.store.load(reference)?.adapter;
+        let bound = Some(self.engine.bind(&[(&adapter, 1.0)])?);
+        Ok(Served { name: Some(reference.name().into()), generation: Some(generation), bound })
     }
 
     fn drop_kept(&self, gone: impl Fn(&str) -> bool) {
-        self.kept().retain(|(_, served)| served.name.as_deref().is_some_and(|name| !gone(name)));
+        self.kept().retain(|served| served.name.as_deref().is_some_and(|name| !gone(name)));
     }
 
-    /// Names, what is active, and whether it can be served.
-    pub fn list(&self) -> Vec<(String, Option<u64>, Option<String>)> {
+    /// Names, what is active, and whether it can be served; by name.
+    pub fn list(&self) -> Vec<Row> {
+        self.look();
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        let row = |(name, entry): (&String, &Entry)| match entry {
-            Ok(served) => (name.clone(), served.generation, None),
-            Err((generation, why)) => (name.clone(), Some(*generation), Some(why.clone())),
+        let row = |(name, entry): (&String, &Entry)| {
+            let (generation, fault) = match &entry.served {
+                Ok(served) => (served.generation, None),
+                Err((generation, why)) => (Some(*generation), Some(why.clone())),
+            };
+            let id = usize::try_from(entry.id.saturating_sub(1)).unwrap_or(usize::MAX);
+            Row { id, name: name.clone(), generation, fault }
         };
         names.iter().map(row).collect()
     }
@@ -299,13 +354,46 @@ impl Roster {
         if seen.0.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
             return;
         }
+        // Who has the turn reads the store now: no request waits for that.
+        let turn = match self.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
         let stamp = ["state.db", "state.db-wal"].map(|file| stamp(self.store.root().join(file)));
-        let changed = seen.1 != stamp;
-        *seen = (Some(Instant::now()), stamp);
+        let changed = seen.1 != Some(stamp);
+        let now = SystemTime::now();
+        let young = |time| now.duration_since(time).is_ok_and(|age| age < TICK);
+        let settled = !stamp.iter().flatten().any(|(time, _)| young(*time));
+        *seen = (Some(Instant::now()), settled.then_some(stamp));
         drop(seen);
-        if changed && let Err(e) = self.refresh_all() {
+        if changed && let Err(e) = self.take_all(&turn) {
             tracing::error!("the store can't be read: {e}");
+            self.seen.lock().unwrap_or_else(PoisonError::into_inner).1 = None;
         }
+    }
+}
+
+impl Kept {
+    fn take(&mut self, key: &str) -> Option<Arc<Served>> {
+        let at = self.list.iter().position(|(k, _)| k == key)?;
+        Some(self.list.remove(at).1)
+    }
+
+    /// Keeps what was loaded after so many removals, unless there was another one since.
+    fn put(&mut self, key: String, served: Arc<Served>, removals: u64) {
+        if self.removals != removals {
+            return;
+        }
+        drop(self.take(&key));
+        let excess = (self.list.len() + 1).saturating_sub(self.capacity);
+        self.list.drain(..excess);
+        self.list.push((key, served));
+    }
+
+    fn retain(&mut self, still: impl Fn(&Served) -> bool) {
+        self.list.retain(|(_, served)| still(served));
+        self.removals += 1;
     }
 }
 
@@ -319,7 +407,24 @@ pub fn unknown(name: &str) -> Problem {
     Problem::not_found(format!("there is no adapter '{name}'")).hint("see GET /v1/adapters")
 }
 
-/// 404 where the store says so.
-fn adapter_problem(e: Error) -> Problem {
-    Problem::from(e)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_used_are_kept_but_nothing_from_before_a_removal() {
+        let mut kept = Kept { capacity: 2, ..Kept::default() };
+        let served = Arc::<Served>::default();
+        for key in ["a@1", "b@1", "b@1", "c@1"] {
+            kept.put(key.into(), served.clone(), 0);
+        }
+        let keys: Vec<&str> = kept.list.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(keys, ["b@1", "c@1"]);
+        // Its generation may be forgotten between being read and being kept.
+        kept.retain(|_| true);
+        kept.put("d@1".into(), served.clone(), 0);
+        assert!(kept.take("d@1").is_none());
+        kept.put("d@1".into(), served, 1);
+        assert!(kept.take("d@1").is_some() && kept.take("c@1").is_some());
+    }
 }

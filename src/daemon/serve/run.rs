@@ -7,11 +7,12 @@ use super::log;
 use crate::daemon::learn::{Learner, Place};
 use crate::daemon::{Config, Serving};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fs::FileLock;
 use crate::host::Root;
 use crate::runtime::Engine;
 use crate::store::{Key, Options, Store};
 use sd_notify::NotifyState;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -108,12 +109,25 @@ pub fn run(source: &Source) -> Result<()> {
         .max_blocking_threads(4)
         .build()
         .map_err(|e| Error::failed(format!("the runtime can't be started: {e}")))?;
+    // Before anything is decided on the state: another daemon may be at it.
+    let _alone = match store.read_only() {
+        true => None,
+        false => Some(alone(&config.state)?),
+    };
+    let listeners = {
+        let _in = runtime.enter();
+        Listeners::open(&config.serve)?
+    };
     let app = App::new(config, engine, store)?;
     let place =
         Place { root: Root::system(), program: None, key: app.config().samples.key_file.clone() };
-    let learner = Learner::start(app.store.clone(), app.settings.clone(), app.clone(), place)?;
-    app.set_learning(learner);
-    let result = runtime.block_on(serve(&app, source));
+    if app.store.read_only() {
+        tracing::error!("the state can't be written to: it is served, and nothing is learned");
+    } else {
+        let (store, settings) = (app.store.clone(), app.settings.clone());
+        app.set_learning(Learner::start(store, settings, app.clone(), place)?);
+    }
+    let result = runtime.block_on(serve(&app, source, listeners));
     app.pool.stop();
     if let Some(learning) = app.learning() {
         learning.stop();
@@ -122,10 +136,20 @@ pub fn run(source: &Source) -> Result<()> {
     result
 }
 
-async fn serve(app: &Arc<App>, source: &Source) -> Result<()> {
+/// The right to serve and to train on a state, which one process has.
+fn alone(state: &Path) -> Result<FileLock> {
+    FileLock::exclusive(&state.join("daemon.lock")).map_err(|e| match e.kind() {
+        ErrorKind::Refused => {
+            Error::refused(format!("{}: another daemon uses this state", state.display()))
+                .hint("stop it, or choose another folder with 'state'")
+        }
+        _ => e,
+    })
+}
+
+async fn serve(app: &Arc<App>, source: &Source, mut listeners: Listeners) -> Result<()> {
     let config = app.config();
     let mut signals = Signals::new()?;
-    let mut listeners = Listeners::open(&config.serve)?;
     let mut tasks = vec![];
     if let Some(tcp) = listeners.tcp.take() {
         tasks.push(tokio::spawn(accept(app.clone(), tcp, app.stop.subscribe())));
@@ -134,9 +158,9 @@ async fn serve(app: &Arc<App>, source: &Source) -> Result<()> {
         tasks.push(tokio::spawn(accept(app.clone(), unix, app.stop.subscribe())));
     }
 
-    app.self_check(FIRST_PROBE).await.map_err(|p| {
-        Error::new(ErrorKind::Failed, format!("the base answers no probe: {}", p.message))
-    })?;
+    app.self_check(FIRST_PROBE)
+        .await
+        .map_err(|p| Error::failed(format!("the base answers no probe: {}", p.message)))?;
     let base = app.engine().base();
     tracing::info!(
         "ready: base {} ('{}'), {} adapters, socket {}{}",

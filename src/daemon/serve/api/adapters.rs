@@ -6,8 +6,7 @@ use crate::daemon::Serving;
 use crate::daemon::serve::app::App;
 use crate::daemon::serve::ask::{LoraWeight, Mime, given, json, mix, unsupported_media};
 use crate::daemon::serve::problem::Problem;
-use crate::daemon::serve::roster::{Selection, unknown};
-use crate::error::Result as Done;
+use crate::daemon::serve::roster::Selection;
 use crate::store::{Origin, Reference, Switched};
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -21,18 +20,16 @@ const MAX_TRIAL: u64 = 90 * 24 * 3600;
 
 /// `GET /v1/adapters`.
 pub async fn list(State(app): State<Arc<App>>, _call: Call) -> Answer {
-    let names = app.blocking(|app| Ok(app.store.names()?)).await?;
-    let faults = app.roster.list();
+    let (names, served) = app.blocking(|app| Ok((app.store.names()?, app.roster.list()))).await?;
     let rows: Vec<_> = names
         .iter()
         .map(|entry| {
-            let fault = faults.iter().find(|(name, ..)| *name == entry.name);
-            let served = fault.and_then(|(_, generation, _)| *generation);
-            let fault = fault.and_then(|(.., fault)| fault.clone());
+            let served = served.iter().find(|row| row.name == entry.name);
+            let fault = served.and_then(|row| row.fault.as_deref());
             json!({
                 "name": entry.name,
                 "active": entry.active,
-                "served": if fault.is_some() { None } else { served },
+                "served": served.filter(|_| fault.is_none()).and_then(|row| row.generation),
                 "fault": fault,
                 "trial": entry.trial,
                 "base": entry.base.map(|b| b.to_string()),
@@ -144,20 +141,17 @@ pub async fn activate(State(app): State<Arc<App>>, call: Call) -> Answer {
     let Some(generation) = body.generation else {
         return Err(Problem::invalid("generation: missing (null: the base)"));
     };
-    if generation.is_none() && (body.expected_generation.is_some() || body.trial_seconds.is_some())
-    {
-        return Err(Problem::invalid(
-            "going back to the base takes neither expected_generation nor trial_seconds",
-        ));
+    if generation.is_none() && body.trial_seconds.is_some() {
+        return Err(Problem::invalid("trial_seconds: the base is on no trial"));
     }
-    switch(app, name, move |app, name| match generation {
-        Some(generation) => app.store.activate(
-            name,
-            generation,
-            body.expected_generation,
-            body.trial_seconds.map(Duration::from_secs),
-        ),
-        None => app.store.deactivate(name),
+    let expected = body.expected_generation;
+    switch(app, name, move |app, name| {
+        let Some(generation) = generation else { return Ok(app.store.deactivate(name, expected)?) };
+        // What can't be served is not made active.
+        let reference = Reference::parse(&format!("{name}@{generation}"))?;
+        app.roster.resolve(&Selection::Named(reference))?;
+        let trial = body.trial_seconds.map(Duration::from_secs);
+        Ok(app.store.activate(name, generation, expected, trial)?)
     })
     .await
 }
@@ -176,13 +170,13 @@ pub async fn rollback(State(app): State<Arc<App>>, call: Call) -> Answer {
     if why.len() > 1000 {
         return Err(Problem::invalid("why: at most 1000 bytes"));
     }
-    switch(app, name, move |app, name| app.store.rollback(name, &why)).await
+    switch(app, name, move |app, name| Ok(app.store.rollback(name, &why)?)).await
 }
 
 async fn switch(
     app: Arc<App>,
     name: String,
-    work: impl FnOnce(&App, &str) -> Done<Switched> + Send + 'static,
+    work: impl FnOnce(&App, &str) -> Result<Switched, Problem> + Send + 'static,
 ) -> Answer {
     let switched = app
         .blocking(move |app| {
@@ -201,28 +195,25 @@ async fn switch(
 
 /// `GET /lora-adapters`, as llama.cpp's server: the scale is what requests get that name none.
 pub async fn lora_list(State(app): State<Arc<App>>, _call: Call) -> Answer {
-    ok(&lora(&app))
+    let answer = app.blocking(|app| Ok(lora(app))).await?;
+    ok(&answer)
 }
 
 fn lora(app: &App) -> serde_json::Value {
     let default = app.roster.default_selection();
-    let rows: Vec<_> = app
-        .roster
-        .list()
-        .into_iter()
-        .enumerate()
-        .map(|(id, (name, ..))| {
-            let scale = match &default {
-                Selection::Named(reference) if reference.name() == name => 1.0,
-                Selection::Mix(parts) => {
-                    parts.iter().find(|(n, _)| *n == name).map_or(0.0, |(_, scale)| *scale)
-                }
-                _ => 0.0,
-            };
-            json!({"id": id, "path": name, "scale": scale})
-        })
-        .collect();
-    json!(rows)
+    let mut rows = app.roster.list();
+    rows.sort_by_key(|row| row.id);
+    let rows = rows.into_iter().map(|row| {
+        let scale = match &default {
+            Selection::Named(reference) if reference.name() == row.name => 1.0,
+            Selection::Mix(parts) => {
+                parts.iter().find(|(name, _)| *name == row.name).map_or(0.0, |(_, scale)| *scale)
+            }
+            _ => 0.0,
+        };
+        json!({"id": row.id, "path": row.name, "scale": scale})
+    });
+    rows.collect()
 }
 
 /// `POST /lora-adapters`: which adapters requests get that name none, until the daemon ends. Those
@@ -232,16 +223,17 @@ pub async fn lora_set(State(app): State<Arc<App>>, call: Call) -> Answer {
         return Err(unsupported_media("application/json"));
     }
     let list: Vec<LoraWeight> = json(&call.body)?;
-    let names: Vec<String> = app.roster.list().into_iter().map(|(name, ..)| name).collect();
-    let parts: Vec<(String, f32)> =
-        mix(&list, &names)?.into_iter().filter(|(_, scale)| *scale != 0.0).collect();
-    let selection = match parts.as_slice() {
-        [] => Selection::Base,
-        [(name, 1.0)] => Selection::Named(Reference::parse(name)?),
-        _ => Selection::Mix(parts),
-    };
     let answer = app
         .blocking(move |app| {
+            let parts: Vec<(String, f32)> = mix(&list, &app.roster.list())?
+                .into_iter()
+                .filter(|(_, scale)| *scale != 0.0)
+                .collect();
+            let selection = match parts.as_slice() {
+                [] => Selection::Base,
+                [(name, 1.0)] => Selection::Named(Reference::parse(name)?),
+                _ => Selection::Mix(parts),
+            };
             // What can't be served is not set.
             app.roster.resolve(&selection)?;
             app.roster.set_default(selection);
@@ -249,12 +241,4 @@ pub async fn lora_set(State(app): State<Arc<App>>, call: Call) -> Answer {
         })
         .await?;
     ok(&answer)
-}
-
-/// 404 where the store does not know a name.
-pub fn known(app: &App, name: &str) -> Result<(), Problem> {
-    match app.roster.list().iter().any(|(n, ..)| n == name) {
-        true => Ok(()),
-        false => Err(unknown(name)),
-    }
 }

@@ -12,7 +12,7 @@ use super::guard::{Whole, note_route};
 use super::problem::Problem;
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{FromRequestParts, Query, RawPathParams};
+use axum::extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::middleware::from_fn;
@@ -71,17 +71,18 @@ struct Call {
     _whole: Option<Whole>,
 }
 
-impl FromRequestParts<Arc<App>> for Call {
+impl FromRequest<Arc<App>> for Call {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Call, Problem> {
-        let params = RawPathParams::from_request_parts(parts, app)
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Call, Problem> {
+        let (mut parts, _) = request.into_parts();
+        let params = RawPathParams::from_request_parts(&mut parts, app)
             .await
             .map_err(|_| Problem::invalid("the path is not UTF-8"))?;
         let params = params.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        let whole = parts.extensions.get::<Whole>().cloned();
+        let whole = parts.extensions.remove::<Whole>();
         let body = whole.as_ref().map(|w| w.bytes.clone()).unwrap_or_default();
-        Ok(Call { parts: parts.clone(), params, body, _whole: whole })
+        Ok(Call { parts, params, body, _whole: whole })
     }
 }
 

@@ -1,10 +1,12 @@
 //! `POST /v1/predict`.
 
-use super::{Answer, Call, ok};
+use super::{Answer, Call};
 use crate::daemon::serve::app::App;
 use crate::daemon::serve::ask::{Mime, Raw, unsupported_media};
 use crate::daemon::serve::problem::Problem;
 use axum::extract::State;
+use axum::http::{HeaderValue, header};
+use axum::response::IntoResponse;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,7 +24,8 @@ pub async fn predict(State(app): State<Arc<App>>, call: Call) -> Answer {
     let raw = Raw { body: call.body.clone(), mime, query: call.query()? };
     let answer = app.pool.ask(raw)?;
     let outcome = answer.await.map_err(|_| Problem::failed("a worker has gone"))?;
-    let answered = ok(&outcome?.json());
+    let kind = HeaderValue::from_static("application/json");
+    let answered = ([(header::CONTENT_TYPE, kind)], outcome?).into_response();
     app.metrics.answered(started.elapsed());
-    answered
+    Ok(answered)
 }

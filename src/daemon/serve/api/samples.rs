@@ -1,18 +1,17 @@
 //! Feedback, samples, and forgetting them.
 
 use super::{Answer, Call, now, ok, with};
-use crate::daemon::Serving;
 use crate::daemon::serve::app::App;
 use crate::daemon::serve::ask::{self, Asked, Mime, TensorBody, input, raw_input};
 use crate::daemon::serve::problem::Problem;
 use crate::daemon::serve::roster::Selection;
-use crate::store::{Filter, Input, Label, NewSample, Part, SampleState, Selector};
+use crate::store::{Filter, Input, Label, NewSample, Part, Recorded, SampleState, Selector};
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use base64::Engine as _;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -87,16 +86,18 @@ pub async fn feedback(State(app): State<Arc<App>>, call: Call) -> Answer {
     };
     let query: FeedbackQuery = call.query()?;
     let bare = call.parts.uri.query().is_none_or(str::is_empty);
-    let (status, answer) = app
-        .blocking(move |app| {
-            let feedback = parse(&call.body, mime, query, bare)?;
-            record(app, feedback)
-        })
-        .await?;
-    with(status, &answer)
+    app.blocking(move |app| record(app, parse(&call.body, mime, query, bare)?)).await
 }
 
-fn record(app: &App, feedback: Feedback) -> Result<(StatusCode, Value), Problem> {
+/// What is answered to feedback that was kept.
+#[derive(Serialize)]
+struct Told<'a> {
+    stored: bool,
+    #[serde(flatten)]
+    recorded: &'a Recorded,
+}
+
+fn record(app: &App, feedback: Feedback) -> Answer {
     let Feedback { input, values, rest } = feedback;
     let name = match (&rest.adapter, app.roster.default_selection()) {
         (Some(name), _) => ask::name(name)?.to_string(),
@@ -115,11 +116,10 @@ fn record(app: &App, feedback: Feedback) -> Result<(StatusCode, Value), Problem>
         (None, Some(values)) => Some(Label::Values(values)),
         (None, None) => None,
     };
-    if rest.generation.is_some_and(|g| g > i64::MAX as u64)
-        || rest.time.is_some_and(|t| t > i64::MAX as u64)
-    {
-        return Err(Problem::invalid("'generation' or 'time' is out of range"));
-    }
+    in_range("generation", rest.generation)?;
+    in_range("time", rest.time)?;
+    // What the base can't take is no sample: found now, not at night.
+    app.answerer.check(&input)?;
     let right = match (&rest.label, &rest.predicted) {
         (Some(label), Some(predicted)) => Some(label == predicted),
         _ => None,
@@ -132,21 +132,19 @@ fn record(app: &App, feedback: Feedback) -> Result<(StatusCode, Value), Problem>
     };
     if rest.consent == Some(false) {
         // What is said of the answer counts; the input is not kept.
-        check_input(app, &input)?;
         if let (Some(right), Some(generation)) = (right, rest.generation) {
             app.store.record_outcome(&name, generation, right, time)?;
             told(Some(right));
         }
-        return Ok((StatusCode::OK, json!({"stored": false, "outcome": "no_consent"})));
+        return ok(&json!({"stored": false, "outcome": "no_consent"}));
     }
-    check_input(app, &input)?;
     let sample = NewSample {
         name: name.clone(),
         input: input.into_stored()?,
         label,
-        predicted: rest.predicted.clone(),
+        predicted: rest.predicted,
         generation: rest.generation,
-        source: rest.source.clone().unwrap_or_else(|| DEFAULT_SOURCE.into()),
+        source: rest.source.unwrap_or_else(|| DEFAULT_SOURCE.into()),
         time,
         consent: true,
     };
@@ -155,18 +153,7 @@ fn record(app: &App, feedback: Feedback) -> Result<(StatusCode, Value), Problem>
     if let Some(learning) = app.learning() {
         learning.wake();
     }
-    let mut answer = json!({"stored": true});
-    if let (Some(map), Ok(Value::Object(fields))) =
-        (answer.as_object_mut(), serde_json::to_value(&recorded))
-    {
-        map.extend(fields);
-    }
-    Ok((StatusCode::CREATED, answer))
-}
-
-/// What the base can't take is no sample: found now, not at night.
-fn check_input(app: &App, input: &Asked) -> Result<(), Problem> {
-    app.answerer.check(input)
+    with(StatusCode::CREATED, &Told { stored: true, recorded: &recorded })
 }
 
 #[derive(Deserialize)]
@@ -271,9 +258,6 @@ pub async fn forget(State(app): State<Arc<App>>, call: Call) -> Answer {
             let report = app.store.forget(&selector)?;
             // Whatever fell back, and what was kept of retired generations.
             app.roster.refresh_all()?;
-            for fallback in &report.fallbacks {
-                app.refresh(&fallback.name)?;
-            }
             Ok(report)
         })
         .await?;

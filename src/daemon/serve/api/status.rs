@@ -4,6 +4,7 @@ use super::{Answer, Call, ok};
 use crate::daemon::Serving;
 use crate::daemon::serve::app::{App, resident_bytes};
 use crate::daemon::serve::problem::Problem;
+use crate::daemon::serve::roster::Selection;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::IntoResponse;
@@ -48,16 +49,21 @@ pub async fn status(State(app): State<Arc<App>>, _call: Call) -> Answer {
 }
 
 fn document(app: &App) -> crate::error::Result<Value> {
-    let faults = app.roster.list();
+    let served = app.roster.list();
+    let default = match app.roster.default_selection() {
+        Selection::Named(reference) => Some(reference.to_string()),
+        // The base, or a sum of adapters: see GET /lora-adapters.
+        _ => None,
+    };
     let mut adapters = vec![];
     for entry in app.store.names()? {
-        let fault = faults.iter().find(|(name, ..)| *name == entry.name);
+        let fault = served.iter().find(|row| row.name == entry.name);
         adapters.push(json!({
             "name": entry.name,
             "active": entry.active,
             "trial": entry.trial,
             "generations": entry.generations,
-            "fault": fault.and_then(|(.., fault)| fault.clone()),
+            "fault": fault.and_then(|row| row.fault.as_deref()),
             "samples": app.store.counts(&entry.name)?,
             "outcomes": app.store.outcomes(&entry.name, entry.active.unwrap_or(0))?,
         }));
@@ -75,7 +81,7 @@ fn document(app: &App) -> crate::error::Result<Value> {
         },
         "encrypted": app.store.encrypted(),
         "read_only": app.store.read_only(),
-        "default_adapter": app.config().serve.adapter,
+        "default_adapter": default,
         "adapters": adapters,
         "jobs": app.store.jobs()?.into_iter().filter(|j| j.state.is_open()).collect::<Vec<_>>(),
         "learner": app.learning().map(|l| l.status()).transpose()?,

@@ -1,6 +1,5 @@
 //! Training jobs.
 
-use super::adapters::known;
 use super::{Answer, Call, ok, with};
 use crate::daemon::serve::app::App;
 use crate::daemon::serve::ask;
@@ -48,9 +47,9 @@ pub async fn start(State(app): State<Arc<App>>, call: Call) -> Answer {
     ask::name(&adapter)?;
     let id = app
         .blocking(move |app| {
-            known(app, &adapter)?;
             match app.learning() {
                 Some(learning) => Ok(learning.train_now(&adapter)?),
+                // A state that can't be written to: the store says so.
                 None => Ok(app.store.queue_job(&adapter, "asked for")?),
             }
         })
