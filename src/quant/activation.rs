@@ -8,7 +8,7 @@ use std::hash::{Hash, Hasher};
 pub enum Activation {
     /// v.
     Identity,
-    /// v, but at least `low` and at most `high`: ReLU and ReLU6.
+    /// v, but at least `low` and at most `high`, NaN where v is: ReLU and ReLU6.
     Clamp {
         /// May be -∞.
         low: f32,
@@ -108,6 +108,25 @@ mod tests {
                         assert_eq!(first.get_or_insert(y.clone()), &y, "{}", k.name);
                     }
                 }
+            }
+        }
+    }
+
+    /// A layer whose answer is no number must not end as a bound.
+    #[test]
+    fn nan_stays_nan_in_every_kernel() {
+        for activation in [
+            Activation::Clamp { low: 0.0, high: 6.0 },
+            Activation::HardSwish,
+            Activation::Silu,
+            Activation::Gelu,
+            Activation::GeluTanh,
+        ] {
+            for k in Kernels::available() {
+                let mut y = [1.0, f32::NAN, 2.0].repeat(11);
+                k.finish(&mut y, None, activation);
+                let shown = y.iter().enumerate().all(|(i, v)| v.is_nan() == (i % 3 == 1));
+                assert!(shown, "{} {activation:?}: {y:?}", k.name);
             }
         }
     }

@@ -8,7 +8,7 @@ use super::super::Activation;
 pub(super) fn finish(y: &mut [f32], add: Option<&[f32]>, activation: Activation) {
     match activation {
         Activation::Identity => each(y, add, |v| v),
-        Activation::Clamp { low, high } => each(y, add, |v| v.max(low).min(high)),
+        Activation::Clamp { low, high } => each(y, add, |v| clamp(v, low, high)),
         Activation::HardSwish => each(y, add, hard_swish),
         Activation::Silu => each(y, add, silu),
         Activation::Gelu => each(y, add, gelu),
@@ -22,6 +22,13 @@ fn each(y: &mut [f32], add: Option<&[f32]>, f: impl Fn(f32) -> f32) {
         Some(add) => y.iter_mut().zip(add).for_each(|(y, a)| *y = f(*y + a)),
         None => y.iter_mut().for_each(|y| *y = f(*y)),
     }
+}
+
+/// As `f32::clamp`, but without its panic on bounds that are no range. NaN stays NaN.
+#[inline(always)]
+fn clamp(v: f32, low: f32, high: f32) -> f32 {
+    let v = if v < low { low } else { v };
+    if v > high { high } else { v }
 }
 
 #[inline(always)]
@@ -114,5 +121,6 @@ mod tests {
         assert!(gelu(f32::NAN).is_nan() && gelu_tanh(f32::NAN).is_nan());
         assert_eq!((gelu(40.0), gelu_tanh(40.0), gelu(-40.0)), (40.0, 40.0, 0.0));
         assert!(silu(f32::NAN).is_nan() && hard_swish(f32::NAN).is_nan());
+        assert!(clamp(f32::NAN, 0.0, 6.0).is_nan());
     }
 }
