@@ -103,7 +103,11 @@ mod tests {
                             let v = x[i] + add.map_or(0.0, |a| a[i]);
                             let want = definition(activation, f64::from(v));
                             let off = (f64::from(*y) - want).abs();
-                            assert!(off <= 4e-7 * f64::from(v).abs().max(1.0), "{} {activation:?}", k.name);
+                            assert!(
+                                off <= 4e-7 * f64::from(v).abs().max(1.0),
+                                "{} {activation:?}",
+                                k.name
+                            );
                         }
                         assert_eq!(first.get_or_insert(y.clone()), &y, "{}", k.name);
                     }

@@ -36,8 +36,8 @@ fn every_rule_for_transformers_matches_on_minilm() {
         ("layer-norm", 13),
         ("layer-norm-scale", 13),
         ("layer-norm-shift", 13),
-        ("linear-activation", 6),
-        ("linear-residual", 12),
+        ("activation", 6),
+        ("residual", 12),
         ("linear-siblings", 6),
         ("attention", 6),
     ] {
