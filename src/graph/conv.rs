@@ -1,19 +1,11 @@
 //! The frozen convolution, channels last, and its input gradient.
 
-use std::ops::Range;
-
 use tract_core::internal::*;
 
-use super::weights::{
-    FrozenWeights, LoraSpan, check_lora, expect_bias, expect_dim, expect_f32, filled, floats,
-    lora_spans,
-};
+use super::lora::{add_lora, lora_spans, overlaps};
+use super::weights::{FrozenWeights, expect_bias, expect_dim, expect_f32, filled, floats};
 use super::window::{Window, nhwc, nhwc_fact};
-use crate::adapter::BoundLora;
-use crate::quant::{
-    Activation, Convolution, PackedRef, col2im_add, finish, im2col, product, product_add,
-    product_transposed,
-};
+use crate::quant::{Activation, Convolution, col2im_add, finish, im2col, product_transposed};
 
 /// Floats of scratch for the patches of one chunk of output pixels (1 MiB).
 const SCRATCH: usize = 1 << 18;
@@ -119,34 +111,6 @@ impl After<'_> {
         let add = self.add.map(|add| &add[at..at + y.len()]);
         finish(y, add, self.activation);
     }
-}
-
-/// The parts of the rows `rows` that carry an adapter. A row of the batch is `each` of them.
-pub(super) fn overlaps<'a>(
-    spans: &'a [LoraSpan<'a>],
-    each: usize,
-    rows: Range<usize>,
-) -> impl Iterator<Item = (Range<usize>, &'a BoundLora)> {
-    spans.iter().filter_map(move |span| {
-        let from = rows.start.max(span.rows.start * each);
-        let to = rows.end.min(span.rows.end * each);
-        (from < to).then_some((from..to, span.lora))
-    })
-}
-
-/// y += (x · lora_aᵀ) · lora_bᵀ for whole rows of x and y, beside the layer W.
-pub(super) fn add_lora(
-    lora: &BoundLora,
-    w: PackedRef<'_>,
-    x: &[f32],
-    y: &mut [f32],
-) -> TractResult<()> {
-    check_lora(lora, w.cols(), w.rows())?;
-    let rows = y.len() / w.rows().max(1);
-    let mut inner = vec![0.0; rows * lora.a.view().rows()];
-    product(lora.a.view(), x, None, &mut inner);
-    product_add(lora.b.view(), &inner, y);
-    Ok(())
 }
 
 impl FrozenConv {

@@ -2,7 +2,8 @@
 
 use tract_core::internal::*;
 
-use super::weights::{FrozenWeights, active_lora, check_lora, filled};
+use super::lora::{active_lora, check_lora};
+use super::weights::{FrozenWeights, filled};
 use crate::quant::{PANEL, PackedRef, Scheme, product_add};
 
 /// y\[.., N\] = rows of the table (V, N) in the weight table, taken by ids\[..\] (i64 or i32); an id

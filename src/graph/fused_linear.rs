@@ -2,9 +2,11 @@
 
 use tract_core::internal::*;
 
+use super::conv::After;
 use super::linear::{FrozenLinear, product_fact, rows};
-use super::weights::{FrozenWeights, expect_bias, expect_f32, filled, floats};
-use crate::quant::{Activation, Inputs, finish};
+use super::lora::{add_lora, lora_spans, overlaps};
+use super::weights::{FrozenWeights, expect_bias, expect_f32, floats};
+use crate::quant::{Activation, Inputs};
 
 /// One layer of a [`FusedLinear`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -20,8 +22,8 @@ pub struct Part {
 }
 
 /// For each part y\[.., N\] = activation(x\[.., K\] · Wᵀ (+ bias\[N\]) (+ what the active adapter adds)
-/// (+ residual\[.., N\])). Inputs: x, the biases of the parts that have one, the residual. x is
-/// quantized once for all parts.
+/// (+ residual\[.., N\])). Inputs: x, the biases of the parts that have one, the residual. A stretch of
+/// rows at a time is quantized once for all parts, multiplied and finished, while it is in the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FusedLinear {
     /// The weight table.
@@ -86,34 +88,49 @@ impl EvalOp for FusedLinear {
             Some(residual) if self.has_residual => Some(floats(residual)?),
             _ => None,
         };
-        let mut shared = Inputs::new(x, self.in_features);
+        let after = After { add: residual, activation: self.activation };
+        let leading = inputs[0].shape().split_last().map_or(&[][..], |(_, leading)| leading);
+        let (m, batch) = (leading.iter().product::<usize>(), leading.first().copied().unwrap_or(1));
         let mut biases = inputs[1..].iter();
-        let mut outputs = tvec!();
+        let (mut layers, mut outputs) = (tvec!(), tvec!());
         for part in &self.parts {
             let w = self.weights.weight(part.weight)?;
-            let (shape, m) = rows(inputs[0].shape(), w.cols(), w.rows())?;
+            let (shape, _) = rows(inputs[0].shape(), w.cols(), w.rows())?;
+            ensure!(
+                w.cols() == self.in_features,
+                "weight {} has {} columns",
+                part.weight,
+                w.cols()
+            );
             let bias = match part.has_bias {
                 true => biases.next().map(|b| floats(b)).transpose()?,
                 false => None,
             };
-            outputs.push(filled(&shape, |y| {
-                let batch = inputs[0].shape().first().copied().unwrap_or(1);
-                let spans = super::weights::lora_spans(ctx, part.target, batch)?;
-                if spans.is_empty() {
-                    shared.product(w, bias, y);
-                } else {
-                    super::linear::start_with_lora(&spans, m / batch.max(1), w, x, bias, y)?;
-                    shared.product_add(w, y);
-                }
-                ensure!(
-                    residual.is_none_or(|r| r.len() == y.len()),
-                    "the residual has another shape than the product"
-                );
-                finish(y, residual, self.activation);
-                Ok(())
-            })?);
+            layers.push((w, bias, lora_spans(ctx, part.target, batch)?));
+            let y = Tensor::zero::<f32>(&shape)?;
+            ensure!(
+                residual.is_none_or(|r| r.len() == y.len()),
+                "the residual has another shape than the product"
+            );
+            outputs.push(y);
         }
-        Ok(outputs)
+        for first in (0..m).step_by(Inputs::MAX_ROWS) {
+            let rows = first..m.min(first + Inputs::MAX_ROWS);
+            let x = &x[rows.start * self.in_features..rows.end * self.in_features];
+            let mut shared = Inputs::new(x, self.in_features);
+            for ((w, bias, spans), y) in layers.iter().zip(&mut outputs) {
+                let mut y = y.try_as_plain_ram_mut()?;
+                let y = &mut y.as_slice_mut::<f32>()?[rows.start * w.rows()..rows.end * w.rows()];
+                shared.product(*w, *bias, y);
+                for (part, lora) in overlaps(spans, m / batch.max(1), rows.clone()) {
+                    let (from, to) = (part.start - first, part.end - first);
+                    let x = &x[from * w.cols()..to * w.cols()];
+                    add_lora(lora, *w, x, &mut y[from * w.rows()..to * w.rows()])?;
+                }
+                after.apply(first * w.rows(), y);
+            }
+        }
+        Ok(outputs.into_iter().map(IntoTValue::into_tvalue).collect())
     }
 }
 

@@ -2,11 +2,9 @@
 
 use tract_core::internal::*;
 
-use super::weights::{
-    FrozenWeights, LoraSpan, check_lora, expect_bias, expect_dim, expect_f32, filled, floats,
-    lora_spans,
-};
-use crate::quant::{PackedRef, product, product_add, product_transposed};
+use super::lora::{add_lora, lora_spans, overlaps};
+use super::weights::{FrozenWeights, expect_bias, expect_dim, expect_f32, filled, floats};
+use crate::quant::{product, product_transposed};
 
 /// y\[.., N\] = x\[.., K\] · Wᵀ (+ bias\[N\]) with W (N, K) in the weight table, plus what the active
 /// adapter adds to the target: (x · lora_aᵀ) · lora_bᵀ. Inputs: x, and bias if `has_bias`.
@@ -71,35 +69,6 @@ pub(super) fn rows(shape: &[usize], from: usize, to: usize) -> TractResult<(TVec
     Ok((out, leading.iter().product()))
 }
 
-/// y = bias + (x · lora_aᵀ) · lora_bᵀ for the rows of the spans, bias (or 0) for the others; the
-/// base's product is added to it. A row of the batch is `each` rows of x and y.
-pub(super) fn start_with_lora(
-    spans: &[LoraSpan],
-    each: usize,
-    w: PackedRef<'_>,
-    x: &[f32],
-    bias: Option<&[f32]>,
-    y: &mut [f32],
-) -> TractResult<()> {
-    let (inputs, outputs) = (w.cols(), w.rows());
-    let start = |y: &mut [f32]| match bias {
-        Some(bias) => y.chunks_exact_mut(outputs.max(1)).for_each(|y| y.copy_from_slice(bias)),
-        None => y.fill(0.0),
-    };
-    let mut done = 0;
-    for span in spans {
-        check_lora(span.lora, inputs, outputs)?;
-        let (from, to) = (span.rows.start * each, span.rows.end * each);
-        start(&mut y[done * outputs..from * outputs]);
-        let mut inner = vec![0.0; (to - from) * span.lora.a.view().rows()];
-        product(span.lora.a.view(), &x[from * inputs..to * inputs], None, &mut inner);
-        product(span.lora.b.view(), &inner, bias, &mut y[from * outputs..to * outputs]);
-        done = to;
-    }
-    start(&mut y[done * outputs..]);
-    Ok(())
-}
-
 impl Op for FrozenLinear {
     fn name(&self) -> StaticName {
         "FrozenLinear".into()
@@ -121,14 +90,13 @@ impl EvalOp for FrozenLinear {
         let (shape, m) = rows(inputs[0].shape(), w.cols(), w.rows())?;
         let x = floats(&inputs[0])?;
         let bias = inputs.get(1).map(|b| floats(b)).transpose()?;
+        let batch = inputs[0].shape()[..shape.len() - 1].first().copied().unwrap_or(1);
+        let spans = lora_spans(ctx, self.target, batch)?;
         let y = filled(&shape, |y| {
-            let batch = inputs[0].shape().first().copied().unwrap_or(1);
-            let spans = lora_spans(ctx, self.target, batch)?;
-            if spans.is_empty() {
-                product(w, x, bias, y);
-            } else {
-                start_with_lora(&spans, m / batch.max(1), w, x, bias, y)?;
-                product_add(w, x, y);
+            product(w, x, bias, y);
+            for (part, lora) in overlaps(&spans, m / batch.max(1), 0..m) {
+                let x = &x[part.start * w.cols()..part.end * w.cols()];
+                add_lora(lora, w, x, &mut y[part.start * w.rows()..part.end * w.rows()])?;
             }
             Ok(())
         })?;

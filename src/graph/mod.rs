@@ -12,6 +12,7 @@ mod fused_linear;
 mod layer_norm;
 mod layout;
 mod linear;
+mod lora;
 #[cfg(feature = "import")]
 mod lower;
 mod nnef;
@@ -33,12 +34,13 @@ pub use fused_linear::{FusedLinear, Part};
 pub use layer_norm::LayerNorm;
 pub use layout::channels_last;
 pub use linear::{FrozenLinear, FrozenLinearTransposed};
+pub use lora::{ActiveAdapter, RowAdapters};
 #[cfg(feature = "import")]
 pub use lower::lower;
 pub use nnef::{GraphText, read_graph, write_graph};
 pub use optimize::optimized;
 pub use patches::{Col2im, Im2col};
-pub use weights::{ActiveAdapter, FrozenWeights, RowAdapters, WeightSource};
+pub use weights::{FrozenWeights, WeightSource};
 pub use window::{Padding, Window};
 
 use crate::error::{Error, ErrorKind};

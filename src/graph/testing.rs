@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tract_core::internal::*;
 
-use super::weights::ActiveAdapter;
+use super::lora::ActiveAdapter;
 use super::window::{Padding, Window};
 use crate::adapter::{Bound, BoundLora};
 use crate::quant::{ConvGeometry, Packed, Scheme};

@@ -1,4 +1,4 @@
-//! How the ops reach the frozen weights and the active adapter.
+//! How the ops reach the frozen weights, and helpers over tensors and facts.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use tract_core::internal::*;
 
-use crate::adapter::{Bound, BoundLora};
 use crate::quant::{Packed, PackedRef};
 
 /// Something that holds the weight table of a base: its mapping, or matrices in memory.
@@ -65,83 +64,6 @@ impl Hash for FrozenWeights {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.address().hash(state);
     }
-}
-
-/// The adapter of the current run. Put it into the run's shared resources
-/// (`TurnState::shared`); the ops that are targets find it there. Without it they compute the base.
-#[derive(Clone)]
-pub struct ActiveAdapter(pub Arc<Bound>);
-
-impl fmt::Debug for ActiveAdapter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ActiveAdapter").field(&self.0.names).finish()
-    }
-}
-
-/// What the active adapter adds to target `target`, if anything.
-pub(crate) fn active_lora<'a>(
-    ctx: &EvalContext<'a>,
-    target: Option<usize>,
-) -> Option<&'a BoundLora> {
-    ctx.shared?.get::<ActiveAdapter>()?.0.targets.get(target?)?.as_ref()
-}
-
-/// The adapters of the current run where rows of the batch carry different ones: one entry for each
-/// row, `None` for the base. In the run's shared resources in place of an [`ActiveAdapter`].
-#[derive(Clone)]
-pub struct RowAdapters(pub Vec<Option<Arc<Bound>>>);
-
-impl fmt::Debug for RowAdapters {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|b| b.as_ref().map(|b| &b.names))).finish()
-    }
-}
-
-/// Rows of the batch, side by side, and what their adapter adds to a target.
-pub(crate) struct LoraSpan<'a> {
-    pub(crate) rows: std::ops::Range<usize>,
-    pub(crate) lora: &'a BoundLora,
-}
-
-/// What the run's adapters add to target `target`, for a batch of `batch` rows: none where the base
-/// answers alone.
-pub(crate) fn lora_spans<'a>(
-    ctx: &EvalContext<'a>,
-    target: Option<usize>,
-    batch: usize,
-) -> TractResult<TVec<LoraSpan<'a>>> {
-    let (Some(shared), Some(target)) = (ctx.shared, target) else { return Ok(tvec!()) };
-    let of = |bound: &'a Bound| bound.targets.get(target).and_then(Option::as_ref);
-    if let Some(RowAdapters(adapters)) = shared.get::<RowAdapters>() {
-        ensure!(adapters.len() == batch, "{} adapters for a batch of {batch}", adapters.len());
-        let mut spans: TVec<LoraSpan> = tvec!();
-        for (row, adapter) in adapters.iter().enumerate() {
-            let Some(lora) = adapter.as_ref().and_then(|bound| of(bound)) else { continue };
-            match spans.last_mut() {
-                Some(last) if last.rows.end == row && std::ptr::eq(last.lora, lora) => {
-                    last.rows.end += 1;
-                }
-                _ => spans.push(LoraSpan { rows: row..row + 1, lora }),
-            }
-        }
-        return Ok(spans);
-    }
-    let lora = shared.get::<ActiveAdapter>().and_then(|active| of(&active.0));
-    Ok(lora.into_iter().map(|lora| LoraSpan { rows: 0..batch, lora }).collect())
-}
-
-/// Checks that a bound LoRA fits a layer of `inputs` and `outputs` features.
-pub(crate) fn check_lora(lora: &BoundLora, inputs: usize, outputs: usize) -> TractResult<()> {
-    let (a, b) = (lora.a.view(), lora.b.view());
-    ensure!(
-        a.cols() == inputs && b.rows() == outputs && a.rows() == b.cols(),
-        "adapter tensors ({}, {}) and ({}, {}) don't fit a layer of {inputs} inputs and {outputs} outputs",
-        a.rows(),
-        a.cols(),
-        b.rows(),
-        b.cols()
-    );
-    Ok(())
 }
 
 /// The values of a float tensor, row-major.

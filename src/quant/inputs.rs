@@ -2,14 +2,11 @@
 
 use super::dispatch::kernels;
 use super::kernels::{Quantized, Start};
-use super::product::{product, product_add};
+use super::product::product;
 use super::{PackedRef, Scheme};
 
-/// More rows than this don't stay in the cache between products, and are quantized again.
-const MAX_ROWS: usize = 256;
-
 /// x\[M, cols\] for products with several matrices. The results have the bits that
-/// [`product`] and [`product_add`] give.
+/// [`product`] gives.
 pub struct Inputs<'a> {
     x: &'a [f32],
     cols: usize,
@@ -17,6 +14,9 @@ pub struct Inputs<'a> {
 }
 
 impl<'a> Inputs<'a> {
+    /// More rows than this don't stay in the cache between products: each quantizes them anew.
+    pub const MAX_ROWS: usize = 256;
+
     /// Rows of `cols` values.
     ///
     /// # Panics
@@ -38,21 +38,9 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// As [`product_add`] of x.
-    ///
-    /// # Panics
-    /// If the lengths don't belong to one M.
-    pub fn product_add(&mut self, w: PackedRef<'_>, y: &mut [f32]) {
-        let x = self.x;
-        match self.quantized(w) {
-            Some(q) => kernels().product_of(w, q, Start::Keep, y),
-            None => product_add(w, x, y),
-        }
-    }
-
     fn quantized(&mut self, w: PackedRef<'_>) -> Option<&Quantized> {
         let rows = self.x.len().checked_div(self.cols)?;
-        if rows == 0 || rows > MAX_ROWS || w.keeps_inputs() || w.cols() != self.cols {
+        if rows == 0 || rows > Inputs::MAX_ROWS || w.keeps_inputs() || w.cols() != self.cols {
             return None;
         }
         if self.quantized.as_ref().is_none_or(|(scheme, _)| *scheme != w.scheme()) {
@@ -82,9 +70,6 @@ mod tests {
                 let (mut want, mut got) = (vec![0.0; m * rows], vec![0.0; m * rows]);
                 product(w.view(), &x, Some(&bias), &mut want);
                 inputs.product(w.view(), Some(&bias), &mut got);
-                assert_eq!(want, got);
-                product_add(w.view(), &x, &mut want);
-                inputs.product_add(w.view(), &mut got);
                 assert_eq!(want, got);
             }
         }

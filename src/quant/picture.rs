@@ -20,8 +20,8 @@ pub fn channels_last([n, c, p]: [usize; 3], x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// y \[N, OH, OW, C\]: the largest values that the windows over x \[N, H, W, C\] see; padding is not
-/// seen, nor NaN. At least [`f32::MIN`].
+/// y \[N, OH, OW, C\]: the largest values that the windows over x \[N, H, W, C\] see, NaN where they see
+/// one; padding is not seen. At least [`f32::MIN`].
 ///
 /// # Panics
 /// If a length does not fit the geometry.
@@ -41,7 +41,7 @@ pub fn max_pool(g: &ConvGeometry, x: &[f32], y: &mut [f32]) {
                 let Some(ix) = g.source(1, ox, kx) else { continue };
                 let x = &x[((n * g.height + iy) * g.width + ix) * c..][..c];
                 for (y, x) in y.iter_mut().zip(x) {
-                    *y = if *x > *y { *x } else { *y };
+                    *y = if *x > *y || x.is_nan() { *x } else { *y };
                 }
             }
         }
@@ -86,5 +86,25 @@ mod tests {
                 assert_eq!(*y, want, "{g:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_window_that_sees_nan_gives_nan() {
+        let (mut seen, mut all) = (0, 0);
+        for g in geometries() {
+            let mut x = vec![1.0; g.batch * g.height * g.width * g.channels];
+            x[0] = f32::NAN;
+            let mut patches = vec![0.0; g.pixels() * g.patch_len()];
+            im2col(&g, &x, 0, g.pixels(), &mut patches);
+            let mut y = vec![0.0; g.pixels() * g.channels];
+            max_pool(&g, &x, &mut y);
+            for (y, patch) in y.chunks(g.channels).zip(patches.chunks(g.patch_len())) {
+                let nan = patch.iter().any(|v| v.is_nan());
+                assert_eq!(y[0].is_nan(), nan, "{g:?}");
+                assert!(y[1..].iter().all(|v| !v.is_nan()), "{g:?}");
+                (seen, all) = (seen + usize::from(nan), all + 1);
+            }
+        }
+        assert!(0 < seen && seen < all);
     }
 }

@@ -3,7 +3,7 @@
 use super::engine::{Carried, Engine, Named};
 use crate::adapter::Bound;
 use crate::error::{Error, Result};
-use crate::graph::FrozenLinear;
+use crate::graph::{FrozenConv, FrozenLinear};
 use crate::shape::Array;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Engine::run`]. Usage: not as many adapters as rows. Unsupported: an adapter on a
-    /// convolution, or on a layer that doesn't see the batch as its first axis (the message names
-    /// it): run those rows apart.
+    /// layer that doesn't see the batch as its first axis (the message names it): run those rows
+    /// apart.
     pub fn run_rows(
         &self,
         inputs: &[(String, Array)],
@@ -61,8 +61,9 @@ impl Engine {
         let by_rows = |target: usize| {
             let mut seen = false;
             for node in graph.nodes() {
-                let Some(op) = node.op_as::<FrozenLinear>() else { continue };
-                if op.target == Some(target) {
+                let linear = node.op_as::<FrozenLinear>().and_then(|op| op.target);
+                let conv = node.op_as::<FrozenConv>().and_then(|op| op.target);
+                if linear.or(conv) == Some(target) {
                     seen = true;
                     if node.inputs.first().and_then(|x| first(*x)) != batch {
                         return false;

@@ -4,6 +4,7 @@
 use crate::support::*;
 use offshoot::adapter::TargetKind;
 use offshoot::error::ErrorKind;
+use offshoot::import::{ImportOptions, InputSpec};
 use offshoot::quant::Scheme;
 use offshoot::runtime::{Engine, Named, PackOptions};
 use offshoot::shape::Array;
@@ -35,8 +36,8 @@ fn every_rule_for_transformers_matches_on_minilm() {
         ("layer-norm", 13),
         ("layer-norm-scale", 13),
         ("layer-norm-shift", 13),
-        ("linear-activation", 6),
-        ("linear-residual", 12),
+        ("activation", 6),
+        ("residual", 12),
         ("linear-siblings", 6),
         ("attention", 6),
     ] {
@@ -45,17 +46,37 @@ fn every_rule_for_transformers_matches_on_minilm() {
     assert!(count(&found, "same-type-cast") > 0);
 }
 
+/// `batch` made-up pictures; that of row r is seeded by `first` + r.
+fn pictures(batch: usize, first: usize) -> Named {
+    let size = 3 * 32 * 32;
+    let value = |i: usize| ((first + i / size + 1) * (i % size) * 37 % 255) as f32 / 127.5 - 1.0;
+    let x = (0..batch * size).map(value).collect();
+    vec![("image".into(), Array::f32([batch, 3, 32, 32], x).unwrap())]
+}
+
 #[test]
 fn each_row_answers_as_alone_with_its_adapter() {
-    let engine = minilm();
-    let linear = |seed| adapter(&engine, seed, |t| t.kind == TargetKind::Linear);
-    let (one, two) = (linear(1), linear(2));
+    rows_answer_as_alone(&minilm(), sentences);
+}
+
+#[test]
+fn each_picture_answers_as_alone_with_its_adapter() {
+    for scheme in [Scheme::Q8, Scheme::F32] {
+        let options = PackOptions { scheme, ..PackOptions::default() };
+        rows_answer_as_alone(&packed(&model("tiny/convnet.onnx"), &options), pictures);
+    }
+}
+
+fn rows_answer_as_alone(engine: &Engine, inputs: fn(usize, usize) -> Named) {
+    let [one, two] = [1, 2].map(|seed| {
+        adapter(engine, seed, |t| matches!(t.kind, TargetKind::Linear | TargetKind::Conv { .. }))
+    });
     let one = engine.bind(&[(&one, 1.0)]).unwrap();
     let two = engine.bind(&[(&two, 1.0)]).unwrap();
     let rows = [None, Some(one.clone()), Some(one.clone()), Some(two), None, Some(one)];
-    let together = engine.run_rows(&sentences(rows.len(), 0), &rows).unwrap();
+    let together = engine.run_rows(&inputs(rows.len(), 0), &rows).unwrap();
     for (row, adapter) in rows.iter().enumerate() {
-        let alone = engine.run(&sentences(1, row), adapter.as_ref()).unwrap();
+        let alone = engine.run(&inputs(1, row), adapter.as_ref()).unwrap();
         for ((name, all), (_, alone)) in together.iter().zip(&alone) {
             let alone = alone.as_f32().unwrap();
             let all = &all.as_f32().unwrap()[row * alone.len()..][..alone.len()];
@@ -63,12 +84,12 @@ fn each_row_answers_as_alone_with_its_adapter() {
         }
     }
     // And the adapters do something.
-    let base = engine.run(&sentences(rows.len(), 0), None).unwrap();
+    let base = engine.run(&inputs(rows.len(), 0), None).unwrap();
     assert_ne!(base, together);
     // Rows of one adapter are a plain run.
     let same = vec![rows[1].clone(); 2];
-    let plain = engine.run(&sentences(2, 0), rows[1].as_ref()).unwrap();
-    assert_eq!(engine.run_rows(&sentences(2, 0), &same).unwrap(), plain);
+    let plain = engine.run(&inputs(2, 0), rows[1].as_ref()).unwrap();
+    assert_eq!(engine.run_rows(&inputs(2, 0), &same).unwrap(), plain);
 }
 
 #[test]
@@ -80,17 +101,13 @@ fn rows_that_cannot_be_kept_apart_are_refused() {
     assert_eq!(error.kind(), ErrorKind::Usage);
     assert!(error.message().contains("2 adapters for a batch of 3 rows"), "{error}");
 
-    let options = PackOptions { scheme: Scheme::Q8, ..PackOptions::default() };
+    // A batch that is fixed can't be told from any other axis.
+    let inputs = vec![InputSpec::parse("image=2x3x32x32,f32").unwrap()];
+    let import = ImportOptions { inputs, ..ImportOptions::default() };
+    let options = PackOptions { import, ..PackOptions::default() };
     let engine = packed(&model("tiny/convnet.onnx"), &options);
-    let conv = adapter(&engine, 1, |t| matches!(t.kind, TargetKind::Conv { .. }));
-    let bound = engine.bind(&[(&conv, 1.0)]).unwrap();
-    let inputs = reference(&model("tiny/convnet.npz")).inputs;
-    let rows = inputs[0].1.shape()[0];
-    let mut adapters = vec![None; rows];
-    adapters[0] = Some(bound);
-    if rows > 1 {
-        let error = engine.run_rows(&inputs, &adapters).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(error.message().contains("can't carry a different adapter"), "{error}");
-    }
+    let bound = engine.bind(&[(&adapter(&engine, 1, |_| true), 1.0)]).unwrap();
+    let error = engine.run_rows(&pictures(2, 0), &[Some(bound), None]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.message().contains("can't carry a different adapter"), "{error}");
 }

@@ -24,7 +24,7 @@ fn matches(source: &Path, input: &str, shape: [usize; 4], rules: &[&str]) -> Vec
 
 #[test]
 fn every_clip_and_sum_of_efficientnet_is_fused() {
-    let rules = ["convolution-activation", "convolution-residual", "channels-last"];
+    let rules = ["activation", "residual", "channels-last"];
     let found = matches(&model("efficientnet-lite0.onnx"), "image", [1, 3, 224, 224], &rules);
     // 33 clips, each a maximum and a minimum; 9 sums.
     assert_eq!(found, [66, 9, 1]);
@@ -40,7 +40,7 @@ fn a_pool_between_convolutions_is_fused() {
 fn hard_swishes_and_sums_of_a_text_recogniser_are_found() {
     let Some(shared) = shared() else { return };
     let source = shared.join("models/ppocr-cls.onnx");
-    let rules = ["hard-swish", "convolution-residual"];
+    let rules = ["hard-swish", "residual"];
     let found = matches(&source, "x", [1, 3, 48, 192], &rules);
     assert!(found.iter().all(|count| *count > 0), "{rules:?}: {found:?}");
 }

@@ -109,7 +109,8 @@ fn found(model: &TypedModel, node: &TypedNode, softmax: &Softmax, q_first: bool)
             factor *= value;
             at = x;
         } else if before.op_as::<TypedBinOp>()?.0.is::<Add>() && mask.is_none() && factor == 1.0 {
-            // What scales the scores before the mask is met later. The mask has no part in the product; its axes must be those of the scores.
+            // What scales the scores before the mask is met later. The mask has no part in the product;
+            // its axes must be those of the scores.
             let full = &model.outlet_fact(at).ok()?.shape;
             let [a, b] = [*before.inputs.first()?, *before.inputs.get(1)?];
             let leads = |o: OutletId| {

@@ -2,25 +2,16 @@
 //! changed while a stretch of them is in the cache, after the adapter's part has been added.
 
 use tract_core::internal::*;
-use tract_core::ops::binary::TypedBinOp;
-use tract_core::ops::element_wise::ElementWiseOp;
-use tract_core::ops::math::{Add, Max, Min};
-use tract_core::ops::nn::{HardSwish, Silu};
 
-use super::{only_reader, with_constant};
-use crate::graph::conv::{After, add_lora, overlaps};
-use crate::graph::weights::{filled, floats, lora_spans};
-use crate::graph::{FrozenConv, FrozenDepthwise, FrozenLinear};
-use crate::quant::{Activation, product};
-
-/// Rows of a 1×1 convolution that are finished at a time.
-const ROWS: usize = 256;
+use crate::graph::conv::After;
+use crate::graph::weights::floats;
+use crate::graph::{FrozenConv, FrozenDepthwise};
+use crate::quant::Activation;
 
 /// The convolution that a fused step starts with.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Layer {
     Conv(FrozenConv),
-    Pointwise(FrozenLinear),
     Depthwise(FrozenDepthwise),
 }
 
@@ -29,41 +20,41 @@ enum Layer {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FusedConvolution {
     layer: Layer,
-    adds: bool,
-    activation: Activation,
+    pub(super) has_residual: bool,
+    pub(super) activation: Activation,
 }
 
 impl FusedConvolution {
     /// The layer at `node` with nothing after it, or what is fused there so far.
-    fn at(model: &TypedModel, node: &TypedNode) -> TractResult<Option<FusedConvolution>> {
+    pub(super) fn at(node: &TypedNode) -> Option<FusedConvolution> {
         if let Some(fused) = node.op_as::<FusedConvolution>() {
-            return Ok(Some(fused.clone()));
+            return Some(fused.clone());
         }
         let layer = if let Some(op) = node.op_as::<FrozenConv>() {
             Layer::Conv(op.clone())
         } else if let Some(op) = node.op_as::<FrozenDepthwise>() {
             Layer::Depthwise(op.clone())
-        } else if let Some(op) = node.op_as::<FrozenLinear>()
-            && model.outlet_fact(node.inputs[0])?.rank() == 4
-        {
-            Layer::Pointwise(op.clone())
         } else {
-            return Ok(None);
+            return None;
         };
-        Ok(Some(FusedConvolution { layer, adds: false, activation: Activation::Identity }))
+        Some(FusedConvolution { layer, has_residual: false, activation: Activation::Identity })
+    }
+
+    /// Whether it can add a residual.
+    pub(super) fn adds(&self) -> bool {
+        matches!(self.layer, Layer::Conv(_))
     }
 
     fn layer(&self) -> &dyn TypedOp {
         match &self.layer {
             Layer::Conv(op) => op,
-            Layer::Pointwise(op) => op,
             Layer::Depthwise(op) => op,
         }
     }
 
     /// The layer's part of `inputs`, and what is added.
     fn split<'a, T>(&self, inputs: &'a [T]) -> TractResult<(&'a [T], Option<&'a T>)> {
-        if !self.adds {
+        if !self.has_residual {
             return Ok((inputs, None));
         }
         let (last, layer) = inputs.split_last().context("no input to add")?;
@@ -79,7 +70,7 @@ impl Op for FusedConvolution {
     fn info(&self) -> TractResult<Vec<String>> {
         let mut info = vec![self.layer().name().to_string()];
         info.extend(self.layer().info()?);
-        info.push(format!("adds {}, {:?}", self.adds, self.activation));
+        info.push(format!("{:?}, residual {}", self.activation, self.has_residual));
         Ok(info)
     }
 
@@ -96,43 +87,8 @@ impl EvalOp for FusedConvolution {
         match &self.layer {
             Layer::Conv(op) => op.compute(ctx, layer, &after),
             Layer::Depthwise(op) => op.compute(layer, self.activation),
-            Layer::Pointwise(op) => pointwise(op, ctx, layer, &after),
         }
     }
-}
-
-/// A linear layer over pixels, a stretch of them at a time.
-fn pointwise(
-    op: &FrozenLinear,
-    ctx: &EvalContext,
-    inputs: &[TValue],
-    after: &After<'_>,
-) -> TractResult<TVec<TValue>> {
-    let w = op.weights.weight(op.weight)?;
-    let (cols, rows) = (w.cols(), w.rows());
-    let mut shape: TVec<usize> = inputs[0].shape().into();
-    let last = shape.last_mut().context("x is a scalar")?;
-    ensure!(*last == cols && rows > 0, "x's last axis: expected {cols}, found {last}");
-    *last = rows;
-    let x = floats(&inputs[0])?;
-    let bias = inputs.get(1).map(|b| floats(b)).transpose()?;
-    let batch = shape[0];
-    let spans = lora_spans(ctx, op.target, batch)?;
-    let each = shape[1..shape.len() - 1].iter().product();
-    let y = filled(&shape, |y| {
-        for (i, y) in y.chunks_mut(ROWS * rows).enumerate() {
-            let count = y.len() / rows;
-            let x = &x[i * ROWS * cols..][..count * cols];
-            product(w, x, bias, y);
-            for (part, lora) in overlaps(&spans, each, i * ROWS..i * ROWS + count) {
-                let (from, to) = (part.start - i * ROWS, part.end - i * ROWS);
-                add_lora(lora, w, &x[from * cols..to * cols], &mut y[from * rows..to * rows])?;
-            }
-            after.apply(i * ROWS * rows, y);
-        }
-        Ok(())
-    })?;
-    Ok(tvec!(y))
 }
 
 impl TypedOp for FusedConvolution {
@@ -157,91 +113,13 @@ impl TypedOp for FusedConvolution {
     }
 }
 
-/// The convolution that gives `outlet`, if nothing else reads it.
-fn before(
-    model: &TypedModel,
-    outlet: OutletId,
-) -> TractResult<Option<(&TypedNode, FusedConvolution)>> {
-    if only_reader(model, outlet).is_none() {
-        return Ok(None);
-    }
-    let node = model.node(outlet.node);
-    Ok(FusedConvolution::at(model, node)?.map(|fused| (node, fused)))
-}
-
-/// `op` in the place of `layer` and of `last`, which alone reads it.
-fn replaced(
-    model: &TypedModel,
-    last: &TypedNode,
-    layer: &TypedNode,
-    add: Option<OutletId>,
-    op: FusedConvolution,
-) -> TractResult<Option<TypedModelPatch>> {
-    let inputs: TVec<OutletId> = layer.inputs.iter().copied().chain(add).collect();
-    TypedModelPatch::rewire(model, &inputs, &[last.id.into()], &|patch, inputs| {
-        patch.wire_node(&last.name, op.clone(), inputs)
-    })
-    .map(Some)
-}
-
-/// A convolution and a sum of the same shape that alone reads it.
-pub fn residual(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
-    if !node.op_as::<TypedBinOp>().is_some_and(|op| op.0.is::<Add>()) {
-        return Ok(None);
-    }
-    // Of two convolutions the later takes the sum.
-    let mut sides = [0, 1];
-    sides.sort_by_key(|i| std::cmp::Reverse(node.inputs[*i].node));
-    for i in sides {
-        let (from, other) = (node.inputs[i], node.inputs[1 - i]);
-        let Some((layer, fused)) = before(model, from)? else { continue };
-        let (y, add) = (model.outlet_fact(from)?, model.outlet_fact(other)?);
-        let fits = y.shape == add.shape && add.datum_type == y.datum_type;
-        let free = !fused.adds && fused.activation == Activation::Identity;
-        if fits && free && from != other && !matches!(fused.layer, Layer::Depthwise(_)) {
-            let op = FusedConvolution { adds: true, ..fused };
-            return replaced(model, node, layer, Some(other), op);
-        }
-    }
-    Ok(None)
-}
-
-/// A convolution and the activation that alone reads it.
-pub fn activation(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
-    let (x, next) = if let Some(op) = node.op_as::<ElementWiseOp>() {
-        match op {
-            _ if op.0.is::<HardSwish>() => (node.inputs[0], Activation::HardSwish),
-            _ if op.0.is::<Silu>() => (node.inputs[0], Activation::Silu),
-            _ => return Ok(None),
-        }
-    } else if let Some((x, low)) = with_constant::<Max>(model, node) {
-        (x, Activation::Clamp { low, high: f32::INFINITY })
-    } else if let Some((x, high)) = with_constant::<Min>(model, node) {
-        (x, Activation::Clamp { low: f32::NEG_INFINITY, high })
-    } else {
-        return Ok(None);
-    };
-    let Some((layer, fused)) = before(model, x)? else { return Ok(None) };
-    let activation = match (fused.activation, next) {
-        (Activation::Identity, next) => next,
-        // At least a, at most b, at least c, at most d.
-        (Activation::Clamp { low: a, high: b }, Activation::Clamp { low: c, high: d })
-            if a <= b && c <= d =>
-        {
-            Activation::Clamp { low: a.max(c).min(d), high: b.max(c).min(d) }
-        }
-        _ => return Ok(None),
-    };
-    replaced(model, node, layer, None, FusedConvolution { activation, ..fused })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::adapter::Bound;
     use crate::graph::fuse::fuse;
     use crate::graph::testing::{bound, matrix, run_model, tensor, values, windows};
-    use crate::graph::{FrozenWeights, RowAdapters, Window};
+    use crate::graph::{FrozenLinear, FrozenWeights, RowAdapters, Window};
     use std::sync::Arc;
     use tract_core::ops::math::{add, max, min};
     use tract_core::ops::nn::{hard_swish, silu};
@@ -315,9 +193,7 @@ mod tests {
             for layer in ["conv", "pointwise", "depthwise"] {
                 for after in ["nothing", "clip", "hard-swish", "silu"] {
                     for active in [None, Some(&active)] {
-                        // A plain linear layer sums its adapter's part in another order.
-                        let exact = after == "clip" && (layer == "conv" || active.is_none());
-                        same(net(layer, window, after), &x, active, exact);
+                        same(net(layer, window, after), &x, active, after == "clip");
                     }
                 }
             }
@@ -350,10 +226,8 @@ mod tests {
                 let [none, all, mixed] = [&none, &all, &second].map(|t| floats(t).unwrap());
                 assert_eq!((&mixed[..half], &mixed[half..]), (&none[..half], &all[half..]));
                 assert_ne!(none, all);
-                if layer == "conv" {
-                    let plain = run(model, [None, Some(active.clone())]);
-                    assert_eq!(floats(&plain).unwrap(), mixed);
-                }
+                let plain = run(model, [None, Some(active.clone())]);
+                assert_eq!(floats(&plain).unwrap(), mixed);
             }
         }
     }
@@ -375,7 +249,7 @@ mod tests {
     fn a_value_that_others_read_is_kept() {
         let window = windows()[0];
         let (_, matches) = fuse(net("conv", window, "clip")).unwrap();
-        assert_eq!(matches, [("convolution-residual", 1), ("convolution-activation", 2)]);
+        assert_eq!(matches, [("residual", 1), ("activation", 2)]);
         let mut model = net("conv", window, "silu");
         let outputs: Vec<OutletId> =
             model.nodes.iter().map(|n| n.id.into()).filter(|o| model.outputs[0] != *o).collect();

@@ -91,7 +91,9 @@ pub fn hard_swish(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Ty
         let Some(found) = gate(model, product.inputs[other]) else { continue };
         let all = factor * found.factor;
         let near = |a: f32, b: f32| (a - b).abs() <= 1e-5;
+        // A negative factor would turn the bounds round.
         let is = found.of == v
+            && all > 0.0
             && model.outlet_fact(v)?.datum_type == f32::datum_type()
             && near(all * found.low, 0.0)
             && near(all * found.high, 1.0)
@@ -166,6 +168,8 @@ mod tests {
             model(1.0, 2.0, 6.0, sixth, true),
             model(1.0, 3.0, 5.0, sixth, true),
             model(1.0, 3.0, 6.0, 0.2, false),
+            // min(max(-v - 3, 0), -6) is -6.
+            model(-1.0, -3.0, -6.0, -sixth, false),
         ] {
             assert!(fuse(model).unwrap().1.is_empty());
         }

@@ -6,12 +6,13 @@
 
 mod attention;
 mod convolution;
+mod following;
 mod gelu;
 mod hard_swish;
 mod labels;
 mod layer_norm;
-mod linear;
 mod pictures;
+mod siblings;
 #[cfg(test)]
 mod tests;
 
@@ -37,12 +38,9 @@ pub const RULES: &[Rule] = &[
     Rule { name: "layer-norm-shift", apply: layer_norm::shift },
     Rule { name: "max-pool", apply: pictures::max_pool },
     Rule { name: "hard-swish", apply: hard_swish::hard_swish },
-    // Before those for linear layers: over pictures they work a stretch of pixels at a time.
-    Rule { name: "convolution-residual", apply: convolution::residual },
-    Rule { name: "convolution-activation", apply: convolution::activation },
-    Rule { name: "linear-activation", apply: linear::activation },
-    Rule { name: "linear-residual", apply: linear::residual },
-    Rule { name: "linear-siblings", apply: linear::siblings },
+    Rule { name: "residual", apply: following::residual },
+    Rule { name: "activation", apply: following::activation },
+    Rule { name: "linear-siblings", apply: siblings::siblings },
     Rule { name: "attention", apply: attention::attention },
     // Last: rules above follow moves of axes.
     Rule { name: "channels-last", apply: pictures::channels_last },
