@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::pack::Base;
 use crate::runtime::Engine;
 use crate::shape::Array;
-use crate::store::{Origin, Reference, Store, Switched, check_name};
+use crate::store::{NameEntry, Options, Origin, Reference, Removed, Store, Switched, check_name};
 use clap::Subcommand;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -115,11 +115,8 @@ pub fn pool(text: &str) -> Result<Pool> {
 /// Does what the verb says.
 pub fn run(args: &Args, out: &Out) -> Result<()> {
     match &args.verb {
-        Verb::List => list(out),
-        Verb::Show { name } => {
-            let loaded = super::chosen::from_store(name)?;
-            inspect::adapter(&loaded.adapter, &loaded.path, out)
-        }
+        Verb::List => list_all(out),
+        Verb::Show { name } => show(name, out),
         Verb::Add { file, name, base, activate } => {
             add(file, name.as_deref(), base.as_deref(), *activate, out)
         }
@@ -133,10 +130,14 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         }
         Verb::Rollback { name, why } => switched(&Store::of_user()?.rollback(name, why)?, out),
         Verb::Remove { name, force } => {
-            let gone = Store::of_user()?.remove(name, *force)?;
-            let list: Vec<String> = gone.iter().map(u64::to_string).collect();
-            out.line(format!("removed generation {} of '{}'", list.join(", "), name.name()));
-            out.document(&json!({"name": name.name(), "removed": gone}))
+            let Removed { generations, known } =
+                super::chosen::store_with(name)?.remove(name, *force)?;
+            let name = name.name();
+            match generations.is_empty() {
+                true => out.line(format!("removed '{name}'")),
+                false => out.line(format!("removed generation {} of '{name}'", list(&generations))),
+            }
+            out.document(&json!({"name": name, "removed": generations, "known": known}))
         }
         Verb::Verify { adapter, base } => verify(adapter, base.as_deref(), out),
         Verb::Import(args) => import(args, out),
@@ -150,28 +151,46 @@ fn switched(switched: &Switched, out: &Out) -> Result<()> {
     out.document(&json!(switched))
 }
 
-fn list(out: &Out) -> Result<()> {
+fn list_all(out: &Out) -> Result<()> {
     let root = Store::folder_of_user()?;
-    let mut entries = match Store::open_existing(&root)? {
+    let entries = match Store::open_existing(&root, Options::default())? {
         Some(store) => store.names()?,
         None => vec![],
     };
-    // Names that only have samples so far are the daemon's business.
-    entries.retain(|e| !e.generations.is_empty());
     if entries.is_empty() {
         out.line(format!("no adapters in '{}'", root.display()));
     }
-    let rows: Vec<Vec<String>> = entries
-        .iter()
-        .map(|e| {
-            let generations: Vec<String> = e.generations.iter().map(u64::to_string).collect();
-            let trial = if e.trial.is_some() { " on trial" } else { "" };
-            let active = e.active.map_or("none active".into(), |a| format!("active {a}{trial}"));
-            vec![e.name.clone(), active, format!("generations {}", generations.join(", "))]
-        })
-        .collect();
+    let rows: Vec<Vec<String>> = entries.iter().map(row).collect();
     table(&rows).iter().for_each(|line| out.line(line));
     out.document(&json!({"store": root, "adapters": entries}))
+}
+
+/// A name, what it serves, what there is.
+fn row(entry: &NameEntry) -> Vec<String> {
+    let trial = if entry.trial.is_some() { " on trial" } else { "" };
+    let serves = entry.active.map_or("the base".into(), |a| format!("generation {a}{trial}"));
+    let generations = match entry.generations.as_slice() {
+        [] => "no generations".into(),
+        some => format!("generations {}", list(some)),
+    };
+    vec![entry.name.clone(), format!("serves {serves}"), generations]
+}
+
+fn list(numbers: &[u64]) -> String {
+    numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn show(reference: &Reference, out: &Out) -> Result<()> {
+    let store = super::chosen::store_with(reference)?;
+    if reference.generation().is_none() {
+        let entry = store.name(reference.name())?;
+        if entry.active.is_none() {
+            table(&[row(&entry)]).iter().for_each(|line| out.line(line));
+            return out.document(&entry);
+        }
+    }
+    let loaded = store.load(reference)?;
+    inspect::adapter(&loaded.adapter, &loaded.path, out)
 }
 
 fn add(

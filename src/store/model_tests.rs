@@ -162,7 +162,7 @@ fn random_operations_do_what_the_model_does() {
                         model.on_trial = false;
                     }
                     (1, _) => {
-                        store.deactivate("home").unwrap();
+                        store.deactivate("home", None).unwrap();
                         model.end_trial(None);
                         model.point(None, true);
                     }

@@ -108,6 +108,10 @@ fn an_adapter_from_training_to_removal() {
     assert_eq!(logits("home"), logits("one.adapter"));
     assert!(place.ok("adapter rollback home").contains("serves the base"));
     place.fails("adapter rollback home", 2);
+    assert!(place.ok("adapter list").contains("serves the base"));
+    assert_eq!(place.json("adapter show home")["active"], serde_json::Value::Null);
+    let error = place.fails(&format!("run mlp.base --input x={row} --adapter home"), 2);
+    assert!(error.contains("serves the base"), "{error}");
     place.ok("adapter use home@1");
     place.ok("adapter use home@2");
     assert!(place.ok("adapter show home").contains("head "));
@@ -117,8 +121,11 @@ fn an_adapter_from_training_to_removal() {
 
     place.fails("adapter remove home@2", 5);
     place.ok("adapter remove home@1");
-    place.ok("adapter remove home --force");
+    let removed = place.json("adapter remove home --force");
+    assert_eq!((&removed["removed"][0], &removed["known"]), (&2.into(), &false.into()));
     assert!(place.ok("adapter list").contains("no adapters"));
+    place.fails("adapter show home", 2);
+    place.fails("adapter remove home", 2);
     place.fails("run mlp.base --input x=row.npy --adapter home", 2);
 }
 

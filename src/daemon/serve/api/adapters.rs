@@ -117,7 +117,7 @@ async fn remove_reference(
             Ok(removed)
         })
         .await?;
-    ok(&json!({"removed": removed}))
+    ok(&removed)
 }
 
 #[derive(Deserialize)]
@@ -144,11 +144,8 @@ pub async fn activate(State(app): State<Arc<App>>, call: Call) -> Answer {
     let Some(generation) = body.generation else {
         return Err(Problem::invalid("generation: missing (null: the base)"));
     };
-    if generation.is_none() && (body.expected_generation.is_some() || body.trial_seconds.is_some())
-    {
-        return Err(Problem::invalid(
-            "going back to the base takes neither expected_generation nor trial_seconds",
-        ));
+    if generation.is_none() && body.trial_seconds.is_some() {
+        return Err(Problem::invalid("trial_seconds: the base is never on trial"));
     }
     switch(app, name, move |app, name| match generation {
         Some(generation) => app.store.activate(
@@ -157,7 +154,7 @@ pub async fn activate(State(app): State<Arc<App>>, call: Call) -> Answer {
             body.expected_generation,
             body.trial_seconds.map(Duration::from_secs),
         ),
-        None => app.store.deactivate(name),
+        None => app.store.deactivate(name, body.expected_generation),
     })
     .await
 }
