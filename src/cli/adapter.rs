@@ -1,5 +1,6 @@
 //! `offshoot adapter …`: the store.
 
+use super::chosen::{self, Choice};
 use super::inspect;
 use super::output::{Out, count, table};
 use crate::adapter::peft::{self, HeadSpec, ImportOptions};
@@ -81,6 +82,18 @@ enum Verb {
     },
     /// Turn a PEFT directory into an adapter file
     Import(ImportArgs),
+    /// Make one adapter of the weighted sum of several
+    Merge {
+        /// NAME, NAME@GENERATION or a file, and perhaps :WEIGHT; two or more
+        #[arg(required = true, num_args = 2.., value_parser = Choice::parse)]
+        adapters: Vec<Choice>,
+        /// The adapter file to write
+        #[arg(short, long, value_name = "FILE")]
+        out: PathBuf,
+        /// The adapter's name
+        #[arg(long, default_value = "merged")]
+        name: String,
+    },
 }
 
 #[derive(clap::Args)]
@@ -130,8 +143,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         }
         Verb::Rollback { name, why } => switched(&Store::of_user()?.rollback(name, why)?, out),
         Verb::Remove { name, force } => {
-            let Removed { generations, known } =
-                super::chosen::store_with(name)?.remove(name, *force)?;
+            let Removed { generations, known } = chosen::store_with(name)?.remove(name, *force)?;
             let name = name.name();
             match generations.is_empty() {
                 true => out.line(format!("removed '{name}'")),
@@ -141,6 +153,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         }
         Verb::Verify { adapter, base } => verify(adapter, base.as_deref(), out),
         Verb::Import(args) => import(args, out),
+        Verb::Merge { adapters, out: file, name } => merge(adapters, file, name, out),
     }
 }
 
@@ -181,7 +194,7 @@ fn list(numbers: &[u64]) -> String {
 }
 
 fn show(reference: &Reference, out: &Out) -> Result<()> {
-    let store = super::chosen::store_with(reference)?;
+    let store = chosen::store_with(reference)?;
     if reference.generation().is_none() {
         let entry = store.name(reference.name())?;
         if entry.active.is_none() {
@@ -231,7 +244,7 @@ fn add(
 }
 
 fn verify(text: &str, base: Option<&Path>, out: &Out) -> Result<()> {
-    let choice = super::chosen::Choice { source: text.into(), weight: 1.0 };
+    let choice = Choice { source: text.into(), weight: 1.0 };
     let adapter = choice.load()?;
     adapter.check()?;
     out.line(format!(
@@ -264,6 +277,28 @@ fn verify(text: &str, base: Option<&Path>, out: &Out) -> Result<()> {
     }
     out.document(&json!({
         "adapter": text, "intact": true, "fits": base.is_some(), "probes": measured,
+    }))
+}
+
+fn merge(choices: &[Choice], file: &Path, name: &str, out: &Out) -> Result<()> {
+    let adapters = choices.iter().map(Choice::load).collect::<Result<Vec<Adapter>>>()?;
+    let weighted: Vec<(&Adapter, f32)> =
+        adapters.iter().zip(choices).map(|(a, c)| (a, c.weight)).collect();
+    let merged = crate::adapter::merge(name, &weighted)?;
+    merged.write(file, TensorType::F32)?;
+    let rank = merged.targets.iter().map(|t| t.rank).max().unwrap_or(0);
+    out.line(format!(
+        "{}: {} adapters as one, {} targets, rank up to {rank}",
+        file.display(),
+        choices.len(),
+        merged.targets.len()
+    ));
+    if adapters.iter().any(|a| !a.probes.is_empty()) {
+        out.line("their probes are not taken over: the sum's effect is not measured");
+    }
+    out.document(&json!({
+        "out": file, "name": name, "adapters": choices.len(),
+        "targets": merged.targets.len(), "rank": rank, "head": merged.head.map(|h| h.name),
     }))
 }
 

@@ -102,6 +102,14 @@ fn an_adapter_from_training_to_removal() {
     assert_ne!(logits("home@1:0.5"), logits("home@1"));
     place.ok("adapter use home@2");
     assert_eq!(logits("home"), logits("two.adapter"));
+    // Two heads have no sum; two weights of one adapter have.
+    place.fails("adapter merge home@1 two.adapter -o sum.adapter", 4);
+    let merged = place.json("adapter merge home@1:0.25 one.adapter:0.5 -o sum.adapter");
+    assert_eq!(merged["rank"], 4);
+    let both =
+        format!("run mlp.base --input x={row} --adapter home@1:0.25 --adapter one.adapter:0.5");
+    assert_eq!(logits("sum.adapter"), place.json(&both)["predictions"][0]["logits"].to_string());
+    place.fails("adapter merge home@1 -o lone.adapter", 2);
     assert_eq!(place.json("adapter list")["adapters"][0]["active"], 2);
     let back = place.json("adapter rollback home --why worse");
     assert_eq!((&back["active"], &back["before"]), (&1.into(), &2.into()));
