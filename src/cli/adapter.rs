@@ -82,6 +82,17 @@ enum Verb {
     },
     /// Turn a PEFT directory into an adapter file
     Import(ImportArgs),
+    /// Turn an adapter into a PEFT directory
+    Export {
+        /// NAME, NAME@GENERATION or a file
+        adapter: String,
+        /// The base that it belongs to
+        #[arg(long)]
+        base: PathBuf,
+        /// The directory to make
+        #[arg(short, long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// Make one adapter of the weighted sum of several
     Merge {
         /// NAME, NAME@GENERATION or a file, and perhaps :WEIGHT; two or more
@@ -153,6 +164,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         }
         Verb::Verify { adapter, base } => verify(adapter, base.as_deref(), out),
         Verb::Import(args) => import(args, out),
+        Verb::Export { adapter, base, out: dir } => export(adapter, base, dir, out),
         Verb::Merge { adapters, out: file, name } => merge(adapters, file, name, out),
     }
 }
@@ -277,6 +289,19 @@ fn verify(text: &str, base: Option<&Path>, out: &Out) -> Result<()> {
     }
     out.document(&json!({
         "adapter": text, "intact": true, "fits": base.is_some(), "probes": measured,
+    }))
+}
+
+fn export(text: &str, base: &Path, dir: &Path, out: &Out) -> Result<()> {
+    let adapter = Choice { source: text.into(), weight: 1.0 }.load()?;
+    let base = Base::open(base)?;
+    crate::adapter::bind(&[(&adapter, 1.0)], base.targets(), &base.fingerprint())?;
+    let warnings = peft::export(&adapter, base.targets(), dir)?;
+    warnings.iter().for_each(|w| out.remark(format!("warning: {w}")));
+    out.line(format!("{}: {} targets", dir.display(), adapter.targets.len()));
+    out.document(&json!({
+        "out": dir, "targets": adapter.targets.len(), "head": adapter.head.map(|h| h.name),
+        "warnings": warnings,
     }))
 }
 

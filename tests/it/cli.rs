@@ -110,6 +110,15 @@ fn an_adapter_from_training_to_removal() {
         format!("run mlp.base --input x={row} --adapter home@1:0.25 --adapter one.adapter:0.5");
     assert_eq!(logits("sum.adapter"), place.json(&both)["predictions"][0]["logits"].to_string());
     place.fails("adapter merge home@1 -o lone.adapter", 2);
+    let exported = place.json("adapter export home@1 --base mlp.base -o peft");
+    assert_eq!(exported["warnings"].as_array().unwrap().len(), 2, "{exported}");
+    place.fails("adapter export home@1 --base mlp.base -o peft", 2);
+    let head = &place.json("inspect one.adapter")["adapter"]["head"];
+    let (output, pool) = (head["output"].as_str().unwrap(), head["pool"].as_str().unwrap());
+    place.ok(&format!(
+        "adapter import peft --base mlp.base -o back.adapter --head-output {output} --pool {pool}"
+    ));
+    assert_eq!(logits("back.adapter"), logits("one.adapter"));
     assert_eq!(place.json("adapter list")["adapters"][0]["active"], 2);
     let back = place.json("adapter rollback home --why worse");
     assert_eq!((&back["active"], &back["before"]), (&1.into(), &2.into()));
