@@ -55,20 +55,14 @@ pub fn bind(
         let place = |e: Error| e.at(format_args!("adapter '{}'", shown(&adapter.name)));
         check_base(adapter, base).map_err(place)?;
         adapter.check().map_err(place)?;
-        if !weight.is_finite() {
-            return Err(place(Error::usage(format!("weight {weight} is not finite"))));
-        }
+        check_weight(weight).map_err(place)?;
         match adapter.kind {
             Kind::Lora => {}
         }
         for pair in &adapter.targets {
             let at = match_target(pair, targets, &index).map_err(place)?;
-            let factor = weight * adapter.scaling(pair);
-            if factor != 0.0
-                && !pair.is_zero()
-                && let Some(parts) = parts.get_mut(at)
-            {
-                parts.push(Part { pair, factor });
+            if let Some(parts) = parts.get_mut(at) {
+                parts.extend(Part::of(adapter, pair, weight));
             }
         }
         if let Some(own) = &adapter.head {
@@ -85,7 +79,7 @@ pub fn bind(
         .zip(&parts)
         .map(
             |(target, parts)| {
-                if parts.is_empty() { Ok(None) } else { stack(target, parts).map(Some) }
+                if parts.is_empty() { Ok(None) } else { pack(target, parts).map(Some) }
             },
         )
         .collect::<Result<Vec<_>>>()?;
@@ -94,9 +88,24 @@ pub fn bind(
 }
 
 /// A pair and what multiplies it: weight · scaling.
-struct Part<'a> {
-    pair: &'a TargetAdapter,
+pub(super) struct Part<'a> {
+    pub pair: &'a TargetAdapter,
     factor: f32,
+}
+
+impl<'a> Part<'a> {
+    /// `None` for what adds nothing.
+    pub(super) fn of(adapter: &Adapter, pair: &'a TargetAdapter, weight: f32) -> Option<Part<'a>> {
+        let factor = weight * adapter.scaling(pair);
+        (factor != 0.0 && !pair.is_zero()).then_some(Part { pair, factor })
+    }
+}
+
+pub(super) fn check_weight(weight: f32) -> Result<()> {
+    match weight.is_finite() {
+        true => Ok(()),
+        false => Err(Error::usage(format!("weight {weight} is not finite"))),
+    }
 }
 
 fn check_base(adapter: &Adapter, base: &BaseFingerprint) -> Result<()> {
@@ -147,7 +156,7 @@ fn match_target(
     Ok(at)
 }
 
-fn two_heads(other: &Head, other_adapter: &str, own: &Head, adapter: &Adapter) -> Error {
+pub(super) fn two_heads(other: &Head, other_adapter: &str, own: &Head, adapter: &Adapter) -> Error {
     Error::mismatch(format!(
         "two different heads: '{}' of adapter '{}' and '{}' of adapter '{}'",
         shown(&other.name),
@@ -158,10 +167,22 @@ fn two_heads(other: &Head, other_adapter: &str, own: &Head, adapter: &Adapter) -
     .hint("only one of the adapters used together may have a head")
 }
 
-/// lora_a's below each other, lora_b's side by side with their factors folded in.
-fn stack(target: &Target, parts: &[Part]) -> Result<BoundLora> {
-    let rank: usize = parts.iter().map(|p| p.pair.rank as usize).sum();
+fn pack(target: &Target, parts: &[Part]) -> Result<BoundLora> {
+    let place = |e: Error| e.at(format_args!("target '{}'", shown(&target.module_path)));
+    let (rank, a, b) = stack(parts).map_err(place)?;
     let (inputs, outputs) = (target.in_features as usize, target.out_features as usize);
+    Ok(BoundLora {
+        a: Packed::pack(Scheme::F32, rank, inputs, &a).map_err(place)?,
+        b: Packed::pack(Scheme::F32, outputs, rank, &b).map_err(place)?,
+        rank,
+    })
+}
+
+/// R, lora_a's below each other as (R, in_features), and lora_b's side by side with their factors
+/// folded in as (out_features, R). Errors: a value is not finite then.
+pub(super) fn stack(parts: &[Part]) -> Result<(usize, Vec<f32>, Vec<f32>)> {
+    let rank: usize = parts.iter().map(|p| p.pair.rank as usize).sum();
+    let outputs = parts.first().map_or(0, |p| p.pair.out_features());
     let mut a = Vec::with_capacity(parts.iter().map(|p| p.pair.lora_a.len()).sum());
     let mut b = Vec::with_capacity(parts.iter().map(|p| p.pair.lora_b.len()).sum());
     for part in parts {
@@ -174,13 +195,8 @@ fn stack(target: &Target, parts: &[Part]) -> Result<BoundLora> {
             b.extend(row.iter().map(|v| v * part.factor));
         }
     }
-    let place = |e: Error| e.at(format_args!("target '{}'", shown(&target.module_path)));
-    super::check::finite("scaled lora_b", &b).map_err(place)?;
-    Ok(BoundLora {
-        a: Packed::pack(Scheme::F32, rank, inputs, &a).map_err(place)?,
-        b: Packed::pack(Scheme::F32, outputs, rank, &b).map_err(place)?,
-        rank,
-    })
+    super::check::finite("scaled lora_b", &b)?;
+    Ok((rank, a, b))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `offshoot adapter …`: the store.
 
+use super::chosen::{self, Choice};
 use super::inspect;
 use super::output::{Out, count, table};
 use crate::adapter::peft::{self, HeadSpec, ImportOptions};
@@ -8,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::pack::Base;
 use crate::runtime::Engine;
 use crate::shape::Array;
-use crate::store::{Origin, Reference, Store, Switched, check_name};
+use crate::store::{NameEntry, Options, Origin, Reference, Removed, Store, Switched, check_name};
 use clap::Subcommand;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -81,6 +82,29 @@ enum Verb {
     },
     /// Turn a PEFT directory into an adapter file
     Import(ImportArgs),
+    /// Turn an adapter into a PEFT directory
+    Export {
+        /// NAME, NAME@GENERATION or a file
+        adapter: String,
+        /// The base that it belongs to
+        #[arg(long)]
+        base: PathBuf,
+        /// The directory to make
+        #[arg(short, long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Make one adapter of the weighted sum of several
+    Merge {
+        /// NAME, NAME@GENERATION or a file, and perhaps :WEIGHT; two or more
+        #[arg(required = true, num_args = 2.., value_parser = Choice::parse)]
+        adapters: Vec<Choice>,
+        /// The adapter file to write
+        #[arg(short, long, value_name = "FILE")]
+        out: PathBuf,
+        /// The adapter's name
+        #[arg(long, default_value = "merged")]
+        name: String,
+    },
 }
 
 #[derive(clap::Args)]
@@ -115,11 +139,8 @@ pub fn pool(text: &str) -> Result<Pool> {
 /// Does what the verb says.
 pub fn run(args: &Args, out: &Out) -> Result<()> {
     match &args.verb {
-        Verb::List => list(out),
-        Verb::Show { name } => {
-            let loaded = super::chosen::from_store(name)?;
-            inspect::adapter(&loaded.adapter, &loaded.path, out)
-        }
+        Verb::List => list_all(out),
+        Verb::Show { name } => show(name, out),
         Verb::Add { file, name, base, activate } => {
             add(file, name.as_deref(), base.as_deref(), *activate, out)
         }
@@ -133,13 +154,18 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         }
         Verb::Rollback { name, why } => switched(&Store::of_user()?.rollback(name, why)?, out),
         Verb::Remove { name, force } => {
-            let gone = Store::of_user()?.remove(name, *force)?;
-            let list: Vec<String> = gone.iter().map(u64::to_string).collect();
-            out.line(format!("removed generation {} of '{}'", list.join(", "), name.name()));
-            out.document(&json!({"name": name.name(), "removed": gone}))
+            let Removed { generations, known } = chosen::store_with(name)?.remove(name, *force)?;
+            let name = name.name();
+            match generations.is_empty() {
+                true => out.line(format!("removed '{name}'")),
+                false => out.line(format!("removed generation {} of '{name}'", list(&generations))),
+            }
+            out.document(&json!({"name": name, "removed": generations, "known": known}))
         }
         Verb::Verify { adapter, base } => verify(adapter, base.as_deref(), out),
         Verb::Import(args) => import(args, out),
+        Verb::Export { adapter, base, out: dir } => export(adapter, base, dir, out),
+        Verb::Merge { adapters, out: file, name } => merge(adapters, file, name, out),
     }
 }
 
@@ -150,28 +176,46 @@ fn switched(switched: &Switched, out: &Out) -> Result<()> {
     out.document(&json!(switched))
 }
 
-fn list(out: &Out) -> Result<()> {
+fn list_all(out: &Out) -> Result<()> {
     let root = Store::folder_of_user()?;
-    let mut entries = match Store::open_existing(&root)? {
+    let entries = match Store::open_existing(&root, Options::default())? {
         Some(store) => store.names()?,
         None => vec![],
     };
-    // Names that only have samples so far are the daemon's business.
-    entries.retain(|e| !e.generations.is_empty());
     if entries.is_empty() {
         out.line(format!("no adapters in '{}'", root.display()));
     }
-    let rows: Vec<Vec<String>> = entries
-        .iter()
-        .map(|e| {
-            let generations: Vec<String> = e.generations.iter().map(u64::to_string).collect();
-            let trial = if e.trial.is_some() { " on trial" } else { "" };
-            let active = e.active.map_or("none active".into(), |a| format!("active {a}{trial}"));
-            vec![e.name.clone(), active, format!("generations {}", generations.join(", "))]
-        })
-        .collect();
+    let rows: Vec<Vec<String>> = entries.iter().map(row).collect();
     table(&rows).iter().for_each(|line| out.line(line));
     out.document(&json!({"store": root, "adapters": entries}))
+}
+
+/// A name, what it serves, what there is.
+fn row(entry: &NameEntry) -> Vec<String> {
+    let trial = if entry.trial.is_some() { " on trial" } else { "" };
+    let serves = entry.active.map_or("the base".into(), |a| format!("generation {a}{trial}"));
+    let generations = match entry.generations.as_slice() {
+        [] => "no generations".into(),
+        some => format!("generations {}", list(some)),
+    };
+    vec![entry.name.clone(), format!("serves {serves}"), generations]
+}
+
+fn list(numbers: &[u64]) -> String {
+    numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn show(reference: &Reference, out: &Out) -> Result<()> {
+    let store = chosen::store_with(reference)?;
+    if reference.generation().is_none() {
+        let entry = store.name(reference.name())?;
+        if entry.active.is_none() {
+            table(&[row(&entry)]).iter().for_each(|line| out.line(line));
+            return out.document(&entry);
+        }
+    }
+    let loaded = store.load(reference)?;
+    inspect::adapter(&loaded.adapter, &loaded.path, out)
 }
 
 fn add(
@@ -212,7 +256,7 @@ fn add(
 }
 
 fn verify(text: &str, base: Option<&Path>, out: &Out) -> Result<()> {
-    let choice = super::chosen::Choice { source: text.into(), weight: 1.0 };
+    let choice = Choice { source: text.into(), weight: 1.0 };
     let adapter = choice.load()?;
     adapter.check()?;
     out.line(format!(
@@ -245,6 +289,41 @@ fn verify(text: &str, base: Option<&Path>, out: &Out) -> Result<()> {
     }
     out.document(&json!({
         "adapter": text, "intact": true, "fits": base.is_some(), "probes": measured,
+    }))
+}
+
+fn export(text: &str, base: &Path, dir: &Path, out: &Out) -> Result<()> {
+    let adapter = Choice { source: text.into(), weight: 1.0 }.load()?;
+    let base = Base::open(base)?;
+    crate::adapter::bind(&[(&adapter, 1.0)], base.targets(), &base.fingerprint())?;
+    let warnings = peft::export(&adapter, base.targets(), dir)?;
+    warnings.iter().for_each(|w| out.remark(format!("warning: {w}")));
+    out.line(format!("{}: {} targets", dir.display(), adapter.targets.len()));
+    out.document(&json!({
+        "out": dir, "targets": adapter.targets.len(), "head": adapter.head.map(|h| h.name),
+        "warnings": warnings,
+    }))
+}
+
+fn merge(choices: &[Choice], file: &Path, name: &str, out: &Out) -> Result<()> {
+    let adapters = choices.iter().map(Choice::load).collect::<Result<Vec<Adapter>>>()?;
+    let weighted: Vec<(&Adapter, f32)> =
+        adapters.iter().zip(choices).map(|(a, c)| (a, c.weight)).collect();
+    let merged = crate::adapter::merge(name, &weighted)?;
+    merged.write(file, TensorType::F32)?;
+    let rank = merged.targets.iter().map(|t| t.rank).max().unwrap_or(0);
+    out.line(format!(
+        "{}: {} adapters as one, {} targets, rank up to {rank}",
+        file.display(),
+        choices.len(),
+        merged.targets.len()
+    ));
+    if adapters.iter().any(|a| !a.probes.is_empty()) {
+        out.line("their probes are not taken over: the sum's effect is not measured");
+    }
+    out.document(&json!({
+        "out": file, "name": name, "adapters": choices.len(),
+        "targets": merged.targets.len(), "rank": rank, "head": merged.head.map(|h| h.name),
     }))
 }
 

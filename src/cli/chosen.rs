@@ -3,7 +3,7 @@
 use crate::adapter::{Adapter, Bound};
 use crate::error::{Error, Result};
 use crate::runtime::Engine;
-use crate::store::{Loaded, Reference, Store};
+use crate::store::{Loaded, Options, Reference, Store};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -49,14 +49,16 @@ impl Choice {
 
 /// Reads an adapter of the user's store, which is not made if it is not there.
 pub fn from_store(reference: &Reference) -> Result<Loaded> {
+    store_with(reference)?.load(reference)
+}
+
+/// The user's store, which must be there for `reference` to name something in it.
+pub fn store_with(reference: &Reference) -> Result<Store> {
     let root = Store::folder_of_user()?;
-    match Store::open_existing(&root)? {
-        Some(store) => store.load(reference),
-        None => {
-            Err(Error::usage(format!("no adapter '{}' in '{}'", reference.name(), root.display()))
-                .hint("the store is empty; 'adapter add FILE' fills it"))
-        }
-    }
+    Store::open_existing(&root, Options::default())?.ok_or_else(|| {
+        Error::usage(format!("no adapter '{}' in '{}'", reference.name(), root.display()))
+            .hint("the store is empty; 'adapter add FILE' fills it")
+    })
 }
 
 /// Loads and binds all of them; `None` for none.

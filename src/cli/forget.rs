@@ -68,7 +68,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let selector = args.selector()?;
     let report = match &args.state {
         Some(folder) => on_store(folder.clone(), args.key_file.as_ref(), &selector)?,
-        None => with_daemon(args, &selector)?,
+        None => with_daemon(args, &selector, out)?,
     };
     let generations: Vec<String> =
         report.generations.iter().map(|g| format!("{}@{}", g.name, g.generation)).collect();
@@ -91,14 +91,23 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
 
 fn on_store(folder: PathBuf, key: Option<&PathBuf>, selector: &Selector) -> Result<ForgetReport> {
     let key = key.map(|file| Key::read(file)).transpose()?;
-    if Store::open_existing(&folder)?.is_none() {
-        return Err(Error::usage(format!("'{}' holds no store", folder.display())));
+    match Store::open_existing(&folder, Options { key, ..Options::default() })? {
+        Some(store) => store.forget(selector),
+        None => Err(Error::usage(format!("'{}' holds no store", folder.display()))
+            .hint("--state names the folder, --host the daemon")),
     }
-    Store::open_with(folder, Options { key, ..Options::default() })?.forget(selector)
+}
+
+/// What is done where no daemon is asked.
+fn on_users_store(selector: &Selector, out: &Out) -> Result<ForgetReport> {
+    let folder = Store::folder_of_user()?;
+    let report = on_store(folder.clone(), None, selector)?;
+    out.remark(format!("no daemon answers: this is the store in '{}'", folder.display()));
+    Ok(report)
 }
 
 #[cfg(feature = "daemon")]
-fn with_daemon(args: &Args, selector: &Selector) -> Result<ForgetReport> {
+fn with_daemon(args: &Args, selector: &Selector, out: &Out) -> Result<ForgetReport> {
     use crate::daemon::{Client, Host};
     use crate::error::ErrorKind;
     let host = match &args.host {
@@ -111,7 +120,7 @@ fn with_daemon(args: &Args, selector: &Selector) -> Result<ForgetReport> {
     let client = Client::new(host)?.with_patience(std::time::Duration::from_secs(600));
     match client.json(hyper::Method::POST, "/v1/forget", Some(&body)) {
         Err(e) if e.kind() == ErrorKind::Unreachable && args.host.is_none() => {
-            on_store(Store::folder_of_user()?, None, selector)
+            on_users_store(selector, out)
         }
         answer => serde_json::from_value(answer?)
             .map_err(|e| Error::failed(format!("the daemon's report can't be read: {e}"))),
@@ -119,6 +128,6 @@ fn with_daemon(args: &Args, selector: &Selector) -> Result<ForgetReport> {
 }
 
 #[cfg(not(feature = "daemon"))]
-fn with_daemon(_: &Args, selector: &Selector) -> Result<ForgetReport> {
-    on_store(Store::folder_of_user()?, None, selector)
+fn with_daemon(_: &Args, selector: &Selector, out: &Out) -> Result<ForgetReport> {
+    on_users_store(selector, out)
 }

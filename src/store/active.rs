@@ -5,7 +5,7 @@ use super::events;
 use super::generations::GenerationState;
 use super::names::{Reference, check_name};
 use super::rows::{
-    GenerationRow, NameRow, drop_generation, find_generation, known, known_generations, live,
+    GenerationRow, NameRow, drop_generation, drop_unused, find_generation, known, live, resolve,
 };
 use super::state::Store;
 use crate::error::{Cause, Error, Result};
@@ -61,6 +61,16 @@ pub struct Switched {
     pub before: Option<u64>,
 }
 
+/// What [`Store::remove`] did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Removed {
+    /// The generations that are gone.
+    #[serde(rename = "removed")]
+    pub generations: Vec<u64>,
+    /// Whether the name is known still: by other generations, by samples or by an open job.
+    pub known: bool,
+}
+
 /// A switch that was.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Switch {
@@ -95,11 +105,9 @@ impl Store {
     ) -> Result<Switched> {
         let reference = Reference::parse(&format!("{name}@{generation}"))?;
         self.write(|c| {
-            let found = super::rows::resolve(c, self, &reference)?;
+            let found = resolve(c, self, &reference)?;
             let row = known(c, self, name)?;
-            if let Some(expected) = expected.filter(|e| *e != row.active) {
-                return Err(Fault::Ours(moved(name, expected, row.active)));
-            }
+            compare(name, expected, row.active)?;
             self.load_row(&found)?;
             let state = match trial {
                 Some(_) => GenerationState::Trial,
@@ -121,17 +129,16 @@ impl Store {
         })
     }
 
-    /// Lets `name` serve the base alone; with `expected`, only if that is active now.
+    /// Lets `name` serve the base alone; with `expected` as [`Store::activate`].
     ///
     /// # Errors
-    /// No such name (usage), another one is active than `expected` (refused, [`Cause::Moved`]).
+    /// No such name (usage), another generation is active than `expected` (refused,
+    /// [`Cause::Moved`]).
     pub fn deactivate(&self, name: &str, expected: Option<Option<u64>>) -> Result<Switched> {
         check_name(name)?;
         self.write(|c| {
             let row = known(c, self, name)?;
-            if let Some(expected) = expected.filter(|e| *e != row.active) {
-                return Err(Fault::Ours(moved(name, expected, row.active)));
-            }
+            compare(name, expected, row.active)?;
             if let Some(trial) = row.trial {
                 set_state(c, row.id, trial.generation, GenerationState::Candidate, None)?;
             }
@@ -220,18 +227,20 @@ impl Store {
         })
     }
 
-    /// Removes one generation, or all of a name's. Gives back those removed. The active one goes
-    /// only with `force`; then the name serves the base. Numbers are not given again.
+    /// Removes one generation, or all of a name's. The active one goes only with `force`. With the
+    /// last one the name goes too, unless it has samples or an open job: then it serves the base.
+    /// Numbers are not given again.
     ///
     /// # Errors
-    /// No such name or generation (usage), the active one without `force` (refused).
-    pub fn remove(&self, reference: &Reference, force: bool) -> Result<Vec<u64>> {
+    /// No such name or generation (usage); the active one without `force`, or a name that has
+    /// nothing but samples or a job (refused).
+    pub fn remove(&self, reference: &Reference, force: bool) -> Result<Removed> {
         let name = reference.name();
-        let gone = self.write(|c| {
-            let (row, live) = known_generations(c, self, name)?;
+        let removed = self.write(|c| {
+            let row = known(c, self, name)?;
             let gone: Vec<u64> = match reference.generation() {
-                Some(_) => vec![super::rows::resolve(c, self, reference)?.number],
-                None => live.iter().map(|g| g.number).collect(),
+                Some(_) => vec![resolve(c, self, reference)?.number],
+                None => live(c, row.id)?.iter().map(|g| g.number).collect(),
             };
             if let Some(active) = row.active.filter(|a| gone.contains(a)) {
                 if !force {
@@ -248,11 +257,18 @@ impl Store {
                 drop_generation(c, row.id, number)?;
             }
             super::hashes::sweep(c)?;
-            Ok(gone)
+            let known = !drop_unused(c, row.id, name)?;
+            if known && gone.is_empty() {
+                return Err(Fault::Ours(
+                    Error::refused(format!("'{name}' has no generation, only samples or a job"))
+                        .hint(format!("'forget --adapter {name}' removes its samples")),
+                ));
+            }
+            Ok(Removed { generations: gone, known })
         })?;
         // It is done; files that are left over go when the store is opened next.
         let _ = self.collect();
-        Ok(gone)
+        Ok(removed)
     }
 }
 
@@ -261,11 +277,13 @@ fn went_back(from: u64, to: Option<u64>, why: &str) -> String {
     format!("back from generation {from} to {to}: {why}")
 }
 
-fn moved(name: &str, expected: Option<u64>, found: Option<u64>) -> Error {
+/// The compare of compare and swap.
+fn compare(name: &str, expected: Option<Option<u64>>, found: Option<u64>) -> Result<()> {
+    let Some(expected) = expected.filter(|e| *e != found) else { return Ok(()) };
     let words = |g: Option<u64>| g.map_or("the base".into(), |g| format!("generation {g}"));
-    Error::refused(format!("'{name}' serves {}, expected {}", words(found), words(expected)))
+    Err(Error::refused(format!("'{name}' serves {}, expected {}", words(found), words(expected)))
         .hint("look again: another one has switched it")
-        .because(Cause::Moved)
+        .because(Cause::Moved))
 }
 
 /// Moves the pointer, ends any trial, and remembers the switch.

@@ -212,10 +212,8 @@ fn work(store: &Store, turn: usize, dice: &mut Dice) {
             }
         }
         5 => {
-            store.queue_job(&name(dice), "turn").unwrap();
-            if let Some(job) = store.claim_job().unwrap() {
-                store.update_job(job.id, JobState::Done, None).unwrap();
-            }
+            let job = store.queue_job(&name(dice), "turn").unwrap();
+            store.update_job(job, JobState::Done, None).unwrap();
         }
         6 => {
             for entry in store.names().unwrap() {

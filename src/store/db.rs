@@ -203,6 +203,16 @@ pub(super) fn meta(connection: &Connection, key: &str) -> rusqlite::Result<Optio
         .optional()
 }
 
+/// A number of `meta`.
+pub(super) fn meta_number(connection: &Connection, key: &str) -> rusqlite::Result<Option<i64>> {
+    Ok(meta(connection, key)?.and_then(|bytes| Some(i64::from_le_bytes(bytes.try_into().ok()?))))
+}
+
+/// Sets a number of `meta`.
+pub(super) fn set_meta_number(c: &Connection, key: &str, value: i64) -> rusqlite::Result<()> {
+    set_meta(c, key, &value.to_le_bytes())
+}
+
 /// Sets a value of `meta`.
 pub(super) fn set_meta(connection: &Connection, key: &str, value: &[u8]) -> rusqlite::Result<()> {
     connection

@@ -54,9 +54,9 @@ pub(super) fn make_private(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether this process may make files in `folder`.
-pub(super) fn writable(folder: &Path) -> bool {
-    rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok()
+/// Whether this process may write the file `path`, or make files in the folder `path`.
+pub(super) fn writable(path: &Path) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
 }
 
 /// An error if `root` holds a store of the form before there was a database.
@@ -157,7 +157,7 @@ impl Store {
     /// Files of the store that nothing points to. Names that are not ours are left alone.
     fn left_over(&self, hashes: &HashSet<[u8; 32]>, jobs: &HashSet<i64>) -> Result<Vec<PathBuf>> {
         let adapters = self.root().join(ADAPTERS);
-        if adapters.is_dir() && !self.read_only() {
+        if adapters.is_dir() {
             remove_stale_temps(&adapters)?;
         }
         let mut found = vec![];

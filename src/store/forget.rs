@@ -104,7 +104,8 @@ impl Store {
     /// Forgets the samples that `selector` selects, those in quarantine and those whose input was
     /// evicted too, and every generation that learned from one, itself or through its parents.
     /// Names that served one of those fall back to what served before, else to the base, and are
-    /// queued for training if they have samples left. A report is kept as an event.
+    /// queued for training if they have samples left. The names stay known, whatever is left of
+    /// them: who asks them is answered, by the base. A report is kept as an event.
     ///
     /// On flash, what was overwritten may physically remain until the card reuses its blocks: where
     /// that matters, keep the samples encrypted.
@@ -300,16 +301,9 @@ fn remove(c: &Connection, doomed: &[Doomed]) -> Outcome<ForgetReport> {
         }
     }
     if let Some(newest) = doomed.iter().map(|d| d.id).max() {
-        let floor = db::meta(c, "next_sample")?
-            .and_then(|bytes| Some(i64::from_le_bytes(bytes.try_into().ok()?)));
-        let floor = floor.unwrap_or(1).max(newest.saturating_add(1));
-        db::set_meta(c, "next_sample", &floor.to_le_bytes())?;
+        let floor = db::meta_number(c, "next_sample")?.unwrap_or(1);
+        db::set_meta_number(c, "next_sample", floor.max(newest.saturating_add(1)))?;
     }
-    c.execute(
-        "DELETE FROM labels WHERE id NOT IN (SELECT label_id FROM samples WHERE label_id IS NOT NULL
-         UNION SELECT predicted_id FROM samples WHERE predicted_id IS NOT NULL)",
-        [],
-    )?;
     hashes::sweep(c)?;
     Ok(report)
 }

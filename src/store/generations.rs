@@ -4,12 +4,12 @@ use super::db::{Fault, Outcome, now, signed, unsigned};
 use super::hashes::{self, SampleHash};
 use super::names::{Reference, check_name};
 use super::rows::{
-    GenerationRow, NameRow, drop_generation, find_generation, find_name, known, known_generations,
-    live, make_name, manifest, resolve,
+    GenerationRow, NameRow, drop_generation, find_generation, find_name, known, live, make_name,
+    manifest, no_generation, resolve,
 };
 use super::state::Store;
 use crate::adapter::{Adapter, TensorType};
-use crate::error::{Cause, Error, Result};
+use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
@@ -102,7 +102,9 @@ pub struct Trial {
     pub seconds: u64,
 }
 
-/// One name of the store.
+/// One name of the store. It is known from its first generation, sample or job on until
+/// [`Store::remove`] takes its last generation and no sample is left. While none of its generations
+/// is active it serves the base, and answers say so; a name that is not known serves nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NameEntry {
     /// Its number, which stays; names count from 1.
@@ -169,33 +171,14 @@ impl Store {
             let mut statement = c.prepare_cached("SELECT name FROM names ORDER BY name")?;
             let names: Vec<String> =
                 statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-            names
-                .into_iter()
-                .map(|name| {
-                    let row = known(c, self, &name)?;
-                    let live = live(c, row.id)?;
-                    let shown = live.iter().find(|g| Some(g.number) == row.active);
-                    let base = shown.or(live.last()).and_then(|g| g.base).map(BaseFingerprint);
-                    let generations = live.iter().map(|g| g.number).collect();
-                    Ok(NameEntry {
-                        id: row.id,
-                        name,
-                        base,
-                        active: row.active,
-                        trial: row.trial,
-                        generations,
-                    })
-                })
-                .collect()
+            names.into_iter().map(|name| entry(c, known(c, self, &name)?, name)).collect()
         })
     }
 
     /// One name. Errors: there is none such (usage, [`Cause::NotFound`]).
     pub fn name(&self, name: &str) -> Result<NameEntry> {
         check_name(name)?;
-        self.read(|c| known(c, self, name).map(|_| ()))?;
-        let entry = self.names()?.into_iter().find(|e| e.name == name);
-        entry.ok_or_else(|| Error::usage(format!("no adapter '{name}'")).because(Cause::NotFound))
+        self.read(|c| entry(c, known(c, self, name)?, name.into()))
     }
 
     /// The generation that `name` serves now; `None` if it serves the base or is not known.
@@ -222,8 +205,9 @@ impl Store {
     pub fn newest(&self, name: &str) -> Result<u64> {
         check_name(name)?;
         self.read(|c| {
-            let row = known_generations(c, self, name)?;
-            Ok(row.1.last().map_or(0, |g| g.number))
+            let row = known(c, self, name)?;
+            let newest = live(c, row.id)?.last().map(|g| g.number);
+            newest.ok_or_else(|| Fault::Ours(no_generation(name)))
         })
     }
 
@@ -324,6 +308,14 @@ impl Store {
         let _ = self.collect();
         Ok(added)
     }
+}
+
+fn entry(c: &Connection, row: NameRow, name: String) -> Outcome<NameEntry> {
+    let live = live(c, row.id)?;
+    let shown = live.iter().find(|g| Some(g.number) == row.active);
+    let base = shown.or(live.last()).and_then(|g| g.base).map(BaseFingerprint);
+    let generations = live.iter().map(|g| g.number).collect();
+    Ok(NameEntry { id: row.id, name, base, active: row.active, trial: row.trial, generations })
 }
 
 /// Drops the oldest generations beyond `max`, and all but the newest retired ones.

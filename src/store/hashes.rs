@@ -79,9 +79,20 @@ pub(super) fn all_there(c: &Connection, name: i64, hashes: &[SampleHash]) -> Out
     Ok(())
 }
 
-/// Drops the rows of evicted samples that no manifest names any more, and labels that nothing
-/// names.
+/// Drops the rows of evicted samples that no manifest names any more, and labels that no sample
+/// has. Not while a sample is taken in: its label is there before its row.
 pub(super) fn sweep(c: &Connection) -> Outcome<()> {
+    sweep_samples(c)?;
+    c.execute(
+        "DELETE FROM labels WHERE id NOT IN (SELECT label_id FROM samples WHERE label_id IS NOT NULL
+         UNION SELECT predicted_id FROM samples WHERE predicted_id IS NOT NULL)",
+        [],
+    )?;
+    Ok(())
+}
+
+/// Drops the rows of evicted samples that no manifest names any more.
+pub(super) fn sweep_samples(c: &Connection) -> Outcome<()> {
     let mut statement = c.prepare_cached("SELECT id, hash FROM samples WHERE state = ?1")?;
     let evicted: Vec<(i64, [u8; 32])> = statement
         .query_map([SampleState::EVICTED], |row| Ok((row.get(0)?, row.get(1)?)))?
@@ -89,6 +100,17 @@ pub(super) fn sweep(c: &Connection) -> Outcome<()> {
     if evicted.is_empty() {
         return Ok(());
     }
+    let named = named(c)?;
+    for (id, hash) in evicted {
+        if !named.contains(&SampleHash(hash)) {
+            c.prepare_cached("DELETE FROM samples WHERE id = ?1")?.execute([id])?;
+        }
+    }
+    Ok(())
+}
+
+/// All samples that manifests name, of generations and of jobs.
+fn named(c: &Connection) -> Outcome<HashSet<SampleHash>> {
     let mut named = HashSet::new();
     let mut manifests = c.prepare_cached(
         "SELECT hashes FROM manifests UNION ALL
@@ -99,10 +121,5 @@ pub(super) fn sweep(c: &Connection) -> Outcome<()> {
         let bytes: Vec<u8> = row.get(0)?;
         named.extend(from_bytes(&bytes));
     }
-    for (id, hash) in evicted {
-        if !named.contains(&SampleHash(hash)) {
-            c.prepare_cached("DELETE FROM samples WHERE id = ?1")?.execute([id])?;
-        }
-    }
-    Ok(())
+    Ok(named)
 }

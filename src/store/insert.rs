@@ -385,8 +385,7 @@ fn again(
 fn next_sample(c: &Connection) -> Outcome<i64> {
     let newest: Option<i64> =
         c.prepare_cached("SELECT max(id) FROM samples")?.query_row([], |row| row.get(0))?;
-    let floor = super::db::meta(c, "next_sample")?
-        .and_then(|bytes| Some(i64::from_le_bytes(bytes.try_into().ok()?)));
+    let floor = super::db::meta_number(c, "next_sample")?;
     Ok(newest.unwrap_or(0).saturating_add(1).max(floor.unwrap_or(1)))
 }
 

@@ -1,4 +1,4 @@
-//! Training jobs: queued, claimed, resumed, backed off.
+//! Training jobs: queued, resumed, backed off, closed.
 
 use super::db::{Fault, Outcome, now, signed, unsigned};
 use super::hashes::{self, SampleHash};
@@ -98,28 +98,6 @@ impl Store {
         self.write(|c| {
             let id = make_name(c, name)?.id;
             queue(c, id, reason)
-        })
-    }
-
-    /// Claims the oldest job that is queued or paused and whose backoff has ended: it is running
-    /// now.
-    pub fn claim_job(&self) -> Result<Option<Job>> {
-        self.write(|c| {
-            let now = signed(now());
-            let next: Option<i64> = c
-                .query_row(
-                    "SELECT id FROM jobs WHERE state IN (?1, ?2) AND not_before <= ?3
-                     ORDER BY state = ?1, id LIMIT 1",
-                    params![JobState::Queued.code(), JobState::Paused.code(), now],
-                    |row| row.get(0),
-                )
-                .optional()?;
-            let Some(id) = next else { return Ok(None) };
-            c.execute(
-                "UPDATE jobs SET state = ?2, updated = ?3 WHERE id = ?1",
-                params![id, JobState::Running.code(), now],
-            )?;
-            find(c, id)
         })
     }
 

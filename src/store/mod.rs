@@ -28,7 +28,7 @@ mod schema;
 mod seal;
 mod state;
 
-pub use active::{How, Switch, Switched};
+pub use active::{How, Removed, Switch, Switched};
 pub use events::Event;
 pub use forget::{Fallback, ForgetReport, Retired, Selector};
 pub use generations::{Added, Generation, GenerationState, Loaded, NameEntry, Origin, Trial};

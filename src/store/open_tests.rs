@@ -6,6 +6,7 @@ use super::*;
 use crate::error::{Cause, ErrorKind};
 use crate::fs::fault::{self, Op};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -255,15 +256,47 @@ fn a_read_only_disk_is_read() {
     }
 }
 
+/// Runs in a child started by the test below; alone it does nothing.
+#[test]
+fn without_rights_child() {
+    let Some(root) = std::env::var_os("OFFSHOOT_TEST_NO_RIGHTS") else { return };
+    let error = Store::open(Path::new(&root)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Failed, "{error}");
+    println!("refused: {error}");
+}
+
+/// A folder that may be read and not written, and one of another user's.
 #[test]
 fn a_folder_without_rights_is_an_error() {
+    const NOBODY: u32 = 65_534;
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");
     std::fs::create_dir(&root).unwrap();
-    std::fs::set_permissions(&root, PermissionsExt::from_mode(0o500)).unwrap();
-    if super::folder::writable(&root) {
-        println!("skipped: root may write everywhere");
-        return;
+    let set = |path: &Path, mode| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    set(dir.path(), 0o755);
+    let privileged = rustix::process::geteuid().is_root();
+    for mode in [0o500, 0o000] {
+        set(&root, mode);
+        // Root may write everywhere, so the child is somebody else.
+        let program = dir.path().join("test");
+        let mut command = Command::new(&program);
+        if privileged {
+            std::os::unix::fs::chown(&root, Some(NOBODY), Some(NOBODY)).unwrap();
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        set(&program, 0o755);
+        let child = command
+            .args(["--exact", "store::open_tests::without_rights_child", "--nocapture"])
+            .env("OFFSHOOT_TEST_NO_RIGHTS", &root)
+            .current_dir("/")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(said.contains("refused: "), "{mode:o}: {said}");
+        set(&root, 0o700);
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
     }
-    assert_eq!(Store::open(&root).unwrap_err().kind(), ErrorKind::Failed);
 }

@@ -109,7 +109,7 @@ impl Store {
             let mut counts = Counts::default();
             let mut last = None;
             while let Some(row) = rows.next()? {
-                let (state, label): (i64, Option<i64>) = (row.get(0)?, row.get(1)?);
+                let (state, label_id): (i64, Option<i64>) = (row.get(0)?, row.get(1)?);
                 let (n, bytes) = (unsigned(row.get(3)?), unsigned(row.get(4)?));
                 counts.bytes += bytes;
                 if state == SampleState::Quarantined as i64 {
@@ -117,10 +117,10 @@ impl Store {
                     continue;
                 }
                 let new = unsigned(row.get(5)?);
-                if last != Some(label) {
-                    let label = label.and_then(|id| texts.get(&id).cloned());
+                if last != Some(label_id) {
+                    let label = label_id.and_then(|id| texts.get(&id).cloned());
                     counts.classes.push(ClassCount { label, ..ClassCount::default() });
-                    last = Some(label_id(row)?);
+                    last = Some(label_id);
                 }
                 let held = Part::of(row.get(2)?) == Part::HoldOut;
                 if let Some(class) = counts.classes.last_mut() {
@@ -134,10 +134,6 @@ impl Store {
             Ok(counts)
         })
     }
-}
-
-fn label_id(row: &rusqlite::Row<'_>) -> rusqlite::Result<Option<i64>> {
-    row.get(1)
 }
 
 /// Counts an answer of a generation that is there (0: the base); times after now count as now. So

@@ -139,7 +139,7 @@ fn evict(
         .prepare_cached("SELECT count(*) FROM samples WHERE name_id = ?1 AND state = ?2")?
         .query_row(params![row.name, SampleState::EVICTED], |row| row.get(0))?;
     if unsigned(evicted).is_multiple_of(SWEEP) {
-        super::hashes::sweep(c)?;
+        super::hashes::sweep_samples(c)?;
     }
     Ok(())
 }

@@ -1,9 +1,11 @@
 //! The rows of names and generations, as changes read them.
 
-use super::db::{Fault, Outcome, now, signed, unsigned};
+use super::db::{self, Fault, Outcome, now, signed, unsigned};
 use super::generations::{GenerationState, Trial};
 use super::hashes::{self, SampleHash};
+use super::jobs::JobState;
 use super::names::Reference;
+use super::samples::SampleState;
 use super::state::Store;
 use crate::error::{Cause, Error};
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -54,8 +56,43 @@ pub(super) fn make_name(c: &Connection, name: &str) -> Outcome<NameRow> {
     if let Some(row) = find_name(c, name)? {
         return Ok(row);
     }
-    c.execute("INSERT INTO names (name, created) VALUES (?1, ?2)", params![name, signed(now())])?;
-    Ok(NameRow { id: c.last_insert_rowid(), active: None, trial: None })
+    // Numbers of generations are not given again, also where the name was removed.
+    let next = db::meta_number(c, &next_of(name))?;
+    c.execute(
+        "INSERT INTO names (name, created, next) VALUES (?1, ?2, ?3)",
+        params![name, signed(now()), next.unwrap_or(1)],
+    )?;
+    let row = NameRow { id: c.last_insert_rowid(), active: None, trial: None };
+    if next.is_some() {
+        c.execute("DELETE FROM meta WHERE key = ?1", [next_of(name)])?;
+    }
+    Ok(row)
+}
+
+/// In `meta`: where the numbers of a name that was removed go on.
+fn next_of(name: &str) -> String {
+    format!("next:{name}")
+}
+
+/// Removes a name that has no generation, no sample and no open job. Returns whether it is gone.
+pub(super) fn drop_unused(c: &Connection, id: i64, name: &str) -> Outcome<bool> {
+    let used: bool = c.query_row(
+        "SELECT EXISTS (SELECT 1 FROM generations WHERE name_id = ?1 AND state <> ?2)
+         OR EXISTS (SELECT 1 FROM samples WHERE name_id = ?1 AND state < ?3)
+         OR EXISTS (SELECT 1 FROM jobs WHERE name_id = ?1 AND state <= ?4)",
+        params![id, GenerationState::Retired.code(), SampleState::EVICTED, JobState::LAST_OPEN],
+        |row| row.get(0),
+    )?;
+    if used {
+        return Ok(false);
+    }
+    let next = c.query_row("SELECT next FROM names WHERE id = ?1", [id], |row| row.get(0))?;
+    db::set_meta_number(c, &next_of(name), next)?;
+    for table in ["history", "outcomes", "samples", "labels", "jobs", "generations"] {
+        c.execute(&format!("DELETE FROM {table} WHERE name_id = ?1"), [id])?;
+    }
+    c.execute("DELETE FROM names WHERE id = ?1", [id])?;
+    Ok(true)
 }
 
 /// A name that must be there.
@@ -66,19 +103,11 @@ pub(super) fn known(c: &Connection, store: &Store, name: &str) -> Outcome<NameRo
     }
 }
 
-/// A name that must be there and have generations, and those, ascending.
-pub(super) fn known_generations(
-    c: &Connection,
-    store: &Store,
-    name: &str,
-) -> Outcome<(NameRow, Vec<GenerationRow>)> {
-    if let Some(row) = find_name(c, name)? {
-        let live = live(c, row.id)?;
-        if !live.is_empty() {
-            return Ok((row, live));
-        }
-    }
-    Err(Fault::Ours(no_adapter(c, store, name)?))
+/// Of a name that is known, but has nothing to load.
+pub(super) fn no_generation(name: &str) -> Error {
+    Error::usage(format!("'{name}' has no generation: it serves the base"))
+        .hint("'adapter add FILE' or training makes one")
+        .because(Cause::NotFound)
 }
 
 fn no_adapter(c: &Connection, store: &Store, name: &str) -> Outcome<Error> {
@@ -92,7 +121,7 @@ fn no_adapter(c: &Connection, store: &Store, name: &str) -> Outcome<Error> {
         .query_map([GenerationState::Retired.code()], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
     Ok(match names.is_empty() {
-        true => error.hint("the store is empty; 'adapter add FILE' fills it"),
+        true => error.hint("'adapter add FILE' adds one"),
         false => error.hint(format!("there are {}", names.join(", "))),
     })
 }
@@ -134,13 +163,17 @@ pub(super) fn resolve(
     reference: &Reference,
 ) -> Outcome<GenerationRow> {
     let name = reference.name();
-    let (row, live) = known_generations(c, store, name)?;
+    let row = known(c, store, name)?;
+    let live = live(c, row.id)?;
+    if live.is_empty() {
+        return Err(Fault::Ours(no_generation(name)));
+    }
     let list = || live.iter().map(|g| g.number.to_string()).collect::<Vec<_>>().join(", ");
     let wanted = match (reference.generation(), row.active) {
         (Some(n), _) | (None, Some(n)) => n,
         (None, None) => {
             return Err(Fault::Ours(
-                Error::usage(format!("no generation of '{name}' is active"))
+                Error::usage(format!("no generation of '{name}' is active: it serves the base"))
                     .hint(format!("switch with 'adapter use' to one of {}", list()))
                     .because(Cause::NotFound),
             ));

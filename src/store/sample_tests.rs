@@ -226,6 +226,41 @@ fn an_evicted_sample_keeps_its_part_and_is_still_forgotten() {
     assert_eq!((report.samples, report.generations.len()), (1, 1));
 }
 
+/// A label's text goes with the last row that has it, also where that was an evicted sample's.
+#[test]
+fn a_label_goes_with_its_last_sample() {
+    let (_dir, store) = store();
+    let mine = store.add_sample(&sample("mine", "secretlabel", "me")).unwrap();
+    let origin = Origin { manifest: vec![mine.hash], ..Origin::default() };
+    store.add("home", &adapter(1.0), &origin).unwrap();
+    store.set_rules(rules(|r| r.quota.max_samples = 1)).unwrap();
+    let you = store.add_sample(&sample("yours", "x", "you")).unwrap();
+    let labels = || {
+        let texts = store.read(|c| super::samples::labels(c, &store.unlocked(c)?)).unwrap();
+        let mut texts: Vec<String> = texts.into_values().collect();
+        texts.sort();
+        texts
+    };
+    assert_eq!(labels(), ["secretlabel", "x"]);
+    // Nothing that learned from it is left, and the sweep is what remembers that it was there.
+    store.remove(&Reference::parse("home@1").unwrap(), false).unwrap();
+    assert_eq!(labels(), ["x"]);
+    store.forget(&Selector { ids: vec![you.id], ..Selector::default() }).unwrap();
+    assert_eq!(labels(), [""; 0]);
+}
+
+/// Rows of evicted samples are swept while a sample with a new label is taken in.
+#[test]
+fn a_new_label_outlives_the_sweep() {
+    let (_dir, store) = store();
+    store.set_rules(rules(|r| r.quota.max_samples = 1)).unwrap();
+    for i in 0..300 {
+        store.add_sample(&sample(&format!("{i}"), &format!("label{i}"), "me")).unwrap();
+        let kept = store.samples(&Filter::default()).unwrap();
+        assert_eq!(kept[0].label, Some(format!("label{i}")), "{i}");
+    }
+}
+
 #[test]
 fn outcomes_are_counted_with_the_feedback() {
     let (_dir, store) = store();
@@ -281,20 +316,16 @@ fn filters_meet_all_that_is_given() {
 }
 
 #[test]
-fn jobs_are_claimed_backed_off_and_closed() {
+fn jobs_are_resumed_backed_off_and_closed() {
     let (_dir, store) = store();
     let id = store.queue_job("home", "enough new samples").unwrap();
     assert_eq!(store.queue_job("home", "again").unwrap(), id, "one is open");
-    let job = store.claim_job().unwrap().unwrap();
-    assert_eq!((job.id, job.state), (id, JobState::Running));
-    assert!(store.claim_job().unwrap().is_none());
     let progress = serde_json::json!({"step": 3});
     store.update_job(id, JobState::Running, Some(&progress)).unwrap();
     assert_eq!(Store::open(store.root()).unwrap().pause_interrupted_jobs().unwrap(), [id]);
-    let job = store.claim_job().unwrap().unwrap();
-    assert_eq!((job.progress, job.state), (Some(progress), JobState::Running));
+    let job = store.job(id).unwrap().unwrap();
+    assert_eq!((job.progress, job.state), (Some(progress), JobState::Paused));
     assert_eq!(store.fail_job(id, "out of memory", 2).unwrap(), JobState::Queued);
-    assert!(store.claim_job().unwrap().is_none(), "it backs off");
     let failed = store.job(id).unwrap().unwrap();
     let wait = failed.not_before - failed.updated;
     assert!((59..=61).contains(&wait), "{wait}");

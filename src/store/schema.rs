@@ -14,7 +14,8 @@ pub(super) const STEPS: &[&str] = &[VERSION_1];
 /// Times are seconds since 1970-01-01 UTC. Hashes are 32 bytes. `labels.text` and `inputs.content`
 /// are sealed where `meta` has a `key`.
 const VERSION_1: &str = "
--- hash_key (sealed where there is a key), key (the key's id), next_sample, forget (unfinished)
+-- hash_key (sealed where there is a key), key (the key's id), next_sample, forget (unfinished);
+-- next:NAME: the number of the next generation of a name that was removed
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 
 -- next: the number of the next generation; round: stamped on samples, counts the training sets

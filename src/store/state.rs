@@ -111,13 +111,13 @@ impl Store {
     }
 
     /// Opens the store in `root` if there is one, without making it.
-    pub fn open_existing(root: impl Into<PathBuf>) -> Result<Option<Store>> {
+    pub fn open_existing(root: impl Into<PathBuf>, options: Options) -> Result<Option<Store>> {
         let root = root.into();
         folder::refuse_old(&root, &root.join(DATABASE))?;
         if !root.join(DATABASE).exists() {
             return Ok(None);
         }
-        Store::open(root).map(Some)
+        Store::open_with(root, options).map(Some)
     }
 
     /// The folder of the user's store: `$OFFSHOOT_STORE`, else `$XDG_DATA_HOME/offshoot`, else

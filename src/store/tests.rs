@@ -67,7 +67,7 @@ fn a_life_of_three_generations() {
     }
 
     store.activate("home", 1, None, None).unwrap();
-    assert_eq!(store.remove(&reference("home@2"), false).unwrap(), [2]);
+    assert_eq!(store.remove(&reference("home@2"), false).unwrap().generations, [2]);
     assert!(!loaded.path.exists());
     let three = store.add("home", &adapter(3.0), &Origin::default()).unwrap();
     assert_eq!(three.generation, 3, "number 2 is not given again");
@@ -106,7 +106,9 @@ fn rollback_goes_to_what_served_before() {
     assert_eq!(store.rollback("home", "worse").unwrap_err().kind(), ErrorKind::Usage);
     // By hand a bad one can be had again; then the base was chosen by hand.
     store.activate("home", 3, None, None).unwrap();
-    store.deactivate("home", None).unwrap();
+    let stale = store.deactivate("home", Some(Some(2))).unwrap_err();
+    assert_eq!((stale.kind(), stale.cause()), (ErrorKind::Refused, Some(Cause::Moved)));
+    assert_eq!(store.deactivate("home", Some(Some(3))).unwrap().before, Some(3));
     store.activate("home", 1, None, None).unwrap();
     assert_eq!(store.rollback("home", "worse").unwrap().active, None);
     let last = store.history("home").unwrap().pop().unwrap();
@@ -161,12 +163,46 @@ fn the_active_one_is_removed_by_force_only() {
         let error = store.remove(&reference(text), false).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused);
     }
-    assert_eq!(store.remove(&reference("home@1"), true).unwrap(), [1]);
+    assert_eq!(store.remove(&reference("home@1"), true).unwrap().generations, [1]);
     let error = store.load(&reference("home")).unwrap_err();
     assert!(error.message().contains("no generation of 'home' is active"), "{error}");
-    assert_eq!(store.remove(&reference("home"), false).unwrap(), [2]);
-    assert_eq!(store.name("home").unwrap().generations, [0u64; 0]);
+    let removed = store.remove(&reference("home"), false).unwrap();
+    assert_eq!(removed, Removed { generations: vec![2], known: false });
+    // Nothing of the name is left but where its numbers go on.
+    assert_eq!(store.name("home").unwrap_err().cause(), Some(Cause::NotFound));
+    assert_eq!(store.names().unwrap(), []);
+    assert_eq!(store.remove(&reference("home"), true).unwrap_err().cause(), Some(Cause::NotFound));
     assert_eq!(store.add("home", &adapter(1.0), &Origin::default()).unwrap().generation, 3);
+    assert_eq!(store.history("home").unwrap(), []);
+    assert_eq!(store.add("away", &adapter(1.0), &Origin::default()).unwrap().generation, 1);
+}
+
+/// Samples are the people's: they go by `forget`, not because an adapter is removed.
+#[test]
+fn a_name_with_samples_stays_and_serves_the_base() {
+    let (_dir, store) = store();
+    let sample = super::sample_tests::sample("the same", "x", "app");
+    store.add_sample(&sample).unwrap();
+    promote(&store, 1.0);
+    let removed = store.remove(&reference("home"), true).unwrap();
+    assert_eq!(removed, Removed { generations: vec![1], known: true });
+    assert_eq!(store.name("home").unwrap().active, None);
+    assert_eq!(store.counts("home").unwrap().kept, 1);
+    let error = store.load(&reference("home")).unwrap_err();
+    assert!(error.message().contains("serves the base"), "{error}");
+    assert_eq!(error.cause(), Some(Cause::NotFound));
+    assert_eq!(store.remove(&reference("home"), true).unwrap_err().kind(), ErrorKind::Refused);
+    let all = Selector { all: true, ..Selector::default() };
+    store.forget(&all).unwrap();
+    // Who asks it is answered by the base until it is removed.
+    assert_eq!(store.name("home").unwrap().active, None);
+    let job = store.queue_job("home", "asked for").unwrap();
+    assert_eq!(store.remove(&reference("home"), true).unwrap_err().kind(), ErrorKind::Refused);
+    store.update_job(job, JobState::Cancelled, None).unwrap();
+    let removed = store.remove(&reference("home"), false).unwrap();
+    assert_eq!(removed, Removed { generations: vec![], known: false });
+    assert_eq!(store.job(job).unwrap(), None);
+    assert_eq!(store.add("home", &adapter(2.0), &Origin::default()).unwrap().generation, 2);
 }
 
 #[test]
@@ -290,7 +326,7 @@ fn a_store_of_the_old_form_is_named_and_left_alone() {
     std::fs::create_dir_all(dir.path().join("adapters/home")).unwrap();
     let error = Store::open(dir.path()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
-    assert!(Store::open_existing(dir.path()).is_err());
+    assert!(Store::open_existing(dir.path(), Options::default()).is_err());
     assert!(!dir.path().join("state.db").exists());
 }
 
@@ -301,6 +337,6 @@ fn a_store_that_is_no_folder_is_an_error() {
     let root = dir.path().join("file");
     std::fs::write(&root, "x").unwrap();
     assert!(Store::open(&root).is_err());
-    assert!(Store::open_existing(&root).unwrap().is_none());
+    assert!(Store::open_existing(&root, Options::default()).unwrap().is_none());
     assert_eq!(std::fs::read(&root).unwrap(), b"x");
 }

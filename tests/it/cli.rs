@@ -102,12 +102,33 @@ fn an_adapter_from_training_to_removal() {
     assert_ne!(logits("home@1:0.5"), logits("home@1"));
     place.ok("adapter use home@2");
     assert_eq!(logits("home"), logits("two.adapter"));
+    // Two heads have no sum; two weights of one adapter have.
+    place.fails("adapter merge home@1 two.adapter -o sum.adapter", 4);
+    let merged = place.json("adapter merge home@1:0.25 one.adapter:0.5 -o sum.adapter");
+    assert_eq!(merged["rank"], 4);
+    let both =
+        format!("run mlp.base --input x={row} --adapter home@1:0.25 --adapter one.adapter:0.5");
+    assert_eq!(logits("sum.adapter"), place.json(&both)["predictions"][0]["logits"].to_string());
+    place.fails("adapter merge home@1 -o lone.adapter", 2);
+    let exported = place.json("adapter export home@1 --base mlp.base -o peft");
+    assert_eq!(exported["warnings"].as_array().unwrap().len(), 2, "{exported}");
+    place.fails("adapter export home@1 --base mlp.base -o peft", 2);
+    let head = &place.json("inspect one.adapter")["adapter"]["head"];
+    let (output, pool) = (head["output"].as_str().unwrap(), head["pool"].as_str().unwrap());
+    place.ok(&format!(
+        "adapter import peft --base mlp.base -o back.adapter --head-output {output} --pool {pool}"
+    ));
+    assert_eq!(logits("back.adapter"), logits("one.adapter"));
     assert_eq!(place.json("adapter list")["adapters"][0]["active"], 2);
     let back = place.json("adapter rollback home --why worse");
     assert_eq!((&back["active"], &back["before"]), (&1.into(), &2.into()));
     assert_eq!(logits("home"), logits("one.adapter"));
     assert!(place.ok("adapter rollback home").contains("serves the base"));
     place.fails("adapter rollback home", 2);
+    assert!(place.ok("adapter list").contains("serves the base"));
+    assert_eq!(place.json("adapter show home")["active"], serde_json::Value::Null);
+    let error = place.fails(&format!("run mlp.base --input x={row} --adapter home"), 2);
+    assert!(error.contains("serves the base"), "{error}");
     place.ok("adapter use home@1");
     place.ok("adapter use home@2");
     assert!(place.ok("adapter show home").contains("head "));
@@ -117,8 +138,11 @@ fn an_adapter_from_training_to_removal() {
 
     place.fails("adapter remove home@2", 5);
     place.ok("adapter remove home@1");
-    place.ok("adapter remove home --force");
+    let removed = place.json("adapter remove home --force");
+    assert_eq!((&removed["removed"][0], &removed["known"]), (&2.into(), &false.into()));
     assert!(place.ok("adapter list").contains("no adapters"));
+    place.fails("adapter show home", 2);
+    place.fails("adapter remove home", 2);
     place.fails("run mlp.base --input x=row.npy --adapter home", 2);
 }
 

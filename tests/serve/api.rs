@@ -75,11 +75,19 @@ fn switches_compare_and_roll_back() {
     assert!((400..500).contains(&kept.status), "{kept:?}");
     assert_eq!(daemon.send("DELETE", "/v1/adapters/home/2", "", b"").status, 200);
     assert_eq!(daemon.send("DELETE", "/v1/adapters/home?force=true", "", b"").status, 200);
-    // The name stays, with its samples and its history: it serves the base, and says so.
+    // An adapter that is gone is unknown; the base answers only who asks for it.
+    let gone = daemon.post("/v1/predict", &question(1.0));
+    assert_eq!((gone.status, gone.error().as_str()), (404, "not_found"));
+    assert_eq!(daemon.send("GET", "/v1/adapters/home", "", b"").status, 404);
+    assert_eq!(daemon.ok("GET", "/v1/adapters", None)["adapters"], json!([]));
+    predict(&daemon, &and(question(1.0), "adapter", Value::Null));
+    // One with samples is known: it serves the base, and says so.
+    let told = and(and(question(1.0), "label", "0"), "adapter", "home");
+    assert_eq!(daemon.post("/v1/feedback", &told).status, 201);
     let bare = predict(&daemon, &question(1.0));
     assert_eq!((&bare["adapter"], &bare["generation"]), (&json!("home"), &json!(null)));
-    assert_eq!(bare["predictions"], json!([]));
     assert_eq!(daemon.ok("GET", "/v1/adapters", None)["adapters"][0]["generations"], json!([]));
+    assert_eq!(daemon.send("DELETE", "/v1/adapters/home", "", b"").status, 409);
 }
 
 #[test]

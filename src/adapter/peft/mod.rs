@@ -1,7 +1,8 @@
 //! PEFT adapter directories (`adapter_config.json` and `adapter_model.safetensors`), LoRA only.
-//! Import is whole or refused with the reason.
+//! Import and export are whole or refused with the reason.
 
 mod config;
+mod export;
 mod json;
 mod matching;
 mod tensors;
@@ -16,6 +17,8 @@ use config::Config;
 use serde::Serialize;
 use std::path::Path;
 use tensors::Saved;
+
+pub use export::export;
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";

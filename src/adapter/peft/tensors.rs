@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 /// Longest JSON header in bytes.
 const MAX_HEADER: u64 = 16 << 20;
 /// What PEFT puts before every name; some writers leave it out.
-const PREFIX: &str = "base_model.model.";
+pub(super) const PREFIX: &str = "base_model.model.";
 
 /// Endings of tensors that belong to options or methods that are not supported.
 const REFUSED: &[(&str, &str)] = &[
@@ -204,7 +204,7 @@ fn wrong_shape(name: &str, found: &[usize], expected: &[usize]) -> Error {
 }
 
 /// (R, channels, window) to (R, window, channels).
-fn channels_last(values: Vec<f32>, channels: usize, window: usize) -> Vec<f32> {
+pub(super) fn channels_last(values: Vec<f32>, channels: usize, window: usize) -> Vec<f32> {
     if window == 1 {
         return values;
     }

@@ -107,6 +107,101 @@ fn a_base_that_lacks_modules_is_a_mismatch() {
     assert!(imported.warnings[0].contains("1 targets of the base"), "{:?}", imported.warnings);
 }
 
+/// Every tensor of PEFT's own file comes out again, shape and bits.
+#[test]
+fn pefts_own_directories_export_as_they_came() {
+    for name in ["peft_adapter", "peft_adapter_spam_r4"] {
+        let Some(dir) = reference(name) else { return };
+        let targets = minilm("bert.");
+        let options = ImportOptions { base: Some(base(1)), ..ImportOptions::default() };
+        let adapter = import(&dir, &targets, &options).unwrap().adapter;
+        let place = tempfile::tempdir().unwrap();
+        let out = place.path().join("out");
+        let left = export(&adapter, &targets, &out).unwrap();
+        assert_eq!(left.len(), 1, "{left:?}");
+        let tensors = |dir: &Path| {
+            let bytes = std::fs::read(dir.join(WEIGHTS)).unwrap();
+            let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let mut all: Vec<_> = file
+                .iter()
+                .map(|(n, v)| (n.to_string(), v.dtype(), v.shape().to_vec(), v.data().to_vec()))
+                .collect();
+            all.sort_by(|a, b| a.0.cmp(&b.0));
+            all
+        };
+        assert!(tensors(&out) == tensors(&dir));
+        let again = import(&out, &targets, &options).unwrap();
+        assert_eq!(Adapter { name: name.into(), ..again.adapter }, adapter);
+        let error = export(&adapter, &targets, &out).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Usage);
+    }
+}
+
+/// Ranks and alphas that differ, rsLoRA, kernels, and one path that ends as another.
+#[test]
+fn all_that_a_directory_can_hold_comes_back() {
+    use super::super::testing::{head, pair};
+    let mut wide = linear("m.conv", 2 * 6, 5);
+    wide.kind = TargetKind::Conv { kernel: [2, 3], one_axis: false };
+    let mut line = linear("m.line", 2 * 3, 5);
+    line.kind = TargetKind::Conv { kernel: [1, 3], one_axis: true };
+    let targets = [linear("a.q", 6, 4), wide, line, linear("q", 6, 4), linear("m.a.q", 6, 4)];
+    let adapter = Adapter {
+        name: "out".into(),
+        base: Some(base(1)),
+        rslora: true,
+        targets: vec![
+            pair("q", 2, 0.1, 6, 4),
+            pair("m.conv", 3, 3.0, 12, 5),
+            pair("a.q", 1, 16.0, 6, 4),
+            pair("m.line", 2, 0.1, 6, 5),
+            pair("m.a.q", 4, 1e-7, 6, 4),
+        ],
+        head: Some(head("score")),
+        ..Adapter::default()
+    };
+    let place = tempfile::tempdir().unwrap();
+    let out = place.path().join("out");
+    export(&adapter, &targets, &out).unwrap();
+    let bytes = std::fs::read(out.join(WEIGHTS)).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let a = file.tensor("base_model.model.m.conv.lora_A.weight").unwrap();
+    assert_eq!(a.shape(), [3, 2, 2, 3]);
+    // Channel 0, row 0, column 1: channels are innermost in ours.
+    assert_eq!(a.data()[4..8], adapter.targets[1].lora_a[2].to_le_bytes());
+    assert_eq!(file.tensor("base_model.model.m.line.lora_B.weight").unwrap().shape(), [5, 2, 1]);
+    let spec = HeadSpec {
+        output: "logits".into(),
+        pool: Pool::Cls,
+        labels: Some(vec!["no".into(), "yes".into()]),
+    };
+    let options =
+        ImportOptions { base: Some(base(1)), head: Some(spec), ..ImportOptions::default() };
+    let mut again = import(&out, &targets, &options).unwrap().adapter;
+    again
+        .targets
+        .sort_by_key(|t| adapter.targets.iter().position(|o| o.module_path == t.module_path));
+    assert_eq!(again, adapter);
+}
+
+#[test]
+fn what_a_directory_can_not_hold_is_not_exported() {
+    use super::super::testing::{head, pair};
+    let place = tempfile::tempdir().unwrap();
+    let out = place.path().join("out");
+    let adapter = |path: &str, name: &str| Adapter {
+        targets: vec![pair(path, 2, 4.0, 3, 4)],
+        head: Some(head(name)),
+        ..Adapter::default()
+    };
+    // A head that has a layer's name would take the layer's place.
+    let error = export(&adapter("m.q", "q"), &targets(), &out).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    let error = export(&adapter("m.x", "score"), &targets(), &out).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Mismatch, "{error}");
+    assert!(!out.exists());
+}
+
 type Named<'a> = (&'a str, Dtype, Vec<usize>, Vec<u8>);
 
 fn f32s(name: &str, shape: impl Into<Vec<usize>>) -> Named<'_> {

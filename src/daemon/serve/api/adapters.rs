@@ -114,7 +114,7 @@ async fn remove_reference(
             Ok(removed)
         })
         .await?;
-    ok(&json!({"removed": removed}))
+    ok(&removed)
 }
 
 #[derive(Deserialize)]
