@@ -71,7 +71,6 @@ fn replay_keeps_what_was_learned_before() {
     let without = Lesson { data: &new, replayed: 0, holdout: None, previous };
     let alone = TrainOptions { holdout: 0.0, ..long.clone() };
     let without = accuracy(&learn(&engine, &without, &alone, &mut Silent).unwrap());
-    println!("FIGURE replay {with} {without}");
     assert!(with >= 0.95 && without < 0.8, "{with} {without}");
     let all_old = Lesson { data: &old, replayed: old.samples.len(), holdout: None, previous };
     assert_eq!(learn(&engine, &all_old, &alone, &mut Silent).unwrap_err().kind(), ErrorKind::Usage);
