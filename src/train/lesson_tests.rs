@@ -71,7 +71,8 @@ fn replay_keeps_what_was_learned_before() {
     let without = Lesson { data: &new, replayed: 0, holdout: None, previous };
     let alone = TrainOptions { holdout: 0.0, ..long.clone() };
     let without = accuracy(&learn(&engine, &without, &alone, &mut Silent).unwrap());
-    assert!(with >= 0.95 && without < 0.8, "{with} {without}");
+    // Measured: 45 and 31 of 45.
+    assert!(with >= 0.95 && without < 0.75, "{with} {without}");
     let all_old = Lesson { data: &old, replayed: old.samples.len(), holdout: None, previous };
     assert_eq!(learn(&engine, &all_old, &alone, &mut Silent).unwrap_err().kind(), ErrorKind::Usage);
 }
@@ -95,7 +96,8 @@ fn gradients_of_mixed_answers_agree_with_central_differences() {
     assert_eq!(answers.counted(), 7);
     let batch = [MicroBatch { inputs: samples.inputs(&all, 8).unwrap(), answers }];
     // lora_b is zero, and with it the gradient of lora_a.
-    assert_eq!(check_gradients(&mut trainer, &batch, "soft"), trainer.parameters().count() - 1);
+    let others = trainer.parameters().filter(|(name, _)| !name.ends_with("lora_a")).count();
+    assert_eq!(check_gradients(&mut trainer, &batch, "soft"), others);
     let values = TrainOptions { loss: LossKind::MeanSquaredError, ..options() };
     let other = Trainer::new(&engine, &values, vec!["v".into()]).unwrap();
     assert_eq!(other.gradients(&batch).unwrap_err().kind(), ErrorKind::Usage);
