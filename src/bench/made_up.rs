@@ -24,8 +24,7 @@ pub struct Sizes {
 /// # Errors
 /// Unsupported: a dimension that is computed from others.
 pub fn inputs(engine: &Engine, sizes: Sizes) -> Result<Named> {
-    let embeddings = engine.base().targets().iter().filter(|t| t.kind == TargetKind::Embedding);
-    let vocabulary = embeddings.map(|t| t.in_features as usize).max().unwrap_or(IDS);
+    let vocabulary = engine.base().vocabulary().unwrap_or(IDS);
     let one = |spec: &IoSpec| Ok((spec.name.clone(), input(spec, sizes, vocabulary)?));
     engine.inputs().iter().map(one).collect()
 }

@@ -215,11 +215,7 @@ fn options(args: &Args, data: &Dataset) -> TrainOptions {
         rank: args.rank,
         alpha: args.alpha,
         rslora: args.rslora,
-        targets: match args.targets.as_str() {
-            "all-linear" => TargetChoice::AllLinear,
-            "none" => TargetChoice::None,
-            regex => TargetChoice::Regex(regex.into()),
-        },
+        targets: TargetChoice::parse(&args.targets),
         head_from: args.head_from.clone(),
         pool: args.pool,
         loss: args.loss.unwrap_or(by_labels),

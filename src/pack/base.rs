@@ -3,7 +3,7 @@
 use super::header::{Header, KINDS, Kind, SectionInfo, decode};
 use super::mapping::Mapping;
 use super::record::{ConstType, ImportRecord, Preprocess, WeightSpec, check_targets};
-use crate::adapter::Target;
+use crate::adapter::{Target, TargetKind};
 use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;
 use crate::quant::PackedRef;
@@ -159,6 +159,12 @@ impl Base {
             })
             .collect::<Result<_>>()?;
         Ok(constants.into_iter())
+    }
+
+    /// Rows of the largest embedding: how many token ids there are. `None` without embeddings.
+    pub fn vocabulary(&self) -> Option<usize> {
+        let embeddings = self.targets().iter().filter(|t| t.kind == TargetKind::Embedding);
+        embeddings.map(|t| t.in_features as usize).max()
     }
 
     /// The bytes of tokenizer.json, if the base has one. Errors: damaged (bad input).

@@ -4,31 +4,10 @@ use super::data::Dataset;
 use super::lesson::Teacher;
 use super::progress::{Event, Progress, Silent};
 use super::samples::Samples;
-use super::testing::{engine, points};
+use super::testing::{bytes, check_gradients, engine, numbers, options, points};
 use super::*;
-use crate::adapter::{Adapter, TensorType};
 use crate::error::ErrorKind;
 use crate::runtime::PackOptions;
-
-fn options() -> TrainOptions {
-    TrainOptions {
-        rank: 4,
-        alpha: 8.0,
-        learning_rate: 1e-2,
-        batch: 8,
-        micro_batch: Some(4),
-        epochs: Some(6),
-        ..TrainOptions::default()
-    }
-}
-
-fn bytes(trained: &Trained) -> Vec<u8> {
-    let mut adapter: Adapter = trained.adapter.clone();
-    if let Some(record) = &mut adapter.training {
-        record.date = 0;
-    }
-    adapter.to_bytes(TensorType::F32).unwrap()
-}
 
 /// Only the samples of these classes, under all labels.
 fn of_classes(data: &Dataset, classes: &[usize]) -> Dataset {
@@ -92,7 +71,8 @@ fn replay_keeps_what_was_learned_before() {
     let without = Lesson { data: &new, replayed: 0, holdout: None, previous };
     let alone = TrainOptions { holdout: 0.0, ..long.clone() };
     let without = accuracy(&learn(&engine, &without, &alone, &mut Silent).unwrap());
-    assert!(with >= 0.95 && without < 0.8, "{with} {without}");
+    // Measured: 45 and 31 of 45.
+    assert!(with >= 0.95 && without < 0.75, "{with} {without}");
     let all_old = Lesson { data: &old, replayed: old.samples.len(), holdout: None, previous };
     assert_eq!(learn(&engine, &all_old, &alone, &mut Silent).unwrap_err().kind(), ErrorKind::Usage);
 }
@@ -115,29 +95,9 @@ fn gradients_of_mixed_answers_agree_with_central_differences() {
     let answers = Answers::Soft(soft.collect());
     assert_eq!(answers.counted(), 7);
     let batch = [MicroBatch { inputs: samples.inputs(&all, 8).unwrap(), answers }];
-    let gradients = trainer.gradients(&batch).unwrap();
-    let tensors: Vec<(String, Vec<f32>)> =
-        trainer.parameters().map(|(n, v)| (n.to_string(), v.to_vec())).collect();
-    let mut checked = 0;
-    for ((name, values), gradient) in tensors.iter().zip(&gradients.values) {
-        let length = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-        if length == 0.0 {
-            continue;
-        }
-        checked += 1;
-        let step = 3e-3;
-        let mut loss_at = |sign: f64| {
-            let along = values.iter().zip(gradient);
-            let moved =
-                along.map(|(v, g)| (f64::from(*v) + sign * step * f64::from(*g) / length) as f32);
-            trainer.set_parameter(name, &moved.collect::<Vec<_>>()).unwrap();
-            f64::from(trainer.gradients(&batch).unwrap().loss)
-        };
-        let slope = (loss_at(1.0) - loss_at(-1.0)) / (2.0 * step);
-        trainer.set_parameter(name, values).unwrap();
-        assert!((slope - length).abs() < 0.03 * length + 3e-4, "{name}: {slope} {length}");
-    }
-    assert!(checked >= 3);
+    // lora_b is zero, and with it the gradient of lora_a.
+    let others = trainer.parameters().filter(|(name, _)| !name.ends_with("lora_a")).count();
+    assert_eq!(check_gradients(&mut trainer, &batch, "soft"), others);
     let values = TrainOptions { loss: LossKind::MeanSquaredError, ..options() };
     let other = Trainer::new(&engine, &values, vec!["v".into()]).unwrap();
     assert_eq!(other.gradients(&batch).unwrap_err().kind(), ErrorKind::Usage);
@@ -171,6 +131,20 @@ fn the_teacher_answers_where_it_is_right() {
         assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-5 && row[3] == 0.0);
     }
     assert!(ask(&mut || false).is_none());
+}
+
+#[test]
+fn numbers_are_learned_from_their_labels_alone() {
+    let (_dir, engine) = engine("mlp", &PackOptions::default());
+    let values = TrainOptions { loss: LossKind::MeanSquaredError, ..options() };
+    let first = train(&engine, &numbers(40, 1), None, &values, &mut Silent).unwrap().adapter;
+    let data = numbers(40, 2);
+    let lesson = Lesson { previous: Some(&first), ..Lesson::new(&data, None) };
+    let learned = |keep: f32| {
+        let kept = TrainOptions { keep, ..values.clone() };
+        bytes(&learn(&engine, &lesson, &kept, &mut Silent).unwrap())
+    };
+    assert_eq!(learned(0.9), learned(0.0));
 }
 
 /// Asks to stop at the nth question, and goes on afterwards.

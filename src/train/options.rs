@@ -18,6 +18,17 @@ pub enum TargetChoice {
     None,
 }
 
+impl TargetChoice {
+    /// `all-linear`, `none`, else a regular expression.
+    pub fn parse(text: &str) -> TargetChoice {
+        match text {
+            "all-linear" => TargetChoice::AllLinear,
+            "none" => TargetChoice::None,
+            pattern => TargetChoice::Regex(pattern.into()),
+        }
+    }
+}
+
 /// What is minimised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub enum LossKind {
@@ -72,7 +83,9 @@ pub struct TrainOptions {
     pub schedule: Schedule,
     /// Passes over the samples (8 where neither this nor `steps` is given).
     pub epochs: Option<u32>,
-    /// Optimizer steps; goes before `epochs`.
+    /// Steps at least, where `epochs` of few samples are fewer.
+    pub min_steps: u32,
+    /// Optimizer steps; goes before `epochs` and `min_steps`.
     pub steps: Option<u32>,
     /// Samples a step.
     pub batch: usize,
@@ -105,8 +118,19 @@ pub struct TrainOptions {
     /// Share of each batch that is replayed, 0 to 1, where there are older samples.
     pub replay: f32,
     /// Weight, 0 to 1, of the answers of the generation before against the labels, where that
-    /// generation is right: KL to it, so that what it knows is kept. 0: none.
+    /// generation is right: KL to it, so that what it knows is kept. Of classes only: numbers are
+    /// learned from their labels alone. 0: none.
     pub keep: f32,
+}
+
+impl TrainOptions {
+    /// Steps of a run whose epoch has `per_epoch` batches.
+    pub(super) fn steps_of(&self, per_epoch: u64) -> u64 {
+        match self.steps {
+            Some(steps) => steps.into(),
+            None => (u64::from(self.epochs.unwrap_or(8)) * per_epoch).max(self.min_steps.into()),
+        }
+    }
 }
 
 impl Default for TrainOptions {
@@ -125,6 +149,7 @@ impl Default for TrainOptions {
             weight_decay: 0.01,
             schedule: Schedule::Linear { warmup: 0.1 },
             epochs: None,
+            min_steps: 0,
             steps: None,
             batch: 16,
             micro_batch: None,

@@ -3,7 +3,9 @@
 use super::data::Dataset;
 use super::progress::{Event, Progress, Silent};
 use super::samples::Samples;
-use super::testing::{engine, numbers, pictures, points, sequences};
+use super::testing::{
+    bytes, check_gradients, engine, numbers, options, pictures, points, sequences,
+};
 use super::*;
 use crate::adapter::Adapter;
 use crate::error::ErrorKind;
@@ -14,29 +16,8 @@ fn exact() -> PackOptions {
     PackOptions { scheme: Scheme::F32, ..PackOptions::default() }
 }
 
-fn options() -> TrainOptions {
-    TrainOptions {
-        rank: 4,
-        alpha: 8.0,
-        learning_rate: 1e-2,
-        batch: 8,
-        micro_batch: Some(4),
-        epochs: Some(6),
-        ..TrainOptions::default()
-    }
-}
-
 fn run(engine: &Engine, data: &Dataset, options: &TrainOptions) -> Trained {
     train(engine, data, None, options, &mut Silent).unwrap()
-}
-
-/// The adapter's bytes without the date.
-fn bytes(trained: &Trained) -> Vec<u8> {
-    let mut adapter: Adapter = trained.adapter.clone();
-    if let Some(record) = &mut adapter.training {
-        record.date = 0;
-    }
-    adapter.to_bytes(crate::adapter::TensorType::F32).unwrap()
 }
 
 fn metric(metrics: &[(String, f32)], name: &str) -> f32 {
@@ -174,28 +155,8 @@ fn gradients_of_whole_networks_agree_with_central_differences() {
             inputs: samples.inputs(&all, 4).unwrap(),
             answers: samples.answers(&all, 4),
         }];
-        let gradients = trainer.gradients(&batch).unwrap();
-        let tensors: Vec<(String, Vec<f32>)> =
-            trainer.parameters().map(|(n, v)| (n.to_string(), v.to_vec())).collect();
-        for ((tensor, values), gradient) in tensors.iter().zip(&gradients.values) {
-            // Along the gradient itself, so that rounding is small against the change.
-            let length = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-            assert!(length > 0.0, "{name} {tensor}");
-            let step = 3e-3;
-            let mut loss_at = |sign: f64| {
-                let moved: Vec<f32> = values
-                    .iter()
-                    .zip(gradient)
-                    .map(|(v, g)| (f64::from(*v) + sign * step * f64::from(*g) / length) as f32)
-                    .collect();
-                trainer.set_parameter(tensor, &moved).unwrap();
-                f64::from(trainer.gradients(&batch).unwrap().loss)
-            };
-            let slope = (loss_at(1.0) - loss_at(-1.0)) / (2.0 * step);
-            trainer.set_parameter(tensor, values).unwrap();
-            let bound = 0.03 * length + 3e-4;
-            assert!((slope - length).abs() < bound, "{name} {tensor}: {slope} {length}");
-        }
+        let checked = check_gradients(&mut trainer, &batch, name);
+        assert_eq!(checked, trainer.parameters().count(), "{name}: a gradient is zero");
     }
 }
 
@@ -235,6 +196,17 @@ fn a_run_that_was_stopped_goes_on_to_the_same_bytes() {
         assert_eq!(e.kind(), ErrorKind::Mismatch);
         std::fs::remove_file(&path).unwrap();
     }
+}
+
+#[test]
+fn steps_are_epochs_but_not_too_few_or_those_that_are_asked_for() {
+    let steps = |epochs, min_steps, steps| {
+        TrainOptions { epochs, min_steps, steps, ..TrainOptions::default() }.steps_of(5)
+    };
+    assert_eq!(steps(Some(3), 0, None), 15);
+    assert_eq!(steps(Some(3), 60, None), 60);
+    assert_eq!(steps(None, 0, None), 40);
+    assert_eq!(steps(Some(3), 60, Some(7)), 7);
 }
 
 #[test]

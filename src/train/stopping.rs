@@ -47,6 +47,11 @@ impl EarlyStopping {
         }
     }
 
+    /// Whether the last look said stop.
+    pub fn is_over(&self) -> bool {
+        self.best.is_some() && self.patience.is_some_and(|p| self.without_gain >= p)
+    }
+
     /// Looks since the best.
     pub fn without_gain(&self) -> u32 {
         self.without_gain

@@ -2,10 +2,64 @@
 
 use super::data::{Dataset, Label, Place, Sample, SampleInput};
 use super::random::{below, stream, unit};
+use super::{MicroBatch, TrainOptions, Trained, Trainer};
+use crate::adapter::TensorType;
 use crate::runtime::{Engine, PackOptions, pack};
 use crate::shape::Array;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// A short run's settings.
+pub fn options() -> TrainOptions {
+    TrainOptions {
+        rank: 4,
+        alpha: 8.0,
+        learning_rate: 1e-2,
+        batch: 8,
+        micro_batch: Some(4),
+        epochs: Some(6),
+        ..TrainOptions::default()
+    }
+}
+
+/// The adapter's bytes without the date.
+pub fn bytes(trained: &Trained) -> Vec<u8> {
+    let mut adapter = trained.adapter.clone();
+    if let Some(record) = &mut adapter.training {
+        record.date = 0;
+    }
+    adapter.to_bytes(TensorType::F32).unwrap()
+}
+
+/// Holds the gradient of every trained tensor against a central difference along itself, so that
+/// rounding is small against the change; gives how many were not zero.
+pub fn check_gradients(trainer: &mut Trainer, batch: &[MicroBatch], what: &str) -> usize {
+    let gradients = trainer.gradients(batch).unwrap();
+    let tensors: Vec<(String, Vec<f32>)> =
+        trainer.parameters().map(|(n, v)| (n.to_string(), v.to_vec())).collect();
+    let mut checked = 0;
+    for ((name, values), gradient) in tensors.iter().zip(&gradients.values) {
+        let length = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        if length == 0.0 {
+            continue;
+        }
+        checked += 1;
+        let step = 3e-3;
+        let mut loss_at = |sign: f64| {
+            let along = values.iter().zip(gradient);
+            let moved =
+                along.map(|(v, g)| (f64::from(*v) + sign * step * f64::from(*g) / length) as f32);
+            trainer.set_parameter(name, &moved.collect::<Vec<_>>()).unwrap();
+            f64::from(trainer.gradients(batch).unwrap().loss)
+        };
+        let slope = (loss_at(1.0) - loss_at(-1.0)) / (2.0 * step);
+        trainer.set_parameter(name, values).unwrap();
+        // Two losses in f32, 6e-3 apart, and the curvature between them.
+        let bound = 0.03 * length + 3e-4;
+        assert!((slope - length).abs() < bound, "{what} {name}: {slope} {length}");
+    }
+    checked
+}
 
 /// One of `models/tiny`, packed on the fly.
 pub fn engine(name: &str, options: &PackOptions) -> (tempfile::TempDir, Engine) {

@@ -14,7 +14,7 @@ use offshoot::store::{
 };
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 /// Longest that a job of a tiny model may take on a machine that is busy.
@@ -163,11 +163,14 @@ impl Device {
         self.learner.as_ref().unwrap()
     }
 
-    /// Writes a file of the fake system.
+    /// Puts a file of the fake system; one that is being written must not be seen empty, which
+    /// would mean that there is no sensor.
     pub fn shows(&self, path: &str, text: &str) {
         let at = self.system.join(path.trim_start_matches('/'));
         std::fs::create_dir_all(at.parent().unwrap()).unwrap();
-        std::fs::write(at, text).unwrap();
+        let beside = self.system.join("written");
+        std::fs::write(&beside, text).unwrap();
+        std::fs::rename(&beside, at).unwrap();
     }
 
     /// What the base is given for an input.
@@ -215,7 +218,7 @@ impl Device {
             })
             .unwrap();
         if let Some(learner) = &self.learner {
-            learner.outcome(name, Some(generation), true);
+            learner.outcome(name);
         }
         recorded
     }
@@ -225,7 +228,7 @@ impl Device {
         let (predicted, generation) = self.desk.predict(name, &self.inputs(input));
         let right = predicted == label;
         self.store.record_outcome(name, generation, right, 1_800_000_000).unwrap();
-        self.learner().outcome(name, Some(generation), right);
+        self.learner().outcome(name);
     }
 
     /// Waits until `wanted` holds.
@@ -266,20 +269,27 @@ pub fn repo(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-static SEED: Mutex<u64> = Mutex::new(1);
+/// Points of `mlp`'s twelve inputs, from a stream of their own: tests run beside each other.
+pub struct Points(u64);
 
-/// A number in 0..1 from a fixed stream.
-pub fn noise() -> f32 {
-    let mut state = SEED.lock().unwrap();
-    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    (*state >> 40) as f32 / (1u64 << 24) as f32
-}
+impl Points {
+    pub fn new(seed: u64) -> Points {
+        Points(seed)
+    }
 
-/// A point of `mlp`'s twelve inputs around the centre of class 0 to 2.
-pub fn point(class: usize) -> Input {
-    let value = |k: usize| (if k % 3 == class { 1.0 } else { -0.3 }) + 1.6 * (noise() - 0.5);
-    let x = Array::f32(vec![1, 12], (0..12).map(value).collect()).unwrap();
-    Input::Tensors(npy_file(x))
+    /// A number in 0..1.
+    fn noise(&mut self) -> f32 {
+        let (factor, step) = (6_364_136_223_846_793_005, 1_442_695_040_888_963_407);
+        self.0 = self.0.wrapping_mul(factor).wrapping_add(step);
+        (self.0 >> 40) as f32 / (1u64 << 24) as f32
+    }
+
+    /// One around the centre of class 0 to 2.
+    pub fn around(&mut self, class: usize) -> Input {
+        let centre = |k: usize| if k % 3 == class { 1.0 } else { -0.3 };
+        let values = (0..12).map(|k| centre(k) + 1.6 * (self.noise() - 0.5)).collect();
+        Input::Tensors(npy_file(Array::f32(vec![1, 12], values).unwrap()))
+    }
 }
 
 /// The bytes of an `.npz` file with the array `x`.

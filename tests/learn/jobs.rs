@@ -1,7 +1,7 @@
 //! Jobs: stopped and resumed to the same bits, killed, too small a memory, forgotten under way;
 //! trials that a restart ends; what the child is allowed.
 
-use crate::device::{Device, PATIENCE, POINTS, point, willing};
+use crate::device::{Device, PATIENCE, POINTS, Points, willing};
 use offshoot::adapter::TensorType;
 use offshoot::daemon::learn::Settings;
 use offshoot::store::{GenerationState, Input, JobState, Reference, Selector};
@@ -12,17 +12,16 @@ const ZONE: &str = "/sys/class/thermal/thermal_zone0";
 /// A training of some seconds.
 fn long(steps: u32) -> Settings {
     let mut settings = willing();
-    settings.train.learning_rate = 1e-2;
+    settings.train.learning_rate = 3e-3;
     settings.train.rank = 4;
     settings.train.min_steps = steps;
     settings.train.checkpoint_every = 100;
-    // Five random features turn far; what retention is worth is the weeks' to show.
-    settings.gate.retention_cosine = -1.0;
     settings
 }
 
 fn samples(count: usize) -> Vec<(Input, &'static str)> {
-    (0..count).map(|i| (point(i % 3), POINTS[i % 3])).collect()
+    let mut points = Points::new(1);
+    (0..count).map(|i| (points.around(i % 3), POINTS[i % 3])).collect()
 }
 
 fn teach(device: &Device, samples: &[(Input, &str)]) {
@@ -170,6 +169,23 @@ fn what_is_forgotten_under_way_is_not_learned() {
     });
     device.until("nothing runs", PATIENCE, || device.learner().status().unwrap().job.is_none());
     assert!(device.store.generations("home").unwrap().is_empty());
+}
+
+/// What was measured for one gate says nothing of another: a retention set that came into the
+/// configuration meanwhile was not looked at.
+#[test]
+fn a_job_is_judged_by_the_gate_that_it_began_with() {
+    let mut settings = long(3000);
+    settings.gate.min_holdout = 1000;
+    let mut device = Device::tiny("mlp", settings);
+    teach(&device, &samples(60));
+    device.start();
+    device.until("it trains", PATIENCE, || running(&device).is_some());
+    device.settings.write().unwrap().gate.min_holdout = 8;
+    let job = device.ended(0, PATIENCE);
+    assert_eq!(device.active("home"), None);
+    let verdict = job.progress.unwrap()["verdict"].to_string();
+    assert!(verdict.contains("at least 1000 are needed"), "{verdict}");
 }
 
 #[test]

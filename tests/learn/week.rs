@@ -1,7 +1,7 @@
 //! A scripted week: portions of feedback, generations that are better each time, a poisoned
 //! portion that is trained and not promoted, a bad generation that the watch takes back.
 
-use crate::device::{Device, PATIENCE, POINTS, point, repo, willing};
+use crate::device::{Device, PATIENCE, POINTS, Points, repo, willing};
 use offshoot::adapter::Adapter;
 use offshoot::daemon::learn::{Settings, Verdict};
 use offshoot::pack::ImageSpec;
@@ -53,21 +53,27 @@ impl Week {
 
     /// A day's feedback, and the night's training.
     fn day(&mut self, day: &str, portion: &Portion) {
-        let began = Instant::now();
-        self.trains(false);
-        for (input, label) in portion {
-            self.device.feedback(self.name, input, label, "anna");
-        }
-        self.night(day, began);
+        self.teach(day, portion, |device, name, (input, label)| {
+            device.feedback(name, input, label, "anna");
+        });
     }
 
     /// Somebody brings wrong labels in bulk.
     fn poisoned_day(&mut self, day: &str, portion: &Portion) {
+        self.teach(day, portion, |device, name, (input, label)| {
+            device.bring(name, input, label, "mallory");
+        });
+    }
+
+    fn teach(
+        &mut self,
+        day: &str,
+        portion: &Portion,
+        one: impl Fn(&Device, &str, &(Input, String)),
+    ) {
         let began = Instant::now();
         self.trains(false);
-        for (input, label) in portion {
-            self.device.bring(self.name, input, label, "mallory");
-        }
+        portion.iter().for_each(|sample| one(&self.device, self.name, sample));
         self.night(day, began);
     }
 
@@ -201,7 +207,10 @@ impl Week {
             assert!(v.checks.iter().all(|c| c.passed));
         }
         let limit = self.device.settings.read().unwrap().train.memory_mib as f64;
-        assert!(self.rows.iter().all(|r| r.peak_mib <= limit), "a child grew past its limit");
+        for r in self.rows.iter().filter(|r| r.verdict.is_some()) {
+            let told = r.peak_mib > 0.0 && r.peak_mib <= limit;
+            assert!(told, "the child of {} took {} MiB", r.day, r.peak_mib);
+        }
     }
 }
 
@@ -217,14 +226,12 @@ fn poisoned(portion: &Portion, labels: &[String]) -> Portion {
 #[test]
 fn a_week_with_a_tiny_model() {
     let mut settings = willing();
-    settings.train.learning_rate = 1e-2;
+    settings.train.learning_rate = 5e-3;
     settings.train.rank = 4;
-    // Its head reads five random features, which turn further than those of a trained network.
-    settings.gate.retention_cosine = 0.2;
-    let points = |classes: &[usize], count: usize| -> Portion {
-        (0..count)
-            .map(|i| (point(classes[i % classes.len()]), POINTS[classes[i % classes.len()]].into()))
-            .collect()
+    let mut stream = Points::new(1);
+    let mut points = |classes: &[usize], count: usize| -> Portion {
+        let class = |i: usize| classes[i % classes.len()];
+        (0..count).map(|i| (stream.around(class(i)), POINTS[class(i)].into())).collect()
     };
     let test = points(&[0, 1, 2], 60);
     let mut week = Week::new(Device::tiny("mlp", settings), "home", test, PATIENCE);
@@ -338,7 +345,8 @@ fn a_week_with_efficientnet() {
         channels_first: true,
     };
     let options = PackOptions { image: Some(image), ..PackOptions::default() };
-    let device = Device::new(&repo("models/efficientnet-lite0.onnx"), &options, full(128));
+    // All layers of one picture at a time plan 146 MiB; 128 are refused.
+    let device = Device::new(&repo("models/efficientnet-lite0.onnx"), &options, full(160));
     let test = files("models/pictures/laundry/test");
     let week = Week::new(device, "laundry", test, Duration::from_secs(1800));
     script(week, &files("models/pictures/laundry/train"));

@@ -115,33 +115,27 @@ impl Assignment {
         self.fingerprint == base.to_string()
     }
 
+    /// Decides everything random of the job.
+    pub fn seed(&self) -> u64 {
+        self.train.seed ^ self.job.unsigned_abs()
+    }
+
     /// The run's options. `memory`: bytes of the whole process.
     pub fn options(&self, folder: &Path, loss: LossKind, memory: u64) -> TrainOptions {
         let t = &self.train;
-        let per_step = if self.replayed.is_empty() || t.replay <= 0.0 {
-            t.batch
-        } else {
-            let old = (t.batch as f64 * f64::from(t.replay)).round() as usize;
-            t.batch - old.clamp(1, t.batch.saturating_sub(1))
-        };
-        let per_epoch = self.new.len().div_ceil(per_step.max(1)).max(1);
-        let steps = per_epoch.saturating_mul(t.epochs as usize).max(t.min_steps as usize);
         TrainOptions {
             name: self.name.clone(),
             rank: t.rank,
             alpha: t.alpha,
-            targets: match t.targets.as_str() {
-                "all-linear" => TargetChoice::AllLinear,
-                "none" => TargetChoice::None,
-                pattern => TargetChoice::Regex(pattern.into()),
-            },
+            targets: TargetChoice::parse(&t.targets),
             loss,
             learning_rate: t.learning_rate,
-            steps: Some(u32::try_from(steps).unwrap_or(u32::MAX)),
+            epochs: Some(t.epochs),
+            min_steps: t.min_steps,
             batch: t.batch,
             ram: Some(memory),
             threads: t.threads,
-            seed: t.seed ^ self.job.unsigned_abs(),
+            seed: self.seed(),
             holdout: 0.0,
             clip: (t.clip > 0.0).then_some(t.clip),
             checkpoint: Some(folder.join(CHECKPOINT)),

@@ -52,6 +52,7 @@ pub struct Child {
     process: Process,
     limit: Limit,
     heard: Arc<Mutex<Heard>>,
+    stdout: Option<JoinHandle<()>>,
     stderr: Option<JoinHandle<String>>,
     asked: Option<Instant>,
 }
@@ -93,10 +94,10 @@ impl Child {
             .stderr(Stdio::piped());
         let mut process = command.spawn().map_err(|e| failed(&e))?;
         let heard = Arc::new(Mutex::new(Heard::default()));
-        if let Some(pipe) = process.stdout.take() {
+        let stdout = process.stdout.take().map(|pipe| {
             let heard = heard.clone();
-            std::thread::spawn(move || listen(pipe, &heard));
-        }
+            std::thread::spawn(move || listen(pipe, &heard))
+        });
         let stderr = process.stderr.take().map(|mut pipe| {
             std::thread::spawn(move || {
                 let mut kept = vec![];
@@ -106,7 +107,7 @@ impl Child {
                 String::from_utf8_lossy(&kept).into_owned()
             })
         });
-        Ok(Child { process, limit, heard, stderr, asked: None })
+        Ok(Child { process, limit, heard, stdout, stderr, asked: None })
     }
 
     /// Its process number.
@@ -154,6 +155,8 @@ impl Child {
             .try_wait()
             .map_err(|e| Error::failed(format!("waiting for the training process: {e}")))?;
         let Some(status) = status else { return Ok(None) };
+        // Its last lines may still be in the pipe.
+        let _ = self.stdout.take().map(JoinHandle::join);
         let stderr = self.stderr.take().and_then(|t| t.join().ok()).unwrap_or_default();
         let killed = self.limit.killed_for_memory() > 0;
         Ok(Some(meaning(status, &stderr, killed, self.asked.is_some())))

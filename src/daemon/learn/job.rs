@@ -221,7 +221,10 @@ impl Shared {
                     (Ended::Stopped, why) => {
                         Ok(Outcome::Paused(why.unwrap_or_else(|| "it was told to stop".into())))
                     }
-                    (Ended::Failed(_), Some(why)) => Ok(Outcome::Paused(why)),
+                    // It would have ended anyway; if it fails by itself, it does so again.
+                    (Ended::Failed(failure), Some(why)) => {
+                        Ok(Outcome::Paused(format!("{why} (the training process: {failure})")))
+                    }
                     (Ended::Failed(why), None) => {
                         Err(Error::failed(format!("the training process: {why}")))
                     }
@@ -270,9 +273,7 @@ impl Shared {
             .map_err(|e| Error::bad_input(format!("what was measured can't be read: {e}")))?;
         let bytes = read_limited(&folder.join(CANDIDATE), MAX_FILE)?;
         let adapter = Adapter::from_bytes(&bytes)?;
-        let settings = self.settings();
-        let seed = work.train.seed ^ work.job.unsigned_abs();
-        let verdict = judge(&measured, &settings.gate, seed);
+        let verdict = judge(&measured, &work.gate, work.seed());
         let grew = work.train.warm_start || work.train.keep > 0.0;
         let origin = Origin {
             job: Some(work.job),

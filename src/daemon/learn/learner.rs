@@ -7,7 +7,7 @@ use super::readings::{Reader, Readings};
 use super::settings::Settings;
 use super::watch::{Tally, Watched, watch};
 use crate::daemon::Serving;
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::host::Root;
 use crate::store::{How, Job, JobState, Store};
 use serde::Serialize;
@@ -172,9 +172,9 @@ impl Learner {
         Ok(job)
     }
 
-    /// After the store has counted an answer of `generation` as right or wrong: the watch may go
-    /// back. Doesn't wait for that.
-    pub fn outcome(&self, name: &str, _generation: Option<u64>, _right: bool) {
+    /// After the store has counted an answer of `name` as right or wrong: the watch may go back.
+    /// Doesn't wait for that.
+    pub fn outcome(&self, name: &str) {
         self.shared.ring(|board| {
             board.judged.insert(name.to_string());
             board.woken = true;
@@ -321,11 +321,17 @@ impl Shared {
         };
         for (name, generation) in due {
             self.board().trials.remove(&name);
-            // Refused where another generation became active meanwhile: nothing to confirm then.
-            if let Err(e) = self.store.confirm_trial(&name, generation) {
-                tracing::info!(
-                    "the trial of '{name}' generation {generation} ends unconfirmed: {e}"
-                );
+            match self.store.confirm_trial(&name, generation) {
+                Ok(()) => {}
+                // Another generation became active meanwhile: nothing to confirm.
+                Err(e) if matches!(e.cause(), Some(Cause::Moved | Cause::NotFound)) => {
+                    tracing::info!("the trial of '{name}' generation {generation} is over: {e}");
+                }
+                Err(e) => {
+                    tracing::error!("'{name}' generation {generation} can't be confirmed: {e}");
+                    let look = Duration::from_secs(self.settings().conditions.look_seconds);
+                    self.board().trials.insert(name, (generation, now.steady + look));
+                }
             }
         }
         let judged = std::mem::take(&mut self.board().judged);

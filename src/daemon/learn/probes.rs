@@ -1,8 +1,8 @@
 //! Inputs that no adapter is trained on, to see how far it still answers as the base does.
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::pack::IoSpec;
-use crate::runtime::{Engine, Named, Preprocessor};
+use crate::runtime::{Engine, Named, Preprocessor, is_mask};
 use crate::shape::{Array, DType, Data};
 use crate::train::random::{below, stream, unit};
 
@@ -27,6 +27,8 @@ const SENTENCES: [&str; 16] = [
 ];
 /// Made-up inputs where there are no sentences.
 const MADE_UP: u64 = 8;
+/// Token ids where the base has no embedding that says how many there are.
+const FEW_IDS: usize = 40;
 /// Value of a free dimension other than the batch.
 const FREE_DIM: usize = 24;
 
@@ -34,13 +36,18 @@ const FREE_DIM: usize = 24;
 /// fixes.
 pub fn probes(engine: &Engine, max_tokens: Option<usize>) -> Result<Vec<Named>> {
     let preprocessor = Preprocessor::new(engine).with_max_tokens(max_tokens);
-    if preprocessor.text(&SENTENCES[..1]).is_ok() {
-        return SENTENCES.iter().map(|s| preprocessor.text(&[s])).collect();
+    match SENTENCES.iter().map(|s| preprocessor.text(&[s])).collect() {
+        // It takes no sentences.
+        Err(e) if e.kind() == ErrorKind::Unsupported => {}
+        found => return found,
     }
-    (0..MADE_UP).map(|n| engine.inputs().iter().map(|spec| made_up(spec, n)).collect()).collect()
+    let ids = engine.base().vocabulary().unwrap_or(FEW_IDS).max(1) as u64;
+    let one = |n| engine.inputs().iter().map(|spec| made_up(spec, ids, n)).collect();
+    (0..MADE_UP).map(one).collect()
 }
 
-fn made_up(spec: &IoSpec, n: u64) -> Result<(String, Array)> {
+/// One row for `spec`, the `n`th. Token ids are below `ids`.
+fn made_up(spec: &IoSpec, ids: u64, n: u64) -> Result<(String, Array)> {
     let mut rng = stream(n, &format!("probe {}", spec.name), 0);
     let shape: Vec<usize> = spec
         .dims
@@ -62,17 +69,16 @@ fn made_up(spec: &IoSpec, n: u64) -> Result<(String, Array)> {
             Data::F32((0..len).map(value).collect())
         }
         DType::I64 => {
-            let one = crate::runtime::MASK_INPUT;
-            let mask = spec.name.ends_with(one);
+            let mask = is_mask(&spec.name);
             let types = spec.name.ends_with("token_type_ids");
             let value = |_| match (mask, types) {
                 (true, _) => 1,
                 (_, true) => 0,
-                _ => 1 + below(&mut rng, 40) as i64,
+                _ => below(&mut rng, ids) as i64,
             };
             Data::I64((0..len).map(value).collect())
         }
-        DType::I32 => Data::I32((0..len).map(|_| 1 + below(&mut rng, 40) as i32).collect()),
+        DType::I32 => Data::I32((0..len).map(|_| below(&mut rng, ids) as i32).collect()),
         DType::U8 => Data::U8((0..len).map(|_| below(&mut rng, 256) as u8).collect()),
         DType::Bool => Data::Bool((0..len).map(|_| below(&mut rng, 2) == 1).collect()),
     };

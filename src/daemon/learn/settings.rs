@@ -3,6 +3,7 @@
 
 use super::hours::Hours;
 use crate::error::{Error, Result};
+use crate::train::TargetChoice;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,7 +48,8 @@ pub struct TrainSettings {
     pub batch: usize,
     /// Share of each batch that is replayed older samples.
     pub replay: f32,
-    /// Weight of the previous generation's answers, where they are right (KL to it).
+    /// Weight of the previous generation's answers, where they are right (KL to it). Of classes
+    /// only.
     pub keep: f32,
     /// Whether a generation starts at the values of the one before.
     pub warm_start: bool,
@@ -174,7 +176,8 @@ pub struct GateSettings {
     pub class_drop: f64,
     /// Mean cosine to the base's features on probe inputs at least.
     pub retention_cosine: f64,
-    /// Share of probe inputs at least for which the base's own best class stays.
+    /// Share of probe inputs at least for which the base's own best class stays. A base without
+    /// classes of its own never passes.
     pub retention_agreement: Option<f64>,
     /// A labelled set (as for `train --data`) that must not be unlearned.
     pub retention_data: Option<PathBuf>,
@@ -281,8 +284,8 @@ impl Settings {
         range("train.threads", train.threads as f64, 1.0, 1024.0)?;
         range("train.checkpoint_every", train.checkpoint_every.into(), 1.0, 1e6)?;
         range("train.max_attempts", train.max_attempts.into(), 1.0, 1000.0)?;
-        if !matches!(train.targets.as_str(), "all-linear" | "none")
-            && let Err(e) = regex::Regex::new(&train.targets)
+        if let TargetChoice::Regex(pattern) = TargetChoice::parse(&train.targets)
+            && let Err(e) = regex::Regex::new(&pattern)
         {
             let reason = e.to_string();
             let reason = reason.lines().last().unwrap_or_default().trim().to_string();

@@ -190,10 +190,7 @@ fn candidate(
         Some(_) => LossKind::CrossEntropy,
         None => LossKind::MeanSquaredError,
     };
-    let mut options = work.options(folder, loss, memory);
-    if loss == LossKind::MeanSquaredError {
-        options.keep = 0.0;
-    }
+    let options = work.options(folder, loss, memory);
     let lesson = Lesson { data: train, replayed: work.replayed.len(), holdout: None, previous };
     let mut news = News { stop: stop.clone(), told: None };
     let mut result = learn(engine, &lesson, &options, &mut news);

@@ -6,6 +6,8 @@
 mod binary;
 
 #[cfg(test)]
+mod cases;
+#[cfg(test)]
 pub(crate) mod check;
 mod cnn;
 mod einsum;

@@ -137,10 +137,14 @@ struct Checks(Vec<Check>);
 
 impl Checks {
     fn add(&mut self, name: &str, value: f64, threshold: f64, passed: bool, sentence: String) {
-        // JSON has no infinities.
-        let value = if value.is_finite() { value } else { f64::MIN };
+        let value = storable(value);
         self.0.push(Check { name: name.into(), value, threshold, passed, sentence });
     }
+}
+
+/// JSON has neither infinities nor NaN.
+fn storable(value: f64) -> f64 {
+    if value.is_finite() { value } else { f64::MIN }
 }
 
 fn mean(values: impl Iterator<Item = f64>) -> f64 {
@@ -281,7 +285,6 @@ fn verdict(
         ),
         _ => format!("not proven: {}", failed.join("; ")),
     };
-    let number = |v: f64| if v.is_finite() { v } else { f64::MIN };
     Verdict {
         passed,
         sentence,
@@ -289,13 +292,13 @@ fn verdict(
         samples: measured.held.len(),
         accuracy: gain.accuracy,
         reference_accuracy: gain.reference_accuracy,
-        loss: number(gain.loss),
-        reference_loss: number(gain.reference_loss),
+        loss: storable(gain.loss),
+        reference_loss: storable(gain.reference_loss),
         discordant: gain.discordant,
         p: gain.p,
-        accuracy_gain_low: number(gain.accuracy_low),
-        loss_gain_low: number(gain.loss_low),
-        retention: number(measured.kept.cosine_mean),
+        accuracy_gain_low: storable(gain.accuracy_low),
+        loss_gain_low: storable(gain.loss_low),
+        retention: storable(measured.kept.cosine_mean),
         checks,
         settings: settings.clone(),
     }
@@ -395,12 +398,16 @@ fn retention(measured: &Measured, settings: &GateSettings, checks: &mut Checks) 
         kept.samples, kept.output, kept.cosine_mean
     );
     checks.add("retention", kept.cosine_mean, least, kept.cosine_mean >= least, sentence);
-    if let (Some(found), Some(least)) = (kept.agreement, settings.retention_agreement) {
-        let sentence = format!(
-            "the base's own best class stays in {} of the probe inputs, {} is needed",
-            percent(found),
-            percent(least)
-        );
+    if let Some(least) = settings.retention_agreement {
+        let sentence = match kept.agreement {
+            Some(found) => format!(
+                "the base's own best class stays in {} of the probe inputs, {} is needed",
+                percent(found),
+                percent(least)
+            ),
+            None => "the base has no classes of its own that could stay".into(),
+        };
+        let found = kept.agreement.unwrap_or(f64::NAN);
         checks.add("base classes", found, least, found >= least, sentence);
     }
     if let Some(set) = &measured.labelled {

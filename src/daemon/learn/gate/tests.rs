@@ -73,7 +73,7 @@ fn a_better_candidate_passes_and_its_numbers_are_right() {
 fn each_check_alone_refuses() {
     let settings = GateSettings { retention_agreement: Some(0.8), ..GateSettings::default() };
     type Spoil = fn(&mut Measured);
-    let cases: [(&str, Spoil); 10] = [
+    let cases: [(&str, Spoil); 11] = [
         ("finite", |m| m.finite = false),
         ("finite", |m| m.kept.cosine_mean = f64::NAN),
         ("holdout", |m| m.held.truncate(7)),
@@ -81,6 +81,7 @@ fn each_check_alone_refuses() {
         ("evidence", |m| m.held = rows(30, 18, 18)),
         ("retention", |m| m.kept.cosine_mean = 0.2),
         ("base classes", |m| m.kept.agreement = Some(0.5)),
+        ("base classes", |m| m.kept.agreement = None),
         ("retention set", |m| {
             m.labelled = Some(Labelled { samples: 20, candidate: 0.6, reference: 0.8 })
         }),

@@ -126,8 +126,8 @@ fn record(app: &App, feedback: Feedback) -> Answer {
     };
     let time = rest.time.unwrap_or_else(now);
     let told = |right: Option<bool>| {
-        if let (Some(learning), Some(right)) = (app.learning(), right) {
-            learning.outcome(&name, rest.generation, right);
+        if let (Some(learning), true) = (app.learning(), right.is_some()) {
+            learning.outcome(&name);
         }
     };
     if rest.consent == Some(false) {

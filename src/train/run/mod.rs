@@ -1,37 +1,26 @@
 //! A whole training run: from samples to an adapter with its record.
 
-use super::checkpoint::{Checkpoint, Trained as Tensor, run_hash};
+mod budget;
+mod effect;
+mod state;
+
 use super::data::Dataset;
 use super::evaluate::evaluate_samples;
 use super::lesson::{Lesson, Teacher};
 use super::mixer::Mixer;
-use super::options::TrainOptions;
+use super::options::{LossKind, TrainOptions};
 use super::progress::{Event, Meter, Progress};
-use super::samples::{PICTURE_CACHE, Samples};
+use super::samples::Samples;
 use super::split::hold_out;
-use super::stopping::{EarlyStopping, Verdict};
+use super::stopping::Verdict;
 use super::trainer::{Answers, MicroBatch, Trainer};
-use crate::adapter::{Adapter, ProbeEffect, TensorType, TrainingRecord};
+use crate::adapter::{Adapter, TrainingRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Engine;
 use serde::Serialize;
+use state::SoFar;
 use std::borrow::Cow;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
-
-/// Micro-batch of sentences and raw inputs where none is asked for.
-const MICRO_BATCH: usize = 8;
-/// Micro-batch of pictures where none is asked for.
-const MICRO_BATCH_PICTURES: usize = 1;
-/// Training inputs that effects are measured on.
-const PROBES: usize = 2;
-/// Largest inputs that are stored with an adapter, in bytes.
-const MAX_PROBE_BYTES: usize = 256 << 10;
-/// Resident bytes of the process beside tensors and the base: code, a gradient and a forward graph
-/// for each length of sentences, tokenizer. Measured with MiniLM at micro-batches of 1 to 8.
-const PROCESS_BYTES: u64 = 60 << 20;
-/// What operators need for themselves while they run, and the gaps that the allocator leaves, by
-/// the same measurement a seventh of the graph's own tensors.
-const SCRATCH_SHARE: u64 = 6;
 
 /// What a run gives.
 #[derive(Clone, Debug, PartialEq)]
@@ -187,69 +176,6 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
-    /// Bytes of the whole process while micro-batches of `micro` rows run.
-    fn planned(&self, micro: usize, threads: usize) -> Result<u64> {
-        let longest = self.samples.longest();
-        let graph = self.trainer.plan(&self.samples.inputs(&[longest], micro)?)?;
-        let tensors = 4 * self.trainer.parameter_count() as u64;
-        // The values, a copy as inputs, the sum of the gradients, the best values.
-        let state = 4 * tensors + self.trainer.optimizer().state_bytes() as u64;
-        let running = threads as u64 * (graph + graph / SCRATCH_SHARE);
-        Ok(PROCESS_BYTES + self.engine.base().file_len() + state + running)
-    }
-
-    fn choose_micro_batch(&mut self) -> Result<()> {
-        let pictures = self.samples.has_pictures();
-        let usual = if pictures { MICRO_BATCH_PICTURES } else { MICRO_BATCH };
-        let batch = self.options.batch.min(self.train.len().max(1));
-        let wanted = self.options.micro_batch.unwrap_or(usual).min(batch);
-        if let (Some(fixed), Some(asked)) = (self.samples.fixed_rows(), self.options.micro_batch)
-            && asked != fixed
-        {
-            return Err(Error::usage(format!(
-                "the base takes {fixed} samples at once, not micro-batches of {asked}"
-            )));
-        }
-        let wanted = self.samples.fixed_rows().unwrap_or(wanted);
-        let cache = if pictures { PICTURE_CACHE } else { 0 };
-        let Some(ram) = self.options.ram else {
-            self.micro = wanted;
-            self.peak = self.planned(wanted, self.threads)? + cache;
-            return Ok(());
-        };
-        let halved = |&n: &usize| (n > 1).then_some(n / 2);
-        let sizes: Vec<usize> = match self.samples.fixed_rows().or(self.options.micro_batch) {
-            Some(_) => vec![wanted],
-            None => std::iter::successors(Some(wanted), halved).collect(),
-        };
-        // Fewer threads before smaller micro-batches: those change the rounding.
-        let mut least = (u64::MAX, wanted);
-        for micro in sizes {
-            for threads in (1..=self.options.threads).rev() {
-                let planned = self.planned(micro, threads)?;
-                if planned <= ram {
-                    (self.micro, self.threads) = (micro, threads);
-                    let spare = (ram - planned).min(cache);
-                    self.samples.limit_cache(spare);
-                    self.peak = planned + spare;
-                    return Ok(());
-                }
-                least = least.min((planned, micro));
-            }
-            self.trainer.drop_plans();
-        }
-        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        let shorter =
-            if self.samples.has_text() { ", or cut sentences with --max-tokens" } else { "" };
-        Err(Error::refused(format!(
-            "training takes {} MiB with micro-batches of {}, {} MiB are allowed",
-            mib(least.0),
-            least.1,
-            mib(ram)
-        ))
-        .hint(format!("allow --ram {}M{shorter}", mib(least.0))))
-    }
-
     /// The hold-out's metrics; none without one. `None` where `go_on` said stop.
     fn evaluate(
         &self,
@@ -267,38 +193,6 @@ impl<'a> Run<'a> {
         Ok(found.map(|e| e.metrics()))
     }
 
-    /// Hash of all that decides the result.
-    fn hash(&self, steps: u64) -> Result<[u8; 32]> {
-        let deciding = TrainOptions {
-            threads: 1,
-            ram: None,
-            micro_batch: Some(self.micro),
-            steps: u32::try_from(steps).ok(),
-            checkpoint: None,
-            checkpoint_every: 0,
-            resume: false,
-            ..self.options.clone()
-        };
-        let options = serde_json::to_vec(&deciding)
-            .map_err(|e| Error::failed(format!("settings can't be written: {e}")))?;
-        let labels = self.trainer.labels().join("\n");
-        let held = self.held_samples.as_ref().unwrap_or(&self.samples).hash(&self.held);
-        let train = self.samples.hash(&self.train);
-        let previous = match self.previous {
-            Some(previous) => previous.to_bytes(TensorType::F32)?,
-            None => vec![],
-        };
-        Ok(run_hash(&[
-            env!("CARGO_PKG_VERSION").as_bytes(),
-            &options,
-            labels.as_bytes(),
-            &train,
-            &(self.replayed as u64).to_le_bytes(),
-            &held,
-            &previous,
-        ]))
-    }
-
     fn go(mut self, progress: &mut dyn Progress) -> Result<Trained> {
         let started = Instant::now();
         let options = self.options;
@@ -306,65 +200,49 @@ impl<'a> Run<'a> {
         let mut sampler =
             Mixer::new(new, self.replayed, options.replay, options.batch, options.seed)?;
         let per_epoch = sampler.batches_per_epoch();
-        let steps = match (options.steps, options.epochs) {
-            (Some(steps), _) => u64::from(steps),
-            (None, epochs) => u64::from(epochs.unwrap_or(8)) * per_epoch,
-        };
+        let steps = options.steps_of(per_epoch);
+        let stopped = |step: u64| Err(stopped(step, steps, options.checkpoint.is_some()));
         let hash = self.hash(steps)?;
-        let mut before = None;
-        let mut stopping = EarlyStopping::new(options.patience, 0.0);
-        let mut best: Option<Vec<Vec<f32>>> = None;
-        let mut losses: Vec<f32> = vec![];
-        let mut step = 0;
-        if let Some(state) = self.checkpoint_to_resume(&hash)? {
-            sampler.resume(state.sampler)?;
-            self.trainer.set_values(state.parameters.into_iter().map(|t| t.values).collect());
-            self.trainer.set_optimizer(state.optimizer);
-            (step, stopping, best, losses) = (state.step, state.stopping, state.best, state.losses);
-            before = Some(state.before);
-        }
         let mut go_on = || !progress.stop();
-        if before.is_none() {
-            before = self.evaluate(&self.trainer.adapter(), &mut go_on)?;
-        }
-        let (true, Some(before)) = (self.ask_teacher(&mut go_on)?, before) else {
-            // Nothing was done that a checkpoint would keep.
-            return Err(stopped(step, steps, options.checkpoint.is_some()));
+        let begun = match self.resume(&hash, &mut sampler)? {
+            Some(resumed) => Some(resumed),
+            None => {
+                let before = self.evaluate(&self.trainer.adapter(), &mut go_on)?;
+                before.map(|before| SoFar::new(options.patience, before))
+            }
         };
+        let Some(mut so_far) = begun else { return stopped(0) };
+        if !self.ask_teacher(&mut go_on)? {
+            return stopped(so_far.step);
+        }
         progress.event(&Event::Started {
             steps,
-            resumed_at: step,
+            resumed_at: so_far.step,
             samples: self.train.len() as u64,
             held_out: self.held.len() as u64,
             parameters: self.trainer.parameter_count() as u64,
         });
         let mut meter = Meter::new();
         let mut durations = vec![];
-        let mut early = None;
         // A checkpoint may have been written after the last look asked to stop.
-        if options.patience.is_some() && stopping_is_over(&stopping, options.patience) {
-            early = Some("no gain on the hold-out".to_string());
-        }
-        while step < steps && early.is_none() {
+        let mut over = so_far.stopping.is_over();
+        while so_far.step < steps && !over {
             let began = Instant::now();
             let place = sampler.state();
             let batch: Vec<usize> =
                 sampler.next_batch().iter().map(|&place| self.train[place]).collect();
-            let rate = options.schedule.rate(options.learning_rate.into(), step, steps);
+            let rate = options.schedule.rate(options.learning_rate.into(), so_far.step, steps);
             let Some(loss) = self.step(&batch, rate, &mut || !progress.stop())? else {
                 // In the middle of a step: the state is that before it.
                 sampler.resume(place)?;
-                let so_far = (stopping, &best, losses.as_slice(), before.as_slice());
-                if let Some(path) = options.checkpoint.as_deref() {
-                    self.checkpoint(hash, step, &sampler, so_far).write(path)?;
-                    progress.event(&Event::Checkpoint { step });
-                }
-                return Err(stopped(step, steps, options.checkpoint.is_some()));
+                self.save(hash, &sampler, &so_far, progress)?;
+                return stopped(so_far.step);
             };
-            step += 1;
-            losses.push(loss);
+            so_far.step += 1;
+            so_far.losses.push(loss);
             durations.push(began.elapsed().as_secs_f64() * 1e3);
             meter.step(batch.len() as u64);
+            let step = so_far.step;
             progress.event(&Event::Step {
                 step,
                 steps,
@@ -377,43 +255,37 @@ impl<'a> Run<'a> {
                 && !self.held.is_empty()
                 && (step % per_epoch == 0 || step == steps);
             if look {
-                early = self.look(step, &mut stopping, &mut best, progress)?;
+                over = self.look(&mut so_far, progress)?;
                 meter.pause_ended();
             }
             let stop = progress.stop();
             let due = step % u64::from(options.checkpoint_every.max(1)) == 0 || stop;
-            if let Some(path) = options.checkpoint.as_deref().filter(|_| due && step < steps) {
-                let so_far = (stopping, &best, losses.as_slice(), before.as_slice());
-                self.checkpoint(hash, step, &sampler, so_far).write(path)?;
-                progress.event(&Event::Checkpoint { step });
+            if due && step < steps {
+                self.save(hash, &sampler, &so_far, progress)?;
                 meter.pause_ended();
             }
-            if stop && step < steps && early.is_none() {
-                return Err(stopped(step, steps, options.checkpoint.is_some()));
+            if stop && step < steps && !over {
+                return stopped(step);
             }
         }
-        if let Some(best) = best {
+        if let Some(best) = so_far.best.take() {
             self.trainer.set_values(best);
         }
         let mut adapter = self.trainer.adapter();
         let Some(after) = self.evaluate(&adapter, &mut || !progress.stop())? else {
-            return Err(stopped(step, steps, options.checkpoint.is_some()));
+            return stopped(so_far.step);
         };
         let effect = self.probe(&mut adapter)?;
-        let seconds = started.elapsed().as_secs_f64();
-        let last = losses.len().saturating_sub(usize::try_from(per_epoch).unwrap_or(1).max(1));
-        let tail = losses.get(last..).unwrap_or(&[]);
-        let loss_last = tail.iter().sum::<f32>() / tail.len().max(1) as f32;
         let report = TrainReport {
-            steps: step,
-            epochs: step as f32 / per_epoch as f32,
-            seconds,
+            steps: so_far.step,
+            epochs: so_far.step as f32 / per_epoch as f32,
+            seconds: started.elapsed().as_secs_f64(),
             step_ms_median: median(durations),
             samples_train: self.train.len(),
             samples_holdout: self.held.len(),
-            loss_first: losses.first().copied().unwrap_or(0.0),
-            loss_last,
-            before,
+            loss_first: so_far.losses.first().copied().unwrap_or(0.0),
+            loss_last: so_far.mean_of_last(per_epoch),
+            before: so_far.before,
             after,
             targets: self.trainer.targets(),
             skipped: self.trainer.skipped().to_vec(),
@@ -427,25 +299,27 @@ impl<'a> Run<'a> {
         };
         adapter.training = Some(TrainingRecord {
             samples: self.train.len() as u64,
-            steps: step,
+            steps: report.steps,
             epochs: report.epochs,
             seed: options.seed,
             learning_rate: options.learning_rate,
-            final_loss: loss_last,
+            final_loss: report.loss_last,
             before: report.before.clone(),
             after: report.after.clone(),
             date: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             tool: concat!("offshoot ", env!("CARGO_PKG_VERSION")).into(),
         });
         adapter.check()?;
-        progress.event(&Event::Finished { step, early, seconds });
+        let early = over.then(|| "no gain on the hold-out".to_string());
+        progress.event(&Event::Finished { step: report.steps, early, seconds: report.seconds });
         Ok(Trained { adapter, report })
     }
 
     /// Asks the generation before for its answers, where they are wanted. `false` where `go_on`
     /// said stop.
     fn ask_teacher(&mut self, go_on: &mut dyn FnMut() -> bool) -> Result<bool> {
-        let Some(previous) = self.previous.filter(|_| self.options.keep > 0.0) else {
+        let wanted = self.options.keep > 0.0 && self.options.loss == LossKind::CrossEntropy;
+        let Some(previous) = self.previous.filter(|_| wanted) else {
             return Ok(true);
         };
         let (engine, labels) = (self.engine, self.trainer.labels());
@@ -497,123 +371,27 @@ impl<'a> Run<'a> {
         Ok(Some(gradients.loss))
     }
 
-    /// Measures the hold-out; why to stop, if so.
-    fn look(
-        &self,
-        step: u64,
-        stopping: &mut EarlyStopping,
-        best: &mut Option<Vec<Vec<f32>>>,
-        progress: &mut dyn Progress,
-    ) -> Result<Option<String>> {
+    /// Measures the hold-out; whether to stop.
+    fn look(&self, so_far: &mut SoFar, progress: &mut dyn Progress) -> Result<bool> {
         // To its end: a checkpoint can't say that a look is still to be done.
         let metrics = self.evaluate(&self.trainer.adapter(), &mut || true)?.unwrap_or_default();
         let loss = metrics.iter().find(|(name, _)| name == "loss");
-        let Some(loss) = loss.map(|(_, v)| f64::from(*v)) else { return Ok(None) };
-        let verdict = stopping.look(-loss, step);
+        let Some(loss) = loss.map(|(_, v)| f64::from(*v)) else { return Ok(false) };
+        let verdict = so_far.stopping.look(-loss, so_far.step);
         if verdict == Verdict::Best {
-            *best = Some(self.trainer.values().to_vec());
+            so_far.best = Some(self.trainer.values().to_vec());
         }
         if let Some((metric, value)) = metrics.get(1).or(metrics.first()) {
             progress.event(&Event::HoldOut {
-                step,
+                step: so_far.step,
                 metric: metric.clone(),
                 value: (*value).into(),
                 loss,
                 best: verdict == Verdict::Best,
             });
         }
-        Ok((verdict == Verdict::Stop).then(|| "no gain on the hold-out".into()))
+        Ok(verdict == Verdict::Stop)
     }
-
-    fn tensors(&self) -> impl Iterator<Item = (&str, usize)> {
-        self.trainer.parameters().map(|(name, values)| (name, values.len()))
-    }
-
-    fn checkpoint_to_resume(&self, hash: &[u8; 32]) -> Result<Option<Checkpoint>> {
-        let Some(path) = self.options.checkpoint.as_deref().filter(|_| self.options.resume) else {
-            return Ok(None);
-        };
-        if !path.exists() {
-            return Ok(None);
-        }
-        let state = Checkpoint::read(path)?;
-        let fingerprint = self.engine.base().fingerprint();
-        state.check_run(hash, &fingerprint, self.tensors()).map_err(|e| e.at(path.display()))?;
-        Ok(Some(state))
-    }
-
-    fn checkpoint(
-        &self,
-        run: [u8; 32],
-        step: u64,
-        sampler: &Mixer,
-        so_far: SoFar<'_>,
-    ) -> Checkpoint {
-        let (stopping, best, losses, before) = so_far;
-        let tensor = |(name, values): (&str, &[f32])| Tensor {
-            name: name.to_string(),
-            values: values.to_vec(),
-        };
-        Checkpoint {
-            run,
-            base: self.engine.base().fingerprint(),
-            step,
-            sampler: sampler.state(),
-            parameters: self.trainer.parameters().map(tensor).collect(),
-            optimizer: self.trainer.optimizer().clone(),
-            stopping,
-            best: best.clone(),
-            losses: losses.to_vec(),
-            before: before.to_vec(),
-        }
-    }
-
-    /// Measures how far the adapter moves the head's output on training inputs, and stores the
-    /// inputs that are small.
-    fn probe(&self, adapter: &mut Adapter) -> Result<Option<f32>> {
-        if adapter.targets.is_empty() {
-            return Ok(None);
-        }
-        let bound = self.engine.bind(&[(&*adapter, 1.0)])?;
-        let output = self.trainer.output();
-        let mut most = 0f32;
-        let mut probes = vec![];
-        for &sample in self.train.iter().take(PROBES) {
-            let rows = self.samples.fixed_rows().unwrap_or(1);
-            let inputs = self.samples.inputs(&[sample], rows)?;
-            let base = self.engine.run(&inputs, None)?;
-            let adapted = self.engine.run(&inputs, Some(&bound))?;
-            let values = |named: &'_ crate::runtime::Named| -> Result<Vec<f32>> {
-                let found = named.iter().find(|(name, _)| name == output);
-                let (_, array) =
-                    found.ok_or_else(|| Error::failed(format!("output '{output}' is gone")))?;
-                Ok(array.as_f32()?.to_vec())
-            };
-            let (base, adapted) = (values(&base)?, values(&adapted)?);
-            let moved: f64 = base.iter().zip(&adapted).map(|(b, a)| f64::from((a - b).abs())).sum();
-            let effect = (moved / base.len().max(1) as f64) as f32;
-            most = most.max(effect);
-            // A picture would be most of the file: its effect is measured but not kept.
-            let bytes: usize = inputs.iter().map(|(_, a)| 8 * a.data().len()).sum();
-            if effect > 0.0 && bytes <= MAX_PROBE_BYTES {
-                probes.push(ProbeEffect { inputs, output: output.to_string(), effect });
-            }
-        }
-        if !(most > 0.0 && most.is_finite()) {
-            return Err(Error::failed(format!("the trained adapter has no effect on '{output}'"))
-                .hint("more steps or a higher learning rate"));
-        }
-        adapter.probes = probes;
-        Ok(Some(most))
-    }
-}
-
-/// Early stopping, the best values, the losses, the metrics before the first step.
-type SoFar<'a> = (EarlyStopping, &'a Option<Vec<Vec<f32>>>, &'a [f32], &'a [(String, f32)]);
-
-/// Whether the patience was used up by the looks before a checkpoint.
-fn stopping_is_over(stopping: &EarlyStopping, patience: Option<u32>) -> bool {
-    patience.is_some_and(|p| stopping.without_gain() >= p && stopping.best().is_some())
 }
 
 fn stopped(step: u64, steps: u64, kept: bool) -> Error {

@@ -1,0 +1,82 @@
+//! How much a run may do at once within its memory: micro-batch and threads.
+
+use super::Run;
+use crate::error::{Error, Result};
+use crate::train::samples::PICTURE_CACHE;
+
+/// Micro-batch of sentences and raw inputs where none is asked for.
+const MICRO_BATCH: usize = 8;
+/// Micro-batch of pictures where none is asked for.
+const MICRO_BATCH_PICTURES: usize = 1;
+/// Resident bytes of the process beside tensors and the base: code, a gradient and a forward graph
+/// for each length of sentences, tokenizer. Measured with MiniLM at micro-batches of 1 to 8.
+const PROCESS_BYTES: u64 = 60 << 20;
+/// What operators need for themselves while they run, and the gaps that the allocator leaves, by
+/// the same measurement a seventh of the graph's own tensors.
+const SCRATCH_SHARE: u64 = 6;
+
+impl Run<'_> {
+    /// Bytes of the whole process while micro-batches of `micro` rows run.
+    fn planned(&self, micro: usize, threads: usize) -> Result<u64> {
+        let longest = self.samples.longest();
+        let graph = self.trainer.plan(&self.samples.inputs(&[longest], micro)?)?;
+        let tensors = 4 * self.trainer.parameter_count() as u64;
+        // The values, a copy as inputs, the sum of the gradients, the best values.
+        let state = 4 * tensors + self.trainer.optimizer().state_bytes() as u64;
+        let running = threads as u64 * (graph + graph / SCRATCH_SHARE);
+        Ok(PROCESS_BYTES + self.engine.base().file_len() + state + running)
+    }
+
+    /// The largest micro-batch and the most threads that fit.
+    pub(super) fn choose_micro_batch(&mut self) -> Result<()> {
+        let pictures = self.samples.has_pictures();
+        let usual = if pictures { MICRO_BATCH_PICTURES } else { MICRO_BATCH };
+        let batch = self.options.batch.min(self.train.len().max(1));
+        let wanted = self.options.micro_batch.unwrap_or(usual).min(batch);
+        if let (Some(fixed), Some(asked)) = (self.samples.fixed_rows(), self.options.micro_batch)
+            && asked != fixed
+        {
+            return Err(Error::usage(format!(
+                "the base takes {fixed} samples at once, not micro-batches of {asked}"
+            )));
+        }
+        let wanted = self.samples.fixed_rows().unwrap_or(wanted);
+        let cache = if pictures { PICTURE_CACHE } else { 0 };
+        let Some(ram) = self.options.ram else {
+            self.micro = wanted;
+            self.peak = self.planned(wanted, self.threads)? + cache;
+            return Ok(());
+        };
+        let halved = |&n: &usize| (n > 1).then_some(n / 2);
+        let sizes: Vec<usize> = match self.samples.fixed_rows().or(self.options.micro_batch) {
+            Some(_) => vec![wanted],
+            None => std::iter::successors(Some(wanted), halved).collect(),
+        };
+        // Fewer threads before smaller micro-batches: those change the rounding.
+        let mut least = (u64::MAX, wanted);
+        for micro in sizes {
+            for threads in (1..=self.options.threads).rev() {
+                let planned = self.planned(micro, threads)?;
+                if planned <= ram {
+                    (self.micro, self.threads) = (micro, threads);
+                    let spare = (ram - planned).min(cache);
+                    self.samples.limit_cache(spare);
+                    self.peak = planned + spare;
+                    return Ok(());
+                }
+                least = least.min((planned, micro));
+            }
+            self.trainer.drop_plans();
+        }
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let shorter =
+            if self.samples.has_text() { ", or cut sentences with --max-tokens" } else { "" };
+        Err(Error::refused(format!(
+            "training takes {} MiB with micro-batches of {}, {} MiB are allowed",
+            mib(least.0),
+            least.1,
+            mib(ram)
+        ))
+        .hint(format!("allow --ram {}M{shorter}", mib(least.0))))
+    }
+}

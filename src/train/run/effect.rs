@@ -1,0 +1,51 @@
+//! What a trained adapter moves, measured and kept with it.
+
+use super::Run;
+use crate::adapter::{Adapter, ProbeEffect};
+use crate::error::{Error, Result};
+
+/// Training inputs that effects are measured on.
+const PROBES: usize = 2;
+/// Largest inputs that are stored with an adapter, in bytes.
+const MAX_PROBE_BYTES: usize = 256 << 10;
+
+impl Run<'_> {
+    /// Measures how far the adapter moves the head's output on training inputs, and stores the
+    /// inputs that are small.
+    pub(super) fn probe(&self, adapter: &mut Adapter) -> Result<Option<f32>> {
+        if adapter.targets.is_empty() {
+            return Ok(None);
+        }
+        let bound = self.engine.bind(&[(&*adapter, 1.0)])?;
+        let output = self.trainer.output();
+        let mut most = 0f32;
+        let mut probes = vec![];
+        for &sample in self.train.iter().take(PROBES) {
+            let rows = self.samples.fixed_rows().unwrap_or(1);
+            let inputs = self.samples.inputs(&[sample], rows)?;
+            let base = self.engine.run(&inputs, None)?;
+            let adapted = self.engine.run(&inputs, Some(&bound))?;
+            let values = |named: &'_ crate::runtime::Named| -> Result<Vec<f32>> {
+                let found = named.iter().find(|(name, _)| name == output);
+                let (_, array) =
+                    found.ok_or_else(|| Error::failed(format!("output '{output}' is gone")))?;
+                Ok(array.as_f32()?.to_vec())
+            };
+            let (base, adapted) = (values(&base)?, values(&adapted)?);
+            let moved: f64 = base.iter().zip(&adapted).map(|(b, a)| f64::from((a - b).abs())).sum();
+            let effect = (moved / base.len().max(1) as f64) as f32;
+            most = most.max(effect);
+            // A picture would be most of the file: its effect is measured but not kept.
+            let bytes: usize = inputs.iter().map(|(_, a)| 8 * a.data().len()).sum();
+            if effect > 0.0 && bytes <= MAX_PROBE_BYTES {
+                probes.push(ProbeEffect { inputs, output: output.to_string(), effect });
+            }
+        }
+        if !(most > 0.0 && most.is_finite()) {
+            return Err(Error::failed(format!("the trained adapter has no effect on '{output}'"))
+                .hint("more steps or a higher learning rate"));
+        }
+        adapter.probes = probes;
+        Ok(Some(most))
+    }
+}
