@@ -151,6 +151,10 @@ fn record(app: &App, feedback: Feedback) -> Result<(StatusCode, Value), Problem>
         consent: true,
     };
     let recorded = app.store.add_sample(&sample)?;
+    // The first sample of a name makes it known.
+    if super::adapters::known(app, &name).is_err() {
+        app.roster.refresh(&name)?;
+    }
     told(right);
     if let Some(learning) = app.learning() {
         learning.wake();
