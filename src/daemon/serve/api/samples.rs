@@ -149,6 +149,10 @@ fn record(app: &App, feedback: Feedback) -> Answer {
         consent: true,
     };
     let recorded = app.store.add_sample(&sample)?;
+    // The first sample of a name makes it known.
+    if super::adapters::known(app, &name).is_err() {
+        app.roster.refresh(&name)?;
+    }
     told(right);
     if let Some(learning) = app.learning() {
         learning.wake();
