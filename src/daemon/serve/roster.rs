@@ -333,6 +333,11 @@ impl Roster {
         self.kept().retain(|served| served.name.as_deref().is_some_and(|name| !gone(name)));
     }
 
+    /// Whether `name` is served, as the store was when it was looked at last.
+    pub fn knows(&self, name: &str) -> bool {
+        self.names.read().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+    }
+
     /// Names, what is active, and whether it can be served; by name.
     pub fn list(&self) -> Vec<Row> {
         self.look();

@@ -150,7 +150,7 @@ fn record(app: &App, feedback: Feedback) -> Answer {
     };
     let recorded = app.store.add_sample(&sample)?;
     // The first sample of a name makes it known.
-    if super::adapters::known(app, &name).is_err() {
+    if !app.roster.knows(&name) {
         app.roster.refresh(&name)?;
     }
     told(right);
