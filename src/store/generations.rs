@@ -175,7 +175,7 @@ impl Store {
         })
     }
 
-    /// One name. Errors: there is none such (usage, [`Cause::NotFound`](crate::error::Cause::NotFound)).
+    /// One name. Errors: there is none such (usage, `Cause::NotFound`).
     pub fn name(&self, name: &str) -> Result<NameEntry> {
         check_name(name)?;
         self.read(|c| entry(c, known(c, self, name)?, name.into()))
@@ -224,7 +224,7 @@ impl Store {
     /// Reads the adapter that `reference` names, checking its hash and its values.
     ///
     /// # Errors
-    /// No such name or generation, or none active (usage, [`Cause::NotFound`](crate::error::Cause::NotFound)); a damaged file
+    /// No such name or generation, or none active (usage, `Cause::NotFound`); a damaged file
     /// (bad input).
     pub fn load(&self, reference: &Reference) -> Result<Loaded> {
         let found = self.read(|c| resolve(c, self, reference))?;
@@ -245,7 +245,7 @@ impl Store {
     ///
     /// # Errors
     /// A bad name (usage), values that are not finite (bad input), a sample of the manifest was
-    /// forgotten meanwhile (refused, [`Cause::Forgotten`](crate::error::Cause::Forgotten)), a full disk (failed): the store stays
+    /// forgotten meanwhile (refused, `Cause::Forgotten`), a full disk (failed): the store stays
     /// as it was.
     pub fn add(&self, name: &str, adapter: &Adapter, origin: &Origin) -> Result<Added> {
         check_name(name)?;
