@@ -49,7 +49,7 @@ The folder of the store. Without it: offshoot/ in XDG_DATA_HOME, else in ~/.loca
 .TP
 \fBOFFSHOOT_KERNELS\fR
 The kernels to use instead of the fastest ones; \fBoffshoot doctor\fR lists those that this
-processor can run.
+processor can run. Others are an error.
 .TP
 \fBOFFSHOOT_HOST\fR
 The daemon that verbs talk to: unix:///PATH or http://127.0.0.1:PORT. Without it: offshoot.sock in

@@ -51,7 +51,7 @@ pub use conv::{ConvGeometry, col2im_add, im2col};
 pub use convolution::Convolution;
 pub use dense::{ContractedAxis, contract};
 pub use depthwise::{depthwise, depthwise_input_gradient};
-pub use dispatch::{available_kernels, compiled_kernels, kernel_name};
+pub use dispatch::{available_kernels, check_kernels, compiled_kernels, kernel_name};
 pub use inputs::Inputs;
 pub use layout::{BLOCK, GROUP, PANEL, packed_len};
 pub use normalize::{LayerNorm, layer_norm};

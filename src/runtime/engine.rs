@@ -9,7 +9,7 @@ use crate::graph::{
     read_graph, tract_error,
 };
 use crate::pack::{Base, IoSpec};
-use crate::quant::PackedRef;
+use crate::quant::{PackedRef, check_kernels};
 use crate::shape::Array;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -66,7 +66,12 @@ impl Engine {
 
     /// Reads the base's graph; its weights stay where they are mapped.
     /// They are read ahead where there is memory for it.
+    ///
+    /// # Errors
+    /// A damaged graph ([`ErrorKind::BadInput`]); kernels asked for that can't be had
+    /// ([`ErrorKind::Usage`]).
     pub fn new(base: Base) -> Result<Engine> {
+        check_kernels()?;
         keep_freed_memory();
         if available_bytes().is_some_and(|free| free / 2 > base.file_len()) {
             base.will_need();

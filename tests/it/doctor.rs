@@ -1,6 +1,8 @@
 //! `offshoot doctor`: the machine in words, and as JSON for programs.
 
-use crate::support::Place;
+use crate::support::{Place, done};
+use offshoot::npy;
+use offshoot::shape::Array;
 use serde_json::Value;
 
 /// What tract and this crate must choose on an emulated processor: qemu's name for it, features
@@ -169,4 +171,28 @@ fn a_program_that_can_not_run_here_gets_a_sentence() {
     assert!(place.fails("doctor --binary script", 3).contains("not a Linux program"));
     place.fails("doctor --binary missing", 3);
     place.fails("doctor --binary short --state .", 2);
+}
+
+#[test]
+fn kernels_that_cannot_be_had_are_refused() {
+    let place = Place::new();
+    place.ok("pack {models}/mlp.onnx -o mlp.base");
+    let x = Array::f32(vec![1, 12], vec![1.0; 12]).unwrap();
+    place.write("x.npy", npy::to_bytes(&x));
+    let asked = |line: &str, kernels: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let mut command = place.command(&words);
+        command.env("OFFSHOOT_KERNELS", kernels);
+        done(command)
+    };
+    let run = "run mlp.base --input x=x.npy";
+    for kernels in ["", "portable"] {
+        let done = asked(run, kernels);
+        assert_eq!(done.code, 0, "{done:?}");
+    }
+    let refused = asked(run, "avx1024");
+    refused.failed(2, run);
+    assert!(refused.stderr.contains("OFFSHOOT_KERNELS asks for 'avx1024'"), "{refused:?}");
+    let doctor = asked("doctor --state .", "avx1024");
+    assert!(doctor.stdout.contains("avx1024"), "{doctor:?}");
 }

@@ -42,9 +42,11 @@ fn kernels(seen: &Seen, list: &mut List) {
     let k = &seen.kernels;
     if let Some(asked) = k.asked_for.as_ref().filter(|a| a.as_str() != k.chosen) {
         list.add(
-            Level::Warning,
+            Level::Problem,
             "kernels",
-            format!("OFFSHOOT_KERNELS asks for '{asked}', which is not to be had here"),
+            format!(
+                "OFFSHOOT_KERNELS asks for '{asked}', which is not to be had here: no base opens"
+            ),
             &format!("unset it, or take one of {}", k.can_run.join(", ")),
         );
     }
