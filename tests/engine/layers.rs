@@ -26,9 +26,6 @@ const UNSAFE: &[&str] = &["quant/kernels", "pack/mapping.rs"];
 
 const MAX_LINES: usize = 500;
 
-/// Longer than [`MAX_LINES`]: one family each, or its tests.
-const LONG: &[&str] = &["import/targets.rs"];
-
 struct Source {
     /// Below `src`, with `/`.
     path: String,
@@ -226,19 +223,13 @@ fn unsafe_stays_on_its_islands() {
 
 #[test]
 fn files_stay_short() {
-    let sources = sources();
-    for source in &sources {
-        let long = LONG.contains(&source.path.as_str());
+    for source in sources() {
         assert!(
-            long || source.lines <= MAX_LINES,
+            source.lines <= MAX_LINES,
             "{} has {} lines, at most {MAX_LINES}",
             source.path,
             source.lines
         );
-        assert!(!long || source.lines > MAX_LINES, "{} need not be listed", source.path);
-    }
-    for path in LONG {
-        assert!(sources.iter().any(|s| s.path == *path), "{path} is listed but absent");
     }
 }
 
