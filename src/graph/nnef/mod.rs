@@ -6,6 +6,7 @@ mod ops;
 mod parse;
 mod read;
 mod repair;
+mod standard;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -20,16 +21,16 @@ const REGISTRY: &str = "offshoot";
 /// The key of the weight table among a document's resources.
 const WEIGHTS: &str = "offshoot_weights";
 
-/// tract's NNEF with our registry; every constant is kept out of the text. Only writing needs the
-/// standard library's fragments.
-fn framework(stdlib: Vec<FragmentDef>) -> Nnef {
+/// tract's NNEF with this registry of the standard operators, tract's own and ours; every constant
+/// is kept out of the text. Only writing needs the standard library's fragments.
+fn framework(standard: Registry, stdlib: Vec<FragmentDef>) -> Nnef {
     let mut registry = Registry::new(REGISTRY);
     ops::register(&mut registry);
     control::register(&mut registry);
     // Field by field: the default parses tract's standard library twice over.
     Nnef {
         stdlib,
-        registries: vec![tract_nnef::ops::tract_nnef(), tract_nnef::ops::tract_core(), registry],
+        registries: vec![standard, tract_nnef::ops::tract_core(), registry],
         resource_loaders: vec![],
         allow_extended_identifier_syntax: false,
         extern_all_constants: true,

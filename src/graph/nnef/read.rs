@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use tract_core::internal::{Tensor, TractError, TypedModel};
 use tract_nnef::ast::{Identifier, ProtoModel};
-use tract_nnef::internal::Resource;
+use tract_nnef::internal::{Registry, Resource};
 
 use super::guard::check_document;
 use super::ops::WeightResource;
 use super::parse::parse;
-use super::{REGISTRY, WEIGHTS, framework};
+use super::{REGISTRY, WEIGHTS, framework, standard};
 use crate::error::{Error, Result};
 use crate::graph::weights::FrozenWeights;
 
@@ -26,6 +26,27 @@ pub fn read_graph(
     constants: impl IntoIterator<Item = (String, Arc<Tensor>)>,
     weights: &FrozenWeights,
 ) -> Result<TypedModel> {
+    let proto = proto_model(text, constants, weights)?;
+    let common = standard::common().map_err(|e| translation(&e))?;
+    let model = match translated(&proto, common) {
+        Ok(model) => model,
+        Err(_) => translated(&proto, tract_nnef::ops::tract_nnef())?,
+    };
+    let names: Vec<&str> = model.inputs.iter().map(|i| model.nodes[i.node].name.as_str()).collect();
+    let stated: Vec<&str> = proto.doc.graph_def.parameters.iter().map(|p| p.0.as_str()).collect();
+    if names != stated {
+        return Err(Error::bad_input(format!(
+            "graph text states inputs {stated:?} and defines {names:?}"
+        )));
+    }
+    Ok(model)
+}
+
+pub(super) fn proto_model(
+    text: &str,
+    constants: impl IntoIterator<Item = (String, Arc<Tensor>)>,
+    weights: &FrozenWeights,
+) -> Result<ProtoModel> {
     let doc = parse(text)?;
     check_document(&doc)?;
     for (id, value) in &doc.extension {
@@ -45,19 +66,14 @@ pub fn read_graph(
     let tensors = constants.into_iter().map(|(name, t)| (Identifier(name), t)).collect();
     let weights: Arc<dyn Resource> = Arc::new(WeightResource(weights.clone()));
     let resources = HashMap::from([(WEIGHTS.to_string(), weights)]);
-    let proto = ProtoModel { doc, tensors, quantization: None, resources };
-    let model = unpanicked(|| {
-        let translated = framework(vec![]).translate(&proto, TypedModel::default());
+    Ok(ProtoModel { doc, tensors, quantization: None, resources })
+}
+
+pub(super) fn translated(proto: &ProtoModel, standard: Registry) -> Result<TypedModel> {
+    unpanicked(|| {
+        let translated = framework(standard, vec![]).translate(proto, TypedModel::default());
         translated.map_err(|(_, e)| translation(&e))
-    })??;
-    let names: Vec<&str> = model.inputs.iter().map(|i| model.nodes[i.node].name.as_str()).collect();
-    let stated: Vec<&str> = proto.doc.graph_def.parameters.iter().map(|p| p.0.as_str()).collect();
-    if names != stated {
-        return Err(Error::bad_input(format!(
-            "graph text states inputs {stated:?} and defines {names:?}"
-        )));
-    }
-    Ok(model)
+    })?
 }
 
 /// tract's translator panics on some damaged texts.

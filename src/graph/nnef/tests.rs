@@ -322,6 +322,20 @@ fn minilm_comes_back() {
     shared_model("minilm-l6.onnx", "minilm/ref_dynamo_0.npz", None);
 }
 
+/// tract's whole registry of standard operators takes longer to make than a base to open.
+#[test]
+fn the_usual_graphs_need_the_common_operators_only() {
+    for (name, reference) in [
+        ("minilm-l6.onnx", "minilm/ref_dynamo_0.npz"),
+        ("efficientnet-lite0.onnx", "efficientnet_lite0/ref_0.npz"),
+    ] {
+        let Some((model, _)) = import(name, reference, None) else { return };
+        let text = write_graph(&model).unwrap();
+        let proto = read::proto_model(&text.text, text.constants, &no_weights()).unwrap();
+        read::translated(&proto, standard::common().unwrap()).unwrap();
+    }
+}
+
 #[test]
 fn efficientnet_comes_back() {
     shared_model("efficientnet-lite0.onnx", "efficientnet_lite0/ref_0.npz", None);
@@ -369,7 +383,7 @@ fn reading_is_quick() {
     };
     let text = write_graph(&model).unwrap();
     let start = Instant::now();
-    let nnef = framework(vec![]);
+    let nnef = framework(standard::common().unwrap(), vec![]);
     let registry = start.elapsed();
     let start = Instant::now();
     drop((parse::parse(&text.text).unwrap(), nnef));

@@ -54,7 +54,7 @@ pub fn write_graph(model: &TypedModel) -> Result<GraphText> {
     repair_loops(&mut model).map_err(|e| unsupported(&e))?;
     quiet(|| rewrite_model(&mut model))?;
     let names = rename(&mut model).map_err(|e| unsupported(&e))?;
-    let nnef = framework(tract_nnef::framework::stdlib());
+    let nnef = framework(tract_nnef::ops::tract_nnef(), tract_nnef::framework::stdlib());
     let mut proto = quiet(|| to_proto_model(&nnef, &model))?;
     if let Some(name) = proto.quantization.as_ref().and_then(|q| q.keys().min()) {
         return Err(Error::unsupported(format!(

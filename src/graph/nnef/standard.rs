@@ -1,0 +1,124 @@
+//! The standard operators of NNEF that graphs mostly consist of.
+//!
+//! tract's own registry of them parses NNEF's standard library each time it is made, which takes
+//! longer than reading a base. This one knows less: what fails with it is read with tract's.
+
+use tract_core::ops::{logic, math, nn};
+use tract_nnef::ast::parse::parse_fragments;
+use tract_nnef::internal::{Registry, ToTract, TractResult};
+use tract_nnef::ops::nnef::deser;
+use tract_core::internal::format_err;
+
+/// As they stand in tract's `stdlib.nnef`, those that tract builds itself without their bodies.
+const DECLARATIONS: &str = "
+fragment external<? = scalar>( shape: integer[] ) -> ( output: tensor<?> );
+fragment variable<? = scalar>( shape: integer[], label: string ) -> ( output: tensor<?> );
+fragment reshape<?>( input: tensor<?>, shape: integer[], axis_start: integer = 0, axis_count: integer = -1 ) -> ( output: tensor<?> );
+fragment transpose<?>( input: tensor<?>, axes: integer[] ) -> ( output: tensor<?> );
+fragment concat<?>( values: tensor<?>[], axis: integer ) -> ( value: tensor<?> );
+fragment slice<?>( input: tensor<?>, axes: integer[], begin: integer[], end: integer[] ) -> ( output: tensor<?> );
+fragment squeeze<?>( input: tensor<?>, axes: integer[] ) -> ( output: tensor<?> );
+fragment unsqueeze<?>( input: tensor<?>, axes: integer[] ) -> ( output: tensor<?> );
+fragment pad( input: tensor<scalar>, padding: (integer, integer)[], border: string = 'constant', value: scalar = 0.0 ) -> ( output: tensor<scalar> );
+fragment select<?>( condition: tensor<logical>, true_value: tensor<?>, false_value: tensor<?> ) -> ( output: tensor<?> );
+fragment matmul( A: tensor<scalar>, B: tensor<scalar>, transposeA: logical = false, transposeB: logical = false ) -> ( C: tensor<scalar> );
+fragment conv( input: tensor<scalar>, filter: tensor<scalar>, bias: tensor<scalar> = 0.0, border: string = 'constant', padding: (integer,integer)[] = [], stride: integer[] = [], dilation: integer[] = [], groups: integer = 1 ) -> ( output: tensor<scalar> );
+fragment sum_reduce( input: tensor<scalar>, axes: integer[], normalize: logical = false ) -> ( output: tensor<scalar> );
+fragment max_reduce( input: tensor<scalar>, axes: integer[] ) -> ( output: tensor<scalar> );
+fragment softmax( x: tensor<scalar>, axes: integer[] = [1] ) -> ( y: tensor<scalar> );
+fragment box( input: tensor<scalar>, size: integer[], border: string = 'constant', padding: (integer,integer)[] = [], stride: integer[] = [], dilation: integer[] = [], normalize: logical = false ) -> ( output: tensor<scalar> );
+fragment max_pool_with_index( input: tensor<scalar>, size: integer[], border: string = 'constant', padding: (integer,integer)[] = [], stride: integer[] = [], dilation: integer[] = [] ) -> ( output: tensor<scalar>, index: tensor<integer> );
+fragment max_pool( input: tensor<scalar>, size: integer[], border: string = 'constant', padding: (integer,integer)[] = [], stride: integer[] = [], dilation: integer[] = [] ) -> ( output: tensor<scalar> )
+{
+    output, index = max_pool_with_index(input, size = size, border = border, padding = padding, stride = stride, dilation = dilation);
+}
+";
+
+/// What builds the operators that are declared without a body.
+const PRIMITIVES: [(&str, ToTract); 17] = [
+    ("external", deser::external),
+    ("variable", deser::variable),
+    ("reshape", deser::reshape),
+    ("transpose", deser::transpose),
+    ("concat", deser::concat),
+    ("slice", deser::slice),
+    ("squeeze", deser::squeeze),
+    ("unsqueeze", deser::unsqueeze),
+    ("pad", deser::pad),
+    ("select", deser::select),
+    ("matmul", deser::matmul),
+    ("conv", deser::conv),
+    ("sum_reduce", deser::reduce),
+    ("max_reduce", deser::reduce),
+    ("softmax", deser::softmax),
+    ("box", deser::sum_pool),
+    ("max_pool_with_index", deser::max_pool_with_index),
+];
+
+/// A registry with tract's name for its own.
+pub(super) fn common() -> TractResult<Registry> {
+    let mut registry = Registry::new("tract_nnef");
+    for fragment in parse_fragments(DECLARATIONS)? {
+        if fragment.body.is_some() {
+            registry.register_fragment(fragment);
+            continue;
+        }
+        let decl = fragment.decl;
+        let (name, build) = PRIMITIVES
+            .iter()
+            .find(|(name, _)| *name == decl.id.0)
+            .ok_or_else(|| format_err!("nothing builds '{}'", decl.id.0))?;
+        registry.register_primitive(name, &decl.parameters, &decl.results, *build);
+    }
+    registry.register_binary("add", &math::Add {});
+    registry.register_binary("sub", &math::Sub {});
+    registry.register_binary("mul", &math::Mul {});
+    registry.register_binary("div", &math::Div {});
+    registry.register_binary("pow", &math::Pow {});
+    registry.register_binary("min", &math::Min {});
+    registry.register_binary("max", &math::Max {});
+    registry.register_binary("eq", &logic::CompEq);
+    registry.register_binary("lt", &logic::CompLT);
+    registry.register_binary("gt", &logic::CompGT);
+    registry.register_binary("and", &logic::And {});
+    registry.register_unit_element_wise("exp", &math::Exp {});
+    registry.register_unit_element_wise("neg", &math::Neg {});
+    registry.register_unit_element_wise("recip", &math::Recip {});
+    registry.register_unit_element_wise("square", &math::Square {});
+    registry.register_unit_element_wise("sqrt", &math::Sqrt {});
+    registry.register_unit_element_wise("rsqrt", &math::Rsqrt {});
+    registry.register_unit_element_wise("tanh", &math::Tanh {});
+    registry.register_unit_element_wise("sigmoid", &nn::Sigmoid {});
+    Ok(registry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tract_nnef::ast::Identifier;
+
+    #[test]
+    fn what_is_here_is_tracts_own() {
+        let (ours, theirs) = (common().unwrap(), tract_nnef::ops::tract_nnef());
+        assert_eq!(ours.id, theirs.id);
+        assert_eq!(ours.primitives.len(), PRIMITIVES.len());
+        for (name, primitive) in &ours.primitives {
+            let decl = &theirs.primitives[name].decl;
+            assert_eq!(primitive.decl.parameters, decl.parameters, "{}", name.0);
+            assert_eq!(primitive.decl.results, decl.results, "{}", name.0);
+        }
+        for (name, fragment) in &ours.fragments {
+            assert_eq!(fragment, &theirs.fragments[name], "{}", name.0);
+        }
+        for (name, op) in &ours.binary_ops {
+            let found = theirs.binary_ops.iter().find(|(n, _)| n == name).unwrap();
+            assert_eq!(op.name(), found.1.name());
+        }
+        for (name, op) in &ours.unit_element_wise_ops {
+            let found = theirs.unit_element_wise_ops.iter().find(|(n, _)| n == name).unwrap();
+            assert_eq!(op.name(), found.1.name());
+        }
+        assert!(!theirs.element_wise_ops.iter().any(|(n, ..)| ours.primitives.contains_key(n)));
+        assert!(!ours.primitives.contains_key(&Identifier("tile".into())));
+    }
+}
