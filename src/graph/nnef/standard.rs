@@ -3,11 +3,11 @@
 //! tract's own registry of them parses NNEF's standard library each time it is made, which takes
 //! longer than reading a base. This one knows less: what fails with it is read with tract's.
 
+use tract_core::internal::format_err;
 use tract_core::ops::{logic, math, nn};
 use tract_nnef::ast::parse::parse_fragments;
 use tract_nnef::internal::{Registry, ToTract, TractResult};
 use tract_nnef::ops::nnef::deser;
-use tract_core::internal::format_err;
 
 /// As they stand in tract's `stdlib.nnef`, those that tract builds itself without their bodies.
 const DECLARATIONS: &str = "
