@@ -13,12 +13,16 @@ fn predict(daemon: &Daemon, body: &Value) -> Value {
 #[test]
 fn adapters_answer_by_name_generation_and_default() {
     let daemon = Daemon::start("adapter = \"home\"");
-    // The default is not there: never the base instead.
-    let answer = daemon.post("/v1/predict", &question(1.0));
+    // A new device: the name that it is set to is there with its first sample or generation. Who
+    // asks for it by name is told so.
+    assert!(daemon.log().contains("'home' (serve.adapter) is not there yet"), "{}", daemon.log());
+    let new = predict(&daemon, &question(1.0));
+    let answer = daemon.post("/v1/predict", &and(question(1.0), "adapter", "home"));
     assert_eq!((answer.status, answer.error().as_str()), (404, "not_found"));
     daemon.add_home();
     // Known, but nothing is active: the base, said so.
     let bare = predict(&daemon, &question(1.0));
+    assert_eq!(new, bare);
     assert_eq!((&bare["adapter"], &bare["generation"]), (&json!("home"), &json!(null)));
     assert_eq!(bare["predictions"], json!([]));
     assert!(bare["outputs"].is_object());
