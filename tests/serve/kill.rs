@@ -112,8 +112,9 @@ fn act(socket: &Path, round: u64, told: &Mutex<Told>, over: &AtomicBool) {
 /// What lay on the disk at the kills.
 #[derive(Default)]
 struct Seen {
-    /// Generations that the daemon trained, the newest one's number and how many were promoted.
+    /// The newest generation that the daemon trained.
     newest: u64,
+    /// Those of them that it promoted.
     promoted: BTreeSet<u64>,
     /// Kills while a job trained, while its candidate was measured, between that and the job's
     /// end, and while a generation was on trial.
@@ -153,7 +154,7 @@ fn look(place: &Place, told: &Told, seen: &mut Seen) {
     let generations = store.generations("home").unwrap();
     for g in generations.iter().filter(|g| g.number > 2) {
         seen.newest = seen.newest.max(g.number);
-        if g.state == GenerationState::Promoted {
+        if matches!(g.state, GenerationState::Promoted | GenerationState::Trial) {
             seen.promoted.insert(g.number);
         }
     }
