@@ -1,9 +1,11 @@
 //! A scripted week: portions of feedback, generations that are better each time, a poisoned
 //! portion that is trained and not promoted, a bad generation that the watch takes back.
 
-use crate::device::{Device, PATIENCE, POINTS, Points, willing};
+use crate::device::{Device, PATIENCE, POINTS, Points, answer, willing};
 use offshoot::adapter::Adapter;
+use offshoot::daemon::Serving;
 use offshoot::daemon::learn::Verdict;
+use offshoot::runtime::Named;
 use offshoot::store::{Input, JobState, Origin, Reference, Selector};
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,8 @@ pub struct Row {
     day: String,
     generation: Option<u64>,
     verdict: Option<Verdict>,
+    /// Share right on the test set: of the generation, and of what is served then.
+    own: Option<f64>,
     test: f64,
     seconds: f64,
     peak_mib: f64,
@@ -39,9 +43,21 @@ impl Week {
 
     /// Share right of what is served, on samples that the device never gets.
     pub fn accuracy(&self) -> f64 {
-        let right = |(input, label): &&(Input, String)| {
-            self.device.desk.predict(self.name, &self.device.inputs(input)).0 == *label
-        };
+        self.share(|inputs| self.device.desk.predict(self.name, inputs).0)
+    }
+
+    /// The same of a generation.
+    fn accuracy_of(&self, generation: u64) -> f64 {
+        let reference = Reference::parse(&format!("{}@{generation}", self.name)).unwrap();
+        let adapter = self.device.store.load(&reference).unwrap().adapter;
+        let engine = self.device.desk.engine();
+        let bound = engine.bind(&[(&adapter, 1.0)]).unwrap();
+        self.share(|inputs| answer(engine, &bound, inputs))
+    }
+
+    fn share(&self, answer: impl Fn(&Named) -> String) -> f64 {
+        let right =
+            |(input, label): &&(Input, String)| answer(&self.device.inputs(input)) == *label;
         self.test.iter().filter(right).count() as f64 / self.test.len() as f64
     }
 
@@ -101,6 +117,7 @@ impl Week {
             day: day.into(),
             generation,
             verdict,
+            own: generation.map(|g| self.accuracy_of(g)),
             test: self.accuracy(),
             seconds: began.elapsed().as_secs_f64(),
             peak_mib: progress["peak_rss_bytes"].as_f64().unwrap_or(0.0) / f64::from(1 << 20),
@@ -133,7 +150,6 @@ impl Week {
         head.bias.rotate_left(1);
         let added = self.device.store.add(self.name, &adapter, &Origin::default()).unwrap();
         self.device.store.activate(self.name, added.generation, None, None).unwrap();
-        use offshoot::daemon::Serving;
         self.device.desk.refresh(self.name).unwrap();
         let test = self.accuracy();
         let mut asked = 0;
@@ -152,7 +168,8 @@ impl Week {
             day: "forced".into(),
             generation: Some(added.generation),
             verdict: None,
-            test,
+            own: Some(test),
+            test: self.accuracy(),
             seconds: began.elapsed().as_secs_f64(),
             peak_mib: 0.0,
             what: format!("taken back by the watch after {asked} answers"),
@@ -161,7 +178,7 @@ impl Week {
 
     pub fn print(&self) {
         println!(
-            "day | generation | samples held out | hold-out before -> after | loss low | retention | latency | test of what is served | seconds | child's peak MiB | what"
+            "day | generation | samples held out | hold-out before -> after | loss low | retention | latency | test: its own, served | seconds | child's peak MiB | what"
         );
         for r in &self.rows {
             let generation = r.generation.map_or("-".into(), |g| g.to_string());
@@ -178,8 +195,9 @@ impl Week {
                 )
             });
             println!(
-                "{} | {generation} | {verdict} | {:.1} % | {:.1} | {:.0} | {}",
+                "{} | {generation} | {verdict} | {:.1} %, {:.1} % | {:.1} | {:.0} | {}",
                 r.day,
+                100.0 * r.own.unwrap_or(f64::NAN),
                 100.0 * r.test,
                 r.seconds,
                 r.peak_mib,
