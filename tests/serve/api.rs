@@ -79,9 +79,10 @@ fn switches_compare_and_roll_back() {
     assert!((400..500).contains(&kept.status), "{kept:?}");
     assert_eq!(daemon.send("DELETE", "/v1/adapters/home/2", "", b"").status, 200);
     assert_eq!(daemon.send("DELETE", "/v1/adapters/home?force=true", "", b"").status, 200);
-    // An adapter that is gone is unknown; the base answers only who asks for it.
-    let gone = daemon.post("/v1/predict", &question(1.0));
+    // An adapter that is gone is unknown. What the daemon is set to is as on a new device.
+    let gone = daemon.post("/v1/predict", &and(question(1.0), "adapter", "home"));
     assert_eq!((gone.status, gone.error().as_str()), (404, "not_found"));
+    assert_eq!(predict(&daemon, &question(1.0))["generation"], json!(null));
     assert_eq!(daemon.send("GET", "/v1/adapters/home", "", b"").status, 404);
     assert_eq!(daemon.ok("GET", "/v1/adapters", None)["adapters"], json!([]));
     predict(&daemon, &and(question(1.0), "adapter", Value::Null));
