@@ -242,7 +242,7 @@ pub fn poisoned(portion: &Portion, labels: &[String]) -> Portion {
 #[test]
 fn a_week_with_a_tiny_model() {
     let mut settings = willing();
-    settings.train.learning_rate = 1e-3;
+    settings.train.learning_rate = 2e-3;
     settings.train.rank = 4;
     let mut stream = Points::new(1);
     let mut points = |classes: &[usize], count: usize| -> Portion {
