@@ -7,14 +7,14 @@ use super::probes::probes;
 use crate::adapter::{Adapter, Bound};
 use crate::error::{Error, Result};
 use crate::runtime::{Engine, Named};
-use crate::train::data::{Dataset, Label, LoadOptions, Task, load};
+use crate::train::data::{Dataset, Label, LoadOptions, SampleInput, Task, load};
 use crate::train::metrics::{argmax, softmax};
 use crate::train::{answers, retention};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Samples that run at once.
+/// Samples that run at once; pictures, which take most memory there, run one by one.
 const BATCH: usize = 4;
 /// Least probability that a loss is taken of: what one sample can weigh is bounded.
 const LEAST: f64 = 1e-4;
@@ -40,7 +40,7 @@ pub fn measure(
     let bound = engine.bind(&[(candidate, 1.0)])?;
     let before = previous.map(|p| engine.bind(&[(p, 1.0)])).transpose()?;
     let ask = |adapter: &Arc<Bound>, data: &Dataset, go_on: GoOn<'_>| {
-        answers(engine, Some(adapter), data, BATCH, max_tokens, go_on)
+        answers(engine, Some(adapter), data, at_once(data), max_tokens, go_on)
     };
     let Some(now) = ask(&bound, held, &mut *go_on)? else { return Ok(None) };
     let then = match &before {
@@ -93,6 +93,13 @@ pub fn measure(
         candidate_ms,
         reference_ms,
     }))
+}
+
+fn at_once(data: &Dataset) -> usize {
+    match data.samples.first().map(|s| &s.input) {
+        Some(SampleInput::Image(_) | SampleInput::Stored(_)) => 1,
+        _ => BATCH,
+    }
 }
 
 /// Labels and raw outputs of one side.
@@ -211,7 +218,8 @@ fn labelled(
             shares.push(0.0);
             continue;
         }
-        let found = answers(engine, adapter.as_ref(), data, BATCH, max_tokens, &mut *go_on)?;
+        let found =
+            answers(engine, adapter.as_ref(), data, at_once(data), max_tokens, &mut *go_on)?;
         let Some(found) = found else { return Ok(None) };
         let classes = data.classes().unwrap_or_default();
         let right = classes.iter().enumerate().filter(|(at, class)| {
