@@ -146,7 +146,7 @@ impl App {
         result
     }
 
-    /// Does what waits for a disk on one of [`DISK_THREADS`].
+    /// Does what waits for a disk on one of `DISK_THREADS`.
     pub async fn blocking<T: Send + 'static>(
         self: &Arc<App>,
         work: impl FnOnce(&App) -> Result<T, Problem> + Send + 'static,
