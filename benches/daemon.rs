@@ -3,7 +3,8 @@
 //! `load`: 200,000 requests from four clients on a tiny base while generations are promoted and
 //! rolled back 100 times; every answer is checked against its generation. `idle`: resident memory
 //! and wake-ups over a minute with MiniLM in q8. `latency`: MiniLM's predict, one and four clients.
-//! `training`: the same for a client of 20 requests a second, without and with training beside it.
+//! `training`: the same for a client of 20 requests a second, before, beside and after a job that
+//! trains to its end.
 
 #[path = "../tests/it/support.rs"]
 #[allow(dead_code)]
@@ -32,16 +33,16 @@ fn main() {
         load();
     }
     if wanted("training") {
-        training(&minilm());
+        training(&minilm("---[train]\nmin_steps = 500"));
     }
     if wanted("idle") || wanted("latency") {
-        let daemon = minilm();
+        let daemon = minilm("");
         if wanted("latency") {
             latency(&daemon);
         }
         if wanted("idle") {
             drop(daemon);
-            idle(&minilm());
+            idle(&minilm(""));
         }
     }
 }
@@ -114,7 +115,8 @@ fn load() {
     println!("load: resident after it {:.1} MB", resident(&daemon));
 }
 
-fn spread(name: &str, mut times: Vec<Duration>) {
+/// Prints and gives the p99 in milliseconds.
+fn spread(name: &str, mut times: Vec<Duration>) -> f64 {
     times.sort();
     let at = |q: f64| times[((times.len() - 1) as f64 * q) as usize].as_secs_f64() * 1e3;
     println!(
@@ -124,9 +126,10 @@ fn spread(name: &str, mut times: Vec<Duration>) {
         at(0.99),
         at(1.0)
     );
+    at(0.99)
 }
 
-fn minilm() -> Daemon {
+fn minilm(config: &str) -> Daemon {
     let place = Place::new();
     let model = repo("models/minilm-l6.onnx").display().to_string();
     let tokenizer = repo("models/minilm-l6.tokenizer.json").display().to_string();
@@ -134,7 +137,7 @@ fn minilm() -> Daemon {
     for file in ["1.adapter", "2.adapter"] {
         place.write(file, "");
     }
-    Daemon::start_in(place, "")
+    Daemon::start_in(place, config)
 }
 
 fn latency(daemon: &Daemon) {
@@ -182,15 +185,21 @@ fn training(daemon: &Daemon) {
         let sample = json!({"text": sample["text"], "label": sample["label"], "adapter": "home"});
         assert_eq!(daemon.post("/v1/feedback", &sample).status, 201, "{sample}");
     }
-    spread("without training", paced(daemon, |n| n == 600));
+    let before = paced(daemon, |n| n == 600);
+    spread("before training", before.clone());
     let job = daemon.ok("POST", "/v1/train", Some(&json!({"adapter": "home"})))["job"].clone();
-    let state = || daemon.ok("GET", &format!("/v1/train/{job}"), None)["state"].clone();
-    while state() == "queued" {
+    let told = || daemon.ok("GET", &format!("/v1/train/{job}"), None);
+    while told()["state"] == "queued" {
         std::thread::sleep(Duration::from_millis(100));
     }
-    let times = paced(daemon, |n| n == 600 || (n % 20 == 19 && state() != "running"));
-    println!("training: {} requests beside the job, then it was {}", times.len(), state());
-    spread("with training", times);
+    let beside = paced(daemon, |n| n % 20 == 19 && told()["state"] != "running");
+    println!("training: {} requests beside job {}", beside.len(), told());
+    assert_eq!(told()["state"], "done");
+    let after = paced(daemon, |n| n == 600);
+    let p99 = spread("beside training", beside);
+    spread("after training", after.clone());
+    let alone = spread("alone, before and after", [before, after].concat());
+    println!("training: p99 {:.2} times that without", p99 / alone);
 }
 
 fn status_field(daemon: &Daemon, pid_path: &str, key: &str) -> u64 {

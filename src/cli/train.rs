@@ -62,6 +62,9 @@ pub struct Args {
     /// Peak learning rate
     #[arg(long, default_value_t = 1e-3, value_parser = positive)]
     lr: f32,
+    /// How many times that is the head's
+    #[arg(long, default_value_t = 1.0, value_parser = positive)]
+    head_rate: f32,
     /// Weight decay
     #[arg(long, default_value_t = 0.01, value_parser = not_negative)]
     weight_decay: f32,
@@ -224,6 +227,7 @@ fn options(args: &Args, data: &Dataset) -> TrainOptions {
             _ => OptimizerKind::AdamW,
         },
         learning_rate: args.lr,
+        head_rate: args.head_rate,
         weight_decay: args.weight_decay,
         schedule: args.schedule,
         epochs: args.epochs,

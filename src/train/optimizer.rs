@@ -178,6 +178,16 @@ impl Optimizer {
         values: &mut [P],
         gradients: &[G],
     ) -> Result<()> {
+        self.step_each(|_| lr, values, gradients)
+    }
+
+    /// As [`Optimizer::step`], each tensor (by its place) at a rate of its own.
+    pub fn step_each<P: AsMut<[f32]>, G: AsRef<[f32]>>(
+        &mut self,
+        lr_of: impl Fn(usize) -> f64,
+        values: &mut [P],
+        gradients: &[G],
+    ) -> Result<()> {
         if values.len() != self.slots.len() || gradients.len() != self.slots.len() {
             return Err(Error::usage(format!(
                 "optimizer of {} tensors got {} and {} gradients",
@@ -186,7 +196,8 @@ impl Optimizer {
                 gradients.len()
             )));
         }
-        if !lr.is_finite() || lr < 0.0 {
+        let mut rates = (0..self.slots.len()).map(&lr_of);
+        if let Some(lr) = rates.find(|lr| !lr.is_finite() || *lr < 0.0) {
             return Err(Error::usage(format!("learning rate {lr} is not a positive number")));
         }
         for ((slot, v), g) in self.slots.iter().zip(values.iter_mut()).zip(gradients) {
@@ -205,7 +216,8 @@ impl Optimizer {
             }
         }
         self.steps += 1;
-        for ((slot, v), g) in self.slots.iter_mut().zip(values).zip(gradients) {
+        for (at, ((slot, v), g)) in self.slots.iter_mut().zip(values).zip(gradients).enumerate() {
+            let lr = lr_of(at);
             match self.rule {
                 Rule::AdamW { beta1, beta2, eps, weight_decay } => {
                     adamw(

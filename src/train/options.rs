@@ -77,6 +77,8 @@ pub struct TrainOptions {
     pub optimizer: OptimizerKind,
     /// Peak learning rate.
     pub learning_rate: f32,
+    /// How many times that is the head's.
+    pub head_rate: f32,
     /// Decay of every trained value.
     pub weight_decay: f32,
     /// The learning rate over the steps.
@@ -146,6 +148,7 @@ impl Default for TrainOptions {
             loss: LossKind::default(),
             optimizer: OptimizerKind::default(),
             learning_rate: 1e-3,
+            head_rate: 1.0,
             weight_decay: 0.01,
             schedule: Schedule::Linear { warmup: 0.1 },
             epochs: None,

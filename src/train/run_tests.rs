@@ -160,6 +160,27 @@ fn gradients_of_whole_networks_agree_with_central_differences() {
     }
 }
 
+/// AdamW's first step moves a value by the rate, whatever its gradient.
+#[test]
+fn the_head_moves_at_a_rate_of_its_own() {
+    let (_dir, engine) = engine("mlp", &exact());
+    let data = points(8, 4);
+    let options = TrainOptions { head_rate: 10.0, weight_decay: 0.0, ..options() };
+    let mut trainer = Trainer::new(&engine, &options, data.labels.clone()).unwrap();
+    nudge(&mut trainer);
+    let samples = Samples::new(&engine, &data, trainer.labels(), None).unwrap();
+    let all: Vec<usize> = (0..8).collect();
+    let batch =
+        MicroBatch { inputs: samples.inputs(&all, 8).unwrap(), answers: samples.answers(&all, 8) };
+    let before = trainer.values().to_vec();
+    trainer.step(&[batch], 1e-3).unwrap();
+    for ((name, after), before) in trainer.parameters().zip(&before) {
+        let most = after.iter().zip(before).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let want = if name.starts_with("head.") { 1e-2 } else { 1e-3 };
+        assert!((most / want - 1.0).abs() < 0.01, "{name}: {most}, not {want}");
+    }
+}
+
 /// Asks to stop after a step.
 struct StopAt(u64);
 

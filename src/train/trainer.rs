@@ -391,12 +391,15 @@ impl Trainer {
         })
     }
 
-    /// Clips and takes one optimizer step at learning rate `rate`.
+    /// Clips and takes one optimizer step at learning rate `rate`, the head's by its own factor.
     pub fn apply(&mut self, gradients: &mut Gradients, rate: f64) -> Result<()> {
         if let Some(clip) = self.options.clip {
             clip_global_norm(&mut gradients.values, clip.into())?;
         }
-        self.optimizer.step(rate, &mut self.values, &gradients.values)
+        let head = 2 * self.setup.targets.len();
+        let times = f64::from(self.options.head_rate);
+        let rate_of = |tensor: usize| if tensor < head { rate } else { rate * times };
+        self.optimizer.step_each(rate_of, &mut self.values, &gradients.values)
     }
 
     /// [`Trainer::gradients`] and [`Trainer::apply`]; the loss before the step.
@@ -463,6 +466,7 @@ fn check(options: &TrainOptions) -> Result<()> {
     };
     positive("alpha", options.alpha)?;
     positive("learning rate", options.learning_rate)?;
+    positive("head's rate", options.head_rate)?;
     options.clip.map_or(Ok(()), |clip| positive("clip", clip))?;
     for (name, share) in [("replay share", options.replay), ("weight to keep", options.keep)] {
         if !(0.0..=1.0).contains(&share) {

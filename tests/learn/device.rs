@@ -32,11 +32,15 @@ impl Desk {
     pub fn predict(&self, name: &str, inputs: &Named) -> (String, u64) {
         let served = self.served.read().unwrap().get(name).cloned();
         let Some((generation, bound)) = served else { return (String::new(), 0) };
-        let outputs = self.engine.run(inputs, Some(&bound)).unwrap();
-        let head = bound.head.as_ref().unwrap();
-        let best = apply_head(head, inputs, &outputs).unwrap()[0].top(1);
-        (best[0].0.clone(), generation)
+        (answer(&self.engine, &bound, inputs), generation)
     }
+}
+
+/// The head's best label.
+pub fn answer(engine: &Engine, bound: &Arc<Bound>, inputs: &Named) -> String {
+    let outputs = engine.run(inputs, Some(bound)).unwrap();
+    let head = bound.head.as_ref().unwrap();
+    apply_head(head, inputs, &outputs).unwrap()[0].top(1)[0].0.clone()
 }
 
 impl Serving for Desk {

@@ -2,5 +2,6 @@
 
 mod beside;
 mod device;
+mod full;
 mod jobs;
 mod week;

@@ -13,12 +13,16 @@ fn predict(daemon: &Daemon, body: &Value) -> Value {
 #[test]
 fn adapters_answer_by_name_generation_and_default() {
     let daemon = Daemon::start("adapter = \"home\"");
-    // The default is not there: never the base instead.
-    let answer = daemon.post("/v1/predict", &question(1.0));
+    // A new device: the name that it is set to is there with its first sample or generation. Who
+    // asks for it by name is told so.
+    assert!(daemon.log().contains("'home' (serve.adapter) is not there yet"), "{}", daemon.log());
+    let new = predict(&daemon, &question(1.0));
+    let answer = daemon.post("/v1/predict", &and(question(1.0), "adapter", "home"));
     assert_eq!((answer.status, answer.error().as_str()), (404, "not_found"));
     daemon.add_home();
     // Known, but nothing is active: the base, said so.
     let bare = predict(&daemon, &question(1.0));
+    assert_eq!(new, bare);
     assert_eq!((&bare["adapter"], &bare["generation"]), (&json!("home"), &json!(null)));
     assert_eq!(bare["predictions"], json!([]));
     assert!(bare["outputs"].is_object());
@@ -75,9 +79,10 @@ fn switches_compare_and_roll_back() {
     assert!((400..500).contains(&kept.status), "{kept:?}");
     assert_eq!(daemon.send("DELETE", "/v1/adapters/home/2", "", b"").status, 200);
     assert_eq!(daemon.send("DELETE", "/v1/adapters/home?force=true", "", b"").status, 200);
-    // An adapter that is gone is unknown; the base answers only who asks for it.
-    let gone = daemon.post("/v1/predict", &question(1.0));
+    // An adapter that is gone is unknown. What the daemon is set to is as on a new device.
+    let gone = daemon.post("/v1/predict", &and(question(1.0), "adapter", "home"));
     assert_eq!((gone.status, gone.error().as_str()), (404, "not_found"));
+    assert_eq!(predict(&daemon, &question(1.0))["generation"], json!(null));
     assert_eq!(daemon.send("GET", "/v1/adapters/home", "", b"").status, 404);
     assert_eq!(daemon.ok("GET", "/v1/adapters", None)["adapters"], json!([]));
     predict(&daemon, &and(question(1.0), "adapter", Value::Null));

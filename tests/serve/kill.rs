@@ -1,20 +1,19 @@
-//! The whole daemon is killed at any instant, while it takes feedback, starts jobs, switches and
-//! forgets: what it acknowledged is there, and what is active is whole.
+//! The whole daemon is killed at any instant, while it takes feedback, trains, measures, promotes,
+//! switches, forgets and compacts: what it acknowledged is there, and what is active is whole.
 
 use crate::place::Place;
-use crate::support::{Daemon, and, question, read_answer, write_request};
-use offshoot::store::{Filter, Reference, Store};
+use crate::support::{Daemon, PATIENCE, and, question, read_answer, write_request};
+use offshoot::store::{Filter, GenerationState, JobState, Reference, Store};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Starts a job whenever there are samples. The generations that are there have another rank: none
-/// of the jobs promotes.
-const BUSY: &str = "adapter = \"home\"\n---[train]\nmin_steps = 30\nepochs = 1\nrank = 2\n\
+/// Starts a job whenever there are samples, and promotes what is no worse.
+const BUSY: &str = "adapter = \"home\"\n---[train]\nmin_steps = 30\nepochs = 1\n\
     learning_rate = 0.01\ncheckpoint_every = 5\n[conditions]\nmin_new = 4\n\
     min_interval_seconds = 0\nidle_seconds = 0\nfree_mib = 1\nmains_only = false\nmax_load = 1.0\n\
     start_celsius = 120.0\nstop_celsius = 125.0\nlook_seconds = 1\n[gate]\nmin_holdout = 1\n\
@@ -32,53 +31,66 @@ struct Told {
     forgotten: BTreeMap<String, bool>,
     /// Answers to predictions.
     answers: u64,
+    /// Requests that the daemon had taken and died over, by path.
+    cut: BTreeMap<String, u64>,
 }
 
 /// `None` once the daemon is gone.
-fn send(path: &Path, request: &str, body: &Value) -> Option<(u16, Value)> {
-    let mut stream = UnixStream::connect(path).ok()?;
-    stream.set_read_timeout(Some(crate::support::PATIENCE)).ok()?;
+fn send(socket: &Path, path: &str, body: &Value, told: &Mutex<Told>) -> Option<(u16, Value)> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
     let body = body.to_string();
-    write_request(&mut stream, "POST", request, "application/json", body.as_bytes());
-    let answer = read_answer(&mut stream).ok()?;
-    serde_json::from_slice(&answer.body).ok().map(|body| (answer.status, body))
+    write_request(&mut stream, "POST", path, "application/json", body.as_bytes());
+    let answer = read_answer(&mut stream).ok();
+    let answer = answer.and_then(|a| Some((a.status, serde_json::from_slice(&a.body).ok()?)));
+    if answer.is_none() {
+        *told.lock().unwrap().cut.entry(path.into()).or_default() += 1;
+    }
+    answer
 }
 
 fn feed(socket: &Path, round: u64, told: &Mutex<Told>, over: &AtomicBool) {
-    let source = &format!("round-{round}");
     let mut i = 0;
     while !over.load(Ordering::Relaxed) {
         i += 1;
+        // Nobody asks to forget one in eight: some stay for good.
+        let source = if i % 8 == 1 { format!("stays-{round}") } else { goes(round) };
         let sign = if i % 2 == 0 { 1.0 } else { -1.0 };
         let mut body = question(sign * (1.0 + i as f32 / 64.0));
         // No two samples are alike.
         body["inputs"]["x"]["data"][1] = json!(round as f32 / 1024.0);
         let body =
             and(and(body, "label", if sign > 0.0 { "0" } else { "1" }), "source", source.as_str());
-        let Some((status, answer)) = send(socket, "/v1/feedback", &body) else { continue };
+        let Some((status, answer)) = send(socket, "/v1/feedback", &body, told) else { continue };
         assert_eq!(status, 201, "{answer}");
         let id = answer["id"].as_i64().unwrap();
-        told.lock().unwrap().kept.insert(id, source.clone());
-        std::thread::sleep(Duration::from_millis(10));
+        told.lock().unwrap().kept.insert(id, source);
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-fn switch(socket: &Path, round: u64, told: &Mutex<Told>, over: &AtomicBool) {
-    let mut i = round;
+/// The source of a round's samples that may be forgotten.
+fn goes(round: u64) -> String {
+    format!("round-{round}")
+}
+
+/// Of three rounds one switches by hand, one forgets, and one leaves training alone.
+fn act(socket: &Path, round: u64, told: &Mutex<Told>, over: &AtomicBool) {
+    let mut i = 0;
     while !over.load(Ordering::Relaxed) {
         i += 1;
-        let before = format!("round-{}", round.saturating_sub(1));
-        let (path, body) = match i % 6 {
-            0 => ("/v1/adapters/home/rollback", json!({})),
-            1 => ("/v1/adapters/home/activate", json!({"generation": 1 + i / 6 % 2})),
-            2 => ("/v1/train", json!({"adapter": "home"})),
-            3 if round % 3 == 1 => {
+        let before = goes(round.saturating_sub(1 + i / 4 % 3));
+        let (path, body) = match (round % 3, i % 4) {
+            (0, 0) => ("/v1/adapters/home/rollback", json!({})),
+            (0, 1) => ("/v1/adapters/home/activate", json!({"generation": 1 + i / 4 % 2})),
+            (1, 0) => {
                 told.lock().unwrap().forgotten.entry(before.clone()).or_default();
                 ("/v1/forget", json!({"source": before}))
             }
+            (_, 2) => ("/v1/train", json!({"adapter": "home"})),
             _ => ("/v1/predict", question(1.0)),
         };
-        let Some((status, answer)) = send(socket, path, &body) else { continue };
+        let Some((status, answer)) = send(socket, path, &body, told) else { continue };
         let mut told = told.lock().unwrap();
         match path {
             "/v1/predict" => {
@@ -92,7 +104,26 @@ fn switch(socket: &Path, round: u64, told: &Mutex<Told>, over: &AtomicBool) {
             // Nothing to go back to, or a generation that was marked as bad or forgotten.
             _ => assert!(status < 500, "{path}: {answer}"),
         }
+        drop(told);
+        std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// What lay on the disk at the kills.
+#[derive(Default)]
+struct Seen {
+    /// The newest generation that the daemon trained.
+    newest: u64,
+    /// Those of them that it promoted.
+    promoted: BTreeSet<u64>,
+    /// Kills while a job trained, while its candidate was measured, between that and the job's
+    /// end, and while a generation was on trial.
+    training: u64,
+    measuring: u64,
+    deciding: u64,
+    trial: u64,
+    /// Kills after a forgetting had taken the samples and before it was done with the database.
+    compacting: u64,
 }
 
 /// What lies on the disk is what was told.
@@ -115,22 +146,41 @@ fn look(place: &Place, told: &Told, seen: &mut Seen) {
             Some(false) => {}
         }
     }
+    for (source, _) in told.forgotten.iter().filter(|(_, done)| !**done) {
+        let mut its = told.kept.iter().filter(|(_, s)| *s == source).peekable();
+        let any = its.peek().is_some();
+        seen.compacting += u64::from(any && its.all(|(id, _)| !there.contains(id)));
+    }
+    let generations = store.generations("home").unwrap();
+    for g in generations.iter().filter(|g| g.number > 2) {
+        seen.newest = seen.newest.max(g.number);
+        if matches!(g.state, GenerationState::Promoted | GenerationState::Trial) {
+            seen.promoted.insert(g.number);
+        }
+    }
     let entry = store.name("home").unwrap();
     if let Some(active) = entry.active {
         let reference = Reference::parse(&format!("home@{active}")).unwrap();
         assert_eq!(store.load(&reference).unwrap().generation, active);
+        let g = generations.iter().find(|g| g.number == active).unwrap();
+        let proven = g.verdict.as_ref().is_some_and(|v| v["passed"] == true);
+        assert!(proven || active <= 2 && g.job.is_none(), "{g:?}");
+        let state = g.state;
+        assert!(matches!(state, GenerationState::Promoted | GenerationState::Trial), "{g:?}");
     }
-    seen.generations = seen.generations.max(entry.generations.last().copied().unwrap_or(0));
-    seen.running += u64::from(store.jobs().unwrap().iter().any(|j| j.state.is_open()));
+    seen.trial += u64::from(entry.trial.is_some());
+    let jobs = store.jobs().unwrap();
+    if let Some(job) = jobs.iter().find(|j| j.state == JobState::Running) {
+        let has = |file: &str| store.job_folder(job.id).join(file).exists();
+        match (has("candidate.adapter"), has("measured.json")) {
+            (_, true) => seen.deciding += 1,
+            (true, false) => seen.measuring += 1,
+            (false, false) => seen.training += 1,
+        }
+    }
 }
 
-#[derive(Default)]
-struct Seen {
-    generations: u64,
-    running: u64,
-}
-
-fn kills(rounds: u64) {
+fn kills(rounds: u64) -> (Told, Seen) {
     let mut told = Told::default();
     let mut seen = Seen::default();
     let mut daemon = Daemon::start(BUSY);
@@ -143,7 +193,7 @@ fn kills(rounds: u64) {
         let socket = daemon.socket();
         std::thread::scope(|scope| {
             scope.spawn(|| feed(&socket, round, &shared, &over));
-            scope.spawn(|| switch(&socket, round, &shared, &over));
+            scope.spawn(|| act(&socket, round, &shared, &over));
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             std::thread::sleep(Duration::from_micros(50_000 + (random >> 33) % 1_500_000));
             daemon.child.kill().unwrap();
@@ -153,22 +203,43 @@ fn kills(rounds: u64) {
         told = shared.into_inner().unwrap();
         look(&daemon.place, &told, &mut seen);
         assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
+        // What was asked for is asked again: the next look counts only what the next kill cuts.
         let place = std::mem::replace(&mut daemon.place, Place::new());
         daemon = Daemon::start_in(place, BUSY);
+        for (source, done) in told.forgotten.iter_mut().filter(|(_, done)| !**done) {
+            daemon.ok("POST", "/v1/forget", Some(&json!({"source": source})));
+            *done = true;
+        }
         let answer = daemon.ok("POST", "/v1/predict", Some(&question(1.0)));
         assert_eq!(answer["adapter"], "home");
     }
+    // Left alone it goes on learning.
+    let begun = Instant::now();
+    while seen.newest == 0 {
+        assert!(begun.elapsed() < PATIENCE, "nothing was learned: {}", daemon.log());
+        std::thread::sleep(Duration::from_millis(100));
+        let mut now = Seen::default();
+        look(&daemon.place, &told, &mut now);
+        seen.newest = now.newest;
+    }
     let done = told.forgotten.values().filter(|done| **done).count();
     println!(
-        "{rounds} kills: {} samples acknowledged, {} forgettings asked for, {done} acknowledged, \
-         {} predictions; generation {} was reached, a job was open at {} kills",
+        "{rounds} kills: {} samples acknowledged, {done} sources forgotten, {} predictions; requests \
+         died over: {:?}; generation {} was reached, {} of those trained were promoted; killed while \
+         training {}, measuring {}, between that and promotion {}, on trial {}, compacting {}",
         told.kept.len(),
-        told.forgotten.len(),
         told.answers,
-        seen.generations,
-        seen.running
+        told.cut,
+        seen.newest,
+        seen.promoted.len(),
+        seen.training,
+        seen.measuring,
+        seen.deciding,
+        seen.trial,
+        seen.compacting,
     );
     assert!(!told.kept.is_empty() && told.answers > 0);
+    (told, seen)
 }
 
 #[test]
@@ -176,9 +247,17 @@ fn a_killed_daemon_keeps_what_it_acknowledged() {
     kills(6);
 }
 
-/// Some minutes: `cargo test --test serve -- --ignored --nocapture kill`.
+/// So many kills that every phase is met. Many minutes:
+/// `KILLS=1000 cargo test --test serve -- --ignored --nocapture killed`.
 #[test]
 #[ignore = "takes minutes"]
-fn a_daemon_killed_three_hundred_times_keeps_what_it_acknowledged() {
-    kills(300);
+fn a_daemon_killed_hundreds_of_times_keeps_what_it_acknowledged() {
+    let rounds = std::env::var("KILLS").map_or(300, |n| n.parse().unwrap());
+    let (told, seen) = kills(rounds);
+    for path in ["/v1/feedback", "/v1/forget"] {
+        assert!(told.cut.contains_key(path), "no kill fell into {path}");
+    }
+    assert!(!seen.promoted.is_empty(), "nothing was promoted");
+    let phases = [seen.training, seen.measuring, seen.deciding, seen.trial, seen.compacting];
+    assert!(phases.iter().all(|&kills| kills > 0), "{phases:?}");
 }

@@ -113,3 +113,28 @@ fn a_state_that_can_not_be_written_is_served_on() {
     }
     assert_eq!(daemon.ok("POST", "/v1/predict", Some(&question(1.0))), before);
 }
+
+/// The medium hangs: requests are answered as late, and those that had not begun are not done when
+/// nobody waits for them any more.
+#[test]
+fn what_was_answered_as_late_and_had_not_begun_is_not_done() {
+    let daemon = Daemon::start("adapter = \"home\"\n---[limits]\nrequest_seconds = 2.0\n");
+    daemon.add_home();
+    let tell = |i: u8| daemon.post("/v1/feedback", &and(question(f32::from(i)), "label", "0"));
+    let other = rusqlite::Connection::open(daemon.place.path("store/state.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    std::thread::scope(|scope| {
+        for i in 1..=12 {
+            scope.spawn(move || {
+                let answer = tell(i);
+                assert_eq!((answer.status, answer.error().as_str()), (503, "timeout"), "{i}");
+            });
+        }
+    });
+    other.execute_batch("ROLLBACK").unwrap();
+    // Its turn comes after all that had begun.
+    while tell(13).status != 201 {}
+    let listed = daemon.ok("GET", "/v1/samples?limit=1000", None);
+    let begun = listed["samples"].as_array().unwrap().len() - 1;
+    assert!(begun <= 4, "{begun} of 12 were done, there are 4 threads");
+}

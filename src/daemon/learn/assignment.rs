@@ -130,6 +130,7 @@ impl Assignment {
             targets: TargetChoice::parse(&t.targets),
             loss,
             learning_rate: t.learning_rate,
+            head_rate: t.head_rate,
             epochs: Some(t.epochs),
             min_steps: t.min_steps,
             batch: t.batch,

@@ -7,14 +7,14 @@ use super::probes::probes;
 use crate::adapter::{Adapter, Bound};
 use crate::error::{Error, Result};
 use crate::runtime::{Engine, Named};
-use crate::train::data::{Dataset, Label, LoadOptions, Task, load};
+use crate::train::data::{Dataset, Label, LoadOptions, SampleInput, Task, load};
 use crate::train::metrics::{argmax, softmax};
 use crate::train::{answers, retention};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Samples that run at once.
+/// Samples that run at once; pictures, which take most memory there, run one by one.
 const BATCH: usize = 4;
 /// Least probability that a loss is taken of: what one sample can weigh is bounded.
 const LEAST: f64 = 1e-4;
@@ -40,7 +40,7 @@ pub fn measure(
     let bound = engine.bind(&[(candidate, 1.0)])?;
     let before = previous.map(|p| engine.bind(&[(p, 1.0)])).transpose()?;
     let ask = |adapter: &Arc<Bound>, data: &Dataset, go_on: GoOn<'_>| {
-        answers(engine, Some(adapter), data, BATCH, max_tokens, go_on)
+        answers(engine, Some(adapter), data, at_once(data), max_tokens, go_on)
     };
     let Some(now) = ask(&bound, held, &mut *go_on)? else { return Ok(None) };
     let then = match &before {
@@ -51,7 +51,11 @@ pub fn measure(
         None => None,
     };
     let finite = now.1.iter().flatten().all(|v| v.is_finite());
-    let rows = rows(train, held, &now, then.as_ref());
+    // Numbers of samples rise as they come in.
+    let newest = work.replayed.iter().max();
+    let old: Vec<bool> =
+        work.held.iter().map(|id| newest.is_some_and(|newest| id < newest)).collect();
+    let rows = rows(train, held, &old, &now, then.as_ref());
     let inputs = probes(engine, max_tokens)?;
     let found = retention(engine, &bound, inputs.iter().cloned().map(Ok), &mut *go_on)?;
     let Some(found) = found else { return Ok(None) };
@@ -91,12 +95,25 @@ pub fn measure(
     }))
 }
 
+fn at_once(data: &Dataset) -> usize {
+    match data.samples.first().map(|s| &s.input) {
+        Some(SampleInput::Image(_) | SampleInput::Stored(_)) => 1,
+        _ => BATCH,
+    }
+}
+
 /// Labels and raw outputs of one side.
 type Side = (Vec<String>, Vec<Vec<f32>>);
 
 /// The answers of both sides to every held-out sample; without a generation before, those of
 /// always the most frequent label (numbers: the mean).
-fn rows(train: &Dataset, held: &Dataset, now: &Side, then: Option<&Side>) -> Vec<HeldRow> {
+fn rows(
+    train: &Dataset,
+    held: &Dataset,
+    old: &[bool],
+    now: &Side,
+    then: Option<&Side>,
+) -> Vec<HeldRow> {
     let frequencies = frequencies(train);
     let most = frequencies.iter().max_by_key(|(_, n)| **n).map(|(l, _)| l.clone());
     let mean = mean_values(train);
@@ -119,6 +136,7 @@ fn rows(train: &Dataset, held: &Dataset, now: &Side, then: Option<&Side>) -> Vec
                 candidate_loss,
                 reference_right: Some(reference_right),
                 reference_loss,
+                old: old.get(at) == Some(&true),
             }
         }
         Label::Values(values) => {
@@ -132,6 +150,7 @@ fn rows(train: &Dataset, held: &Dataset, now: &Side, then: Option<&Side>) -> Vec
                 candidate_right: None,
                 candidate_loss: of(now),
                 reference_right: None,
+                old: old.get(at) == Some(&true),
                 reference_loss: then.map_or_else(|| loss(&mean), of),
             }
         }
@@ -199,7 +218,8 @@ fn labelled(
             shares.push(0.0);
             continue;
         }
-        let found = answers(engine, adapter.as_ref(), data, BATCH, max_tokens, &mut *go_on)?;
+        let found =
+            answers(engine, adapter.as_ref(), data, at_once(data), max_tokens, &mut *go_on)?;
         let Some(found) = found else { return Ok(None) };
         let classes = data.classes().unwrap_or_default();
         let right = classes.iter().enumerate().filter(|(at, class)| {
@@ -212,8 +232,8 @@ fn labelled(
     Ok(Some(Labelled { samples, candidate: *candidate, reference: *reference }))
 }
 
-/// Median milliseconds of one row with the candidate and with the reference, in turns, so that
-/// what else the machine does weighs on both.
+/// Least milliseconds of one row with the candidate and with the reference, in turns: what else the
+/// machine does only adds to a run's time, and much beside a process of the lowest priority.
 fn times(
     engine: &Engine,
     inputs: &Named,
@@ -231,9 +251,6 @@ fn times(
             }
         }
     }
-    let [a, b] = found.map(|mut times| {
-        times.sort_by(f64::total_cmp);
-        times.get(times.len() / 2).copied().unwrap_or(0.0)
-    });
+    let [a, b] = found.map(|times| times.into_iter().reduce(f64::min).unwrap_or(0.0));
     Ok((a, b))
 }

@@ -40,6 +40,9 @@ pub struct TrainSettings {
     pub targets: String,
     /// Peak learning rate.
     pub learning_rate: f32,
+    /// How many times that is the head's: a head begins at random values, the layers at those of
+    /// the base, which they should stay near to.
+    pub head_rate: f32,
     /// Passes over the new samples.
     pub epochs: u32,
     /// Steps at least, where few samples are new.
@@ -75,7 +78,8 @@ impl Default for TrainSettings {
             rank: 8,
             alpha: 16.0,
             targets: "all-linear".into(),
-            learning_rate: 1e-3,
+            learning_rate: 3e-4,
+            head_rate: 10.0,
             epochs: 8,
             min_steps: 60,
             batch: 16,
@@ -172,9 +176,17 @@ pub struct GateSettings {
     pub class_min: usize,
     /// Share right of each such class at least, unless the generation before was no better.
     pub class_floor: f64,
-    /// How far such a class may fall below the generation before.
+    /// How far such a class may fall below the generation before. Neither this nor the floor
+    /// refuses where the exact test (McNemar's) is less than `confidence` sure of a fall.
     pub class_drop: f64,
-    /// Mean cosine to the base's features on probe inputs at least.
+    /// How far the share right of the held-out samples that are older than the newest that the
+    /// generation before was trained on may fall, by the same test.
+    pub old_drop: f64,
+    /// Mean cosine to the base's features on probe inputs at least. What it means was measured with
+    /// MiniLM over 57 generations of many settings: a head for another task (`rooms.jsonl`), right in
+    /// 97.5 % through the base, was right in 94 % (mean; 87.5 at least) through those above 0.85, in
+    /// 88 % (82.5) at 0.7 to 0.8, in 82 % (75) at 0.6 to 0.7 and in 77 % (72.5) below. The default
+    /// is where a tenth is lost.
     pub retention_cosine: f64,
     /// Share of probe inputs at least for which the base's own best class stays. A base without
     /// classes of its own never passes.
@@ -199,7 +211,8 @@ impl Default for GateSettings {
             class_min: 4,
             class_floor: 0.25,
             class_drop: 0.35,
-            retention_cosine: 0.5,
+            old_drop: 0.1,
+            retention_cosine: 0.75,
             retention_agreement: None,
             retention_data: None,
             retention_drop: 0.05,
@@ -275,6 +288,7 @@ impl Settings {
         range("train.rank", train.rank.into(), 1.0, 4096.0)?;
         range("train.alpha", train.alpha.into(), 1e-6, 1e6)?;
         range("train.learning_rate", train.learning_rate.into(), 1e-9, 10.0)?;
+        range("train.head_rate", train.head_rate.into(), 1e-3, 1e3)?;
         range("train.epochs", train.epochs.into(), 1.0, 1e6)?;
         range("train.min_steps", train.min_steps.into(), 0.0, 1e6)?;
         range("train.batch", train.batch as f64, 2.0, 65536.0)?;
@@ -305,6 +319,7 @@ impl Settings {
         range("gate.class_min", gate.class_min as f64, 1.0, 1e9)?;
         range("gate.class_floor", gate.class_floor, 0.0, 1.0)?;
         range("gate.class_drop", gate.class_drop, 0.0, 1.0)?;
+        range("gate.old_drop", gate.old_drop, 0.0, 1.0)?;
         range("gate.retention_cosine", gate.retention_cosine, -1.0, 1.0)?;
         range("gate.retention_agreement", gate.retention_agreement.unwrap_or(0.0), 0.0, 1.0)?;
         range("gate.retention_drop", gate.retention_drop, 0.0, 1.0)?;

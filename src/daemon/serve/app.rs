@@ -20,6 +20,9 @@ use tokio::sync::{Semaphore, watch};
 
 /// Memory for large bodies that come in at once, in bytes; at least one body of the largest size.
 const BODIES: usize = 64 << 20;
+/// Threads that wait for a disk. Handlers that find none free wait for one and are dropped with
+/// their request: what was answered as late and had not begun is not done.
+pub const DISK_THREADS: usize = 4;
 
 /// The serving side.
 pub struct App {
@@ -44,6 +47,8 @@ pub struct App {
     pub registry: Registry,
     /// Permits for large bodies.
     pub bodies: Arc<Semaphore>,
+    /// A permit for each thread that waits for a disk.
+    disk: Arc<Semaphore>,
     /// Becomes true when the daemon stops.
     pub stop: watch::Sender<bool>,
     /// When the daemon started.
@@ -85,6 +90,7 @@ impl App {
             metrics,
             registry: Registry::default(),
             bodies: Arc::new(Semaphore::new(bodies)),
+            disk: Arc::new(Semaphore::new(DISK_THREADS)),
             stop: watch::Sender::new(false),
             started: Instant::now(),
             engine,
@@ -140,13 +146,20 @@ impl App {
         result
     }
 
-    /// Does what waits for a disk on a thread of its own.
+    /// Does what waits for a disk on one of `DISK_THREADS`.
     pub async fn blocking<T: Send + 'static>(
         self: &Arc<App>,
         work: impl FnOnce(&App) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
+        let gone = |_| Problem::failed("the daemon stops");
+        let permit = self.disk.clone().acquire_owned().await.map_err(gone)?;
         let app = self.clone();
-        let done = tokio::task::spawn_blocking(move || work(&app)).await;
+        // The thread is taken until it is done, whether somebody still waits for it or not.
+        let work = move || {
+            let _permit = permit;
+            work(&app)
+        };
+        let done = tokio::task::spawn_blocking(work).await;
         done.unwrap_or_else(|_| Err(Problem::failed("internal error in the handler")))
     }
 

@@ -131,18 +131,29 @@ impl Roster {
         self.default.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What answers `selection` now.
+    /// What answers `selection` now. The name that the daemon is set to serves the base until
+    /// feedback makes it known, as it does from then until a generation is active.
     ///
     /// # Errors
     /// 404: no such adapter or generation. 503: its file can't be used.
     pub fn resolve(&self, selection: &Selection) -> Result<Arc<Served>, Problem> {
         self.look();
         match selection {
-            Selection::Default => match self.default_selection() {
-                Selection::Default => Ok(self.base.clone()),
-                other => self.resolve_given(&other),
+            Selection::Default => match self.unborn() {
+                Some(name) => Ok(Arc::new(Served { name: Some(name), ..Served::default() })),
+                None => self.resolve_given(&self.default_selection()),
             },
             other => self.resolve_given(other),
+        }
+    }
+
+    /// The name that the daemon is set to, if the store doesn't know it.
+    pub fn unborn(&self) -> Option<String> {
+        match self.default_selection() {
+            Selection::Named(of) if of.generation().is_none() && !self.knows(of.name()) => {
+                Some(of.name().into())
+            }
+            _ => None,
         }
     }
 

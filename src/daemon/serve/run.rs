@@ -1,6 +1,6 @@
 //! The daemon's life: start, readiness, signals, reload, watchdog, shutdown.
 
-use super::app::App;
+use super::app::{App, DISK_THREADS};
 use super::connection::accept;
 use super::listen::Listeners;
 use super::log;
@@ -106,7 +106,7 @@ pub fn run(source: &Source) -> Result<()> {
     let store = Store::open_with(&config.state, Options { key, rules: config.samples.rules() })?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(4)
+        .max_blocking_threads(DISK_THREADS)
         .build()
         .map_err(|e| Error::failed(format!("the runtime can't be started: {e}")))?;
     // Before anything is decided on the state: another daemon may be at it.
@@ -170,6 +170,7 @@ async fn serve(app: &Arc<App>, source: &Source, mut listeners: Listeners) -> Res
         config.serve.socket.display(),
         config.serve.tcp.map_or(String::new(), |a| format!(", port {a}"))
     );
+    warn_of_default(app);
     notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
     if let Some(every) = sd_notify::watchdog_enabled() {
         tasks.push(tokio::spawn(watchdog(app.clone(), every / 2)));
@@ -239,13 +240,23 @@ async fn reload(app: &Arc<App>, source: &Source) {
         })
         .await;
     match done {
-        Ok(()) => tracing::info!("the configuration was read anew"),
+        Ok(()) => {
+            tracing::info!("the configuration was read anew");
+            warn_of_default(app);
+        }
         Err(p) => tracing::error!("the configuration stays as it was: {}", p.message),
     }
     if app.engine().base().check_unchanged().is_err() {
         tracing::error!("the base's file was written to: restart with a whole one");
     }
     notify(&[NotifyState::Ready]);
+}
+
+/// A default without anything learned may be a new device's or a slip of the pen.
+fn warn_of_default(app: &App) {
+    if let Some(name) = app.roster.unborn() {
+        tracing::warn!("'{name}' (serve.adapter) is not there yet: the base answers for it");
+    }
 }
 
 /// Feeds systemd's watchdog as long as a worker answers.

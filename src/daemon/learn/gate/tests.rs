@@ -14,6 +14,7 @@ fn rows(count: usize, candidate: usize, reference: usize) -> Vec<HeldRow> {
                 candidate_loss: loss(c),
                 reference_right: Some(r),
                 reference_loss: loss(r),
+                old: false,
             }
         })
         .collect()
@@ -133,6 +134,72 @@ fn a_class_that_falls_is_refused_though_the_whole_gains() {
     // Too few to judge a class by.
     let settings = GateSettings { class_min: 11, ..GateSettings::default() };
     assert_eq!(failed(&measured, &settings), Vec::<String>::new());
+}
+
+/// Ten classes of five held-out samples, which both sides answer as well: by chance one class of
+/// them falls often. That refuses few; a class that collapses is refused.
+#[test]
+fn what_may_be_chance_refuses_no_class() {
+    let settings = GateSettings::default();
+    let (mut refused, mut fallen, runs) = (0, 0, 300);
+    for run in 0..runs {
+        let mut rng = crate::train::random::stream(run, "classes", 0);
+        let mut right = || Some(crate::train::random::unit(&mut rng) < 0.65);
+        let mut measured = good();
+        measured.held = rows(50, 50, 50);
+        for (i, row) in measured.held.iter_mut().enumerate() {
+            (row.class, row.candidate_right, row.reference_right) = (i % 10, right(), right());
+        }
+        let verdict = judge(&measured, &settings, 1);
+        let check = verdict.checks.iter().find(|c| c.name == "class floor").unwrap();
+        refused += usize::from(!check.passed);
+        fallen += usize::from(check.value < check.threshold);
+        assert_eq!(check.value < check.threshold, check.sentence.contains("chance"), "{check:?}");
+    }
+    // Those that fall by more than is allowed are many, those that are shown to are few: five of
+    // five, or four and none the other way (p 0.03 and 0.06).
+    assert!(fallen > runs as usize / 3, "{fallen}");
+    assert!(refused < runs as usize / 6, "{refused}");
+    let mut measured = good();
+    measured.held = rows(50, 50, 35);
+    for (i, row) in measured.held.iter_mut().enumerate() {
+        row.class = i % 10;
+        if row.class == 4 {
+            (row.candidate_right, row.reference_right) = (Some(false), Some(i > 4));
+        }
+    }
+    assert_eq!(failed(&measured, &settings), ["class floor"]);
+    // Nothing answered before.
+    measured.reference = Reference::MostFrequent;
+    assert_eq!(failed(&measured, &settings), Vec::<String>::new());
+}
+
+/// Two labels are turned round in bulk, in more samples than there were good ones: the candidate
+/// gains on the new samples of each class more than it loses on the older ones.
+#[test]
+fn many_wrong_samples_do_not_outvote_the_older_ones() {
+    let mut measured = good();
+    measured.held = rows(48, 24, 24);
+    for (i, row) in measured.held.iter_mut().enumerate() {
+        row.old = i % 3 == 0;
+        let right = !row.old;
+        (row.candidate_right, row.reference_right) = (Some(right), Some(!right));
+        (row.candidate_loss, row.reference_loss) = if right { (0.2, 1.8) } else { (1.8, 0.2) };
+        row.class = i / 3 % 2;
+    }
+    assert_eq!(failed(&measured, &GateSettings::default()), ["older samples"]);
+    // One of sixteen may be lost, and more than is allowed only where that may be chance.
+    for row in measured.held.iter_mut().filter(|r| r.old) {
+        row.candidate_right = Some(true);
+    }
+    for lost in 1..=3 {
+        let mut olds = measured.held.iter_mut().filter(|r| r.old);
+        olds.by_ref().take(lost).for_each(|row| row.candidate_right = Some(false));
+        assert_eq!(failed(&measured, &GateSettings::default()), Vec::<String>::new(), "{lost}");
+    }
+    let mut olds = measured.held.iter_mut().filter(|r| r.old);
+    olds.by_ref().take(4).for_each(|row| row.candidate_right = Some(false));
+    assert_eq!(failed(&measured, &GateSettings::default()), ["older samples"]);
 }
 
 #[test]

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Fuzzes a running daemon's HTTP from its own OpenAPI document with schemathesis (`pip install
 # schemathesis`), and watches its memory: no 5xx that is not stated, no growth.
-#   cross/fuzz-http.sh PROGRAM [EXAMPLES_PER_OPERATION]
+#   tests/serve/fuzz-http.sh PROGRAM [EXAMPLES_PER_OPERATION]
 set -euo pipefail
 
 program=$(realpath "${1:?the offshoot program}")
 examples=${2:-100}
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(cd "$(dirname "$0")/../.." && pwd)
 command -v schemathesis >/dev/null || {
     echo "fuzz-http: schemathesis is missing: pip install schemathesis" >&2
     exit 2
