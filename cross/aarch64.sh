@@ -54,12 +54,13 @@ not_emulated=(
 
 # The slowest tests, which run on the first processor only: no answer of theirs comes of a kernel.
 # Whole models written as text and read back, files cut and flipped at every place, archives, a
-# store cut from power or killed at every step.
+# store cut from power, killed or counted at every step.
 on_one_processor=(
     --skip graph::nnef::tests
     --skip npy::tests
     --skip store::cut_tests
     --skip store::kill_tests
+    --skip store::wear_tests
     --skip bad_input::cut_and_flipped
     --skip hostile::
 )
