@@ -2,6 +2,7 @@
 
 use super::dispatch::kernels;
 use super::kernels::{Kernels, Line, Run, Tap};
+use super::threads::{piece, share, threads_for};
 use super::{Activation, ConvGeometry};
 
 /// Weights of the channels that go through all pixels together stay in the L1 cache.
@@ -117,23 +118,28 @@ fn images(
     if to.is_empty() {
         return;
     }
-    let image = to.len() / g.batch;
+    let source = from_height * from_width * c;
+    let line = to.len() / (g.batch * rows.len());
     let stretch = (WEIGHTS / (g.kernel[0] * g.kernel[1])).next_multiple_of(64);
-    for first in (0..c).step_by(stretch) {
-        for (n, to) in to.chunks_exact_mut(image).enumerate() {
-            let source = from_height * from_width * c;
-            let from = &from[n * source..][..source];
-            for (to, rows) in to.chunks_exact_mut(image / rows.len()).zip(rows) {
+    let threads = threads_for(to.len() * g.kernel[0] * g.kernel[1] * 4);
+    let step = match threads {
+        1 => g.batch * rows.len(),
+        _ => piece(threads, g.batch * rows.len(), 1),
+    };
+    share(threads, to.chunks_mut(step * line).enumerate(), || (), |(), (i, to)| {
+        for first in (0..c).step_by(stretch) {
+            for (i, to) in (i * step..).zip(to.chunks_exact_mut(line)) {
+                let (n, row) = (i / rows.len(), i % rows.len());
                 k.line(&mut Line {
                     to,
-                    from,
+                    from: &from[n * source..][..source],
                     from_width,
                     w,
                     kernel_width: g.kernel[1],
                     bias,
                     all_channels: c,
                     channels: first..c.min(first + stretch),
-                    rows,
+                    rows: &rows[row],
                     runs,
                 });
                 if activation == Activation::Identity {
@@ -148,7 +154,7 @@ fn images(
                 }
             }
         }
-    }
+    });
 }
 
 fn assert_lengths(g: &ConvGeometry, w: &[f32], x: &[f32], y: &[f32]) {

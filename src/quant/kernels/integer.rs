@@ -103,6 +103,7 @@ pub(super) fn quantize(
 
 /// What x becomes for products with q8 or q4 weights: int8 in blocks of 32, each block with its scale
 /// and what its integer sum starts at.
+#[derive(Default)]
 pub(crate) struct Quantized {
     /// Blocks a row.
     pub(crate) blocks: usize,
@@ -124,6 +125,31 @@ impl Quantized {
             starts: vec![0; rows * blocks],
         }
     }
+
+    /// All rows, in pieces of `rows`.
+    pub(crate) fn pieces(&mut self, rows: usize) -> impl Iterator<Item = QuantizedRows<'_>> {
+        let blocks = self.blocks;
+        // Without columns there are no blocks, and nothing to write.
+        let step = (rows * blocks).max(1);
+        let parts = self.x.chunks_mut(step * BLOCK).zip(self.scales.chunks_mut(step));
+        parts
+            .zip(self.starts.chunks_mut(step))
+            .map(move |((x, scales), starts)| QuantizedRows { blocks, x, scales, starts })
+    }
+
+    /// All rows.
+    fn all(&mut self) -> QuantizedRows<'_> {
+        let Quantized { blocks, x, scales, starts } = self;
+        QuantizedRows { blocks: *blocks, x, scales, starts }
+    }
+}
+
+/// Rows of a [`Quantized`] side by side.
+pub(crate) struct QuantizedRows<'a> {
+    blocks: usize,
+    x: &'a mut [i8],
+    scales: &'a mut [f32],
+    starts: &'a mut [i32],
 }
 
 /// Quantizes the rows of x, `cols` values each, to the first rows of `to`, for weights of `scheme`.
@@ -134,7 +160,7 @@ pub(super) unsafe fn quantize_rows<I: Isa>(
     scheme: Scheme,
     x: &[f32],
     cols: usize,
-    to: &mut Quantized,
+    to: QuantizedRows<'_>,
 ) {
     if cols == 0 {
         return;
@@ -166,7 +192,7 @@ pub(super) unsafe fn run<I: Isa>(job: &mut Job<'_>) {
         let x = &job.x[i * ROW_BLOCK * inner..][..y.len() / outputs * inner];
         // SAFETY: passed on; `rows` holds as many rows as y.
         unsafe {
-            quantize_rows::<I>(w.scheme(), x, inner, &mut rows);
+            quantize_rows::<I>(w.scheme(), x, inner, rows.all());
             panels::<I>(w, &rows, job.start, y);
         }
     }

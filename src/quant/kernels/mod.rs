@@ -27,14 +27,16 @@ mod normalize;
 mod portable;
 
 use super::layout::BLOCK;
+use super::threads::{piece, share, threads_for};
 use super::{Activation, Attention, LayerNorm, PackedRef, Scheme};
 pub(crate) use attention::Operands;
+use attention::Scratch;
 pub(crate) use buffer::AlignedBytes;
 pub(crate) use dense::Dense;
 pub(crate) use depthwise::{Line, Run, Tap};
 use float::{Isa, Tile};
 pub(crate) use float::{Job, Start};
-pub(crate) use integer::Quantized;
+pub(crate) use integer::{Quantized, QuantizedRows};
 
 type Product = unsafe fn(&mut Job<'_>);
 
@@ -42,7 +44,9 @@ type Product = unsafe fn(&mut Job<'_>);
 pub(super) struct Integers {
     /// Quantizes x, block by block, and multiplies.
     product: Product,
-    quantize: unsafe fn(Scheme, &[f32], usize, &mut Quantized),
+    /// Rows of the largest tile.
+    rows: usize,
+    quantize: unsafe fn(Scheme, &[f32], usize, QuantizedRows<'_>),
     panels: unsafe fn(PackedRef<'_>, &Quantized, Start<'_>, &mut [f32]),
 }
 
@@ -51,6 +55,7 @@ impl Integers {
     const fn new<I: integer::Isa>() -> Integers {
         Integers {
             product: integer::run::<I>,
+            rows: I::ROWS,
             quantize: integer::quantize_rows::<I>,
             panels: integer::panels::<I>,
         }
@@ -63,13 +68,15 @@ pub(crate) struct Kernels {
     /// What `doctor` and the environment variable call it.
     pub(crate) name: &'static str,
     detected: fn() -> bool,
+    /// Rows of the largest tile of f32 products.
+    rows: usize,
     products: Product,
     /// For q8 and q4: quantizes x block by block, sums in integers.
     pub(super) integers: Option<Integers>,
     transposed: Product,
     line: unsafe fn(&mut Line<'_>),
     finish: unsafe fn(&mut [f32], Option<&[f32]>, Activation),
-    attention: unsafe fn(&Attention, &mut Operands<'_>),
+    attention: unsafe fn(&Attention, &Operands<'_>, &mut Scratch, usize),
     layer_norm: unsafe fn(&LayerNorm<'_>, &[f32], &mut [f32]),
     dense: unsafe fn(&mut Dense<'_>),
 }
@@ -109,9 +116,23 @@ impl Kernels {
         let integers = self.integers.as_ref().filter(|_| !w.keeps_inputs())?;
         let rows = x.len().checked_div(cols).unwrap_or(0);
         let mut to = Quantized::zeroed(rows, cols.div_ceil(BLOCK));
-        // SAFETY: the processor has the instructions.
-        unsafe { (integers.quantize)(w.scheme(), x, cols, &mut to) }
+        // A value takes about as long as sixteen multiply-adds.
+        let threads = threads_for(x.len().saturating_mul(16));
+        let step = piece(threads, rows, 1);
+        let pieces = to.pieces(step).zip(x.chunks((step * cols).max(1)));
+        share(threads, pieces, || (), |(), (to, x)| {
+            // SAFETY: the processor has the instructions.
+            unsafe { (integers.quantize)(w.scheme(), x, cols, to) }
+        });
         Some(to)
+    }
+
+    /// Rows that products with `w` take at a time: pieces of whole tiles are fastest.
+    pub(crate) fn tile_rows(&self, w: PackedRef<'_>) -> usize {
+        match &self.integers {
+            Some(integers) if !w.keeps_inputs() => integers.rows,
+            _ => self.rows,
+        }
     }
 
     /// y\[M, rows\] = start + the first M rows of x · Wᵀ.
@@ -160,12 +181,18 @@ impl Kernels {
         assert_eq!(o.q.len(), a.batch * a.queries * width, "q is [B, T, H·D]");
         assert_eq!(o.k.len(), a.batch * a.keys * width, "k is [B, S, H·D]");
         assert_eq!(o.v.len(), a.batch * a.keys * width, "v is [B, S, H·D]");
-        assert_eq!(o.y.len(), a.batch * a.queries * width, "y is [B, T, H·D]");
-        if o.y.is_empty() {
+        assert_eq!(o.y_len(), a.batch * a.queries * width, "y is [B, T, H·D]");
+        if o.y_len() == 0 {
             return;
         }
-        // SAFETY: the processor has the instructions; lengths are checked.
-        unsafe { (self.attention)(a, o) }
+        let o = &*o;
+        let threads = threads_for(2 * a.batch * a.queries * width * a.keys);
+        let heads = 0..a.batch * a.heads;
+        share(threads, heads, || Scratch::new(a), |scratch, head| {
+            // SAFETY: the processor has the instructions; lengths are checked; no other thread has
+            // this head, and `o` is borrowed for writing here.
+            unsafe { (self.attention)(a, o, scratch, head) }
+        });
     }
 
     /// Each row of x, `norm.width` values, to mean 0 and variance 1, scaled and shifted.
@@ -176,8 +203,13 @@ impl Kernels {
         assert_eq!(x.len(), y.len(), "as many values in as out");
         assert!(norm.width > 0 && x.len().is_multiple_of(norm.width), "whole rows");
         assert!([norm.scale, norm.shift].iter().flatten().all(|s| s.len() == norm.width));
-        // SAFETY: the processor has the instructions.
-        unsafe { (self.layer_norm)(norm, x, y) }
+        // A value takes about as long as sixteen multiply-adds.
+        let threads = threads_for(x.len().saturating_mul(16));
+        let step = piece(threads, x.len() / norm.width, 1) * norm.width;
+        share(threads, x.chunks(step).zip(y.chunks_mut(step)), || (), |(), (x, y)| {
+            // SAFETY: the processor has the instructions.
+            unsafe { (self.layer_norm)(norm, x, y) }
+        });
     }
 
     /// y\[M, cols\] = start + x\[M, rows\] · W.
@@ -305,9 +337,9 @@ macro_rules! kernels {
                 finish::finish(y, add, activation);
             }
             $(#[target_feature(enable = $features)])?
-            unsafe fn attention(a: &Attention, o: &mut Operands<'_>) {
-                // SAFETY: passed on from `attention::attention`'s contract.
-                unsafe { attention::attention::<$isa, $lanes>(a, o) }
+            unsafe fn attention(a: &Attention, o: &Operands<'_>, scratch: &mut Scratch, head: usize) {
+                // SAFETY: passed on from `attention::head`'s contract.
+                unsafe { attention::head::<$isa, $lanes>(a, o, scratch, head) }
             }
             $(#[target_feature(enable = $features)])?
             unsafe fn layer_norm(norm: &LayerNorm<'_>, x: &[f32], y: &mut [f32]) {
@@ -321,6 +353,7 @@ macro_rules! kernels {
             Kernels {
                 name: $label,
                 detected: $detected,
+                rows: $rows,
                 products: float::run::<$isa, false>,
                 integers: kernels!(@integers $($integers)?),
                 transposed: float::run::<$isa, true>,
@@ -359,6 +392,7 @@ kernels! {
 static AVX512_VNNI: Kernels = Kernels {
     name: "avx512vnni",
     detected: || (AVX512.detected)() && is_x86_feature_detected!("avx512vnni"),
+    rows: AVX512.rows,
     products: AVX512.products,
     integers: Some(Integers::new::<integer_x86::Avx512Vnni>()),
     transposed: AVX512.transposed,
@@ -397,6 +431,7 @@ kernels! {
 static NEON_DOTPROD: Kernels = Kernels {
     name: "neon-dotprod",
     detected: || (NEON.detected)() && std::arch::is_aarch64_feature_detected!("dotprod"),
+    rows: NEON.rows,
     products: NEON.products,
     integers: Some(Integers::new::<integer_neon::DotProd>()),
     transposed: NEON.transposed,
@@ -411,6 +446,7 @@ static NEON_DOTPROD: Kernels = Kernels {
 static NEON_I8MM: Kernels = Kernels {
     name: "neon-i8mm",
     detected: || (NEON_DOTPROD.detected)() && std::arch::is_aarch64_feature_detected!("i8mm"),
+    rows: NEON.rows,
     products: NEON.products,
     integers: Some(Integers::new::<integer_neon::I8mm>()),
     transposed: NEON.transposed,

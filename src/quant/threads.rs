@@ -1,0 +1,250 @@
+//! Threads that share the work of one run.
+//!
+//! A run that has them is moved to one of their own, where [`share`] finds the others: handing over a
+//! step costs some ten microseconds then, about as much as 2 million multiply-adds take. Between two
+//! steps a waiting thread asks for work some dozens of times, giving its turn to others each time,
+//! then it sleeps (rayon-core).
+
+use crate::error::{Error, Result};
+use rayon_core::{ThreadPool, ThreadPoolBuilder};
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Multiply-adds below which a step stays on one thread.
+pub const WORTH_SHARING: usize = 1 << 21;
+
+thread_local! {
+    /// Threads that a step on this thread may use, itself among them.
+    static AT_HAND: Cell<usize> = const { Cell::new(1) };
+}
+
+/// Threads that work on one run together, or the caller's alone. Cheap to clone; clones are the same
+/// threads.
+#[derive(Clone, Default)]
+pub struct Threads(Option<Arc<Team>>);
+
+struct Team {
+    pool: ThreadPool,
+    busy: AtomicBool,
+}
+
+impl Threads {
+    /// Most threads of a run.
+    pub const MOST: usize = 256;
+
+    /// `count` threads; with 1 a run stays on the caller's.
+    ///
+    /// # Errors
+    /// A count of 0 or above [`Threads::MOST`] (usage); threads that the system doesn't give.
+    pub fn new(count: usize) -> Result<Threads> {
+        if !(1..=Threads::MOST).contains(&count) {
+            return Err(Error::usage(format!("{count} threads: expected 1 to {}", Threads::MOST)));
+        }
+        if count == 1 {
+            return Ok(Threads(None));
+        }
+        let named = |i| format!("run-{i}");
+        let pool = ThreadPoolBuilder::new().num_threads(count).thread_name(named).build();
+        let pool = pool.map_err(|e| Error::failed(format!("{count} threads: {e}")))?;
+        Ok(Threads(Some(Arc::new(Team { pool, busy: AtomicBool::new(false) }))))
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.as_ref().map_or(1, |team| team.pool.current_num_threads())
+    }
+
+    /// Calls `run`, whose steps share their work between these threads. While another run has them it
+    /// stays on the caller's thread: it neither waits nor takes part of theirs.
+    pub fn during<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
+        let Some(team) = &self.0 else { return run() };
+        if team.busy.swap(true, Ordering::Acquire) {
+            return run();
+        }
+        let _free = Free(&team.busy);
+        let count = team.pool.current_num_threads();
+        team.pool.install(|| with_at_hand(count, run))
+    }
+}
+
+/// Frees a team when it goes, be it by a panic.
+struct Free<'a>(&'a AtomicBool);
+
+impl Drop for Free<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+fn with_at_hand<T>(count: usize, run: impl FnOnce() -> T) -> T {
+    struct Restore(usize);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            AT_HAND.set(self.0);
+        }
+    }
+    let _restore = Restore(AT_HAND.replace(count));
+    run()
+}
+
+/// Threads for a step of `macs` multiply-adds (or work that takes as long) in this run.
+pub fn threads_for(macs: usize) -> usize {
+    if macs < WORTH_SHARING { 1 } else { AT_HAND.get() }
+}
+
+/// Rows of a piece of work where `threads` share `rows` of them: several pieces a thread, so that one
+/// that comes late or is slower does fewer, each of whole tiles of `tile` rows.
+pub fn piece(threads: usize, rows: usize, tile: usize) -> usize {
+    const PIECES: usize = 4;
+    rows.div_ceil(threads * PIECES).max(1).next_multiple_of(tile.max(1))
+}
+
+/// Calls `work` on every item, each on one of `threads` threads ([`threads_for`]); whichever is free
+/// takes the next. `scratch` makes what a thread keeps from item to item. With one thread it is a plain
+/// loop.
+///
+/// # Errors
+/// The first of `work`'s; items that have not begun are left.
+pub fn try_share<T: Send, S, E: Send>(
+    threads: usize,
+    mut items: impl Iterator<Item = T> + Send,
+    scratch: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, T) -> std::result::Result<(), E> + Sync,
+) -> std::result::Result<(), E> {
+    if threads < 2 {
+        let mut scratch = scratch();
+        return items.try_for_each(|item| work(&mut scratch, item));
+    }
+    let state = Mutex::new((items, Ok(())));
+    let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
+    let next = || {
+        let (items, outcome) = &mut *lock();
+        if outcome.is_ok() { items.next() } else { None }
+    };
+    let take = || {
+        let Some(mut item) = next() else { return };
+        let mut scratch = scratch();
+        loop {
+            if let Err(e) = work(&mut scratch, item) {
+                lock().1 = Err(e);
+            }
+            match next() {
+                Some(another) => item = another,
+                None => return,
+            }
+        }
+    };
+    // A step within a step stays where it is.
+    with_at_hand(1, || {
+        rayon_core::scope(|scope| {
+            (1..threads).for_each(|_| scope.spawn(|_| take()));
+            take();
+        });
+    });
+    state.into_inner().unwrap_or_else(PoisonError::into_inner).1
+}
+
+/// As [`try_share`], of work that can't fail.
+pub fn share<T: Send, S>(
+    threads: usize,
+    items: impl Iterator<Item = T> + Send,
+    scratch: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, T) + Sync,
+) {
+    let work = |scratch: &mut S, item| -> std::result::Result<(), Infallible> {
+        work(scratch, item);
+        Ok(())
+    };
+    let Ok(()) = try_share(threads, items, scratch, work);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::sync::Barrier;
+    use std::thread;
+
+    fn all(count: usize) -> usize {
+        let threads = Threads::new(count).unwrap();
+        threads.during(|| threads_for(WORTH_SHARING))
+    }
+
+    #[test]
+    fn steps_see_the_threads_of_their_run_only() {
+        assert_eq!((all(1), all(3)), (1, 3));
+        assert_eq!(threads_for(usize::MAX), 1);
+        let threads = Threads::new(2).unwrap();
+        threads.during(|| assert_eq!(threads_for(WORTH_SHARING - 1), 1));
+        assert_eq!(threads.count(), 2);
+        assert!(Threads::new(0).is_err() && Threads::new(Threads::MOST + 1).is_err());
+    }
+
+    #[test]
+    fn every_item_is_worked_on_once_and_by_every_thread() {
+        for count in [1, 2, 5] {
+            let threads = Threads::new(count).unwrap();
+            let mut values = vec![0usize; 1000];
+            let seen = Mutex::new(HashSet::new());
+            // Nobody goes on until all have an item.
+            let barrier = Barrier::new(count);
+            threads.during(|| {
+                let scratch = || {
+                    barrier.wait();
+                };
+                share(threads_for(usize::MAX), values.chunks_mut(7).enumerate(), scratch, |_, (i, v)| {
+                    seen.lock().unwrap().insert(thread::current().id());
+                    // Steps within steps are for one thread.
+                    assert_eq!(threads_for(usize::MAX), 1);
+                    v.iter_mut().for_each(|v| *v += i + 1);
+                })
+            });
+            assert!(values.iter().enumerate().all(|(i, v)| *v == i / 7 + 1));
+            assert_eq!(seen.lock().unwrap().len(), count);
+        }
+    }
+
+    #[test]
+    fn an_error_ends_the_step_and_shows() {
+        for count in [1, 3] {
+            let threads = Threads::new(count).unwrap();
+            let worked = Mutex::new(0);
+            let outcome = threads.during(|| {
+                try_share(threads_for(usize::MAX), 0..1_000_000, || (), |(), i| {
+                    *worked.lock().unwrap() += 1;
+                    if i == 10 { Err("ten") } else { Ok(()) }
+                })
+            });
+            assert_eq!(outcome, Err("ten"));
+            assert!(*worked.lock().unwrap() < 1_000_000);
+        }
+    }
+
+    #[test]
+    fn a_second_run_goes_on_alone_and_a_panic_frees_the_threads() {
+        let threads = Threads::new(2).unwrap();
+        threads.during(|| {
+            let inner = thread::scope(|s| {
+                s.spawn(|| threads.during(|| threads_for(usize::MAX))).join().unwrap()
+            });
+            assert_eq!(inner, 1);
+        });
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            threads.during(|| {
+                share(2, 0..10, || (), |(), i| assert!(i < 3));
+            })
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(threads.during(|| threads_for(usize::MAX)), 2);
+    }
+
+    #[test]
+    fn pieces_are_whole_tiles_and_enough_for_all() {
+        assert_eq!(piece(2, 197, 12), 36);
+        assert_eq!(piece(4, 197, 12), 24);
+        assert_eq!(piece(2, 3, 12), 12);
+        assert_eq!(piece(2, 0, 1), 1);
+    }
+}
