@@ -116,7 +116,7 @@ impl EvalOp for FusedLinear {
         }
         let all: usize = layers.iter().map(|(w, ..)| w.rows()).sum();
         let threads = threads_for(m.saturating_mul(self.in_features).saturating_mul(all));
-        let step = layers.first().map_or(1, |(w, ..)| Inputs::stretch(*w, m, threads));
+        let step = Inputs::stretch(threads, m);
         let views = outputs.iter_mut().map(|y| y.try_as_plain_ram_mut());
         let (mut views, mut stretches) = (views.collect::<TractResult<TVec<_>>>()?, tvec!());
         for ((w, ..), y) in layers.iter().zip(&mut views) {
@@ -126,21 +126,26 @@ impl EvalOp for FusedLinear {
             let y: TVec<_> = stretches.iter_mut().map(|y| y.next().unwrap_or_default()).collect();
             (first, y)
         });
-        try_share(threads, stretches, || (), |(), (first, outputs)| -> TractResult<()> {
-            let rows = first..m.min(first + step);
-            let x = &x[rows.start * self.in_features..rows.end * self.in_features];
-            let mut shared = Inputs::new(x, self.in_features);
-            for ((w, bias, spans), y) in layers.iter().zip(outputs) {
-                shared.product(*w, *bias, y);
-                for (part, lora) in overlaps(spans, m / batch.max(1), rows.clone()) {
-                    let (from, to) = (part.start - first, part.end - first);
-                    let x = &x[from * w.cols()..to * w.cols()];
-                    add_lora(lora, *w, x, &mut y[from * w.rows()..to * w.rows()])?;
+        try_share(
+            threads,
+            stretches,
+            || (),
+            |(), (first, outputs)| -> TractResult<()> {
+                let rows = first..m.min(first + step);
+                let x = &x[rows.start * self.in_features..rows.end * self.in_features];
+                let mut shared = Inputs::new(x, self.in_features);
+                for ((w, bias, spans), y) in layers.iter().zip(outputs) {
+                    shared.product(*w, *bias, y);
+                    for (part, lora) in overlaps(spans, m / batch.max(1), rows.clone()) {
+                        let (from, to) = (part.start - first, part.end - first);
+                        let x = &x[from * w.cols()..to * w.cols()];
+                        add_lora(lora, *w, x, &mut y[from * w.rows()..to * w.rows()])?;
+                    }
+                    after.apply(first * w.rows(), y);
                 }
-                after.apply(first * w.rows(), y);
-            }
-            Ok(())
-        })?;
+                Ok(())
+            },
+        )?;
         drop(views);
         Ok(outputs.into_iter().map(IntoTValue::into_tvalue).collect())
     }

@@ -62,7 +62,7 @@ impl<'a> Convolution<'a> {
         let most = (STRETCH / patch).clamp(48, 256).min(all);
         match threads {
             1 => most,
-            _ => piece(threads, all, self.kernels.tile_rows(self.w)).min(most),
+            _ => piece(threads, all).min(most),
         }
     }
 

@@ -124,37 +124,42 @@ fn images(
     let threads = threads_for(to.len() * g.kernel[0] * g.kernel[1] * 4);
     let step = match threads {
         1 => g.batch * rows.len(),
-        _ => piece(threads, g.batch * rows.len(), 1),
+        _ => piece(threads, g.batch * rows.len()),
     };
-    share(threads, to.chunks_mut(step * line).enumerate(), || (), |(), (i, to)| {
-        for first in (0..c).step_by(stretch) {
-            for (i, to) in (i * step..).zip(to.chunks_exact_mut(line)) {
-                let (n, row) = (i / rows.len(), i % rows.len());
-                k.line(&mut Line {
-                    to,
-                    from: &from[n * source..][..source],
-                    from_width,
-                    w,
-                    kernel_width: g.kernel[1],
-                    bias,
-                    all_channels: c,
-                    channels: first..c.min(first + stretch),
-                    rows: &rows[row],
-                    runs,
-                });
-                if activation == Activation::Identity {
-                    continue;
-                }
-                if stretch >= c {
-                    k.finish(to, None, activation);
-                    continue;
-                }
-                for pixel in to.chunks_exact_mut(c) {
-                    k.finish(&mut pixel[first..c.min(first + stretch)], None, activation);
+    share(
+        threads,
+        to.chunks_mut(step * line).enumerate(),
+        || (),
+        |(), (i, to)| {
+            for first in (0..c).step_by(stretch) {
+                for (i, to) in (i * step..).zip(to.chunks_exact_mut(line)) {
+                    let (n, row) = (i / rows.len(), i % rows.len());
+                    k.line(&mut Line {
+                        to,
+                        from: &from[n * source..][..source],
+                        from_width,
+                        w,
+                        kernel_width: g.kernel[1],
+                        bias,
+                        all_channels: c,
+                        channels: first..c.min(first + stretch),
+                        rows: &rows[row],
+                        runs,
+                    });
+                    if activation == Activation::Identity {
+                        continue;
+                    }
+                    if stretch >= c {
+                        k.finish(to, None, activation);
+                        continue;
+                    }
+                    for pixel in to.chunks_exact_mut(c) {
+                        k.finish(&mut pixel[first..c.min(first + stretch)], None, activation);
+                    }
                 }
             }
-        }
-    });
+        },
+    );
 }
 
 fn assert_lengths(g: &ConvGeometry, w: &[f32], x: &[f32], y: &[f32]) {

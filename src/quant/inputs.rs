@@ -27,12 +27,12 @@ impl<'a> Inputs<'a> {
         Inputs { x, cols, quantized: None }
     }
 
-    /// Rows that are best computed together where `threads` share `rows` of them in products with `w`;
-    /// at most [`Inputs::MAX_ROWS`].
-    pub(crate) fn stretch(w: PackedRef<'_>, rows: usize, threads: usize) -> usize {
+    /// Rows that are best computed together where `threads` share `rows` of them; at most
+    /// [`Inputs::MAX_ROWS`].
+    pub(crate) fn stretch(threads: usize, rows: usize) -> usize {
         match threads {
             1 => Inputs::MAX_ROWS,
-            _ => piece(threads, rows, kernels().tile_rows(w)).min(Inputs::MAX_ROWS),
+            _ => piece(threads, rows).min(Inputs::MAX_ROWS),
         }
     }
 

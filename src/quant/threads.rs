@@ -8,9 +8,10 @@
 use crate::error::{Error, Result};
 use rayon_core::{ThreadPool, ThreadPoolBuilder};
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Multiply-adds below which a step stays on one thread.
 pub const WORTH_SHARING: usize = 1 << 21;
@@ -94,15 +95,16 @@ pub fn threads_for(macs: usize) -> usize {
     if macs < WORTH_SHARING { 1 } else { AT_HAND.get() }
 }
 
-/// Rows of a piece of work where `threads` share `rows` of them: several pieces a thread, so that one
-/// that comes late or is slower does fewer, each of whole tiles of `tile` rows.
-pub fn piece(threads: usize, rows: usize, tile: usize) -> usize {
-    const PIECES: usize = 4;
-    rows.div_ceil(threads * PIECES).max(1).next_multiple_of(tile.max(1))
+/// Rows of a piece of work where `threads` share `rows` of them: two pieces a thread, so that one that
+/// comes late or is slower leaves some to the others. Smaller ones read the weights more often.
+pub fn piece(threads: usize, rows: usize) -> usize {
+    const PIECES: usize = 2;
+    rows.div_ceil(threads * PIECES).max(1)
 }
 
-/// Calls `work` on every item, each on one of `threads` threads ([`threads_for`]); whichever is free
-/// takes the next. `scratch` makes what a thread keeps from item to item. With one thread it is a plain
+/// Calls `work` on every item, each on one of `threads` threads ([`threads_for`]). Each begins with its
+/// own share of the items, the same in every step, so that it finds in its cache what it wrote in the
+/// step before; whichever is done takes from the end of another's. `scratch` makes what a thread keeps from item to item. With one thread it is a plain
 /// loop.
 ///
 /// # Errors
@@ -117,20 +119,29 @@ pub fn try_share<T: Send, S, E: Send>(
         let mut scratch = scratch();
         return items.try_for_each(|item| work(&mut scratch, item));
     }
-    let state = Mutex::new((items, Ok(())));
-    let lock = || state.lock().unwrap_or_else(PoisonError::into_inner);
-    let next = || {
-        let (items, outcome) = &mut *lock();
-        if outcome.is_ok() { items.next() } else { None }
+    let outcome = Mutex::new(Ok(()));
+    let mut queues: Vec<VecDeque<T>> = (0..threads).map(|_| VecDeque::new()).collect();
+    let items: Vec<T> = items.collect();
+    let each = items.len().div_ceil(threads).max(1);
+    for (i, item) in items.into_iter().enumerate() {
+        queues[i / each].push_back(item);
+    }
+    let queues: Vec<Mutex<VecDeque<T>>> = queues.into_iter().map(Mutex::new).collect();
+    let own = || rayon_core::current_thread_index().unwrap_or(0) % threads;
+    let next = |own: usize| {
+        let others = (1..threads).map(|i| (own + i) % threads);
+        let first = lock(&queues[own]).pop_front();
+        first.or_else(|| others.into_iter().find_map(|other| lock(&queues[other]).pop_back()))
     };
     let take = || {
-        let Some(mut item) = next() else { return };
+        let own = own();
+        let Some(mut item) = next(own) else { return };
         let mut scratch = scratch();
-        loop {
+        while lock(&outcome).is_ok() {
             if let Err(e) = work(&mut scratch, item) {
-                lock().1 = Err(e);
+                *lock(&outcome) = Err(e);
             }
-            match next() {
+            match next(own) {
                 Some(another) => item = another,
                 None => return,
             }
@@ -143,7 +154,11 @@ pub fn try_share<T: Send, S, E: Send>(
             take();
         });
     });
-    state.into_inner().unwrap_or_else(PoisonError::into_inner).1
+    outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// As [`try_share`], of work that can't fail.
@@ -194,12 +209,17 @@ mod tests {
                 let scratch = || {
                     barrier.wait();
                 };
-                share(threads_for(usize::MAX), values.chunks_mut(7).enumerate(), scratch, |_, (i, v)| {
-                    seen.lock().unwrap().insert(thread::current().id());
-                    // Steps within steps are for one thread.
-                    assert_eq!(threads_for(usize::MAX), 1);
-                    v.iter_mut().for_each(|v| *v += i + 1);
-                })
+                share(
+                    threads_for(usize::MAX),
+                    values.chunks_mut(7).enumerate(),
+                    scratch,
+                    |_, (i, v)| {
+                        seen.lock().unwrap().insert(thread::current().id());
+                        // Steps within steps are for one thread.
+                        assert_eq!(threads_for(usize::MAX), 1);
+                        v.iter_mut().for_each(|v| *v += i + 1);
+                    },
+                )
             });
             assert!(values.iter().enumerate().all(|(i, v)| *v == i / 7 + 1));
             assert_eq!(seen.lock().unwrap().len(), count);
@@ -212,10 +232,15 @@ mod tests {
             let threads = Threads::new(count).unwrap();
             let worked = Mutex::new(0);
             let outcome = threads.during(|| {
-                try_share(threads_for(usize::MAX), 0..1_000_000, || (), |(), i| {
-                    *worked.lock().unwrap() += 1;
-                    if i == 10 { Err("ten") } else { Ok(()) }
-                })
+                try_share(
+                    threads_for(usize::MAX),
+                    0..1_000_000,
+                    || (),
+                    |(), i| {
+                        *worked.lock().unwrap() += 1;
+                        if i == 10 { Err("ten") } else { Ok(()) }
+                    },
+                )
             });
             assert_eq!(outcome, Err("ten"));
             assert!(*worked.lock().unwrap() < 1_000_000);
@@ -241,10 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_whole_tiles_and_enough_for_all() {
-        assert_eq!(piece(2, 197, 12), 36);
-        assert_eq!(piece(4, 197, 12), 24);
-        assert_eq!(piece(2, 3, 12), 12);
-        assert_eq!(piece(2, 0, 1), 1);
+    fn pieces_are_enough_for_all() {
+        assert_eq!((piece(2, 197), piece(4, 197), piece(3, 2), piece(2, 0)), (50, 25, 1, 1));
     }
 }

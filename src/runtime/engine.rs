@@ -298,7 +298,12 @@ impl Engine {
             let (model, fused) = fuse(bound)?;
             let model = optimized(model)?;
             let shares = shared_macs(&model)? >= LEAST_SHARED;
-            Ok(Plan { runnable: TypedSimplePlan::new(model)?, fused, shares, idle: Mutex::default() })
+            Ok(Plan {
+                runnable: TypedSimplePlan::new(model)?,
+                fused,
+                shares,
+                idle: Mutex::default(),
+            })
         };
         let plan = Arc::new(built().map_err(|e| self.run_error(&e))?);
         let mut plans = lock();

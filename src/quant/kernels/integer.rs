@@ -132,9 +132,12 @@ impl Quantized {
         // Without columns there are no blocks, and nothing to write.
         let step = (rows * blocks).max(1);
         let parts = self.x.chunks_mut(step * BLOCK).zip(self.scales.chunks_mut(step));
-        parts
-            .zip(self.starts.chunks_mut(step))
-            .map(move |((x, scales), starts)| QuantizedRows { blocks, x, scales, starts })
+        parts.zip(self.starts.chunks_mut(step)).map(move |((x, scales), starts)| QuantizedRows {
+            blocks,
+            x,
+            scales,
+            starts,
+        })
     }
 
     /// All rows.

@@ -44,8 +44,6 @@ type Product = unsafe fn(&mut Job<'_>);
 pub(super) struct Integers {
     /// Quantizes x, block by block, and multiplies.
     product: Product,
-    /// Rows of the largest tile.
-    rows: usize,
     quantize: unsafe fn(Scheme, &[f32], usize, QuantizedRows<'_>),
     panels: unsafe fn(PackedRef<'_>, &Quantized, Start<'_>, &mut [f32]),
 }
@@ -55,7 +53,6 @@ impl Integers {
     const fn new<I: integer::Isa>() -> Integers {
         Integers {
             product: integer::run::<I>,
-            rows: I::ROWS,
             quantize: integer::quantize_rows::<I>,
             panels: integer::panels::<I>,
         }
@@ -68,8 +65,6 @@ pub(crate) struct Kernels {
     /// What `doctor` and the environment variable call it.
     pub(crate) name: &'static str,
     detected: fn() -> bool,
-    /// Rows of the largest tile of f32 products.
-    rows: usize,
     products: Product,
     /// For q8 and q4: quantizes x block by block, sums in integers.
     pub(super) integers: Option<Integers>,
@@ -118,21 +113,18 @@ impl Kernels {
         let mut to = Quantized::zeroed(rows, cols.div_ceil(BLOCK));
         // A value takes about as long as sixteen multiply-adds.
         let threads = threads_for(x.len().saturating_mul(16));
-        let step = piece(threads, rows, 1);
+        let step = piece(threads, rows);
         let pieces = to.pieces(step).zip(x.chunks((step * cols).max(1)));
-        share(threads, pieces, || (), |(), (to, x)| {
-            // SAFETY: the processor has the instructions.
-            unsafe { (integers.quantize)(w.scheme(), x, cols, to) }
-        });
+        share(
+            threads,
+            pieces,
+            || (),
+            |(), (to, x)| {
+                // SAFETY: the processor has the instructions.
+                unsafe { (integers.quantize)(w.scheme(), x, cols, to) }
+            },
+        );
         Some(to)
-    }
-
-    /// Rows that products with `w` take at a time: pieces of whole tiles are fastest.
-    pub(crate) fn tile_rows(&self, w: PackedRef<'_>) -> usize {
-        match &self.integers {
-            Some(integers) if !w.keeps_inputs() => integers.rows,
-            _ => self.rows,
-        }
     }
 
     /// y\[M, rows\] = start + the first M rows of x · Wᵀ.
@@ -188,11 +180,16 @@ impl Kernels {
         let o = &*o;
         let threads = threads_for(2 * a.batch * a.queries * width * a.keys);
         let heads = 0..a.batch * a.heads;
-        share(threads, heads, || Scratch::new(a), |scratch, head| {
-            // SAFETY: the processor has the instructions; lengths are checked; no other thread has
-            // this head, and `o` is borrowed for writing here.
-            unsafe { (self.attention)(a, o, scratch, head) }
-        });
+        share(
+            threads,
+            heads,
+            || Scratch::new(a),
+            |scratch, head| {
+                // SAFETY: the processor has the instructions; lengths are checked; no other thread has
+                // this head, and `o` is borrowed for writing here.
+                unsafe { (self.attention)(a, o, scratch, head) }
+            },
+        );
     }
 
     /// Each row of x, `norm.width` values, to mean 0 and variance 1, scaled and shifted.
@@ -205,11 +202,16 @@ impl Kernels {
         assert!([norm.scale, norm.shift].iter().flatten().all(|s| s.len() == norm.width));
         // A value takes about as long as sixteen multiply-adds.
         let threads = threads_for(x.len().saturating_mul(16));
-        let step = piece(threads, x.len() / norm.width, 1) * norm.width;
-        share(threads, x.chunks(step).zip(y.chunks_mut(step)), || (), |(), (x, y)| {
-            // SAFETY: the processor has the instructions.
-            unsafe { (self.layer_norm)(norm, x, y) }
-        });
+        let step = piece(threads, x.len() / norm.width) * norm.width;
+        share(
+            threads,
+            x.chunks(step).zip(y.chunks_mut(step)),
+            || (),
+            |(), (x, y)| {
+                // SAFETY: the processor has the instructions.
+                unsafe { (self.layer_norm)(norm, x, y) }
+            },
+        );
     }
 
     /// y\[M, cols\] = start + x\[M, rows\] · W.
@@ -353,7 +355,6 @@ macro_rules! kernels {
             Kernels {
                 name: $label,
                 detected: $detected,
-                rows: $rows,
                 products: float::run::<$isa, false>,
                 integers: kernels!(@integers $($integers)?),
                 transposed: float::run::<$isa, true>,
@@ -392,7 +393,6 @@ kernels! {
 static AVX512_VNNI: Kernels = Kernels {
     name: "avx512vnni",
     detected: || (AVX512.detected)() && is_x86_feature_detected!("avx512vnni"),
-    rows: AVX512.rows,
     products: AVX512.products,
     integers: Some(Integers::new::<integer_x86::Avx512Vnni>()),
     transposed: AVX512.transposed,
@@ -431,7 +431,6 @@ kernels! {
 static NEON_DOTPROD: Kernels = Kernels {
     name: "neon-dotprod",
     detected: || (NEON.detected)() && std::arch::is_aarch64_feature_detected!("dotprod"),
-    rows: NEON.rows,
     products: NEON.products,
     integers: Some(Integers::new::<integer_neon::DotProd>()),
     transposed: NEON.transposed,
@@ -446,7 +445,6 @@ static NEON_DOTPROD: Kernels = Kernels {
 static NEON_I8MM: Kernels = Kernels {
     name: "neon-i8mm",
     detected: || (NEON_DOTPROD.detected)() && std::arch::is_aarch64_feature_detected!("i8mm"),
-    rows: NEON.rows,
     products: NEON.products,
     integers: Some(Integers::new::<integer_neon::I8mm>()),
     transposed: NEON.transposed,
