@@ -1,9 +1,8 @@
 //! Threads that share the work of one run.
 //!
-//! A run that has them is moved to one of their own, where [`share`] finds the others: handing over a
-//! step costs some ten microseconds then, about as much as 2 million multiply-adds take. Between two
-//! steps a waiting thread asks for work some dozens of times, giving its turn to others each time,
-//! then it sleeps (rayon-core).
+//! A run that has them is moved to one of theirs, where [`share`] finds the others: handing over a step
+//! costs about ten microseconds there, twice that from outside. Between two steps a waiting thread asks
+//! for work some dozens of times, giving its turn to others each time, then it sleeps (rayon-core).
 
 use crate::error::{Error, Result};
 use rayon_core::{ThreadPool, ThreadPoolBuilder};
@@ -102,10 +101,10 @@ pub fn piece(threads: usize, rows: usize) -> usize {
     rows.div_ceil(threads * PIECES).max(1)
 }
 
-/// Calls `work` on every item, each on one of `threads` threads ([`threads_for`]). Each begins with its
-/// own share of the items, the same in every step, so that it finds in its cache what it wrote in the
-/// step before; whichever is done takes from the end of another's. `scratch` makes what a thread keeps from item to item. With one thread it is a plain
-/// loop.
+/// Calls `work` on every item, each on one of `threads` threads ([`threads_for`]). Each thread begins
+/// with its own share of the items, the same in every step, so that it finds in its cache what it wrote
+/// in the step before; whichever is done takes from the end of another's share. `scratch` makes what a
+/// thread keeps from item to item. With one thread it is a plain loop.
 ///
 /// # Errors
 /// The first of `work`'s; items that have not begun are left.
@@ -178,6 +177,11 @@ pub fn share<T: Send, S>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::testing::noise;
+    use crate::quant::{
+        Activation, Attention, ConvGeometry, Convolution, LayerNorm, Packed, Patches, Scheme,
+        attention, depthwise, layer_norm,
+    };
     use std::collections::HashSet;
     use std::sync::Barrier;
     use std::thread;
@@ -268,5 +272,66 @@ mod tests {
     #[test]
     fn pieces_are_enough_for_all() {
         assert_eq!((piece(2, 197), piece(4, 197), piece(3, 2), piece(2, 0)), (50, 25, 1, 1));
+    }
+
+    /// What `step` writes on one thread and on several, each of which had a part of it.
+    fn same_bits(step: impl Fn(&mut [f32]) + Sync, len: usize) {
+        let mut alone = vec![f32::NAN; len];
+        step(&mut alone);
+        assert!(alone.iter().all(|v| v.is_finite()));
+        for count in [2, 3, 7] {
+            let mut shared = vec![f32::NAN; len];
+            Threads::new(count).unwrap().during(|| step(&mut shared));
+            assert!(shared == alone, "{count} threads");
+        }
+    }
+
+    #[test]
+    fn every_step_has_the_same_bits_on_several_threads() {
+        let a = Attention { batch: 2, heads: 5, queries: 100, keys: 99, head_dim: 33, scale: 0.2 };
+        let width = a.heads * a.head_dim;
+        let (q, k) = (noise(2 * 100 * width, 1), noise(2 * 99 * width, 2));
+        assert!(2 * q.len() * a.keys > WORTH_SHARING);
+        same_bits(|y| attention(&a, &q, &k, &k, None, y), q.len());
+
+        let x = noise(400 * 333, 3);
+        assert!(x.len() * 16 > WORTH_SHARING);
+        let norm = LayerNorm { width: 333, epsilon: 1e-5, scale: Some(&x[..333]), shift: None };
+        same_bits(|y| layer_norm(&norm, &x, y), x.len());
+
+        // 5 × 5 filters over more than one stretch of channels.
+        let g = ConvGeometry {
+            batch: 2,
+            height: 13,
+            width: 15,
+            channels: 300,
+            kernel: [5; 2],
+            stride: [1; 2],
+            dilation: [1; 2],
+            pads: [2; 4],
+        };
+        let (x, w) = (noise(2 * 13 * 15 * 300, 4), noise(25 * 300, 5));
+        same_bits(|y| depthwise(&g, &w, None, Activation::HardSwish, &x, y), x.len());
+    }
+
+    #[test]
+    fn pixels_are_quantized_to_the_same_bits_on_several_threads() {
+        let g = ConvGeometry {
+            batch: 2,
+            height: 40,
+            width: 40,
+            channels: 64,
+            kernel: [3; 2],
+            stride: [1; 2],
+            dilation: [1; 2],
+            pads: [1; 4],
+        };
+        let x = noise(2 * 40 * 40 * 64, 1);
+        assert!(x.len() * 16 > WORTH_SHARING);
+        let w = Packed::pack(Scheme::Q8, 17, g.patch_len(), &noise(17 * g.patch_len(), 2)).unwrap();
+        let step = |y: &mut [f32]| {
+            Convolution::new(&g, w.view(), &x).product(&mut Patches::default(), 0, None, y);
+        };
+        same_bits(step, g.pixels() * 17);
     }
 }

@@ -125,8 +125,8 @@ pub(super) unsafe fn head<I: Isa, V: Lanes>(
         }
         let mut factors = [0f32; MAX_ROWS];
         for (i, row) in scores.chunks_exact_mut(padded).enumerate().take(rows) {
-            let row = &mut row[..a.keys];
-            scale_and_mask(row, a.scale, o.mask, [n, head, first + i]);
+            scale_and_mask(&mut row[..a.keys], a.scale, o.mask, [n, head, first + i]);
+            row[a.keys..].fill(f32::NEG_INFINITY);
             factors[i] = 1.0 / exponents(row);
         }
         let stride = value_panels * PANEL;
@@ -240,31 +240,23 @@ fn scale_and_mask(
     }
 }
 
-/// row = e^(row - its largest); gives the sum. Sixteen lanes, then their halves upon each other.
+/// row = e^(row - its largest), for a row of whole panels; gives the sum. Sixteen lanes, then their
+/// halves upon each other. -∞ adds less than the sum's last bit.
 #[inline(always)]
 fn exponents(row: &mut [f32]) -> f32 {
-    let mut tops = [f32::NEG_INFINITY; 16];
-    let chunks = row.chunks_exact(16);
-    for (top, v) in tops.iter_mut().zip(chunks.remainder()) {
-        *top = *v;
-    }
-    for chunk in chunks {
-        for i in 0..16 {
+    let mut tops = [f32::NEG_INFINITY; PANEL];
+    for chunk in row.chunks_exact(PANEL) {
+        for i in 0..PANEL {
             tops[i] = larger(tops[i], chunk[i]);
         }
     }
     let top = halved(tops, larger);
-    let mut sums = [0f32; 16];
-    let mut chunks = row.chunks_exact_mut(16);
-    for chunk in &mut chunks {
-        for i in 0..16 {
+    let mut sums = [0f32; PANEL];
+    for chunk in row.chunks_exact_mut(PANEL) {
+        for i in 0..PANEL {
             chunk[i] = exp(chunk[i] - top);
             sums[i] += chunk[i];
         }
-    }
-    for (v, sum) in chunks.into_remainder().iter_mut().zip(&mut sums) {
-        *v = exp(*v - top);
-        *sum += *v;
     }
     halved(sums, |a, b| a + b)
 }
