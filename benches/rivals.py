@@ -32,6 +32,8 @@ MODELS = [
     ("ResNet-50", "resnet50_random", 0, ["--image", "224"]),
     ("ViT-S/16", "vit_s16_random", 0, ["--image", "224"]),
 ]
+# (row, model folder, tokens or 0, base options) that q4 weights are measured on beside q8.
+NARROW = [("MiniLM, one token", "minilm", 1, []), MODELS[0], MODELS[1], MODELS[5]]
 ORT = {"fp32": "model.onnx", "dynamic int8": "model_dynint8.onnx", "static int8": "model_qdqint8.onnx"}
 
 # Prints `loaded`, then a line after the first answer, then the figures. The interpreter and its
@@ -73,6 +75,7 @@ def main():
     parser.add_argument("--offshoot", type=Path, required=True)
     parser.add_argument("--tract", type=Path, help="the example plain_tract, built")
     parser.add_argument("--cpu", default="1")
+    parser.add_argument("--threads", default="2", help="numbers of threads beside one: 2,4")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--no-training", action="store_true")
@@ -81,7 +84,13 @@ def main():
     run = Runner(args)
     rows = [m for m in MODELS if not args.words or any(w in m[0] for w in args.words)]
     table = [run.inference(*row) for row in rows]
-    print_inference([row for row in table if row])
+    if rows:
+        print_inference([row for row in table if row])
+    if not args.words or "q4" in args.words:
+        print_narrow([(row, run.narrow(*model)) for row, *model in NARROW])
+    threads = [t for t in args.threads.split(",") if t]
+    if threads and (not args.words or "threads" in args.words):
+        print_threads([(row, run.threads(threads, *model)) for row, *model in MODELS], threads)
     if not args.no_training and (not args.words or "training" in args.words):
         print_training(run.training())
 
@@ -95,13 +104,16 @@ class Runner:
         # Threads of libraries that don't ask the session's options.
         self.env = dict(os.environ, OMP_NUM_THREADS="1", RUST_BACKTRACE="0")
 
-    def pinned(self, words, cwd=None):
-        """Standard output of a command on one processor, or None and a remark."""
-        words = ["taskset", "-c", self.args.cpu, *map(str, words)]
+    def pinned(self, words, cwd=None, pin=True):
+        """Standard output of a command, on one processor if `pin`, or None and a remark."""
+        words = list(map(str, words))
+        what = " ".join(words[:3])
+        if pin:
+            words = ["taskset", "-c", self.args.cpu, *words]
         done = subprocess.run(words, capture_output=True, text=True, env=self.env, cwd=cwd)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            print(f"left out: {' '.join(words[3:6])} ...: {last[:200]}", file=sys.stderr)
+            print(f"left out: {what} ...: {last[:200]}", file=sys.stderr)
             return None
         return done.stdout
 
@@ -117,9 +129,10 @@ class Runner:
                 return None
         return path
 
-    def ours(self, base, tokens):
+    def ours(self, base, tokens, threads=1):
         words = ["bench", base, "--json", "--steps", 0, "--seconds", self.args.seconds]
-        text = self.pinned([self.args.offshoot, *words, "--tokens", max(tokens, 1)])
+        words += ["--tokens", max(tokens, 1), "--threads", threads]
+        text = self.pinned([self.args.offshoot, *words], pin=int(threads) == 1)
         if text is None:
             return None
         found = json.loads(text)
@@ -161,6 +174,20 @@ class Runner:
         if name == "minilm":
             engines["PyTorch"] = lambda: self.torch(name, tokens)
         return row, take_turns(engines, self.args.rounds)
+
+    def narrow(self, name, tokens, options):
+        """q8 and q4 in turn."""
+        bases = {weights: self.base(name, options, weights) for weights in ("q8", "q4")}
+        engines = {w: lambda b=b: self.ours(b, tokens) for w, b in bases.items() if b}
+        return take_turns(engines, self.args.rounds)
+
+    def threads(self, counts, name, tokens, options):
+        """One thread and several in turn."""
+        base = self.base(name, options)
+        if base is None:
+            return {}
+        engines = {t: lambda t=t: self.ours(base, tokens, t) for t in ["1", *counts]}
+        return take_turns(engines, self.args.rounds)
 
     def training(self):
         """MiniLM, rank 8 on 36 layers, batch 8 of 64 tokens."""
@@ -248,6 +275,26 @@ def print_inference(table):
             f"| {other['start_ms']:.1f} ms; {grown / 1e6:.0f} MB "
             f"| {start:.1f}x; {grown / ours['peak']:.1f}x |"
         )
+
+
+def print_narrow(table):
+    print("\n| one thread | q8 | q4 | q4 takes |")
+    print("|---|---|---|---|")
+    for row, found in table:
+        if "q8" in found and "q4" in found:
+            wide, narrow = found["q8"]["ms"], found["q4"]["ms"]
+            print(f"| {row} | {wide:.2f} ms | {narrow:.2f} ms | {narrow / wide:.2f}x |")
+
+
+def print_threads(table, counts):
+    print("\n| threads (q8) | 1 | " + " | ".join(counts) + " |")
+    print("|---|---|" + "---|" * len(counts))
+    for row, found in table:
+        if "1" in found:
+            one = found["1"]["ms"]
+            others = [found[t]["ms"] for t in counts if t in found]
+            cells = "".join(f" {ms:.2f} ms ({one / ms:.2f}x) |" for ms in others)
+            print(f"| {row} | {one:.2f} ms |{cells}")
 
 
 def print_training(found):

@@ -119,26 +119,25 @@ pub fn try_share<T: Send, S, E: Send>(
         return items.try_for_each(|item| work(&mut scratch, item));
     }
     let outcome = Mutex::new(Ok(()));
-    let mut queues: Vec<VecDeque<T>> = (0..threads).map(|_| VecDeque::new()).collect();
-    let items: Vec<T> = items.collect();
-    let each = items.len().div_ceil(threads).max(1);
-    for (i, item) in items.into_iter().enumerate() {
-        queues[i / each].push_back(item);
-    }
-    let queues: Vec<Mutex<VecDeque<T>>> = queues.into_iter().map(Mutex::new).collect();
-    let own = || rayon_core::current_thread_index().unwrap_or(0) % threads;
+    let mut items = items.collect::<Vec<T>>().into_iter();
+    let each = items.len().div_ceil(threads);
+    let mut queue = || items.by_ref().take(each).collect::<VecDeque<T>>();
+    let queues: Vec<_> = (0..threads).map(|_| Mutex::new(queue())).collect();
     let next = |own: usize| {
         let others = (1..threads).map(|i| (own + i) % threads);
         let first = lock(&queues[own]).pop_front();
         first.or_else(|| others.into_iter().find_map(|other| lock(&queues[other]).pop_back()))
     };
     let take = || {
-        let own = own();
+        let own = rayon_core::current_thread_index().unwrap_or(0) % threads;
         let Some(mut item) = next(own) else { return };
         let mut scratch = scratch();
         while lock(&outcome).is_ok() {
             if let Err(e) = work(&mut scratch, item) {
-                *lock(&outcome) = Err(e);
+                let mut outcome = lock(&outcome);
+                if outcome.is_ok() {
+                    *outcome = Err(e);
+                }
             }
             match next(own) {
                 Some(another) => item = another,

@@ -58,8 +58,6 @@ pub(super) trait Isa {
     unsafe fn pair(_scheme: Scheme, _rows: usize, _tile: &Tile, _second: *const u8) {
         unreachable!("no tiles over two panels");
     }
-    /// Asks for the cache lines of `bytes`, which are wanted soon.
-    fn prefetch(_bytes: &[u8]) {}
     /// [`quantize`].
     ///
     /// # Safety
@@ -230,7 +228,6 @@ pub(super) unsafe fn panels<I: Isa>(
     }
     let all = y.len() / outputs;
     let step = |most: usize| all.div_ceil(all.div_ceil(most));
-    let panels = outputs.div_ceil(PANEL);
     let pairs = if I::PAIR_ROWS > 0 { outputs / PANEL / 2 } else { 0 };
     let tile = |panel: usize, row: usize, y: &mut [f32]| {
         let output = panel * PANEL;
@@ -255,14 +252,6 @@ pub(super) unsafe fn panels<I: Isa>(
     for panel in (0..2 * pairs).step_by(2) {
         let step = step(I::PAIR_ROWS);
         for row in (0..all).step_by(step) {
-            // The next panels, a part with each tile: in a network they come from memory.
-            for next in [panel + 2, panel + 3] {
-                if next < panels {
-                    let bytes = w.panel(next);
-                    let at = |row: usize| bytes.len() * row.min(all) / all;
-                    I::prefetch(&bytes[at(row)..at(row + step)]);
-                }
-            }
             let tile = tile(panel, row, y);
             // SAFETY: x and y hold these rows from here on, both panels `blocks` blocks and 16 outputs.
             unsafe {
@@ -270,7 +259,7 @@ pub(super) unsafe fn panels<I: Isa>(
             }
         }
     }
-    for panel in 2 * pairs..panels {
+    for panel in 2 * pairs..outputs.div_ceil(PANEL) {
         let output = panel * PANEL;
         let lanes = PANEL.min(outputs - output);
         let step = step(I::ROWS);

@@ -70,13 +70,6 @@ impl Isa for Avx512Vnni {
         }
     }
 
-    fn prefetch(bytes: &[u8]) {
-        for line in bytes.chunks(64) {
-            // SAFETY: a hint about a line that is there.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
-        }
-    }
-
     unsafe fn quantize(
         x: &[f32],
         offset: i32,
