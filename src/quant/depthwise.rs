@@ -121,7 +121,9 @@ fn images(
     let source = from_height * from_width * c;
     let line = to.len() / (g.batch * rows.len());
     let stretch = (WEIGHTS / (g.kernel[0] * g.kernel[1])).next_multiple_of(64);
-    let threads = threads_for(to.len() * g.kernel[0] * g.kernel[1] * 4);
+    // In f32, and with two loads each, a multiply-add takes about as long as four of the products'.
+    let macs = to.len().saturating_mul(g.kernel[0] * g.kernel[1]);
+    let threads = threads_for(macs.saturating_mul(4));
     let step = match threads {
         1 => g.batch * rows.len(),
         _ => piece(threads, g.batch * rows.len()),
