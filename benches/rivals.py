@@ -12,8 +12,7 @@ DIR holds `venv` (onnxruntime, numpy; torch, transformers and peft if they are t
 `venv19` (onnxruntime-training 1.19.2, if it is to be measured), `models/NAME/model.onnx` with the
 int8 files beside it and the scripts of ../shared/peers. What is missing is left out and said so.
 WORDs keep the rows that contain one of them; `q4`, `threads` and `training` are tables of their own.
-The table of threads depends on how far the processors lie from each other: with two on one die ViT
-takes 1 / 1.7 of the time, with two on different ones 1 / 1.5.
+The table of threads depends on whether the processors lie on one die.
 """
 
 import argparse
