@@ -11,7 +11,8 @@ the rounds of a process's median; a ratio above 1 says that Offshoot is faster (
 DIR holds `venv` (onnxruntime, numpy; torch, transformers and peft if they are to be measured),
 `venv19` (onnxruntime-training 1.19.2, if it is to be measured), `models/NAME/model.onnx` with the
 int8 files beside it and the scripts of ../shared/peers. What is missing is left out and said so.
-WORDs keep the rows that contain one of them.
+WORDs keep the rows that contain one of them; `q4`, `threads` and `training` are tables of their own.
+The table of threads depends on whether the processors lie on one die.
 """
 
 import argparse
@@ -32,6 +33,8 @@ MODELS = [
     ("ResNet-50", "resnet50_random", 0, ["--image", "224"]),
     ("ViT-S/16", "vit_s16_random", 0, ["--image", "224"]),
 ]
+# (row, model folder, tokens or 0, base options) that q4 weights are measured on beside q8.
+NARROW = [("MiniLM, one token", "minilm", 1, []), MODELS[0], MODELS[1], MODELS[5]]
 ORT = {"fp32": "model.onnx", "dynamic int8": "model_dynint8.onnx", "static int8": "model_qdqint8.onnx"}
 
 # The interpreter and its packages are up before `loaded`; ONNX Runtime's start and memory as a program
@@ -66,6 +69,7 @@ def main():
     parser.add_argument("--tract", type=Path, help="the example plain_tract, built")
     parser.add_argument("--ort-start", type=Path, help="the program of benches/ort_start, built")
     parser.add_argument("--cpu", default="1")
+    parser.add_argument("--threads", default="2", help="numbers of threads beside one: 2,4")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--no-training", action="store_true")
@@ -74,7 +78,13 @@ def main():
     run = Runner(args)
     rows = [m for m in MODELS if not args.words or any(w in m[0] for w in args.words)]
     table = [run.inference(*row) for row in rows]
-    print_inference([row for row in table if row])
+    if rows:
+        print_inference([row for row in table if row])
+    if not args.words or "q4" in args.words:
+        print_narrow([(row, run.narrow(*model)) for row, *model in NARROW])
+    threads = [t for t in args.threads.split(",") if t]
+    if threads and (not args.words or "threads" in args.words):
+        print_threads([(row, run.threads(threads, *model)) for row, *model in MODELS], threads)
     if not args.no_training and (not args.words or "training" in args.words):
         print_training(run.training())
 
@@ -88,13 +98,16 @@ class Runner:
         # Threads of libraries that don't ask the session's options.
         self.env = dict(os.environ, OMP_NUM_THREADS="1", RUST_BACKTRACE="0")
 
-    def pinned(self, words, cwd=None):
-        """Standard output of a command on one processor, or None and a remark."""
-        words = ["taskset", "-c", self.args.cpu, *map(str, words)]
+    def pinned(self, words, cwd=None, pin=True):
+        """Standard output of a command, on one processor if `pin`, or None and a remark."""
+        words = list(map(str, words))
+        what = " ".join(words[:3])
+        if pin:
+            words = ["taskset", "-c", self.args.cpu, *words]
         done = subprocess.run(words, capture_output=True, text=True, env=self.env, cwd=cwd)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            print(f"left out: {' '.join(words[3:6])} ...: {last[:200]}", file=sys.stderr)
+            print(f"left out: {what} ...: {last[:200]}", file=sys.stderr)
             return None
         return done.stdout
 
@@ -110,9 +123,10 @@ class Runner:
                 return None
         return path
 
-    def ours(self, base, tokens):
+    def ours(self, base, tokens, threads=1):
         words = ["bench", base, "--json", "--steps", 0, "--seconds", self.args.seconds]
-        text = self.pinned([self.args.offshoot, *words, "--tokens", max(tokens, 1)])
+        words += ["--tokens", max(tokens, 1), "--threads", threads]
+        text = self.pinned([self.args.offshoot, *words], pin=int(threads) == 1)
         if text is None:
             return None
         found = json.loads(text)
@@ -161,6 +175,20 @@ class Runner:
         if name == "minilm":
             engines["PyTorch"] = lambda: self.torch(name, tokens)
         return row, take_turns(engines, self.args.rounds)
+
+    def narrow(self, name, tokens, options):
+        """q8 and q4 in turn."""
+        bases = {weights: self.base(name, options, weights) for weights in ("q8", "q4")}
+        engines = {w: lambda b=b: self.ours(b, tokens) for w, b in bases.items() if b}
+        return take_turns(engines, self.args.rounds)
+
+    def threads(self, counts, name, tokens, options):
+        """One thread and several in turn."""
+        base = self.base(name, options)
+        if base is None:
+            return {}
+        engines = {t: lambda t=t: self.ours(base, tokens, t) for t in ["1", *counts]}
+        return take_turns(engines, self.args.rounds)
 
     def training(self):
         """MiniLM, rank 8 on 36 layers, batch 8 of 64 tokens."""
@@ -246,6 +274,26 @@ def print_inference(table):
             f"| {other['start_ms']:.1f} ms; {other['peak'] / 1e6:.0f} MB "
             f"| {other['start_ms'] / ours['start_ms']:.1f}x; {other['peak'] / ours['peak']:.1f}x |"
         )
+
+
+def print_narrow(table):
+    print("\n| one thread | q8 | q4 | q4 takes |")
+    print("|---|---|---|---|")
+    for row, found in table:
+        if "q8" in found and "q4" in found:
+            wide, narrow = found["q8"]["ms"], found["q4"]["ms"]
+            print(f"| {row} | {wide:.2f} ms | {narrow:.2f} ms | {narrow / wide:.2f}x |")
+
+
+def print_threads(table, counts):
+    print("\n| threads (q8) | 1 | " + " | ".join(counts) + " |")
+    print("|---|---|" + "---|" * len(counts))
+    for row, found in table:
+        if "1" in found:
+            one = found["1"]["ms"]
+            others = [found[t]["ms"] for t in counts if t in found]
+            cells = "".join(f" {ms:.2f} ms ({one / ms:.2f}x) |" for ms in others)
+            print(f"| {row} | {one:.2f} ms |{cells}")
 
 
 def print_training(found):

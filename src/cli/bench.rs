@@ -54,7 +54,7 @@ pub struct Args {
     /// Training steps that are timed; 0: training is not measured
     #[arg(long, default_value_t = 5)]
     steps: usize,
-    /// Threads of a training step
+    /// Threads of a request and of a training step
     #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     threads: usize,
     /// Seconds spent on each kind of request
@@ -182,7 +182,7 @@ fn print(args: &Args, figures: &Figures, request: &Named, out: &Out) {
 }
 
 fn open(args: &Args) -> Result<Engine> {
-    let engine = Engine::open(&args.base)?;
+    let engine = Engine::open(&args.base)?.with_threads(args.threads)?;
     if args.lock {
         engine.base().lock()?;
     }

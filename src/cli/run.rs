@@ -3,6 +3,7 @@
 use super::chosen::{self, Choice};
 use super::inputs::Source;
 use super::output::{Out, dims};
+use super::train::at_least_one;
 use crate::error::{Error, Result};
 use crate::fs::{peak_rss_bytes, unshared_bytes};
 use crate::npy;
@@ -26,6 +27,9 @@ pub struct Args {
     adapters: Vec<Choice>,
     #[command(flatten)]
     source: Source,
+    /// Threads
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
+    threads: usize,
     /// Keep the base in memory, or fail if the system doesn't allow it
     #[arg(long)]
     lock: bool,
@@ -42,7 +46,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let before = since_process_start();
     args.source.required()?;
     let start = Instant::now();
-    let engine = Engine::open(&args.base)?;
+    let engine = Engine::open(&args.base)?.with_threads(args.threads)?;
     if args.lock {
         engine.base().lock()?;
     }

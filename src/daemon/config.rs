@@ -5,6 +5,7 @@ use super::learn::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::read_text;
+use crate::quant::Threads;
 use crate::store::{Quota, Rules};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -80,6 +81,8 @@ pub struct ServeConfig {
     pub adapter: Option<String>,
     /// Threads that run the base; 0: one for each core.
     pub workers: usize,
+    /// Threads that a request's run shares its work between, where no other run has them.
+    pub threads: usize,
 }
 
 impl Default for ServeConfig {
@@ -92,6 +95,7 @@ impl Default for ServeConfig {
             hosts: ["localhost", "127.0.0.1", "[::1]"].map(String::from).to_vec(),
             adapter: None,
             workers: 0,
+            threads: 1,
         }
     }
 }
@@ -299,6 +303,7 @@ impl Config {
         seconds("limits.request_seconds", l.request_seconds)?;
         seconds("limits.shutdown_seconds", l.shutdown_seconds)?;
         number("serve.workers", self.serve.workers as u64, 0, 256)?;
+        number("serve.threads", self.serve.threads as u64, 1, Threads::MOST as u64)?;
         self.samples.rules().validate().map_err(|e| bad("samples", e.message().to_string()))?;
         self.settings()
             .validate()
@@ -379,6 +384,7 @@ impl Config {
             ("serve.socket_group", put_back(&mut new.socket_group, &old.socket_group)),
             ("serve.tcp", put_back(&mut new.tcp, &old.tcp)),
             ("serve.workers", put_back(&mut new.workers, &old.workers)),
+            ("serve.threads", put_back(&mut new.threads, &old.threads)),
             ("samples.key_file", put_back(&mut self.samples.key_file, &running.samples.key_file)),
         ];
         keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()

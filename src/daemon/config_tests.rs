@@ -80,7 +80,8 @@ fn what_takes_a_restart_stays_and_is_named() {
     assert!(new.keep_fixed(&running).is_empty());
     assert_eq!(new, wanted);
     new.serve.workers = 3;
+    new.serve.threads = 2;
     new.base = "other".into();
-    assert_eq!(new.keep_fixed(&running), ["base", "serve.workers"]);
+    assert_eq!(new.keep_fixed(&running), ["base", "serve.workers", "serve.threads"]);
     assert_eq!(new, wanted);
 }

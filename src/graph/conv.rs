@@ -5,7 +5,8 @@ use tract_core::internal::*;
 use super::lora::{add_lora, lora_spans, overlaps};
 use super::weights::{FrozenWeights, expect_bias, expect_dim, expect_f32, filled, floats};
 use super::window::{Window, nhwc, nhwc_fact};
-use crate::quant::{Activation, Convolution, col2im_add, finish, im2col, product_transposed};
+use crate::quant::{Activation, Convolution, Patches, col2im_add, finish, im2col};
+use crate::quant::{product_transposed, threads_for, try_share};
 
 /// Floats of scratch for the patches of one chunk of output pixels (1 MiB).
 const SCRATCH: usize = 1 << 18;
@@ -133,12 +134,14 @@ impl FrozenConv {
         let bias = inputs.get(1).filter(|_| self.has_bias).map(|b| floats(b)).transpose()?;
         let spans = lora_spans(ctx, self.target, g.batch)?;
         let each = g.out_height() * g.out_width();
-        let mut conv = Convolution::new(&g, w, x);
-        let step = conv.stretch();
+        let threads = threads_for(g.pixels().saturating_mul(w.rows()).saturating_mul(w.cols()));
+        let conv = Convolution::new(&g, w, x);
+        let step = conv.stretch(threads);
         let shape = [g.batch, g.out_height(), g.out_width(), w.rows()];
         let y = filled(&shape, |y| {
-            for (i, y) in y.chunks_mut(step * w.rows().max(1)).enumerate() {
-                conv.product(i * step, bias, y);
+            let stretches = y.chunks_mut(step * w.rows().max(1)).enumerate();
+            try_share(threads, stretches, Patches::default, |patches, (i, y)| {
+                conv.product(patches, i * step, bias, y);
                 let count = y.len() / w.rows().max(1);
                 for (pixels, lora) in overlaps(&spans, each, i * step..i * step + count) {
                     let mut patches = vec![0.0; pixels.len() * g.patch_len()];
@@ -147,8 +150,8 @@ impl FrozenConv {
                     add_lora(lora, w, &patches, &mut y[from..from + pixels.len() * w.rows()])?;
                 }
                 after.apply(i * step * w.rows(), y);
-            }
-            Ok(())
+                Ok(())
+            })
         })?;
         Ok(tvec!(y))
     }

@@ -6,7 +6,7 @@ use super::conv::After;
 use super::linear::{FrozenLinear, product_fact, rows};
 use super::lora::{add_lora, lora_spans, overlaps};
 use super::weights::{FrozenWeights, expect_bias, expect_f32, floats};
-use crate::quant::{Activation, Inputs};
+use crate::quant::{Activation, Inputs, threads_for, try_share};
 
 /// One layer of a [`FusedLinear`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -114,22 +114,39 @@ impl EvalOp for FusedLinear {
             );
             outputs.push(y);
         }
-        for first in (0..m).step_by(Inputs::MAX_ROWS) {
-            let rows = first..m.min(first + Inputs::MAX_ROWS);
-            let x = &x[rows.start * self.in_features..rows.end * self.in_features];
-            let mut shared = Inputs::new(x, self.in_features);
-            for ((w, bias, spans), y) in layers.iter().zip(&mut outputs) {
-                let mut y = y.try_as_plain_ram_mut()?;
-                let y = &mut y.as_slice_mut::<f32>()?[rows.start * w.rows()..rows.end * w.rows()];
-                shared.product(*w, *bias, y);
-                for (part, lora) in overlaps(spans, m / batch.max(1), rows.clone()) {
-                    let (from, to) = (part.start - first, part.end - first);
-                    let x = &x[from * w.cols()..to * w.cols()];
-                    add_lora(lora, *w, x, &mut y[from * w.rows()..to * w.rows()])?;
-                }
-                after.apply(first * w.rows(), y);
-            }
+        let all: usize = layers.iter().map(|(w, ..)| w.rows()).sum();
+        let threads = threads_for(m.saturating_mul(self.in_features).saturating_mul(all));
+        let step = Inputs::stretch(threads, m);
+        let views = outputs.iter_mut().map(|y| y.try_as_plain_ram_mut());
+        let (mut views, mut stretches) = (views.collect::<TractResult<TVec<_>>>()?, tvec!());
+        for ((w, ..), y) in layers.iter().zip(&mut views) {
+            stretches.push(y.as_slice_mut::<f32>()?.chunks_mut((step * w.rows()).max(1)));
         }
+        let stretches = (0..m).step_by(step).map(move |first| {
+            let y: TVec<_> = stretches.iter_mut().map(|y| y.next().unwrap_or_default()).collect();
+            (first, y)
+        });
+        try_share(
+            threads,
+            stretches,
+            || (),
+            |(), (first, outputs)| -> TractResult<()> {
+                let rows = first..m.min(first + step);
+                let x = &x[rows.start * self.in_features..rows.end * self.in_features];
+                let mut shared = Inputs::new(x, self.in_features);
+                for ((w, bias, spans), y) in layers.iter().zip(outputs) {
+                    shared.product(*w, *bias, y);
+                    for (part, lora) in overlaps(spans, m / batch.max(1), rows.clone()) {
+                        let (from, to) = (part.start - first, part.end - first);
+                        let x = &x[from * w.cols()..to * w.cols()];
+                        add_lora(lora, *w, x, &mut y[from * w.rows()..to * w.rows()])?;
+                    }
+                    after.apply(first * w.rows(), y);
+                }
+                Ok(())
+            },
+        )?;
+        drop(views);
         Ok(outputs.into_iter().map(IntoTValue::into_tvalue).collect())
     }
 }

@@ -38,7 +38,7 @@ pub use lora::{ActiveAdapter, RowAdapters};
 #[cfg(feature = "import")]
 pub use lower::lower;
 pub use nnef::{GraphText, read_graph, write_graph};
-pub use optimize::optimized;
+pub use optimize::{optimized, shared_macs};
 pub use patches::{Col2im, Im2col};
 pub use weights::{FrozenWeights, WeightSource};
 pub use window::{Padding, Window};

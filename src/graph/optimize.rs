@@ -3,6 +3,8 @@
 use tract_core::internal::*;
 use tract_core::optim::Optimizer;
 
+use crate::quant::WORTH_SHARING;
+
 /// As tract's `into_optimized`, in half the time: of its decluttering passes only the folding of
 /// constants, which settles shapes once dimensions are bound, and the operators' own simplifications.
 /// The graph was decluttered as a whole when it was packed; moving axes and slices about again finds
@@ -15,6 +17,21 @@ pub fn optimized(mut model: TypedModel) -> TractResult<TypedModel> {
     declutter.optimize(&mut model)?;
     model.optimize()?;
     Ok(model)
+}
+
+/// Multiply-adds of the steps that are worth several threads each. A size that only a run knows counts
+/// as none.
+pub fn shared_macs(model: &TypedModel) -> TractResult<usize> {
+    let mut all = 0;
+    for node in &model.nodes {
+        let cost = node.op.cost(&model.node_input_facts(node.id)?)?;
+        let macs = cost.iter().filter(|(kind, _)| matches!(kind, Cost::FMA(_)));
+        let macs: usize = macs.filter_map(|(_, count)| count.to_usize().ok()).sum();
+        if macs >= WORTH_SHARING {
+            all += macs;
+        }
+    }
+    Ok(all)
 }
 
 /// How the passes call themselves.

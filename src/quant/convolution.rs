@@ -4,6 +4,7 @@ use super::conv::stretches;
 use super::dispatch::kernels;
 use super::kernels::{Job, Kernels, Quantized, Start};
 use super::layout::BLOCK;
+use super::threads::piece;
 use super::{ConvGeometry, PackedRef, im2col};
 
 /// Bytes of the patches of one stretch: they stay in the L2 cache while all panels pass.
@@ -20,7 +21,11 @@ pub struct Convolution<'a> {
     w: PackedRef<'a>,
     x: &'a [f32],
     pixels: Option<Quantized>,
-    /// The patches of one stretch.
+}
+
+/// The patches of one stretch of a convolution, kept from stretch to stretch by who computes them.
+#[derive(Default)]
+pub struct Patches {
     rows: Quantized,
     floats: Vec<f32>,
 }
@@ -46,34 +51,44 @@ impl<'a> Convolution<'a> {
         let reused = g.kernel[0] * g.kernel[1] > g.stride[0] * g.stride[1];
         let whole = g.channels > 0 && g.channels.is_multiple_of(BLOCK);
         let pixels = if reused && whole { kernels.quantized(w, x, g.channels) } else { None };
-        let (rows, floats) = (Quantized::zeroed(0, g.patch_len() / BLOCK), vec![]);
-        Convolution { kernels, geometry: *g, w, x, pixels, rows, floats }
+        Convolution { kernels, geometry: *g, w, x, pixels }
     }
 
-    /// Output pixels that are best computed together.
-    pub fn stretch(&self) -> usize {
+    /// Output pixels that are best computed together where `threads` share all of them.
+    pub(crate) fn stretch(&self, threads: usize) -> usize {
         let value = if self.pixels.is_some() { 1 } else { 4 };
         let patch = (self.geometry.patch_len() * value).max(1);
-        (STRETCH / patch).clamp(48, 256).min(self.geometry.pixels().max(1))
+        let all = self.geometry.pixels().max(1);
+        let most = (STRETCH / patch).clamp(48, 256).min(all);
+        match threads {
+            1 => most,
+            _ => piece(threads, all).min(most),
+        }
     }
 
     /// Output pixels from `first` on, as many as y holds.
     ///
     /// # Panics
     /// If y holds no whole number of pixels, or more than there are from `first` on.
-    pub fn product(&mut self, first: usize, bias: Option<&[f32]>, y: &mut [f32]) {
+    pub fn product(
+        &self,
+        patches: &mut Patches,
+        first: usize,
+        bias: Option<&[f32]>,
+        y: &mut [f32],
+    ) {
         let g = &self.geometry;
         let count = y.len().checked_div(self.w.rows()).unwrap_or(0);
         assert!(first + count <= g.pixels(), "the pixels lie inside the output");
         let start = bias.map_or(Start::Zero, Start::Bias);
         let Some(pixels) = &self.pixels else {
-            self.floats.resize(count * g.patch_len(), 0.0);
-            im2col(g, self.x, first, count, &mut self.floats);
-            return self.kernels.product(&mut Job { w: self.w, x: &self.floats, start, y });
+            patches.floats.resize(count * g.patch_len(), 0.0);
+            im2col(g, self.x, first, count, &mut patches.floats);
+            return self.kernels.product(&mut Job { w: self.w, x: &patches.floats, start, y });
         };
-        let rows = &mut self.rows;
-        if rows.x.len() < count * g.patch_len() {
-            *rows = Quantized::zeroed(count, rows.blocks);
+        let (rows, blocks) = (&mut patches.rows, g.patch_len() / BLOCK);
+        if rows.blocks != blocks || rows.x.len() < count * g.patch_len() {
+            *rows = Quantized::zeroed(count, blocks);
         }
         stretches(g, first, count, |to, from, len| {
             let (block, blocks) = (to / BLOCK, len / BLOCK);
@@ -116,10 +131,11 @@ mod tests {
                         let mut want = vec![f32::NAN; g.pixels() * rows];
                         let start = Start::Bias(&bias);
                         k.product(&mut Job { w: w.view(), x: &patches, start, y: &mut want });
-                        let mut conv = Convolution::with(k, &g, w.view(), &x);
+                        let conv = Convolution::with(k, &g, w.view(), &x);
+                        let mut patches = Patches::default();
                         let mut y = vec![f32::NAN; want.len()];
                         for (i, y) in y.chunks_mut(7 * rows).enumerate() {
-                            conv.product(7 * i, Some(&bias), y);
+                            conv.product(&mut patches, 7 * i, Some(&bias), y);
                         }
                         assert_eq!(y, want, "{} {} {g:?}", k.name, scheme.name());
                     }

@@ -2,6 +2,7 @@
 
 use super::dispatch::kernels;
 use super::kernels::{Kernels, Line, Run, Tap};
+use super::threads::{piece, share, threads_for};
 use super::{Activation, ConvGeometry};
 
 /// Weights of the channels that go through all pixels together stay in the L1 cache.
@@ -117,38 +118,50 @@ fn images(
     if to.is_empty() {
         return;
     }
-    let image = to.len() / g.batch;
+    let source = from_height * from_width * c;
+    let line = to.len() / (g.batch * rows.len());
     let stretch = (WEIGHTS / (g.kernel[0] * g.kernel[1])).next_multiple_of(64);
-    for first in (0..c).step_by(stretch) {
-        for (n, to) in to.chunks_exact_mut(image).enumerate() {
-            let source = from_height * from_width * c;
-            let from = &from[n * source..][..source];
-            for (to, rows) in to.chunks_exact_mut(image / rows.len()).zip(rows) {
-                k.line(&mut Line {
-                    to,
-                    from,
-                    from_width,
-                    w,
-                    kernel_width: g.kernel[1],
-                    bias,
-                    all_channels: c,
-                    channels: first..c.min(first + stretch),
-                    rows,
-                    runs,
-                });
-                if activation == Activation::Identity {
-                    continue;
-                }
-                if stretch >= c {
-                    k.finish(to, None, activation);
-                    continue;
-                }
-                for pixel in to.chunks_exact_mut(c) {
-                    k.finish(&mut pixel[first..c.min(first + stretch)], None, activation);
+    // In f32, and with two loads each, a multiply-add takes about as long as four of the products'.
+    let macs = to.len().saturating_mul(g.kernel[0] * g.kernel[1]);
+    let threads = threads_for(macs.saturating_mul(4));
+    let step = match threads {
+        1 => g.batch * rows.len(),
+        _ => piece(threads, g.batch * rows.len()),
+    };
+    share(
+        threads,
+        to.chunks_mut(step * line).enumerate(),
+        || (),
+        |(), (i, to)| {
+            for first in (0..c).step_by(stretch) {
+                for (i, to) in (i * step..).zip(to.chunks_exact_mut(line)) {
+                    let (n, row) = (i / rows.len(), i % rows.len());
+                    k.line(&mut Line {
+                        to,
+                        from: &from[n * source..][..source],
+                        from_width,
+                        w,
+                        kernel_width: g.kernel[1],
+                        bias,
+                        all_channels: c,
+                        channels: first..c.min(first + stretch),
+                        rows: &rows[row],
+                        runs,
+                    });
+                    if activation == Activation::Identity {
+                        continue;
+                    }
+                    if stretch >= c {
+                        k.finish(to, None, activation);
+                        continue;
+                    }
+                    for pixel in to.chunks_exact_mut(c) {
+                        k.finish(&mut pixel[first..c.min(first + stretch)], None, activation);
+                    }
                 }
             }
-        }
-    }
+        },
+    );
 }
 
 fn assert_lengths(g: &ConvGeometry, w: &[f32], x: &[f32], y: &[f32]) {

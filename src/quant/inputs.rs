@@ -3,6 +3,7 @@
 use super::dispatch::kernels;
 use super::kernels::{Quantized, Start};
 use super::product::product;
+use super::threads::piece;
 use super::{PackedRef, Scheme};
 
 /// x\[M, cols\] for products with several matrices. The results have the bits that
@@ -24,6 +25,15 @@ impl<'a> Inputs<'a> {
     pub fn new(x: &'a [f32], cols: usize) -> Inputs<'a> {
         assert!(x.is_empty() || x.len().is_multiple_of(cols.max(1)), "x is whole rows");
         Inputs { x, cols, quantized: None }
+    }
+
+    /// Rows that are best computed together where `threads` share `rows` of them; at most
+    /// [`Inputs::MAX_ROWS`].
+    pub(crate) fn stretch(threads: usize, rows: usize) -> usize {
+        match threads {
+            1 => Inputs::MAX_ROWS,
+            _ => piece(threads, rows).min(Inputs::MAX_ROWS),
+        }
     }
 
     /// As [`product`] of x.

@@ -44,11 +44,12 @@ mod product;
 mod scheme;
 #[cfg(test)]
 mod testing;
+mod threads;
 
 pub use activation::{Activation, finish};
 pub use attention::{Attention, Mask, attention};
 pub use conv::{ConvGeometry, col2im_add, im2col};
-pub use convolution::Convolution;
+pub use convolution::{Convolution, Patches};
 pub use dense::{ContractedAxis, contract};
 pub use depthwise::{depthwise, depthwise_input_gradient};
 pub use dispatch::{available_kernels, check_kernels, compiled_kernels, kernel_name};
@@ -59,6 +60,8 @@ pub use packed::{Packed, PackedRef};
 pub use picture::{channels_last, max_pool};
 pub use product::{product, product_add, product_transposed};
 pub use scheme::Scheme;
+pub use threads::Threads;
+pub(crate) use threads::{WORTH_SHARING, threads_for, try_share};
 
 #[cfg(target_endian = "big")]
 compile_error!("the packed layout is read in place and is little-endian");

@@ -6,10 +6,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fs::{available_bytes, keep_freed_memory};
 use crate::graph::{
     ActiveAdapter, FrozenWeights, RowAdapters, WeightSource, bind_dims, fuse, optimized,
-    read_graph, tract_error,
+    read_graph, shared_macs, tract_error,
 };
 use crate::pack::{Base, IoSpec};
-use crate::quant::{PackedRef, check_kernels};
+use crate::quant::{PackedRef, Threads, check_kernels};
 use crate::shape::Array;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,12 +22,16 @@ const MAX_PLANS: usize = 16;
 /// Idle states kept for one plan: as many runs at once reuse their buffers.
 const MAX_IDLE_STATES: usize = 8;
 
+/// Multiply-adds in steps that several threads can share, below which a run is not worth moving to
+/// them: about as many as MiniLM does for 12 tokens, where two threads begin to be faster than one.
+const LEAST_SHARED: usize = 1 << 27;
+
 /// Values of the free dimensions of a run, by the graph's safe symbol names.
 pub(crate) type Binding = BTreeMap<String, i64>;
 
 /// A mapped base and its plans, shared by all sessions and threads. Cheap to clone.
 #[derive(Clone)]
-pub struct Engine(Arc<Inner>);
+pub struct Engine(Arc<Inner>, Threads);
 
 struct Inner {
     base: Base,
@@ -38,6 +42,8 @@ struct Inner {
 struct Plan {
     runnable: Arc<TypedSimplePlan>,
     fused: Vec<(&'static str, usize)>,
+    /// Whether it has enough work for several threads.
+    shares: bool,
     idle: Mutex<Vec<TypedSimpleState>>,
 }
 
@@ -78,7 +84,18 @@ impl Engine {
         }
         let place = base.path().display().to_string();
         let graph = read(&base).map_err(|e| e.at(place))?;
-        Ok(Engine(Arc::new(Inner { base, graph, plans: Mutex::new(vec![]) })))
+        let inner = Inner { base, graph, plans: Mutex::new(vec![]) };
+        Ok(Engine(Arc::new(inner), Threads::default()))
+    }
+
+    /// The same base and plans, with runs whose larger steps share their work between `threads`
+    /// threads: one at the start. The answers have the same bits whatever their number. Of several runs
+    /// at once one has the threads, the others stay on their callers'.
+    ///
+    /// # Errors
+    /// Those of [`Threads::new`].
+    pub fn with_threads(self, threads: usize) -> Result<Engine> {
+        Ok(Engine(self.0, Threads::new(threads)?))
     }
 
     /// The base.
@@ -148,7 +165,11 @@ impl Engine {
             Carried::Rows(bound) => drop(shared.insert(RowAdapters(bound.to_vec()))),
         }
         // A state that failed in the middle of a run is not used again.
-        let outputs = state.run(tensors).map_err(|e| self.run_error(&e))?;
+        let outputs = match plan.shares {
+            true => self.1.during(|| state.run(tensors)),
+            false => state.run(tensors),
+        };
+        let outputs = outputs.map_err(|e| self.run_error(&e))?;
         let mut named = vec![];
         for (spec, value) in self.outputs().iter().zip(outputs.iter()) {
             named.push((spec.name.clone(), to_array(&spec.name, value)?));
@@ -278,10 +299,18 @@ impl Engine {
         // Built outside the lock: runs at other dimensions go on meanwhile.
         let dims: Vec<(String, i64)> = binding.iter().map(|(k, v)| (k.clone(), *v)).collect();
         let bound = bind_dims(&self.0.graph, &dims)?;
-        let (runnable, fused) = fuse(bound)
-            .and_then(|(fused, matches)| Ok((TypedSimplePlan::new(optimized(fused)?)?, matches)))
-            .map_err(|e| self.run_error(&e))?;
-        let plan = Arc::new(Plan { runnable, fused, idle: Mutex::new(vec![]) });
+        let built = || {
+            let (model, fused) = fuse(bound)?;
+            let model = optimized(model)?;
+            let shares = shared_macs(&model)? >= LEAST_SHARED;
+            Ok(Plan {
+                runnable: TypedSimplePlan::new(model)?,
+                fused,
+                shares,
+                idle: Mutex::default(),
+            })
+        };
+        let plan = Arc::new(built().map_err(|e| self.run_error(&e))?);
         let mut plans = lock();
         if let Some((_, other)) = plans.iter().find(|(b, _)| b == binding) {
             return Ok(other.clone());

@@ -10,4 +10,5 @@ mod names;
 mod peft;
 mod support;
 mod switch;
+mod threads;
 mod tiny;

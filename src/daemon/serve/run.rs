@@ -101,7 +101,7 @@ pub fn check(source: &Source) -> Result<(Config, Vec<String>)> {
 pub fn run(source: &Source) -> Result<()> {
     let config = source.load()?;
     log::start(config.log.level);
-    let engine = Engine::open(&config.base)?;
+    let engine = Engine::open(&config.base)?.with_threads(config.serve.threads)?;
     let key = config.samples.key_file.as_deref().map(Key::read).transpose()?;
     let store = Store::open_with(&config.state, Options { key, rules: config.samples.rules() })?;
     let runtime = tokio::runtime::Builder::new_current_thread()

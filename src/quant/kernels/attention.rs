@@ -7,6 +7,7 @@ use super::super::{Attention, Mask};
 use super::finish::{exp, halved};
 use super::float::{Isa, MAX_PANELS, MAX_ROWS, Tile};
 use super::lanes::Lanes;
+use std::marker::PhantomData;
 
 /// What an attention reads and writes.
 pub(crate) struct Operands<'a> {
@@ -14,7 +15,38 @@ pub(crate) struct Operands<'a> {
     pub(super) k: &'a [f32],
     pub(super) v: &'a [f32],
     mask: Option<(&'a [f32], [usize; 4])>,
-    pub(super) y: &'a mut [f32],
+    y: Heads<'a>,
+}
+
+/// y, each head's columns written by one thread. Its pointer is good for `len` values as long as 'a.
+struct Heads<'a> {
+    values: *mut f32,
+    len: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: only [`head`] writes through it, whose callers promise that no two threads have one head.
+unsafe impl Sync for Heads<'_> {}
+
+/// What one thread needs for one head after the other.
+pub(super) struct Scratch {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    scores: Vec<f32>,
+    sums: Vec<f32>,
+}
+
+impl Scratch {
+    pub(super) fn new(a: &Attention) -> Scratch {
+        let padded = a.keys.next_multiple_of(PANEL);
+        let features = a.head_dim.next_multiple_of(PANEL);
+        Scratch {
+            keys: vec![0.0; padded * a.head_dim],
+            values: vec![0.0; features * a.keys],
+            scores: vec![0.0; MAX_ROWS * padded],
+            sums: vec![0.0; MAX_ROWS * features],
+        }
+    }
 }
 
 impl<'a> Operands<'a> {
@@ -43,61 +75,70 @@ impl<'a> Operands<'a> {
             }
             (m.values, strides)
         });
+        let y = Heads { values: y.as_mut_ptr(), len: y.len(), borrowed: PhantomData };
         Operands { q, k, v, mask, y }
+    }
+
+    /// Values of y.
+    pub(super) fn y_len(&self) -> usize {
+        self.y.len
     }
 }
 
+/// Head `at % H` of batch row `at / H`.
+///
 /// # Safety
 /// The processor has the instructions of `I` and `V`; q, k, v and y have the lengths that `a` says and
-/// are not empty.
+/// are not empty; `at` is below B·H, and nobody else reads or writes that head's columns of y; `scratch`
+/// was made for `a`.
 #[inline(always)]
-pub(super) unsafe fn attention<I: Isa, V: Lanes>(a: &Attention, o: &mut Operands<'_>) {
+pub(super) unsafe fn head<I: Isa, V: Lanes>(
+    a: &Attention,
+    o: &Operands<'_>,
+    scratch: &mut Scratch,
+    at: usize,
+) {
     let (d, width) = (a.head_dim, a.heads * a.head_dim);
     let key_panels = a.keys.div_ceil(PANEL);
     let value_panels = d.div_ceil(PANEL);
     let padded = key_panels * PANEL;
-    let mut keys = vec![0f32; padded * d];
-    let mut values = vec![0f32; value_panels * PANEL * a.keys];
-    let mut scores = vec![0f32; MAX_ROWS * padded];
-    let mut sums = vec![0f32; MAX_ROWS * value_panels * PANEL];
+    let Scratch { keys, values, scores, sums } = scratch;
     let step = a.queries.div_ceil(a.queries.div_ceil(I::ROWS));
-    for n in 0..a.batch {
-        for head in 0..a.heads {
-            let at = n * a.keys * width + head * d;
-            // SAFETY: passed on; the buffers have the sizes that these want.
-            unsafe { lay_out::<V>(&o.k[at..], width, d, a.keys, &mut keys) }
-            for (p, panel) in values.chunks_exact_mut(a.keys * PANEL).enumerate() {
-                let lanes = PANEL.min(d - p * PANEL);
-                for (s, row) in panel.chunks_exact_mut(PANEL).enumerate() {
-                    let from = at + s * width + p * PANEL;
-                    row[..lanes].copy_from_slice(&o.v[from..from + lanes]);
-                }
-            }
-            for first in (0..a.queries).step_by(step) {
-                let rows = step.min(a.queries - first);
-                let at = (n * a.queries + first) * width + head * d;
-                // SAFETY: q holds `rows` rows from here on, `scores` rows of padded keys.
-                unsafe {
-                    let x = (o.q[at..].as_ptr(), width, d);
-                    tiles::<I>(rows, x, &keys, key_panels, (scores.as_mut_ptr(), padded));
-                }
-                let mut factors = [0f32; MAX_ROWS];
-                for (i, row) in scores.chunks_exact_mut(padded).enumerate().take(rows) {
-                    let row = &mut row[..a.keys];
-                    scale_and_mask(row, a.scale, o.mask, [n, head, first + i]);
-                    factors[i] = 1.0 / exponents(row);
-                }
-                let stride = value_panels * PANEL;
-                // SAFETY: as above; `sums` holds rows of padded features.
-                unsafe {
-                    let x = (scores.as_ptr(), padded, a.keys);
-                    tiles::<I>(rows, x, &values, value_panels, (sums.as_mut_ptr(), stride));
-                }
-                for (i, sums) in sums.chunks_exact(stride).enumerate().take(rows) {
-                    let y = &mut o.y[at + i * width..][..d];
-                    y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * factors[i]);
-                }
-            }
+    let (n, head) = (at / a.heads, at % a.heads);
+    let at = n * a.keys * width + head * d;
+    // SAFETY: passed on; the buffers have the sizes that these want.
+    unsafe { lay_out::<V>(&o.k[at..], width, d, a.keys, keys) }
+    for (p, panel) in values.chunks_exact_mut(a.keys * PANEL).enumerate() {
+        let lanes = PANEL.min(d - p * PANEL);
+        for (s, row) in panel.chunks_exact_mut(PANEL).enumerate() {
+            let from = at + s * width + p * PANEL;
+            row[..lanes].copy_from_slice(&o.v[from..from + lanes]);
+        }
+    }
+    for first in (0..a.queries).step_by(step) {
+        let rows = step.min(a.queries - first);
+        let at = (n * a.queries + first) * width + head * d;
+        // SAFETY: q holds `rows` rows from here on, `scores` rows of padded keys.
+        unsafe {
+            let x = (o.q[at..].as_ptr(), width, d);
+            tiles::<I>(rows, x, keys, key_panels, (scores.as_mut_ptr(), padded));
+        }
+        let mut factors = [0f32; MAX_ROWS];
+        for (i, row) in scores.chunks_exact_mut(padded).enumerate().take(rows) {
+            scale_and_mask(&mut row[..a.keys], a.scale, o.mask, [n, head, first + i]);
+            row[a.keys..].fill(f32::NEG_INFINITY);
+            factors[i] = 1.0 / exponents(row);
+        }
+        let stride = value_panels * PANEL;
+        // SAFETY: as above; `sums` holds rows of padded features.
+        unsafe {
+            let x = (scores.as_ptr(), padded, a.keys);
+            tiles::<I>(rows, x, values, value_panels, (sums.as_mut_ptr(), stride));
+        }
+        for (i, sums) in sums.chunks_exact(stride).enumerate().take(rows) {
+            // SAFETY: d values of row `first + i` and this head, which are inside y and nobody else's.
+            let y = unsafe { std::slice::from_raw_parts_mut(o.y.values.add(at + i * width), d) };
+            y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * factors[i]);
         }
     }
 }
@@ -199,31 +240,23 @@ fn scale_and_mask(
     }
 }
 
-/// row = e^(row - its largest); gives the sum. Sixteen lanes, then their halves upon each other.
+/// row = e^(row - its largest), for a row of whole panels; gives the sum. Sixteen lanes, then their
+/// halves upon each other. -∞ adds less than the sum's last bit.
 #[inline(always)]
 fn exponents(row: &mut [f32]) -> f32 {
-    let mut tops = [f32::NEG_INFINITY; 16];
-    let chunks = row.chunks_exact(16);
-    for (top, v) in tops.iter_mut().zip(chunks.remainder()) {
-        *top = *v;
-    }
-    for chunk in chunks {
-        for i in 0..16 {
+    let mut tops = [f32::NEG_INFINITY; PANEL];
+    for chunk in row.chunks_exact(PANEL) {
+        for i in 0..PANEL {
             tops[i] = larger(tops[i], chunk[i]);
         }
     }
     let top = halved(tops, larger);
-    let mut sums = [0f32; 16];
-    let mut chunks = row.chunks_exact_mut(16);
-    for chunk in &mut chunks {
-        for i in 0..16 {
+    let mut sums = [0f32; PANEL];
+    for chunk in row.chunks_exact_mut(PANEL) {
+        for i in 0..PANEL {
             chunk[i] = exp(chunk[i] - top);
             sums[i] += chunk[i];
         }
-    }
-    for (v, sum) in chunks.into_remainder().iter_mut().zip(&mut sums) {
-        *v = exp(*v - top);
-        *sum += *v;
     }
     halved(sums, |a, b| a + b)
 }

@@ -59,10 +59,9 @@ pub(super) fn halved(mut lanes: [f32; 16], f: impl Fn(f32, f32) -> f32) -> f32 {
 fn erf(x: f32) -> f32 {
     let size = x.abs();
     let t = 1.0 / (1.0 + 0.327_591_1 * size);
-    let mut p = 1.061_405_4;
-    for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
-        p = p * t + c;
-    }
+    let t2 = t * t;
+    let high = t2 * 1.061_405_4 + (t * -1.453_152 + 1.421_413_7);
+    let p = t2 * high + (t * -0.284_496_74 + 0.254_829_6);
     (1.0 - p * t * exp(-size * size)).copysign(x)
 }
 
@@ -90,12 +89,11 @@ pub(super) fn exp(x: f32) -> f32 {
     let n = shifted - ROUND;
     // ln 2 in two parts, so that n · the first is exact.
     let r = x - n * 0.693_359_4 + n * 2.121_944_4e-4;
-    let mut p = 1.987_569_1e-4;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_5e-2, 1.666_666_5e-1, 0.5] {
-        p = p * r + c;
-    }
+    let r2 = r * r;
+    let high = r2 * (r * 1.987_569_1e-4 + 1.398_199_9e-3) + (r * 8.333_452e-3 + 4.166_579_5e-2);
+    let p = r2 * high + (r * 1.666_666_5e-1 + 0.5);
     let power = (shifted.to_bits() as i32).wrapping_add(127 - 0x4b40_0000) as u32;
-    f32::from_bits(power << 23) * (p * r * r + r + 1.0)
+    f32::from_bits(power << 23) * (r2 * p + r + 1.0)
 }
 
 #[cfg(test)]

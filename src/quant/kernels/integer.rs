@@ -43,11 +43,21 @@ pub(super) struct Tile {
 pub(super) trait Isa {
     /// Rows of the largest tile, at most [`MAX_ROWS`].
     const ROWS: usize;
+    /// Rows of the largest tile over two panels; 0: there is none.
+    const PAIR_ROWS: usize = 0;
     /// A tile of 1..=ROWS rows of a q8 or q4 panel.
     ///
     /// # Safety
     /// Every pointer is good for what [`Tile`] says.
     unsafe fn tile(scheme: Scheme, rows: usize, tile: &Tile);
+    /// A tile of 1..=PAIR_ROWS rows of the tile's panel and of `second`, whose outputs follow those of
+    /// the first.
+    ///
+    /// # Safety
+    /// As for `tile`, of two panels.
+    unsafe fn pair(_scheme: Scheme, _rows: usize, _tile: &Tile, _second: *const u8) {
+        unreachable!("no tiles over two panels");
+    }
     /// [`quantize`].
     ///
     /// # Safety
@@ -103,6 +113,7 @@ pub(super) fn quantize(
 
 /// What x becomes for products with q8 or q4 weights: int8 in blocks of 32, each block with its scale
 /// and what its integer sum starts at.
+#[derive(Default)]
 pub(crate) struct Quantized {
     /// Blocks a row.
     pub(crate) blocks: usize,
@@ -124,6 +135,34 @@ impl Quantized {
             starts: vec![0; rows * blocks],
         }
     }
+
+    /// All rows, in pieces of `rows`.
+    pub(crate) fn pieces(&mut self, rows: usize) -> impl Iterator<Item = QuantizedRows<'_>> {
+        let blocks = self.blocks;
+        // Without columns there are no blocks, and nothing to write.
+        let step = (rows * blocks).max(1);
+        let parts = self.x.chunks_mut(step * BLOCK).zip(self.scales.chunks_mut(step));
+        parts.zip(self.starts.chunks_mut(step)).map(move |((x, scales), starts)| QuantizedRows {
+            blocks,
+            x,
+            scales,
+            starts,
+        })
+    }
+
+    /// All rows.
+    fn all(&mut self) -> QuantizedRows<'_> {
+        let Quantized { blocks, x, scales, starts } = self;
+        QuantizedRows { blocks: *blocks, x, scales, starts }
+    }
+}
+
+/// Rows of a [`Quantized`] side by side.
+pub(crate) struct QuantizedRows<'a> {
+    blocks: usize,
+    x: &'a mut [i8],
+    scales: &'a mut [f32],
+    starts: &'a mut [i32],
 }
 
 /// Quantizes the rows of x, `cols` values each, to the first rows of `to`, for weights of `scheme`.
@@ -134,7 +173,7 @@ pub(super) unsafe fn quantize_rows<I: Isa>(
     scheme: Scheme,
     x: &[f32],
     cols: usize,
-    to: &mut Quantized,
+    to: QuantizedRows<'_>,
 ) {
     if cols == 0 {
         return;
@@ -166,7 +205,7 @@ pub(super) unsafe fn run<I: Isa>(job: &mut Job<'_>) {
         let x = &job.x[i * ROW_BLOCK * inner..][..y.len() / outputs * inner];
         // SAFETY: passed on; `rows` holds as many rows as y.
         unsafe {
-            quantize_rows::<I>(w.scheme(), x, inner, &mut rows);
+            quantize_rows::<I>(w.scheme(), x, inner, rows.all());
             panels::<I>(w, &rows, job.start, y);
         }
     }
@@ -188,30 +227,47 @@ pub(super) unsafe fn panels<I: Isa>(
         return;
     }
     let all = y.len() / outputs;
-    let step = all.div_ceil(all.div_ceil(I::ROWS));
-    for panel in 0..outputs.div_ceil(PANEL) {
+    let step = |most: usize| all.div_ceil(all.div_ceil(most));
+    let pairs = if I::PAIR_ROWS > 0 { outputs / PANEL / 2 } else { 0 };
+    let tile = |panel: usize, row: usize, y: &mut [f32]| {
+        let output = panel * PANEL;
+        let mut tile = Tile {
+            blocks: x.blocks,
+            x: x.x[row * x.blocks * BLOCK..].as_ptr(),
+            scales: x.scales[row * x.blocks..].as_ptr(),
+            offsets: x.starts[row * x.blocks..].as_ptr(),
+            panel: w.panel(panel).as_ptr(),
+            start: ZEROS.as_ptr(),
+            start_stride: 0,
+            y: y[row * outputs + output..].as_mut_ptr(),
+            y_stride: outputs,
+        };
+        match start {
+            Start::Zero => {}
+            Start::Bias(bias) => tile.start = bias[output..].as_ptr(),
+            Start::Keep => (tile.start, tile.start_stride) = (tile.y, tile.y_stride),
+        }
+        tile
+    };
+    for panel in (0..2 * pairs).step_by(2) {
+        let step = step(I::PAIR_ROWS);
+        for row in (0..all).step_by(step) {
+            let tile = tile(panel, row, y);
+            // SAFETY: x and y hold these rows from here on, both panels `blocks` blocks and 16 outputs.
+            unsafe {
+                I::pair(w.scheme(), step.min(all - row), &tile, w.panel(panel + 1).as_ptr());
+            }
+        }
+    }
+    for panel in 2 * pairs..outputs.div_ceil(PANEL) {
         let output = panel * PANEL;
         let lanes = PANEL.min(outputs - output);
+        let step = step(I::ROWS);
         for row in (0..all).step_by(step) {
             let count = step.min(all - row);
             let at = row * outputs + output;
-            let mut tile = Tile {
-                blocks: x.blocks,
-                x: x.x[row * x.blocks * BLOCK..].as_ptr(),
-                scales: x.scales[row * x.blocks..].as_ptr(),
-                offsets: x.starts[row * x.blocks..].as_ptr(),
-                panel: w.panel(panel).as_ptr(),
-                start: ZEROS.as_ptr(),
-                start_stride: 0,
-                y: y[at..].as_mut_ptr(),
-                y_stride: outputs,
-            };
+            let mut tile = tile(panel, row, y);
             if lanes == PANEL {
-                match start {
-                    Start::Zero => {}
-                    Start::Bias(bias) => tile.start = bias[output..output + lanes].as_ptr(),
-                    Start::Keep => (tile.start, tile.start_stride) = (tile.y, tile.y_stride),
-                }
                 // SAFETY: x and y hold `count` rows from here on, the panel `blocks` blocks.
                 unsafe { I::tile(w.scheme(), count, &tile) }
                 continue;
@@ -238,4 +294,4 @@ pub(super) unsafe fn panels<I: Isa>(
     }
 }
 
-static ZEROS: [f32; PANEL] = [0.0; PANEL];
+static ZEROS: [f32; 2 * PANEL] = [0.0; 2 * PANEL];

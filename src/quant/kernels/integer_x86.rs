@@ -12,6 +12,7 @@ pub(super) struct Avx2;
 
 impl Isa for Avx512Vnni {
     const ROWS: usize = 12;
+    const PAIR_ROWS: usize = 6;
 
     unsafe fn tile(scheme: Scheme, rows: usize, t: &Tile) {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
@@ -40,6 +41,31 @@ impl Isa for Avx512Vnni {
             match scheme {
                 Scheme::Q4 => inner::<true>(rows, t),
                 _ => inner::<false>(rows, t),
+            }
+        }
+    }
+
+    unsafe fn pair(scheme: Scheme, rows: usize, t: &Tile, second: *const u8) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+        unsafe fn inner<const Q4: bool>(rows: usize, t: &Tile, second: *const u8) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match rows {
+                    1 => vnni_pair::<Q4, 1>(t, second),
+                    2 => vnni_pair::<Q4, 2>(t, second),
+                    3 => vnni_pair::<Q4, 3>(t, second),
+                    4 => vnni_pair::<Q4, 4>(t, second),
+                    5 => vnni_pair::<Q4, 5>(t, second),
+                    6 => vnni_pair::<Q4, 6>(t, second),
+                    _ => unreachable!("a tile of {rows} rows over two panels"),
+                }
+            }
+        }
+        // SAFETY: the trait's contract.
+        unsafe {
+            match scheme {
+                Scheme::Q4 => inner::<true>(rows, t, second),
+                _ => inner::<false>(rows, t, second),
             }
         }
     }
@@ -135,6 +161,76 @@ unsafe fn vnni<const Q4: bool, const R: usize>(t: &Tile) {
         }
         for r in 0..R {
             _mm512_storeu_ps(t.y.add(r * t.y_stride), sums[r]);
+        }
+    }
+}
+
+/// As [`vnni`] over two panels side by side: each of x is loaded once for both, which leaves the
+/// multipliers as the bound. Weights pass a group at a time, so that sums and integers of all rows have
+/// a register.
+///
+/// # Safety
+/// As for [`vnni`]; `second` is a panel as `t.panel` is, and start and y hold 32 values a row.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn vnni_pair<const Q4: bool, const R: usize>(t: &Tile, second: *const u8) {
+    let quants = block_bytes(if Q4 { Scheme::Q4 } else { Scheme::Q8 });
+    let panels = [t.panel, second];
+    // SAFETY: start, x and y hold R rows; a panel holds `blocks` blocks of quants, then of scales.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); 2]; R];
+        for r in 0..R {
+            for p in 0..2 {
+                sums[r][p] = _mm512_loadu_ps(t.start.add(r * t.start_stride + p * PANEL));
+            }
+        }
+        let low = _mm512_set1_epi8(15);
+        let flip = _mm512_set1_epi8(-128);
+        // Not known to the compiler, which else unrolls the loop, loads x ahead and spills.
+        let vectors = std::hint::black_box(if Q4 { 4 } else { 8 });
+        for b in 0..t.blocks {
+            let mut ints = [[_mm512_setzero_si512(); 2]; R];
+            for r in 0..R {
+                ints[r] = [_mm512_set1_epi32(*t.offsets.add(r * t.blocks + b)); 2];
+            }
+            let from = panels.map(|panel| panel.add(b * quants));
+            for v in 0..vectors {
+                let q = from.map(|from| _mm512_loadu_si512(from.add(64 * v).cast()));
+                let w = match Q4 {
+                    true => q.map(|q| _mm512_and_si512(q, low)),
+                    false => q.map(|q| _mm512_xor_si512(q, flip)),
+                };
+                let x = t.x.add(b * 32).cast::<i32>();
+                for r in 0..R {
+                    let x = _mm512_set1_epi32(x.add(r * t.blocks * 8 + v).read_unaligned());
+                    for p in 0..2 {
+                        ints[r][p] = _mm512_dpbusd_epi32(ints[r][p], w[p], x);
+                    }
+                }
+                if Q4 {
+                    let w = q.map(|q| _mm512_and_si512(_mm512_srli_epi16::<4>(q), low));
+                    for r in 0..R {
+                        let x = _mm512_set1_epi32(x.add(r * t.blocks * 8 + v + 4).read_unaligned());
+                        for p in 0..2 {
+                            ints[r][p] = _mm512_dpbusd_epi32(ints[r][p], w[p], x);
+                        }
+                    }
+                }
+            }
+            for p in 0..2 {
+                let scales = panels[p].add(t.blocks * quants + b * SCALES);
+                let w_scale = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
+                for r in 0..R {
+                    let scale = _mm512_set1_ps(*t.scales.add(r * t.blocks + b));
+                    let scale = _mm512_mul_ps(w_scale, scale);
+                    sums[r][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints[r][p]), scale, sums[r][p]);
+                }
+            }
+        }
+        for r in 0..R {
+            for p in 0..2 {
+                _mm512_storeu_ps(t.y.add(r * t.y_stride + p * PANEL), sums[r][p]);
+            }
         }
     }
 }

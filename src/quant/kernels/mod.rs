@@ -27,14 +27,16 @@ mod normalize;
 mod portable;
 
 use super::layout::BLOCK;
+use super::threads::{piece, share, threads_for};
 use super::{Activation, Attention, LayerNorm, PackedRef, Scheme};
 pub(crate) use attention::Operands;
+use attention::Scratch;
 pub(crate) use buffer::AlignedBytes;
 pub(crate) use dense::Dense;
 pub(crate) use depthwise::{Line, Run, Tap};
 use float::{Isa, Tile};
 pub(crate) use float::{Job, Start};
-pub(crate) use integer::Quantized;
+pub(crate) use integer::{Quantized, QuantizedRows};
 
 type Product = unsafe fn(&mut Job<'_>);
 
@@ -42,7 +44,7 @@ type Product = unsafe fn(&mut Job<'_>);
 pub(super) struct Integers {
     /// Quantizes x, block by block, and multiplies.
     product: Product,
-    quantize: unsafe fn(Scheme, &[f32], usize, &mut Quantized),
+    quantize: unsafe fn(Scheme, &[f32], usize, QuantizedRows<'_>),
     panels: unsafe fn(PackedRef<'_>, &Quantized, Start<'_>, &mut [f32]),
 }
 
@@ -69,7 +71,7 @@ pub(crate) struct Kernels {
     transposed: Product,
     line: unsafe fn(&mut Line<'_>),
     finish: unsafe fn(&mut [f32], Option<&[f32]>, Activation),
-    attention: unsafe fn(&Attention, &mut Operands<'_>),
+    attention: unsafe fn(&Attention, &Operands<'_>, &mut Scratch, usize),
     layer_norm: unsafe fn(&LayerNorm<'_>, &[f32], &mut [f32]),
     dense: unsafe fn(&mut Dense<'_>),
 }
@@ -109,8 +111,19 @@ impl Kernels {
         let integers = self.integers.as_ref().filter(|_| !w.keeps_inputs())?;
         let rows = x.len().checked_div(cols).unwrap_or(0);
         let mut to = Quantized::zeroed(rows, cols.div_ceil(BLOCK));
-        // SAFETY: the processor has the instructions.
-        unsafe { (integers.quantize)(w.scheme(), x, cols, &mut to) }
+        // A value takes about as long as sixteen multiply-adds.
+        let threads = threads_for(x.len().saturating_mul(16));
+        let step = piece(threads, rows);
+        let pieces = to.pieces(step).zip(x.chunks((step * cols).max(1)));
+        share(
+            threads,
+            pieces,
+            || (),
+            |(), (to, x)| {
+                // SAFETY: the processor has the instructions.
+                unsafe { (integers.quantize)(w.scheme(), x, cols, to) }
+            },
+        );
         Some(to)
     }
 
@@ -160,12 +173,23 @@ impl Kernels {
         assert_eq!(o.q.len(), a.batch * a.queries * width, "q is [B, T, H·D]");
         assert_eq!(o.k.len(), a.batch * a.keys * width, "k is [B, S, H·D]");
         assert_eq!(o.v.len(), a.batch * a.keys * width, "v is [B, S, H·D]");
-        assert_eq!(o.y.len(), a.batch * a.queries * width, "y is [B, T, H·D]");
-        if o.y.is_empty() {
+        assert_eq!(o.y_len(), a.batch * a.queries * width, "y is [B, T, H·D]");
+        if o.y_len() == 0 {
             return;
         }
-        // SAFETY: the processor has the instructions; lengths are checked.
-        unsafe { (self.attention)(a, o) }
+        let o = &*o;
+        let threads = threads_for(2 * a.batch * a.queries * width * a.keys);
+        let heads = 0..a.batch * a.heads;
+        share(
+            threads,
+            heads,
+            || Scratch::new(a),
+            |scratch, head| {
+                // SAFETY: the processor has the instructions; lengths are checked; no other thread has
+                // this head, and `o` is borrowed for writing here.
+                unsafe { (self.attention)(a, o, scratch, head) }
+            },
+        );
     }
 
     /// Each row of x, `norm.width` values, to mean 0 and variance 1, scaled and shifted.
@@ -176,8 +200,18 @@ impl Kernels {
         assert_eq!(x.len(), y.len(), "as many values in as out");
         assert!(norm.width > 0 && x.len().is_multiple_of(norm.width), "whole rows");
         assert!([norm.scale, norm.shift].iter().flatten().all(|s| s.len() == norm.width));
-        // SAFETY: the processor has the instructions.
-        unsafe { (self.layer_norm)(norm, x, y) }
+        // A value takes about as long as sixteen multiply-adds.
+        let threads = threads_for(x.len().saturating_mul(16));
+        let step = piece(threads, x.len() / norm.width) * norm.width;
+        share(
+            threads,
+            x.chunks(step).zip(y.chunks_mut(step)),
+            || (),
+            |(), (x, y)| {
+                // SAFETY: the processor has the instructions.
+                unsafe { (self.layer_norm)(norm, x, y) }
+            },
+        );
     }
 
     /// y\[M, cols\] = start + x\[M, rows\] · W.
@@ -305,9 +339,9 @@ macro_rules! kernels {
                 finish::finish(y, add, activation);
             }
             $(#[target_feature(enable = $features)])?
-            unsafe fn attention(a: &Attention, o: &mut Operands<'_>) {
-                // SAFETY: passed on from `attention::attention`'s contract.
-                unsafe { attention::attention::<$isa, $lanes>(a, o) }
+            unsafe fn attention(a: &Attention, o: &Operands<'_>, scratch: &mut Scratch, head: usize) {
+                // SAFETY: passed on from `attention::head`'s contract.
+                unsafe { attention::head::<$isa, $lanes>(a, o, scratch, head) }
             }
             $(#[target_feature(enable = $features)])?
             unsafe fn layer_norm(norm: &LayerNorm<'_>, x: &[f32], y: &mut [f32]) {
