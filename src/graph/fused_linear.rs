@@ -4,7 +4,7 @@ use tract_core::internal::*;
 
 use super::conv::After;
 use super::linear::{FrozenLinear, product_fact, rows};
-use super::lora::{add_lora, lora_spans, overlaps};
+use super::lora::{lora_spans, updates};
 use super::weights::{FrozenWeights, expect_bias, expect_f32, floats};
 use crate::quant::{Activation, Inputs};
 
@@ -121,12 +121,8 @@ impl EvalOp for FusedLinear {
             for ((w, bias, spans), y) in layers.iter().zip(&mut outputs) {
                 let mut y = y.try_as_plain_ram_mut()?;
                 let y = &mut y.as_slice_mut::<f32>()?[rows.start * w.rows()..rows.end * w.rows()];
-                shared.product(*w, *bias, y);
-                for (part, lora) in overlaps(spans, m / batch.max(1), rows.clone()) {
-                    let (from, to) = (part.start - first, part.end - first);
-                    let x = &x[from * w.cols()..to * w.cols()];
-                    add_lora(lora, *w, x, &mut y[from * w.rows()..to * w.rows()])?;
-                }
+                let updates = updates(spans, *w, m / batch.max(1), rows.clone())?;
+                shared.product(*w, *bias, &updates, y);
                 after.apply(first * w.rows(), y);
             }
         }

@@ -2,8 +2,9 @@
 
 use super::conv::stretches;
 use super::dispatch::kernels;
-use super::kernels::{Job, Kernels, Quantized, Start};
+use super::kernels::{Kernels, Quantized};
 use super::layout::BLOCK;
+use super::low_rank::{Room, Update};
 use super::{ConvGeometry, PackedRef, im2col};
 
 /// Bytes of the patches of one stretch: they stay in the L2 cache while all panels pass.
@@ -20,9 +21,10 @@ pub struct Convolution<'a> {
     w: PackedRef<'a>,
     x: &'a [f32],
     pixels: Option<Quantized>,
-    /// The patches of one stretch.
+    /// The patches of one stretch, as integers if the kernels take them so.
     rows: Quantized,
     floats: Vec<f32>,
+    room: Room,
 }
 
 impl<'a> Convolution<'a> {
@@ -45,9 +47,13 @@ impl<'a> Convolution<'a> {
         // With strides beyond the kernel some pixels are in no patch.
         let reused = g.kernel[0] * g.kernel[1] > g.stride[0] * g.stride[1];
         let whole = g.channels > 0 && g.channels.is_multiple_of(BLOCK);
-        let pixels = if reused && whole { kernels.quantized(w, x, g.channels) } else { None };
-        let (rows, floats) = (Quantized::zeroed(0, g.patch_len() / BLOCK), vec![]);
-        Convolution { kernels, geometry: *g, w, x, pixels, rows, floats }
+        let pixels = (reused && whole && kernels.quantizes(w)).then(|| {
+            let mut pixels = Quantized::empty(g.channels / BLOCK);
+            kernels.quantize(x, g.channels, &mut pixels);
+            pixels
+        });
+        let (rows, floats) = (Quantized::empty(g.patch_len().div_ceil(BLOCK)), vec![]);
+        Convolution { kernels, geometry: *g, w, x, pixels, rows, floats, room: Room::default() }
     }
 
     /// Output pixels that are best computed together.
@@ -57,39 +63,60 @@ impl<'a> Convolution<'a> {
         (STRETCH / patch).clamp(48, 256).min(self.geometry.pixels().max(1))
     }
 
-    /// Output pixels from `first` on, as many as y holds.
+    /// Output pixels from `first` on, as many as y holds, plus the updates of pixels, which are counted
+    /// from `first` on and follow each other.
     ///
     /// # Panics
-    /// If y holds no whole number of pixels, or more than there are from `first` on.
-    pub fn product(&mut self, first: usize, bias: Option<&[f32]>, y: &mut [f32]) {
+    /// If y holds no whole number of pixels, or more than there are from `first` on, or an update
+    /// doesn't fit.
+    pub fn product(
+        &mut self,
+        first: usize,
+        bias: Option<&[f32]>,
+        updates: &[Update<'_>],
+        y: &mut [f32],
+    ) {
         let g = &self.geometry;
         let count = y.len().checked_div(self.w.rows()).unwrap_or(0);
         assert!(first + count <= g.pixels(), "the pixels lie inside the output");
-        let start = bias.map_or(Start::Zero, Start::Bias);
-        let Some(pixels) = &self.pixels else {
+        let layer = (self.w, bias);
+        if let Some(pixels) = &self.pixels {
+            gather(g, first, count, pixels, &mut self.rows);
+            return self.room.product_of(self.kernels, layer, &self.rows, updates, y);
+        }
+        let patches = if g.kernel == [1, 1] && g.stride == [1, 1] && g.pads == [0; 4] {
+            // A patch is a pixel.
+            &self.x[first * g.channels..(first + count) * g.channels]
+        } else {
             self.floats.resize(count * g.patch_len(), 0.0);
             im2col(g, self.x, first, count, &mut self.floats);
-            return self.kernels.product(&mut Job { w: self.w, x: &self.floats, start, y });
+            &self.floats
         };
-        let rows = &mut self.rows;
-        if rows.x.len() < count * g.patch_len() {
-            *rows = Quantized::zeroed(count, rows.blocks);
+        if self.kernels.quantizes(self.w) {
+            self.kernels.quantize(patches, g.patch_len(), &mut self.rows);
+            self.room.product_of(self.kernels, layer, &self.rows, updates, y);
+        } else {
+            self.room.product(self.kernels, layer, patches, updates, y);
         }
-        stretches(g, first, count, |to, from, len| {
-            let (block, blocks) = (to / BLOCK, len / BLOCK);
-            let Some(from) = from else {
-                rows.x[to..to + len].fill(0);
-                rows.scales[block..block + blocks].fill(0.0);
-                rows.starts[block..block + blocks].fill(0);
-                return;
-            };
-            rows.x[to..to + len].copy_from_slice(&pixels.x[from..from + len]);
-            let from = from / BLOCK;
-            rows.scales[block..block + blocks].copy_from_slice(&pixels.scales[from..from + blocks]);
-            rows.starts[block..block + blocks].copy_from_slice(&pixels.starts[from..from + blocks]);
-        });
-        self.kernels.product_of(self.w, rows, start, y);
     }
+}
+
+/// The patches of output pixels `first .. first + count` from quantized input pixels.
+fn gather(g: &ConvGeometry, first: usize, count: usize, pixels: &Quantized, rows: &mut Quantized) {
+    rows.reserve(count);
+    stretches(g, first, count, |to, from, len| {
+        let (block, blocks) = (to / BLOCK, len / BLOCK);
+        let Some(from) = from else {
+            rows.x[to..to + len].fill(0);
+            rows.scales[block..block + blocks].fill(0.0);
+            rows.starts[block..block + blocks].fill(0);
+            return;
+        };
+        rows.x[to..to + len].copy_from_slice(&pixels.x[from..from + len]);
+        let from = from / BLOCK;
+        rows.scales[block..block + blocks].copy_from_slice(&pixels.scales[from..from + blocks]);
+        rows.starts[block..block + blocks].copy_from_slice(&pixels.starts[from..from + blocks]);
+    });
 }
 
 #[cfg(test)]
@@ -97,7 +124,7 @@ mod tests {
     use super::*;
     use crate::quant::conv::tests::geometries;
     use crate::quant::testing::noise;
-    use crate::quant::{Packed, Scheme};
+    use crate::quant::{Inputs, LowRank, Packed, Scheme};
 
     /// The geometries of the other tests with channels that make whole blocks, and as they are.
     #[test]
@@ -112,14 +139,33 @@ mod tests {
                     let values = noise(rows * g.patch_len(), 2);
                     let w = Packed::pack(scheme, rows, g.patch_len(), &values).unwrap();
                     let bias = noise(rows, 3);
+                    let cols = g.patch_len();
+                    let (one, two) = [(2, 5), (9, 6)]
+                        .map(|(rank, seed)| {
+                            let (a, b) = (noise(rank * cols, seed), noise(rows * rank, seed));
+                            LowRank::new(rank, [cols, rows], &a, &b).unwrap()
+                        })
+                        .into();
+                    let half = g.pixels() / 2;
+                    let updates = [
+                        Update { rows: 0..half, low_rank: &one },
+                        Update { rows: half + 1..g.pixels(), low_rank: &two },
+                    ];
                     for k in Kernels::available() {
                         let mut want = vec![f32::NAN; g.pixels() * rows];
-                        let start = Start::Bias(&bias);
-                        k.product(&mut Job { w: w.view(), x: &patches, start, y: &mut want });
+                        let mut inputs = Inputs::with(k, &patches, cols);
+                        inputs.product(w.view(), Some(&bias), &updates, &mut want);
                         let mut conv = Convolution::with(k, &g, w.view(), &x);
                         let mut y = vec![f32::NAN; want.len()];
                         for (i, y) in y.chunks_mut(7 * rows).enumerate() {
-                            conv.product(7 * i, Some(&bias), y);
+                            let (first, end) = (7 * i, 7 * i + y.len() / rows);
+                            let mut here = updates.to_vec();
+                            for update in &mut here {
+                                let rows = &update.rows;
+                                update.rows = rows.start.clamp(first, end) - first
+                                    ..rows.end.clamp(first, end) - first;
+                            }
+                            conv.product(first, Some(&bias), &here, y);
                         }
                         assert_eq!(y, want, "{} {} {g:?}", k.name, scheme.name());
                     }

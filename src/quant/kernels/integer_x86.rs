@@ -44,21 +44,15 @@ impl Isa for Avx512Vnni {
         }
     }
 
-    unsafe fn quantize(
-        x: &[f32],
-        offset: i32,
-        out: &mut [i8],
-        scale: &mut [f32],
-        start: &mut [i32],
-    ) {
+    unsafe fn quantize(x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
         // SAFETY: the trait's contract.
-        unsafe { quantize_16(x, offset, out, scale, start) }
+        unsafe { quantize_16(x, out, scale, start) }
     }
 }
 
 /// As [`quantize`], 16 values at a time.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn quantize_16(x: &[f32], offset: i32, out: &mut [i8], scales: &mut [f32], starts: &mut [i32]) {
+fn quantize_16(x: &[f32], out: &mut [i8], scales: &mut [f32], starts: &mut [i32]) {
     let blocks = out.chunks_exact_mut(32).zip(scales).zip(starts);
     for (x, ((out, scale), start)) in x.chunks(32).zip(blocks) {
         let low = u16::MAX >> 16usize.saturating_sub(x.len());
@@ -86,7 +80,7 @@ fn quantize_16(x: &[f32], offset: i32, out: &mut [i8], scales: &mut [f32], start
                 _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
             let sums = _mm_add_epi32(sums, _mm_shuffle_epi32::<0b01_00_11_10>(sums));
             let sums = _mm_add_epi32(sums, _mm_shuffle_epi32::<0b10_11_00_01>(sums));
-            *start = -offset * _mm_cvtsi128_si32(sums);
+            *start = -128 * _mm_cvtsi128_si32(sums);
         }
     }
 }
@@ -97,11 +91,18 @@ fn quantize_16(x: &[f32], offset: i32, out: &mut [i8], scales: &mut [f32], start
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn vnni<const Q4: bool, const R: usize>(t: &Tile) {
     let quants = block_bytes(if Q4 { Scheme::Q4 } else { Scheme::Q8 });
-    // SAFETY: start, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
+    // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); R];
         for r in 0..R {
             sums[r] = _mm512_loadu_ps(t.start.add(r * t.start_stride));
+        }
+        for k in 0..t.rank {
+            let b = _mm512_loadu_ps(t.b.add(k * PANEL));
+            for r in 0..R {
+                let u = _mm512_set1_ps(*t.u.add(r * t.rank + k));
+                sums[r] = _mm512_fmadd_ps(u, b, sums[r]);
+            }
         }
         let w_scales = t.panel.add(t.blocks * quants);
         for b in 0..t.blocks {
@@ -125,6 +126,9 @@ unsafe fn vnni<const Q4: bool, const R: usize>(t: &Tile) {
                 let at = r * t.blocks + b;
                 let x = t.x.add(at * 32).cast::<i32>();
                 let mut ints = _mm512_set1_epi32(*t.offsets.add(at));
+                if Q4 {
+                    ints = _mm512_srai_epi32::<4>(ints);
+                }
                 for g in 0..8 {
                     let x = _mm512_set1_epi32(x.add(g).read_unaligned());
                     ints = _mm512_dpbusd_epi32(ints, w[g], x);
@@ -167,19 +171,13 @@ impl Isa for Avx2 {
         }
     }
 
-    unsafe fn quantize(
-        x: &[f32],
-        offset: i32,
-        out: &mut [i8],
-        scale: &mut [f32],
-        start: &mut [i32],
-    ) {
+    unsafe fn quantize(x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
         #[target_feature(enable = "avx2,fma,f16c")]
-        fn inner(x: &[f32], offset: i32, out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
-            quantize(x, offset, out, scale, start);
+        fn inner(x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
+            quantize(x, out, scale, start);
         }
         // SAFETY: the trait's contract.
-        unsafe { inner(x, offset, out, scale, start) }
+        unsafe { inner(x, out, scale, start) }
     }
 }
 
@@ -194,11 +192,18 @@ impl Isa for Avx2 {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn maddubs<const Q4: bool, const R: usize>(t: &Tile, half: usize) {
     let quants = block_bytes(if Q4 { Scheme::Q4 } else { Scheme::Q8 });
-    // SAFETY: start, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
+    // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
         let mut sums = [_mm256_setzero_ps(); R];
         for r in 0..R {
             sums[r] = _mm256_loadu_ps(t.start.add(r * t.start_stride + half * PANEL / 2));
+        }
+        for k in 0..t.rank {
+            let b = _mm256_loadu_ps(t.b.add(k * PANEL + half * PANEL / 2));
+            for r in 0..R {
+                let u = _mm256_set1_ps(*t.u.add(r * t.rank + k));
+                sums[r] = _mm256_fmadd_ps(u, b, sums[r]);
+            }
         }
         let ones = _mm256_set1_epi16(1);
         let w_scales = t.panel.add(t.blocks * quants + half * SCALES / 2);
@@ -224,6 +229,7 @@ unsafe fn maddubs<const Q4: bool, const R: usize>(t: &Tile, half: usize) {
                 }
                 for r in 0..R {
                     let offset = _mm256_set1_epi32(*t.offsets.add(r * t.blocks + b));
+                    let offset = _mm256_srai_epi32::<4>(offset);
                     ints[r] = _mm256_add_epi32(_mm256_madd_epi16(ints[r], ones), offset);
                 }
             } else {
