@@ -1,14 +1,11 @@
 //! Low-rank updates of products: what an adapter adds to a layer.
 
-use super::kernels::{Job, Kernels, Piece, Quantized, Start};
+use super::kernels::{Job, Kernels, Piece, Quantized, RANKS, Start};
 use super::layout::PANEL;
 use super::{Packed, PackedRef, Scheme};
 use crate::error::Result;
 use std::ops::Range;
 
-/// Ranks that share a panel of [`LowRank`]'s integers: each takes a lane for its high part and one for
-/// its low part.
-const RANKS: usize = PANEL / 2;
 /// The low part is held this many times its size, in the range that an f16 scale covers well.
 const FINER: f32 = 256.0;
 
@@ -22,10 +19,10 @@ const FINER: f32 = 256.0;
 pub struct LowRank {
     a: Packed,
     b: Packed,
-    /// Panel p has the high parts of ranks 8p.. in its first lanes and [`FINER`] times their low parts
+    /// A panel has the high parts of [`RANKS`] ranks in its first lanes and [`FINER`] times their low parts
     /// in the others; every row of `a` divided by its largest magnitude.
     parts: Packed,
-    /// These magnitudes.
+    /// These magnitudes, padded with zeros to whole panels.
     sizes: Vec<f32>,
 }
 
@@ -40,17 +37,14 @@ impl LowRank {
         a: &[f32],
         b: &[f32],
     ) -> Result<LowRank> {
-        let (packed, b) = (
-            Packed::pack(Scheme::F32, rank, inputs, a)?,
-            Packed::pack(Scheme::F32, outputs, rank, b)?,
-        );
+        let whole = Packed::pack(Scheme::F32, rank, inputs, a)?;
         let (parts, sizes) = parts(rank, inputs, a)?;
-        Ok(LowRank { a: packed, b, parts, sizes })
+        Ok(LowRank { a: whole, b: Packed::pack(Scheme::F32, outputs, rank, b)?, parts, sizes })
     }
 
     /// R.
     pub fn rank(&self) -> usize {
-        self.sizes.len()
+        self.a.rows()
     }
 
     /// (R, inputs), f32.
@@ -63,12 +57,6 @@ impl LowRank {
         self.b.view()
     }
 
-    /// Bytes of all that is held.
-    pub fn bytes(&self) -> usize {
-        let packed = [&self.a, &self.b, &self.parts];
-        packed.iter().map(|p| p.bytes().len()).sum::<usize>() + 4 * self.sizes.len()
-    }
-
     /// y\[M, outputs\] += (x\[M, inputs\] · aᵀ) · bᵀ in f32.
     fn add(&self, k: &Kernels, x: &[f32], room: &mut Room, y: &mut [f32]) {
         let rows = y.len().checked_div(self.b.rows()).unwrap_or(0);
@@ -77,23 +65,25 @@ impl LowRank {
         k.product(&mut Job { w: self.b(), x: &room.inner, start: Start::Keep, y });
     }
 
-    /// x · aᵀ of some rows, appended to `room.inner`.
+    /// x · aᵀ of some rows, as [`Piece::update`] wants it, appended to `room.inner`.
     fn inner(&self, k: &Kernels, x: &Quantized, rows: Range<usize>, room: &mut Room) {
-        let (width, count) = (self.parts.rows(), rows.len());
+        let (width, own) = (self.parts.rows(), rows.clone());
         room.parts.resize(rows.end * width, 0.0);
-        let own = rows.start * width;
         k.product_of(self.parts.view(), x, Start::Zero, &[Piece::plain(rows)], &mut room.parts);
-        let from = room.inner.len();
-        room.inner.resize(from + count * self.rank(), 0.0);
-        let parts = room.parts[own..].chunks_exact(width.max(1));
-        for (u, parts) in room.inner[from..].chunks_exact_mut(self.rank().max(1)).zip(parts) {
-            let panels = u.chunks_mut(RANKS).zip(self.sizes.chunks(RANKS));
-            for ((u, sizes), parts) in panels.zip(parts.as_chunks::<PANEL>().0) {
-                for ((u, size), i) in u.iter_mut().zip(sizes).zip(0..RANKS) {
-                    *u = size * (parts[i] + parts[i + RANKS] * (1.0 / FINER));
-                }
+        for (panel, size) in self.sizes.as_chunks::<RANKS>().0.iter().enumerate() {
+            for row in own.clone() {
+                let parts = &room.parts[row * width + panel * PANEL..][..PANEL];
+                let (high, low) = parts.split_at(RANKS);
+                let u: [f32; RANKS] =
+                    std::array::from_fn(|i| size[i] * (high[i] + low[i] * (1.0 / FINER)));
+                room.inner.extend_from_slice(&u);
             }
         }
+    }
+
+    /// Values of u that a row has.
+    fn padded(&self) -> usize {
+        self.sizes.len()
     }
 }
 
@@ -101,12 +91,11 @@ impl LowRank {
 fn parts(rank: usize, inputs: usize, a: &[f32]) -> Result<(Packed, Vec<f32>)> {
     let row = |r: usize| &a[r * inputs..(r + 1) * inputs];
     let largest = |r: usize| row(r).iter().fold(0f32, |m, v| m.max(v.abs()));
-    let sizes: Vec<f32> = (0..rank).map(largest).collect();
-    let over = |v: &f32, size: f32| if size > 0.0 { v / size } else { 0.0 };
-    let unit: Vec<f32> = (0..rank)
-        .flat_map(|r| row(r).iter().map(move |v| (v, r)))
-        .map(|(v, r)| over(v, sizes[r]))
-        .collect();
+    let mut sizes: Vec<f32> = (0..rank).map(largest).collect();
+    let mut unit = a.to_vec();
+    for (row, size) in unit.chunks_exact_mut(inputs.max(1)).zip(&sizes) {
+        row.iter_mut().for_each(|v| *v = if *size > 0.0 { *v / size } else { 0.0 });
+    }
     let high = Packed::pack(Scheme::Q8, rank, inputs, &unit)?.view().dequantize();
     let mut both = vec![0.0; rank.div_ceil(RANKS) * PANEL * inputs];
     for r in 0..rank {
@@ -119,6 +108,7 @@ fn parts(rank: usize, inputs: usize, a: &[f32]) -> Result<(Packed, Vec<f32>)> {
         }
     }
     let packed = Packed::pack(Scheme::Q8, rank.div_ceil(RANKS) * PANEL, inputs, &both)?;
+    sizes.resize(rank.next_multiple_of(RANKS), 0.0);
     Ok((packed, sizes))
 }
 
@@ -161,7 +151,7 @@ impl Room {
         for Update { rows, low_rank } in updates {
             assert!(done <= rows.start, "updates follow each other");
             pieces.push(Piece::plain(done..rows.start));
-            let (own, rest) = inner.split_at(rows.len() * low_rank.rank());
+            let (own, rest) = inner.split_at(rows.len() * low_rank.padded());
             pieces.push(Piece { rows: rows.clone(), update: Some((own, low_rank.b())) });
             (done, inner) = (rows.end, rest);
         }

@@ -21,6 +21,8 @@ use std::ops::Range;
 const ROW_BLOCK: usize = 256;
 /// Rows of the largest tile of any instruction set.
 const MAX_ROWS: usize = 12;
+/// Ranks of an update that lie side by side for each row.
+pub(crate) const RANKS: usize = 8;
 
 /// The arguments of a tile: y\[rows, 16\] = start + u\[rows, rank\] · b + x\[rows, 32·blocks\] · one
 /// panel.
@@ -38,12 +40,30 @@ pub(super) struct Tile {
     pub(super) start_stride: usize,
     /// R of the update; 0 where there is none.
     pub(super) rank: usize,
-    /// \[rows\]\[rank\].
+    /// As [`Piece::update`] has it, from the tile's first row on.
     pub(super) u: *const f32,
+    /// Rows of the piece.
+    pub(super) u_rows: usize,
     /// \[rank\]\[16\].
     pub(super) b: *const f32,
     pub(super) y: *mut f32,
     pub(super) y_stride: usize,
+}
+
+impl Tile {
+    /// Where each rank of the update has its values: b's 16, and u's of the first row, from which that
+    /// of row r lies `r · RANKS` on.
+    ///
+    /// # Safety
+    /// The pointers are good for what [`Tile`] says.
+    #[inline(always)]
+    pub(super) unsafe fn ranks(&self) -> impl Iterator<Item = (*const f32, *const f32)> {
+        (0..self.rank).map(|k| {
+            let u = (k / RANKS * self.u_rows) * RANKS + k % RANKS;
+            // SAFETY: the caller's promise.
+            unsafe { (self.b.add(k * PANEL), self.u.add(u)) }
+        })
+    }
 }
 
 /// The compiled pieces of one instruction set.
@@ -137,7 +157,8 @@ impl Quantized {
 /// Rows of a product, and what is added to them.
 pub(crate) struct Piece<'a> {
     pub(crate) rows: Range<usize>,
-    /// u\[rows, R\] and b (outputs, R), f32: u · bᵀ.
+    /// u and b (outputs, R), f32: u · bᵀ. For each [`RANKS`] of the R (the last padded) u has
+    /// \[rows\]\[RANKS\].
     pub(crate) update: Option<(&'a [f32], PackedRef<'a>)>,
 }
 
@@ -194,8 +215,8 @@ pub(super) unsafe fn run<I: Isa>(job: &mut Job<'_>) {
 ///
 /// # Safety
 /// The processor has the instructions of `I`; W is q8 or q4 with as many blocks as x; x has M rows and
-/// no piece goes beyond them; an update's u has R values for each row of its piece, and its b is f32 of
-/// (rows, R); a bias has rows values.
+/// no piece goes beyond them; an update's u has R values (padded) for each row of its piece, and its b
+/// is f32 of (rows, R); a bias has rows values.
 pub(super) unsafe fn panels<I: Isa>(
     w: PackedRef<'_>,
     x: &Quantized,
@@ -223,13 +244,14 @@ pub(super) unsafe fn panels<I: Isa>(
                     start_stride: 0,
                     rank: 0,
                     u: ZEROS.as_ptr(),
+                    u_rows: all,
                     b: ZEROS.as_ptr(),
                     y: std::ptr::null_mut(),
                     y_stride: outputs,
                 };
                 if let Some((u, b)) = piece.update {
                     tile.rank = b.cols();
-                    tile.u = u[first * b.cols()..].as_ptr();
+                    tile.u = u[first * RANKS..].as_ptr();
                     tile.b = b.panel(panel).as_ptr().cast();
                 }
                 // SAFETY: x, u and y hold these rows, the panels their blocks and ranks.

@@ -4,7 +4,7 @@
 
 use super::super::Scheme;
 use super::super::layout::{PANEL, SCALES, block_bytes};
-use super::integer::{Isa, Tile, quantize};
+use super::integer::{Isa, RANKS, Tile, quantize};
 use super::neon::f16_quad;
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -103,10 +103,10 @@ unsafe fn widened<const Q4: bool, const R: usize>(t: &Tile, quarter: usize) {
         for r in 0..R {
             sums[r] = vld1q_f32(t.start.add(r * t.start_stride + 4 * quarter));
         }
-        for k in 0..t.rank {
-            let b = vld1q_f32(t.b.add(k * PANEL + 4 * quarter));
+        for (b, u) in t.ranks() {
+            let b = vld1q_f32(b.add(4 * quarter));
             for r in 0..R {
-                sums[r] = vfmaq_n_f32(sums[r], b, *t.u.add(r * t.rank + k));
+                sums[r] = vfmaq_n_f32(sums[r], b, *u.add(r * RANKS));
             }
         }
         let w_scales = t.panel.add(t.blocks * quant_bytes::<Q4>() + 8 * quarter);
@@ -237,11 +237,11 @@ unsafe fn load_starts<const R: usize>(t: &Tile, part: usize) -> [[float32x4_t; 2
             let from = t.start.add(r * t.start_stride + part * PANEL / 2);
             sums[r] = [vld1q_f32(from), vld1q_f32(from.add(4))];
         }
-        for k in 0..t.rank {
-            let from = t.b.add(k * PANEL + part * PANEL / 2);
-            let b = [vld1q_f32(from), vld1q_f32(from.add(4))];
+        for (b, u) in t.ranks() {
+            let b = b.add(part * PANEL / 2);
+            let b = [vld1q_f32(b), vld1q_f32(b.add(4))];
             for r in 0..R {
-                let u = *t.u.add(r * t.rank + k);
+                let u = *u.add(r * RANKS);
                 sums[r] = [vfmaq_n_f32(sums[r][0], b[0], u), vfmaq_n_f32(sums[r][1], b[1], u)];
             }
         }

@@ -2,7 +2,7 @@
 
 use super::super::Scheme;
 use super::super::layout::{PANEL, SCALES, block_bytes};
-use super::integer::{Isa, Tile, quantize};
+use super::integer::{Isa, RANKS, Tile, quantize};
 use std::arch::x86_64::*;
 
 /// vpdpbusd on registers of a whole panel.
@@ -97,10 +97,10 @@ unsafe fn vnni<const Q4: bool, const R: usize>(t: &Tile) {
         for r in 0..R {
             sums[r] = _mm512_loadu_ps(t.start.add(r * t.start_stride));
         }
-        for k in 0..t.rank {
-            let b = _mm512_loadu_ps(t.b.add(k * PANEL));
+        for (b, u) in t.ranks() {
+            let b = _mm512_loadu_ps(b);
             for r in 0..R {
-                let u = _mm512_set1_ps(*t.u.add(r * t.rank + k));
+                let u = _mm512_set1_ps(*u.add(r * RANKS));
                 sums[r] = _mm512_fmadd_ps(u, b, sums[r]);
             }
         }
@@ -198,10 +198,10 @@ unsafe fn maddubs<const Q4: bool, const R: usize>(t: &Tile, half: usize) {
         for r in 0..R {
             sums[r] = _mm256_loadu_ps(t.start.add(r * t.start_stride + half * PANEL / 2));
         }
-        for k in 0..t.rank {
-            let b = _mm256_loadu_ps(t.b.add(k * PANEL + half * PANEL / 2));
+        for (b, u) in t.ranks() {
+            let b = _mm256_loadu_ps(b.add(half * PANEL / 2));
             for r in 0..R {
-                let u = _mm256_set1_ps(*t.u.add(r * t.rank + k));
+                let u = _mm256_set1_ps(*u.add(r * RANKS));
                 sums[r] = _mm256_fmadd_ps(u, b, sums[r]);
             }
         }

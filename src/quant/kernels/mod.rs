@@ -34,7 +34,7 @@ pub(crate) use dense::Dense;
 pub(crate) use depthwise::{Line, Run, Tap};
 use float::{Isa, Tile};
 pub(crate) use float::{Job, Start};
-pub(crate) use integer::{Piece, Quantized};
+pub(crate) use integer::{Piece, Quantized, RANKS};
 
 type Product = unsafe fn(&mut Job<'_>);
 
@@ -145,7 +145,8 @@ impl Kernels {
         for piece in pieces {
             assert!(piece.rows.end <= m, "a piece lies inside the rows");
             if let Some((u, b)) = piece.update {
-                assert_eq!(u.len(), piece.rows.len() * b.cols(), "u has R values a row");
+                let ranks = b.cols().next_multiple_of(RANKS);
+                assert_eq!(u.len(), piece.rows.len() * ranks, "u has R values a row");
                 assert!(b.scheme() == Scheme::F32 && b.rows() == w.rows(), "b is (outputs, R)");
             }
         }
