@@ -5,28 +5,17 @@ use super::names::{nearest_hint, shown};
 use super::target::{Target, TargetKind};
 use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;
-use crate::quant::{Packed, Scheme};
+use crate::quant::LowRank;
 use std::collections::HashMap;
-
-/// One target's pair, ready for the kernels: y += (x·aᵀ)·bᵀ. Several adapters stand side by side
-/// along R.
-#[derive(Clone)]
-pub struct BoundLora {
-    /// (R, in_features), f32.
-    pub a: Packed,
-    /// (out_features, R), f32; scaling and the adapters' weights are folded in.
-    pub b: Packed,
-    /// R, summed over the adapters.
-    pub rank: usize,
-}
 
 /// Adapters tied to a base. One that [`bind`] returned proves that every adapter was made for that
 /// base, that every pair found its target with the right shapes, and that all values are finite.
 #[derive(Clone, Default)]
 pub struct Bound {
     /// One entry for each of the base's targets, in their order; `None` leaves the target as the
-    /// base has it, bit for bit.
-    pub targets: Vec<Option<BoundLora>>,
+    /// base has it, bit for bit. Scaling and weights are folded into lora_b; several adapters stand side
+    /// by side along R.
+    pub targets: Vec<Option<LowRank>>,
     /// The head, if one of the adapters has one. Weights don't apply to it.
     pub head: Option<Head>,
     /// The adapters' names and weights.
@@ -167,15 +156,11 @@ pub(super) fn two_heads(other: &Head, other_adapter: &str, own: &Head, adapter: 
     .hint("only one of the adapters used together may have a head")
 }
 
-fn pack(target: &Target, parts: &[Part]) -> Result<BoundLora> {
+fn pack(target: &Target, parts: &[Part]) -> Result<LowRank> {
     let place = |e: Error| e.at(format_args!("target '{}'", shown(&target.module_path)));
     let (rank, a, b) = stack(parts).map_err(place)?;
-    let (inputs, outputs) = (target.in_features as usize, target.out_features as usize);
-    Ok(BoundLora {
-        a: Packed::pack(Scheme::F32, rank, inputs, &a).map_err(place)?,
-        b: Packed::pack(Scheme::F32, outputs, rank, &b).map_err(place)?,
-        rank,
-    })
+    let features = [target.in_features as usize, target.out_features as usize];
+    LowRank::new(rank, features, &a, &b).map_err(place)
 }
 
 /// R, lora_a's below each other as (R, in_features), and lora_b's side by side with their factors
@@ -210,10 +195,10 @@ mod tests {
         vec![linear("a.b", 6, 4), linear("z", 2, 2), linear("c", 5, 3)]
     }
 
-    fn applied(bound: &BoundLora, x: &[f32], outputs: usize) -> Vec<f32> {
-        let (mut h, mut y) = (vec![0.0; bound.rank], vec![0.0; outputs]);
-        product(bound.a.view(), x, None, &mut h);
-        product(bound.b.view(), &h, None, &mut y);
+    fn applied(bound: &LowRank, x: &[f32], outputs: usize) -> Vec<f32> {
+        let (mut h, mut y) = (vec![0.0; bound.rank()], vec![0.0; outputs]);
+        product(bound.a(), x, None, &mut h);
+        product(bound.b(), &h, None, &mut y);
         y
     }
 
@@ -232,14 +217,14 @@ mod tests {
         assert_eq!(bound.head, first.head);
         assert!(bound.targets[1].is_none());
         let stacked = bound.targets[0].as_ref().unwrap();
-        assert_eq!(stacked.rank, 6);
+        assert_eq!(stacked.rank(), 6);
         let x = values(6, 9);
         let one = delta(&first, &first.targets[0], 0.5, &x);
         let two = delta(&second, &second.targets[0], -2.0, &x);
         for ((y, one), two) in applied(stacked, &x, 4).iter().zip(one).zip(two) {
             assert!((y - one - two).abs() < 1e-4, "{y} {one} {two}");
         }
-        assert_eq!(bound.targets[2].as_ref().unwrap().rank, 1);
+        assert_eq!(bound.targets[2].as_ref().unwrap().rank(), 1);
     }
 
     #[test]

@@ -134,9 +134,9 @@ mod tests {
         let sum = bind(&[(&merged, 1.0)], &targets, &base(1)).unwrap();
         for (both, sum) in both.targets.iter().zip(&sum.targets) {
             let (both, sum) = (both.as_ref().unwrap(), sum.as_ref().unwrap());
-            assert_eq!(both.rank, sum.rank);
-            assert_eq!(both.a.view().dequantize(), sum.a.view().dequantize());
-            assert_eq!(both.b.view().dequantize(), sum.b.view().dequantize());
+            assert_eq!(both.rank(), sum.rank());
+            assert_eq!(both.a().dequantize(), sum.a().dequantize());
+            assert_eq!(both.b().dequantize(), sum.b().dequantize());
         }
     }
 

@@ -13,7 +13,7 @@ mod tensor;
 #[cfg(test)]
 mod testing;
 
-pub use algebra::{Bound, BoundLora, bind};
+pub use algebra::{Bound, bind};
 pub use check::{MAX_AXES, MAX_LABELS, MAX_LIST, MAX_NAME, MAX_RANK, MAX_TARGETS};
 pub use config::{Adapter, Head, Kind, Pool, ProbeEffect, TargetAdapter, TrainingRecord, scaling};
 pub use describe::{Description, HeadDescription, Norms, ProbeDescription, TargetDescription};

@@ -2,10 +2,10 @@
 
 use tract_core::internal::*;
 
-use super::lora::{add_lora, lora_spans, overlaps};
+use super::lora::{lora_spans, updates};
 use super::weights::{FrozenWeights, expect_bias, expect_dim, expect_f32, filled, floats};
 use super::window::{Window, nhwc, nhwc_fact};
-use crate::quant::{Activation, Convolution, Patches, col2im_add, finish, im2col};
+use crate::quant::{Activation, Convolution, Patches, col2im_add, finish};
 use crate::quant::{product_transposed, threads_for, try_share};
 
 /// Floats of scratch for the patches of one chunk of output pixels (1 MiB).
@@ -141,14 +141,9 @@ impl FrozenConv {
         let y = filled(&shape, |y| {
             let stretches = y.chunks_mut(step * w.rows().max(1)).enumerate();
             try_share(threads, stretches, Patches::default, |patches, (i, y)| {
-                conv.product(patches, i * step, bias, y);
-                let count = y.len() / w.rows().max(1);
-                for (pixels, lora) in overlaps(&spans, each, i * step..i * step + count) {
-                    let mut patches = vec![0.0; pixels.len() * g.patch_len()];
-                    im2col(&g, x, pixels.start, pixels.len(), &mut patches);
-                    let from = (pixels.start - i * step) * w.rows();
-                    add_lora(lora, w, &patches, &mut y[from..from + pixels.len() * w.rows()])?;
-                }
+                let pixels = i * step..i * step + y.len() / w.rows().max(1);
+                let updates = updates(&spans, w, each, pixels)?;
+                conv.product(patches, i * step, bias, &updates, y);
                 after.apply(i * step * w.rows(), y);
                 Ok(())
             })

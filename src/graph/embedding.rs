@@ -4,7 +4,7 @@ use tract_core::internal::*;
 
 use super::lora::{active_lora, check_lora};
 use super::weights::{FrozenWeights, filled};
-use crate::quant::{PANEL, PackedRef, Scheme, product_add};
+use crate::quant::{LowRank, PANEL, PackedRef, Scheme, product_add};
 
 /// y\[.., N\] = rows of the table (V, N) in the weight table, taken by ids\[..\] (i64 or i32); an id
 /// below zero counts from the end. An active adapter adds lora_aᵀ\[id\] · lora_bᵀ to each row.
@@ -81,7 +81,7 @@ impl EvalOp for FrozenEmbedding {
         if let Some(lora) = lora {
             check_lora(lora, table.rows(), table.cols())?;
         }
-        let mut inner = vec![0.0; lora.map_or(0, |l| l.a.view().rows())];
+        let mut inner = vec![0.0; lora.map_or(0, LowRank::rank)];
         let mut shape: TVec<usize> = inputs[0].shape().into();
         shape.push(table.cols());
         let y = filled(&shape, |y| {
@@ -98,8 +98,8 @@ impl EvalOp for FrozenEmbedding {
                 };
                 table.row(row, y);
                 if let Some(lora) = lora {
-                    f32_column(lora.a.view(), row, &mut inner)?;
-                    product_add(lora.b.view(), &inner, y);
+                    f32_column(lora.a(), row, &mut inner)?;
+                    product_add(lora.b(), &inner, y);
                 }
             }
             Ok(())

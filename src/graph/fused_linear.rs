@@ -4,7 +4,7 @@ use tract_core::internal::*;
 
 use super::conv::After;
 use super::linear::{FrozenLinear, product_fact, rows};
-use super::lora::{add_lora, lora_spans, overlaps};
+use super::lora::{lora_spans, updates};
 use super::weights::{FrozenWeights, expect_bias, expect_f32, floats};
 use crate::quant::{Activation, Inputs, threads_for, try_share};
 
@@ -135,12 +135,8 @@ impl EvalOp for FusedLinear {
                 let x = &x[rows.start * self.in_features..rows.end * self.in_features];
                 let mut shared = Inputs::new(x, self.in_features);
                 for ((w, bias, spans), y) in layers.iter().zip(outputs) {
-                    shared.product(*w, *bias, y);
-                    for (part, lora) in overlaps(spans, m / batch.max(1), rows.clone()) {
-                        let (from, to) = (part.start - first, part.end - first);
-                        let x = &x[from * w.cols()..to * w.cols()];
-                        add_lora(lora, *w, x, &mut y[from * w.rows()..to * w.rows()])?;
-                    }
+                    let updates = updates(spans, *w, m / batch.max(1), rows.clone())?;
+                    shared.product(*w, *bias, &updates, y);
                     after.apply(first * w.rows(), y);
                 }
                 Ok(())

@@ -2,9 +2,9 @@
 
 use tract_core::internal::*;
 
-use super::lora::{add_lora, lora_spans, overlaps};
+use super::fused_linear::FusedLinear;
 use super::weights::{FrozenWeights, expect_bias, expect_dim, expect_f32, filled, floats};
-use crate::quant::{product, product_transposed};
+use crate::quant::product_transposed;
 
 /// y\[.., N\] = x\[.., K\] · Wᵀ (+ bias\[N\]) with W (N, K) in the weight table, plus what the active
 /// adapter adds to the target: (x · lora_aᵀ) · lora_bᵀ. Inputs: x, and bias if `has_bias`.
@@ -86,21 +86,7 @@ impl EvalOp for FrozenLinear {
     not_out_of_plan!();
 
     fn eval(&self, ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let w = self.weights.weight(self.weight)?;
-        let (shape, m) = rows(inputs[0].shape(), w.cols(), w.rows())?;
-        let x = floats(&inputs[0])?;
-        let bias = inputs.get(1).map(|b| floats(b)).transpose()?;
-        let batch = inputs[0].shape()[..shape.len() - 1].first().copied().unwrap_or(1);
-        let spans = lora_spans(ctx, self.target, batch)?;
-        let y = filled(&shape, |y| {
-            product(w, x, bias, y);
-            for (part, lora) in overlaps(&spans, m / batch.max(1), 0..m) {
-                let x = &x[part.start * w.cols()..part.end * w.cols()];
-                add_lora(lora, w, x, &mut y[part.start * w.rows()..part.end * w.rows()])?;
-            }
-            Ok(())
-        })?;
-        Ok(tvec!(y))
+        FusedLinear::of(self).eval(ctx, inputs)
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tract_core::internal::*;
 
-use crate::adapter::{Bound, BoundLora};
-use crate::quant::{PackedRef, product, product_add};
+use crate::adapter::Bound;
+use crate::quant::{LowRank, PackedRef, Update};
 
 /// The adapter of the current run. Put it into the run's shared resources
 /// (`TurnState::shared`); the ops that are targets find it there. Without it they compute the base.
@@ -21,10 +21,7 @@ impl fmt::Debug for ActiveAdapter {
 }
 
 /// What the active adapter adds to target `target`, if anything.
-pub(crate) fn active_lora<'a>(
-    ctx: &EvalContext<'a>,
-    target: Option<usize>,
-) -> Option<&'a BoundLora> {
+pub(crate) fn active_lora<'a>(ctx: &EvalContext<'a>, target: Option<usize>) -> Option<&'a LowRank> {
     ctx.shared?.get::<ActiveAdapter>()?.0.targets.get(target?)?.as_ref()
 }
 
@@ -42,7 +39,7 @@ impl fmt::Debug for RowAdapters {
 /// Rows of the batch, side by side, and what their adapter adds to a target.
 pub(crate) struct LoraSpan<'a> {
     pub(crate) rows: Range<usize>,
-    pub(crate) lora: &'a BoundLora,
+    pub(crate) lora: &'a LowRank,
 }
 
 /// What the run's adapters add to target `target`, for a batch of `batch` rows: none where the base
@@ -72,11 +69,11 @@ pub(crate) fn lora_spans<'a>(
     Ok(lora.into_iter().map(|lora| LoraSpan { rows: 0..batch, lora }).collect())
 }
 
-/// Checks that a bound LoRA fits a layer of `inputs` and `outputs` features.
-pub(crate) fn check_lora(lora: &BoundLora, inputs: usize, outputs: usize) -> TractResult<()> {
-    let (a, b) = (lora.a.view(), lora.b.view());
+/// Checks that a low-rank update fits a layer of `inputs` and `outputs` features.
+pub(crate) fn check_lora(lora: &LowRank, inputs: usize, outputs: usize) -> TractResult<()> {
+    let (a, b) = (lora.a(), lora.b());
     ensure!(
-        a.cols() == inputs && b.rows() == outputs && a.rows() == b.cols(),
+        a.cols() == inputs && b.rows() == outputs,
         "adapter tensors ({}, {}) and ({}, {}) don't fit a layer of {inputs} inputs and {outputs} outputs",
         a.rows(),
         a.cols(),
@@ -86,30 +83,23 @@ pub(crate) fn check_lora(lora: &BoundLora, inputs: usize, outputs: usize) -> Tra
     Ok(())
 }
 
-/// The parts of the rows `rows` that carry an adapter. A row of the batch is `each` of them.
-pub(crate) fn overlaps<'a>(
-    spans: &'a [LoraSpan<'a>],
+/// What the spans add to the rows `rows` of a product with W, counted from the first of them. A row of
+/// the batch is `each` of them.
+pub(crate) fn updates<'a>(
+    spans: &[LoraSpan<'a>],
+    w: PackedRef<'_>,
     each: usize,
     rows: Range<usize>,
-) -> impl Iterator<Item = (Range<usize>, &'a BoundLora)> {
-    spans.iter().filter_map(move |span| {
+) -> TractResult<TVec<Update<'a>>> {
+    let mut updates = tvec!();
+    for span in spans {
         let from = rows.start.max(span.rows.start * each);
         let to = rows.end.min(span.rows.end * each);
-        (from < to).then_some((from..to, span.lora))
-    })
-}
-
-/// y += (x · lora_aᵀ) · lora_bᵀ for whole rows of x and y, beside the layer W.
-pub(crate) fn add_lora(
-    lora: &BoundLora,
-    w: PackedRef<'_>,
-    x: &[f32],
-    y: &mut [f32],
-) -> TractResult<()> {
-    check_lora(lora, w.cols(), w.rows())?;
-    let rows = y.len() / w.rows().max(1);
-    let mut inner = vec![0.0; rows * lora.a.view().rows()];
-    product(lora.a.view(), x, None, &mut inner);
-    product_add(lora.b.view(), &inner, y);
-    Ok(())
+        if from < to {
+            check_lora(span.lora, w.cols(), w.rows())?;
+            let rows = from - rows.start..to - rows.start;
+            updates.push(Update { rows, low_rank: span.lora });
+        }
+    }
+    Ok(updates)
 }

@@ -6,8 +6,8 @@ use tract_core::internal::*;
 
 use super::lora::ActiveAdapter;
 use super::window::{Padding, Window};
-use crate::adapter::{Bound, BoundLora};
-use crate::quant::{ConvGeometry, Packed, Scheme};
+use crate::adapter::Bound;
+use crate::quant::{ConvGeometry, LowRank, Packed, Scheme};
 
 /// `n` values in -1..1 that depend on `seed` alone.
 pub fn values(n: usize, seed: u64) -> Vec<f32> {
@@ -34,10 +34,8 @@ pub fn matrix(rows: usize, cols: usize, values: &[f32]) -> Packed {
 /// An adapter with (rank, lora_a, lora_b) for each target, scaling folded into lora_b.
 #[allow(clippy::type_complexity)]
 pub fn bound(targets: Vec<Option<(usize, &[f32], &[f32])>>) -> Arc<Bound> {
-    let lora = |(rank, a, b): (usize, &[f32], &[f32])| BoundLora {
-        a: matrix(rank, a.len() / rank, a),
-        b: matrix(b.len() / rank, rank, b),
-        rank,
+    let lora = |(rank, a, b): (usize, &[f32], &[f32])| {
+        LowRank::new(rank, [a.len() / rank, b.len() / rank], a, b).unwrap()
     };
     let targets = targets.into_iter().map(|t| t.map(lora)).collect();
     Arc::new(Bound { targets, head: None, names: vec![("test".into(), 1.0)] })

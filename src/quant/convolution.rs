@@ -2,8 +2,9 @@
 
 use super::conv::stretches;
 use super::dispatch::kernels;
-use super::kernels::{Job, Kernels, Quantized, Start};
+use super::kernels::{Kernels, Quantized};
 use super::layout::BLOCK;
+use super::low_rank::{Room, Update};
 use super::threads::piece;
 use super::{ConvGeometry, PackedRef, im2col};
 
@@ -23,11 +24,13 @@ pub struct Convolution<'a> {
     pixels: Option<Quantized>,
 }
 
-/// The patches of one stretch of a convolution, kept from stretch to stretch by who computes them.
+/// The patches of one stretch of a convolution, as integers if the kernels take them so, kept from
+/// stretch to stretch by who computes them.
 #[derive(Default)]
 pub struct Patches {
     rows: Quantized,
     floats: Vec<f32>,
+    room: Room,
 }
 
 impl<'a> Convolution<'a> {
@@ -50,7 +53,11 @@ impl<'a> Convolution<'a> {
         // With strides beyond the kernel some pixels are in no patch.
         let reused = g.kernel[0] * g.kernel[1] > g.stride[0] * g.stride[1];
         let whole = g.channels > 0 && g.channels.is_multiple_of(BLOCK);
-        let pixels = if reused && whole { kernels.quantized(w, x, g.channels) } else { None };
+        let pixels = (reused && whole && kernels.quantizes(w)).then(|| {
+            let mut pixels = Quantized::empty(g.channels / BLOCK);
+            kernels.quantize(x, g.channels, &mut pixels);
+            pixels
+        });
         Convolution { kernels, geometry: *g, w, x, pixels }
     }
 
@@ -66,45 +73,66 @@ impl<'a> Convolution<'a> {
         }
     }
 
-    /// Output pixels from `first` on, as many as y holds.
+    /// Output pixels from `first` on, as many as y holds, plus the updates of pixels, which are counted
+    /// from `first` on and follow each other.
     ///
     /// # Panics
-    /// If y holds no whole number of pixels, or more than there are from `first` on.
+    /// If y holds no whole number of pixels, or more than there are from `first` on, or an update
+    /// doesn't fit.
     pub fn product(
         &self,
         patches: &mut Patches,
         first: usize,
         bias: Option<&[f32]>,
+        updates: &[Update<'_>],
         y: &mut [f32],
     ) {
         let g = &self.geometry;
         let count = y.len().checked_div(self.w.rows()).unwrap_or(0);
         assert!(first + count <= g.pixels(), "the pixels lie inside the output");
-        let start = bias.map_or(Start::Zero, Start::Bias);
-        let Some(pixels) = &self.pixels else {
-            patches.floats.resize(count * g.patch_len(), 0.0);
-            im2col(g, self.x, first, count, &mut patches.floats);
-            return self.kernels.product(&mut Job { w: self.w, x: &patches.floats, start, y });
-        };
-        let (rows, blocks) = (&mut patches.rows, g.patch_len() / BLOCK);
-        if rows.blocks != blocks || rows.x.len() < count * g.patch_len() {
-            *rows = Quantized::zeroed(count, blocks);
+        let layer = (self.w, bias);
+        let Patches { rows, floats, room } = patches;
+        let blocks = g.patch_len().div_ceil(BLOCK);
+        if rows.blocks != blocks {
+            *rows = Quantized::empty(blocks);
         }
-        stretches(g, first, count, |to, from, len| {
-            let (block, blocks) = (to / BLOCK, len / BLOCK);
-            let Some(from) = from else {
-                rows.x[to..to + len].fill(0);
-                rows.scales[block..block + blocks].fill(0.0);
-                rows.starts[block..block + blocks].fill(0);
-                return;
-            };
-            rows.x[to..to + len].copy_from_slice(&pixels.x[from..from + len]);
-            let from = from / BLOCK;
-            rows.scales[block..block + blocks].copy_from_slice(&pixels.scales[from..from + blocks]);
-            rows.starts[block..block + blocks].copy_from_slice(&pixels.starts[from..from + blocks]);
-        });
-        self.kernels.product_of(self.w, rows, start, y);
+        if let Some(pixels) = &self.pixels {
+            gather(g, first, count, pixels, rows);
+            return room.product_of(self.kernels, layer, rows, updates, y);
+        }
+        let patches = if g.kernel == [1, 1] && g.stride == [1, 1] && g.pads == [0; 4] {
+            // A patch is a pixel.
+            &self.x[first * g.channels..(first + count) * g.channels]
+        } else {
+            floats.resize(count * g.patch_len(), 0.0);
+            im2col(g, self.x, first, count, floats);
+            floats
+        };
+        if self.kernels.quantizes(self.w) {
+            self.kernels.quantize(patches, g.patch_len(), rows);
+            room.product_of(self.kernels, layer, rows, updates, y);
+        } else {
+            room.product(self.kernels, layer, patches, updates, y);
+        }
     }
+}
+
+/// The patches of output pixels `first .. first + count` from quantized input pixels.
+fn gather(g: &ConvGeometry, first: usize, count: usize, pixels: &Quantized, rows: &mut Quantized) {
+    rows.reserve(count);
+    stretches(g, first, count, |to, from, len| {
+        let (block, blocks) = (to / BLOCK, len / BLOCK);
+        let Some(from) = from else {
+            rows.x[to..to + len].fill(0);
+            rows.scales[block..block + blocks].fill(0.0);
+            rows.starts[block..block + blocks].fill(0);
+            return;
+        };
+        rows.x[to..to + len].copy_from_slice(&pixels.x[from..from + len]);
+        let from = from / BLOCK;
+        rows.scales[block..block + blocks].copy_from_slice(&pixels.scales[from..from + blocks]);
+        rows.starts[block..block + blocks].copy_from_slice(&pixels.starts[from..from + blocks]);
+    });
 }
 
 #[cfg(test)]
@@ -112,7 +140,7 @@ mod tests {
     use super::*;
     use crate::quant::conv::tests::geometries;
     use crate::quant::testing::noise;
-    use crate::quant::{Packed, Scheme};
+    use crate::quant::{Inputs, LowRank, Packed, Scheme};
 
     /// The geometries of the other tests with channels that make whole blocks, and as they are.
     #[test]
@@ -127,15 +155,34 @@ mod tests {
                     let values = noise(rows * g.patch_len(), 2);
                     let w = Packed::pack(scheme, rows, g.patch_len(), &values).unwrap();
                     let bias = noise(rows, 3);
+                    let cols = g.patch_len();
+                    let (one, two) = [(2, 5), (9, 6)]
+                        .map(|(rank, seed)| {
+                            let (a, b) = (noise(rank * cols, seed), noise(rows * rank, seed));
+                            LowRank::new(rank, [cols, rows], &a, &b).unwrap()
+                        })
+                        .into();
+                    let half = g.pixels() / 2;
+                    let updates = [
+                        Update { rows: 0..half, low_rank: &one },
+                        Update { rows: half + 1..g.pixels(), low_rank: &two },
+                    ];
                     for k in Kernels::available() {
                         let mut want = vec![f32::NAN; g.pixels() * rows];
-                        let start = Start::Bias(&bias);
-                        k.product(&mut Job { w: w.view(), x: &patches, start, y: &mut want });
+                        let mut inputs = Inputs::with(k, &patches, cols);
+                        inputs.product(w.view(), Some(&bias), &updates, &mut want);
                         let conv = Convolution::with(k, &g, w.view(), &x);
-                        let mut patches = Patches::default();
+                        let mut scratch = Patches::default();
                         let mut y = vec![f32::NAN; want.len()];
                         for (i, y) in y.chunks_mut(7 * rows).enumerate() {
-                            conv.product(&mut patches, 7 * i, Some(&bias), y);
+                            let (first, end) = (7 * i, 7 * i + y.len() / rows);
+                            let mut here = updates.to_vec();
+                            for update in &mut here {
+                                let rows = &update.rows;
+                                update.rows = rows.start.clamp(first, end) - first
+                                    ..rows.end.clamp(first, end) - first;
+                            }
+                            conv.product(&mut scratch, first, Some(&bias), &here, y);
                         }
                         assert_eq!(y, want, "{} {} {g:?}", k.name, scheme.name());
                     }

@@ -1,21 +1,24 @@
 //! Rows that several products read: quantized once.
 
+use super::PackedRef;
 use super::dispatch::kernels;
-use super::kernels::{Quantized, Start};
-use super::product::product;
+use super::kernels::{Kernels, Quantized};
+use super::layout::BLOCK;
+use super::low_rank::{Room, Update};
 use super::threads::piece;
-use super::{PackedRef, Scheme};
 
 /// x\[M, cols\] for products with several matrices. The results have the bits that
-/// [`product`] gives.
+/// [`product`](super::product) gives.
 pub struct Inputs<'a> {
+    kernels: &'static Kernels,
     x: &'a [f32],
     cols: usize,
-    quantized: Option<(Scheme, Quantized)>,
+    quantized: Option<Quantized>,
+    room: Room,
 }
 
 impl<'a> Inputs<'a> {
-    /// More rows than this don't stay in the cache between products: each quantizes them anew.
+    /// More rows than this don't stay in the cache between products.
     pub const MAX_ROWS: usize = 256;
 
     /// Rows of `cols` values.
@@ -23,8 +26,12 @@ impl<'a> Inputs<'a> {
     /// # Panics
     /// If x is not whole rows.
     pub fn new(x: &'a [f32], cols: usize) -> Inputs<'a> {
+        Inputs::with(kernels(), x, cols)
+    }
+
+    pub(super) fn with(kernels: &'static Kernels, x: &'a [f32], cols: usize) -> Inputs<'a> {
         assert!(x.is_empty() || x.len().is_multiple_of(cols.max(1)), "x is whole rows");
-        Inputs { x, cols, quantized: None }
+        Inputs { kernels, x, cols, quantized: None, room: Room::default() }
     }
 
     /// Rows that are best computed together where `threads` share `rows` of them; at most
@@ -36,36 +43,34 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    /// As [`product`] of x.
+    /// As [`product`](super::product) of x, plus the updates of rows, which follow each other.
     ///
     /// # Panics
-    /// If the lengths don't belong to one M.
-    pub fn product(&mut self, w: PackedRef<'_>, bias: Option<&[f32]>, y: &mut [f32]) {
-        let x = self.x;
-        match self.quantized(w) {
-            Some(q) => kernels().product_of(w, q, bias.map_or(Start::Zero, Start::Bias), y),
-            None => product(w, x, bias, y),
+    /// If the lengths don't belong to one M, or an update doesn't fit.
+    pub fn product(
+        &mut self,
+        w: PackedRef<'_>,
+        bias: Option<&[f32]>,
+        updates: &[Update<'_>],
+        y: &mut [f32],
+    ) {
+        if !self.kernels.quantizes(w) {
+            return self.room.product(self.kernels, (w, bias), self.x, updates, y);
         }
-    }
-
-    fn quantized(&mut self, w: PackedRef<'_>) -> Option<&Quantized> {
-        let rows = self.x.len().checked_div(self.cols)?;
-        if rows == 0 || rows > Inputs::MAX_ROWS || w.keeps_inputs() || w.cols() != self.cols {
-            return None;
-        }
-        if self.quantized.as_ref().is_none_or(|(scheme, _)| *scheme != w.scheme()) {
-            let fresh = kernels().quantized(w, self.x, self.cols)?;
-            self.quantized = Some((w.scheme(), fresh));
-        }
-        self.quantized.as_ref().map(|(_, q)| q)
+        let quantized = self.quantized.get_or_insert_with(|| {
+            let mut fresh = Quantized::empty(self.cols.div_ceil(BLOCK));
+            self.kernels.quantize(self.x, self.cols, &mut fresh);
+            fresh
+        });
+        self.room.product_of(self.kernels, (w, bias), quantized, updates, y);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::Packed;
     use crate::quant::testing::noise;
+    use crate::quant::{Packed, Scheme, product};
 
     #[test]
     fn products_of_shared_inputs_have_the_same_bits() {
@@ -79,7 +84,7 @@ mod tests {
                 let bias = noise(rows, 3);
                 let (mut want, mut got) = (vec![0.0; m * rows], vec![0.0; m * rows]);
                 product(w.view(), &x, Some(&bias), &mut want);
-                inputs.product(w.view(), Some(&bias), &mut got);
+                inputs.product(w.view(), Some(&bias), &[], &mut got);
                 assert_eq!(want, got);
             }
         }

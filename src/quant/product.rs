@@ -41,7 +41,7 @@ fn transposed_with(k: &Kernels, w: PackedRef<'_>, dy: &[f32], dx: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::testing::noise;
+    use crate::quant::testing::{noise, on_the_grid};
     use crate::quant::{Packed, Scheme};
 
     /// Sizes just past the edges of tiles, panels, blocks and chunks.
@@ -76,16 +76,6 @@ mod tests {
         out
     }
 
-    /// x as the integer products see it: each block of 32 columns on a grid of its largest / 127.
-    fn on_the_grid(x: &[f32], cols: usize) -> Vec<f32> {
-        let block = |x: &[f32]| {
-            let largest = x.iter().fold(0f32, |a, v| a.max(v.abs()));
-            let (inverse, scale) = (127.0 / largest, largest / 127.0);
-            x.iter().map(|v| (v * inverse).round_ties_even() * scale).collect::<Vec<_>>()
-        };
-        x.chunks(cols).flat_map(|row| row.chunks(32).flat_map(block)).collect()
-    }
-
     /// Summing `terms` products one after the other is off by at most terms · 2⁻²⁴ of the sum of
     /// their magnitudes (and of the bias, at most 1).
     fn close(got: &[f32], want: &[(f64, f64)], terms: usize, what: &str) {
@@ -105,7 +95,7 @@ mod tests {
                 let (x, dy, bias) = (noise(m * cols, 2), noise(m * rows, 3), noise(rows, 4));
                 let back = slow(&w, cols, &dy, true);
                 for k in Kernels::available() {
-                    let quantized = k.integers.is_some() && !view.keeps_inputs();
+                    let quantized = k.quantizes(view);
                     let plain = match quantized {
                         true => slow(&w, cols, &on_the_grid(&x, cols), false),
                         false => slow(&w, cols, &x, false),

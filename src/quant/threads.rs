@@ -329,7 +329,8 @@ mod tests {
         assert!(x.len() * 16 > WORTH_SHARING);
         let w = Packed::pack(Scheme::Q8, 17, g.patch_len(), &noise(17 * g.patch_len(), 2)).unwrap();
         let step = |y: &mut [f32]| {
-            Convolution::new(&g, w.view(), &x).product(&mut Patches::default(), 0, None, y);
+            let conv = Convolution::new(&g, w.view(), &x);
+            conv.product(&mut Patches::default(), 0, None, &[], y);
         };
         same_bits(step, g.pixels() * 17);
     }

@@ -138,9 +138,9 @@ fn einsum(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::{Bound, BoundLora};
+    use crate::adapter::Bound;
     use crate::graph::{ActiveAdapter, FrozenWeights, Padding, Window};
-    use crate::quant::{Packed, Scheme};
+    use crate::quant::{LowRank, Packed, Scheme};
     use crate::train::vjp::check::{Case, random, slice};
     use tract_core::ops::math;
 
@@ -202,11 +202,7 @@ mod tests {
             let (a, b) = (random(&[2, inputs], 7), random(&[outputs, 2], 8));
             let (base, _) = model(op.as_ref(), &x);
             let scaled: Vec<f32> = slice(&b).iter().map(|v| 0.5 * v).collect();
-            let lora = BoundLora {
-                a: Packed::pack(Scheme::F32, 2, inputs, slice(&a)).unwrap(),
-                b: Packed::pack(Scheme::F32, outputs, 2, &scaled).unwrap(),
-                rank: 2,
-            };
+            let lora = LowRank::new(2, [inputs, outputs], slice(&a), &scaled).unwrap();
             let bound = Bound { targets: vec![Some(lora)], head: None, names: vec![] };
             let want = run(base, &[&x], Some(ActiveAdapter(Arc::new(bound))));
             let (mut wired, node) = model(op.as_ref(), &x);

@@ -81,3 +81,31 @@ fn of_rank_8() {
 fn of_rank_4() {
     check("peft_adapter_spam_r4");
 }
+
+/// A base in q8 takes the adapter's inputs as integers too. What PEFT answers in f32 must be as near
+/// with the adapter as without: the update may not cost what the weights' own rounding does not.
+#[test]
+fn on_quantized_weights_the_adapter_costs_no_accuracy() {
+    let Some(shared) = shared() else { return };
+    let options = PackOptions { scheme: Scheme::Q8, ..PackOptions::default() };
+    let engine = packed(&shared.join("models/minilm-l6.onnx"), &options);
+    let folder = shared.join("reference/minilm/peft_adapter");
+    let file = folder.join("reference.npz");
+    let expected = reference(&file);
+    let mask = named(&expected.inputs, MASK_INPUT);
+    let options =
+        ImportOptions { base: Some(engine.base().fingerprint()), ..ImportOptions::default() };
+    let imported = import(&folder, engine.base().targets(), &options).unwrap();
+    let bound = engine.bind(&[(&imported.adapter, 1.0)]).unwrap();
+    let arrays = read_npz(&file, 64 << 20).unwrap();
+    let least = |adapter, wanted: &Array| {
+        let found = engine.run(&expected.inputs, adapter).unwrap();
+        let pooled = |hidden| pool(Pool::Mean, hidden, Some(mask)).unwrap();
+        let pairs = pooled(named(&found, "last_hidden_state")).into_iter().zip(pooled(wanted));
+        pairs.map(|(a, b)| cosine(&a, &b)).fold(1.0, f64::min)
+    };
+    let base = least(None, named(&arrays, "base.last_hidden_state"));
+    let adapted = least(Some(&bound), named(&expected.outputs, "last_hidden_state"));
+    println!("least cosine: base {base:.6}, adapted {adapted:.6}");
+    assert!(1.0 - adapted <= 2.0 * (1.0 - base), "base {base}, adapted {adapted}");
+}

@@ -67,7 +67,7 @@ fn pefts_own_directories_import_whole() {
             assert_eq!(head.labels[1], "1");
             let bound = bind(&[(&adapter, 1.0)], &targets, &base(1)).unwrap();
             assert!(
-                bound.targets.iter().all(|t| t.as_ref().is_some_and(|t| t.rank == rank as usize))
+                bound.targets.iter().all(|t| t.as_ref().is_some_and(|t| t.rank() == rank as usize))
             );
         }
     }

@@ -3,7 +3,9 @@
 //!
 //! Products of bytes are unsigned by signed on x86 (vpdpbusd, vpmaddubsw), so a weight enters as
 //! `q + OFFSET` and each block's sum starts at `-OFFSET · Σx`, which is known when x is quantized; so
-//! it is with q4 everywhere.
+//! it is with q4 everywhere. OFFSET is 128 for q8 and 8 for q4.
+//!
+//! A tile may add a low-rank update u · bᵀ to where its sums start, in f32, while they are registers.
 //! Integer sums don't depend on order, and the f32 part is one fused chain in the order of the
 //! blocks: all instruction sets with a fused multiply-add give the same bits, and a row's result
 //! doesn't depend on the other rows of the batch.
@@ -13,27 +15,63 @@
 use super::super::layout::{BLOCK, PANEL};
 use super::super::{PackedRef, Scheme};
 use super::float::{Job, Start};
+use std::ops::Range;
 
 /// Rows of x that are quantized and multiplied at a time.
 const ROW_BLOCK: usize = 256;
 /// Rows of the largest tile of any instruction set.
 const MAX_ROWS: usize = 12;
+/// Ranks of an update that lie side by side for each row.
+pub(crate) const RANKS: usize = 8;
 
-/// The arguments of a tile: y\[rows, 16\] = start + x\[rows, 32·blocks\] · one panel.
+/// The arguments of a tile: y\[rows, 16\] = start + u\[rows, rank\] · b + x\[rows, 32·blocks\] · one
+/// panel.
 pub(super) struct Tile {
     pub(super) blocks: usize,
     /// \[rows\]\[blocks\]\[32\].
     pub(super) x: *const i8,
     /// Scale of each block, \[rows\]\[blocks\].
     pub(super) scales: *const f32,
-    /// What each block's sum starts at, \[rows\]\[blocks\].
+    /// What each block's sum of q8 starts at, \[rows\]\[blocks\]; a sixteenth of it for q4.
     pub(super) offsets: *const i32,
     /// The panel's quants, then its scales.
     pub(super) panel: *const u8,
     pub(super) start: *const f32,
     pub(super) start_stride: usize,
+    /// R of the update; 0 where there is none.
+    pub(super) rank: usize,
+    /// As [`Piece::update`] has it, from the tile's first row on.
+    pub(super) u: *const f32,
+    /// Rows of the piece.
+    pub(super) u_rows: usize,
+    /// \[rank\]\[16\].
+    pub(super) b: *const f32,
     pub(super) y: *mut f32,
     pub(super) y_stride: usize,
+}
+
+/// What a tile over two panels has of the second.
+pub(super) struct Second {
+    /// As [`Tile::panel`].
+    pub(super) panel: *const u8,
+    /// As [`Tile::b`].
+    pub(super) b: *const f32,
+}
+
+impl Tile {
+    /// Where each rank of the update has its values: b's 16, and u's of the first row, from which that
+    /// of row r lies `r · RANKS` on.
+    ///
+    /// # Safety
+    /// The pointers are good for what [`Tile`] says.
+    #[inline(always)]
+    pub(super) unsafe fn ranks(&self) -> impl Iterator<Item = (*const f32, *const f32)> {
+        (0..self.rank).map(|k| {
+            let u = (k / RANKS * self.u_rows) * RANKS + k % RANKS;
+            // SAFETY: the caller's promise.
+            unsafe { (self.b.add(k * PANEL), self.u.add(u)) }
+        })
+    }
 }
 
 /// The compiled pieces of one instruction set.
@@ -50,38 +88,26 @@ pub(super) trait Isa {
     /// # Safety
     /// Every pointer is good for what [`Tile`] says.
     unsafe fn tile(scheme: Scheme, rows: usize, tile: &Tile);
-    /// A tile of 1..=PAIR_ROWS rows of the tile's panel and of `second`, whose outputs follow those of
+    /// A tile of 1..=PAIR_ROWS rows of the tile's panel and of a second, whose outputs follow those of
     /// the first.
     ///
     /// # Safety
     /// As for `tile`, of two panels.
-    unsafe fn pair(_scheme: Scheme, _rows: usize, _tile: &Tile, _second: *const u8) {
+    unsafe fn pair(_scheme: Scheme, _rows: usize, _tile: &Tile, _second: &Second) {
         unreachable!("no tiles over two panels");
     }
     /// [`quantize`].
     ///
     /// # Safety
     /// None beyond the instructions.
-    unsafe fn quantize(
-        x: &[f32],
-        offset: i32,
-        out: &mut [i8],
-        scale: &mut [f32],
-        start: &mut [i32],
-    );
+    unsafe fn quantize(x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]);
 }
 
 /// Quantizes one row: for each block of 32 values the scale max|x| / 127, the values over it rounded
-/// to the nearest (ties to even), and `-offset` times their sum. The last block is padded with zeros.
+/// to the nearest (ties to even), and -128 times their sum. The last block is padded with zeros.
 /// A block that holds a value that is not finite gets the scale NaN, so that it shows in the answer.
 #[inline(always)]
-pub(super) fn quantize(
-    x: &[f32],
-    offset: i32,
-    out: &mut [i8],
-    scales: &mut [f32],
-    starts: &mut [i32],
-) {
+pub(super) fn quantize(x: &[f32], out: &mut [i8], scales: &mut [f32], starts: &mut [i32]) {
     let blocks = out.chunks_exact_mut(BLOCK).zip(scales).zip(starts);
     for (x, ((out, scale), start)) in x.chunks(BLOCK).zip(blocks) {
         let mut block = [0f32; BLOCK];
@@ -107,12 +133,12 @@ pub(super) fn quantize(
             out[i] = q;
             sum += i32::from(q);
         }
-        *start = -offset * sum;
+        *start = -128 * sum;
     }
 }
 
 /// What x becomes for products with q8 or q4 weights: int8 in blocks of 32, each block with its scale
-/// and what its integer sum starts at.
+/// and what its integer sum with q8 weights starts at (a sixteenth of that with q4).
 #[derive(Default)]
 pub(crate) struct Quantized {
     /// Blocks a row.
@@ -126,14 +152,14 @@ pub(crate) struct Quantized {
 }
 
 impl Quantized {
-    /// `rows` rows of zeros.
-    pub(crate) fn zeroed(rows: usize, blocks: usize) -> Quantized {
-        Quantized {
-            blocks,
-            x: vec![0; rows * blocks * BLOCK],
-            scales: vec![0.0; rows * blocks],
-            starts: vec![0; rows * blocks],
-        }
+    /// No rows, of so many blocks.
+    pub(crate) fn empty(blocks: usize) -> Quantized {
+        Quantized { blocks, x: vec![], scales: vec![], starts: vec![] }
+    }
+
+    /// How many rows there are.
+    pub(crate) fn rows(&self) -> usize {
+        self.scales.len().checked_div(self.blocks).unwrap_or(usize::MAX)
     }
 
     /// All rows, in pieces of `rows`.
@@ -155,6 +181,16 @@ impl Quantized {
         let Quantized { blocks, x, scales, starts } = self;
         QuantizedRows { blocks: *blocks, x, scales, starts }
     }
+
+    /// At least `rows` rows: those that it had, then zeros.
+    pub(crate) fn reserve(&mut self, rows: usize) {
+        if self.rows() < rows {
+            let blocks = rows * self.blocks;
+            self.x.resize(blocks * BLOCK, 0);
+            self.scales.resize(blocks, 0.0);
+            self.starts.resize(blocks, 0);
+        }
+    }
 }
 
 /// Rows of a [`Quantized`] side by side.
@@ -165,26 +201,35 @@ pub(crate) struct QuantizedRows<'a> {
     starts: &'a mut [i32],
 }
 
-/// Quantizes the rows of x, `cols` values each, to the first rows of `to`, for weights of `scheme`.
+/// Rows of a product, and what is added to them.
+pub(crate) struct Piece<'a> {
+    pub(crate) rows: Range<usize>,
+    /// u and b (outputs, R), f32: u · bᵀ. For each [`RANKS`] of the R (the last padded) u has
+    /// \[rows\]\[RANKS\].
+    pub(crate) update: Option<(&'a [f32], PackedRef<'a>)>,
+}
+
+impl Piece<'_> {
+    /// To which nothing is added.
+    pub(crate) fn plain(rows: Range<usize>) -> Piece<'static> {
+        Piece { rows, update: None }
+    }
+}
+
+/// Quantizes the rows of x, `cols` values each, to the first rows of `to`.
 ///
 /// # Safety
 /// The processor has the instructions of `I`.
-pub(super) unsafe fn quantize_rows<I: Isa>(
-    scheme: Scheme,
-    x: &[f32],
-    cols: usize,
-    to: QuantizedRows<'_>,
-) {
+pub(super) unsafe fn quantize_rows<I: Isa>(x: &[f32], cols: usize, to: QuantizedRows<'_>) {
     if cols == 0 {
         return;
     }
-    let offset = if scheme == Scheme::Q8 { 128 } else { 8 };
     let blocks = to.blocks;
     let rows = to.x.chunks_exact_mut(blocks * BLOCK);
     let rows = rows.zip(to.scales.chunks_exact_mut(blocks)).zip(to.starts.chunks_exact_mut(blocks));
     for (x, ((out, scales), starts)) in x.chunks_exact(cols).zip(rows) {
         // SAFETY: the processor has the instructions.
-        unsafe { I::quantize(x, offset, out, scales, starts) }
+        unsafe { I::quantize(x, out, scales, starts) }
     }
 }
 
@@ -200,97 +245,127 @@ pub(super) unsafe fn run<I: Isa>(job: &mut Job<'_>) {
         return;
     }
     let m = job.y.len() / outputs;
-    let mut rows = Quantized::zeroed(m.min(ROW_BLOCK), inner.div_ceil(BLOCK));
+    let mut rows = Quantized::empty(inner.div_ceil(BLOCK));
+    rows.reserve(m.min(ROW_BLOCK));
     for (i, y) in job.y.chunks_mut(ROW_BLOCK * outputs).enumerate() {
         let x = &job.x[i * ROW_BLOCK * inner..][..y.len() / outputs * inner];
         // SAFETY: passed on; `rows` holds as many rows as y.
         unsafe {
-            quantize_rows::<I>(w.scheme(), x, inner, rows.all());
-            panels::<I>(w, &rows, job.start, y);
+            quantize_rows::<I>(x, inner, rows.all());
+            panels::<I>(w, &rows, job.start, &[Piece::plain(0..y.len() / outputs)], y);
         }
     }
 }
 
-/// y\[M, rows\] = start + the first M rows of x · Wᵀ.
+/// y\[M, rows\] = start + the first M rows of x · Wᵀ, plus what is added to the pieces. Rows in no
+/// piece are left as they are.
 ///
 /// # Safety
-/// The processor has the instructions of `I`; W is q8 or q4 with as many blocks as x, x has M rows,
-/// and a bias has rows values.
+/// The processor has the instructions of `I`; W is q8 or q4 with as many blocks as x; x has M rows and
+/// no piece goes beyond them; an update's u has R values (padded) for each row of its piece, and its b
+/// is f32 of (rows, R); a bias has rows values.
 pub(super) unsafe fn panels<I: Isa>(
     w: PackedRef<'_>,
     x: &Quantized,
     start: Start<'_>,
+    pieces: &[Piece<'_>],
     y: &mut [f32],
 ) {
     let outputs = w.rows();
     if outputs == 0 || y.is_empty() {
         return;
     }
-    let all = y.len() / outputs;
-    let step = |most: usize| all.div_ceil(all.div_ceil(most));
-    let pairs = if I::PAIR_ROWS > 0 { outputs / PANEL / 2 } else { 0 };
-    let tile = |panel: usize, row: usize, y: &mut [f32]| {
-        let output = panel * PANEL;
-        let mut tile = Tile {
-            blocks: x.blocks,
-            x: x.x[row * x.blocks * BLOCK..].as_ptr(),
-            scales: x.scales[row * x.blocks..].as_ptr(),
-            offsets: x.starts[row * x.blocks..].as_ptr(),
-            panel: w.panel(panel).as_ptr(),
-            start: ZEROS.as_ptr(),
-            start_stride: 0,
-            y: y[row * outputs + output..].as_mut_ptr(),
-            y_stride: outputs,
-        };
+    let paired = if I::PAIR_ROWS > 0 { outputs / PANEL / 2 * 2 } else { 0 };
+    let pairs = (0..paired).step_by(2).map(|panel| (panel, I::PAIR_ROWS));
+    let single = (paired..outputs.div_ceil(PANEL)).map(|panel| (panel, I::ROWS));
+    for (panel, most) in pairs.chain(single) {
+        for piece in pieces.iter().filter(|p| !p.rows.is_empty()) {
+            let all = piece.rows.len();
+            let step = all.div_ceil(all.div_ceil(most));
+            for first in (0..all).step_by(step) {
+                let rows = piece.rows.start + first..piece.rows.start + all.min(first + step);
+                let mut tile = Tile {
+                    blocks: x.blocks,
+                    x: x.x[rows.start * x.blocks * BLOCK..].as_ptr(),
+                    scales: x.scales[rows.start * x.blocks..].as_ptr(),
+                    offsets: x.starts[rows.start * x.blocks..].as_ptr(),
+                    panel: w.panel(panel).as_ptr(),
+                    start: ZEROS.as_ptr(),
+                    start_stride: 0,
+                    rank: 0,
+                    u: ZEROS.as_ptr(),
+                    u_rows: all,
+                    b: ZEROS.as_ptr(),
+                    y: std::ptr::null_mut(),
+                    y_stride: outputs,
+                };
+                if let Some((u, b)) = piece.update {
+                    tile.rank = b.cols();
+                    tile.u = u[first * RANKS..].as_ptr();
+                    tile.b = b.panel(panel).as_ptr().cast();
+                }
+                let second = (panel < paired).then(|| Second {
+                    panel: w.panel(panel + 1).as_ptr(),
+                    b: match piece.update {
+                        Some((_, b)) => b.panel(panel + 1).as_ptr().cast(),
+                        None => ZEROS.as_ptr(),
+                    },
+                });
+                // SAFETY: x, u and y hold these rows, the panels their blocks and ranks.
+                unsafe { run_tile::<I>(w.scheme(), rows, panel * PANEL, tile, second, start, y) }
+            }
+        }
+    }
+}
+
+/// One tile, of outputs `output..`, or one over two panels, both whole.
+///
+/// # Safety
+/// As [`Isa::tile`] or [`Isa::pair`], but for start and y, which are set here: y holds these rows.
+#[inline(always)]
+unsafe fn run_tile<I: Isa>(
+    scheme: Scheme,
+    rows: Range<usize>,
+    output: usize,
+    mut tile: Tile,
+    second: Option<Second>,
+    start: Start<'_>,
+    y: &mut [f32],
+) {
+    let (count, outputs) = (rows.len(), tile.y_stride);
+    let lanes = PANEL.min(outputs - output);
+    if lanes == PANEL {
+        tile.y = y[rows.start * outputs + output..].as_mut_ptr();
         match start {
             Start::Zero => {}
             Start::Bias(bias) => tile.start = bias[output..].as_ptr(),
             Start::Keep => (tile.start, tile.start_stride) = (tile.y, tile.y_stride),
         }
-        tile
-    };
-    for panel in (0..2 * pairs).step_by(2) {
-        let step = step(I::PAIR_ROWS);
-        for row in (0..all).step_by(step) {
-            let tile = tile(panel, row, y);
-            // SAFETY: x and y hold these rows from here on, both panels `blocks` blocks and 16 outputs.
-            unsafe {
-                I::pair(w.scheme(), step.min(all - row), &tile, w.panel(panel + 1).as_ptr());
+        // SAFETY: the caller's promise.
+        return unsafe {
+            match second {
+                Some(second) => I::pair(scheme, count, &tile, &second),
+                None => I::tile(scheme, count, &tile),
             }
+        };
+    }
+    // The last outputs fill part of a panel only: through a whole tile on the stack.
+    let mut whole = [0f32; MAX_ROWS * PANEL];
+    for (row, whole) in rows.clone().zip(whole.chunks_exact_mut(PANEL)) {
+        let from = row * outputs + output;
+        match start {
+            Start::Zero => {}
+            Start::Bias(bias) => whole[..lanes].copy_from_slice(&bias[output..]),
+            Start::Keep => whole[..lanes].copy_from_slice(&y[from..from + lanes]),
         }
     }
-    for panel in 2 * pairs..outputs.div_ceil(PANEL) {
-        let output = panel * PANEL;
-        let lanes = PANEL.min(outputs - output);
-        let step = step(I::ROWS);
-        for row in (0..all).step_by(step) {
-            let count = step.min(all - row);
-            let at = row * outputs + output;
-            let mut tile = tile(panel, row, y);
-            if lanes == PANEL {
-                // SAFETY: x and y hold `count` rows from here on, the panel `blocks` blocks.
-                unsafe { I::tile(w.scheme(), count, &tile) }
-                continue;
-            }
-            // The last outputs fill part of a panel only: through a whole tile on the stack.
-            let mut whole = [0f32; MAX_ROWS * PANEL];
-            for (i, whole) in whole.chunks_exact_mut(PANEL).enumerate().take(count) {
-                let from = at + i * outputs;
-                match start {
-                    Start::Zero => {}
-                    Start::Bias(bias) => whole[..lanes].copy_from_slice(&bias[output..]),
-                    Start::Keep => whole[..lanes].copy_from_slice(&y[from..from + lanes]),
-                }
-            }
-            (tile.y, tile.y_stride) = (whole.as_mut_ptr(), PANEL);
-            (tile.start, tile.start_stride) = (tile.y, PANEL);
-            // SAFETY: `whole` holds MAX_ROWS rows of a panel.
-            unsafe { I::tile(w.scheme(), count, &tile) }
-            for (i, whole) in whole.chunks_exact(PANEL).enumerate().take(count) {
-                let to = at + i * outputs;
-                y[to..to + lanes].copy_from_slice(&whole[..lanes]);
-            }
-        }
+    (tile.y, tile.y_stride) = (whole.as_mut_ptr(), PANEL);
+    (tile.start, tile.start_stride) = (tile.y, PANEL);
+    // SAFETY: `whole` holds MAX_ROWS rows of a panel.
+    unsafe { I::tile(scheme, count, &tile) }
+    for (row, whole) in rows.zip(whole.chunks_exact(PANEL)) {
+        let to = row * outputs + output;
+        y[to..to + lanes].copy_from_slice(&whole[..lanes]);
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::super::Scheme;
 use super::super::layout::{PANEL, SCALES, block_bytes};
-use super::integer::{Isa, Tile, quantize};
+use super::integer::{Isa, RANKS, Tile, quantize};
 use super::neon::f16_quad;
 use std::arch::aarch64::*;
 use std::arch::asm;
@@ -47,14 +47,8 @@ macro_rules! isa {
                 }
             }
 
-            unsafe fn quantize(
-                x: &[f32],
-                offset: i32,
-                out: &mut [i8],
-                scale: &mut [f32],
-                start: &mut [i32],
-            ) {
-                quantize(x, offset, out, scale, start);
+            unsafe fn quantize(x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
+                quantize(x, out, scale, start);
             }
         }
     };
@@ -103,11 +97,17 @@ unsafe fn scaled(sums: float32x4_t, ints: int32x4_t, w: float32x4_t, x: *const f
 /// [`Tile`]'s pointers hold `R` rows; `quarter` < 4.
 #[inline(always)]
 unsafe fn widened<const Q4: bool, const R: usize>(t: &Tile, quarter: usize) {
-    // SAFETY: start, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
+    // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
         let mut sums = [vdupq_n_f32(0.0); R];
         for r in 0..R {
             sums[r] = vld1q_f32(t.start.add(r * t.start_stride + 4 * quarter));
+        }
+        for (b, u) in t.ranks() {
+            let b = vld1q_f32(b.add(4 * quarter));
+            for r in 0..R {
+                sums[r] = vfmaq_n_f32(sums[r], b, *u.add(r * RANKS));
+            }
         }
         let w_scales = t.panel.add(t.blocks * quant_bytes::<Q4>() + 8 * quarter);
         for b in 0..t.blocks {
@@ -135,7 +135,7 @@ unsafe fn widened<const Q4: bool, const R: usize>(t: &Tile, quarter: usize) {
                 let at = r * t.blocks + b;
                 let mut ints = vpaddq_s32(wide[r][0], wide[r][1]);
                 if Q4 {
-                    ints = vaddq_s32(ints, vdupq_n_s32(*t.offsets.add(at)));
+                    ints = vaddq_s32(ints, vdupq_n_s32(*t.offsets.add(at) >> 4));
                 }
                 sums[r] = scaled(sums[r], ints, w_scale, t.scales.add(at));
             }
@@ -193,7 +193,7 @@ unsafe fn dot_group<const Q4: bool, const R: usize, const GROUP: usize>(
 /// The processor has dot products; [`Tile`]'s pointers hold `R` rows; `part` < 2.
 #[inline(always)]
 unsafe fn dotted<const Q4: bool, const R: usize>(t: &Tile, part: usize) {
-    // SAFETY: start, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
+    // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
         let mut sums = load_starts::<R>(t, part);
         let w_scales = t.panel.add(t.blocks * quant_bytes::<Q4>() + 16 * part);
@@ -202,7 +202,7 @@ unsafe fn dotted<const Q4: bool, const R: usize>(t: &Tile, part: usize) {
             let mut ints = [[vdupq_n_s32(0); 2]; R];
             if Q4 {
                 for r in 0..R {
-                    ints[r] = [vdupq_n_s32(*t.offsets.add(r * t.blocks + b)); 2];
+                    ints[r] = [vdupq_n_s32(*t.offsets.add(r * t.blocks + b) >> 4); 2];
                 }
             }
             for columns in 0..2 {
@@ -227,15 +227,23 @@ unsafe fn dotted<const Q4: bool, const R: usize>(t: &Tile, part: usize) {
     }
 }
 
-/// What eight rows of the panel start at, for each of R rows.
+/// What eight rows of the panel start at, for each of R rows: the update is in it.
 #[inline(always)]
 unsafe fn load_starts<const R: usize>(t: &Tile, part: usize) -> [[float32x4_t; 2]; R] {
-    // SAFETY: start holds R rows of a panel.
+    // SAFETY: start and u hold R rows, b its ranks of a panel.
     unsafe {
         let mut sums = [[vdupq_n_f32(0.0); 2]; R];
         for r in 0..R {
             let from = t.start.add(r * t.start_stride + part * PANEL / 2);
             sums[r] = [vld1q_f32(from), vld1q_f32(from.add(4))];
+        }
+        for (b, u) in t.ranks() {
+            let b = b.add(part * PANEL / 2);
+            let b = [vld1q_f32(b), vld1q_f32(b.add(4))];
+            for r in 0..R {
+                let u = *u.add(r * RANKS);
+                sums[r] = [vfmaq_n_f32(sums[r][0], b[0], u), vfmaq_n_f32(sums[r][1], b[1], u)];
+            }
         }
         sums
     }
@@ -277,7 +285,7 @@ unsafe fn smmla(acc: &mut int32x4_t, x: int8x16_t, w: int8x16_t) {
 /// The processor has matrix products of bytes; [`Tile`]'s pointers hold `R` rows; `part` < 2.
 #[inline(always)]
 unsafe fn multiplied<const Q4: bool, const R: usize>(t: &Tile, part: usize) {
-    // SAFETY: start, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
+    // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
         let mut sums = load_starts::<R>(t, part);
         let w_scales = t.panel.add(t.blocks * quant_bytes::<Q4>() + 16 * part);
@@ -315,7 +323,7 @@ unsafe fn multiplied<const Q4: bool, const R: usize>(t: &Tile, part: usize) {
                     };
                     let mut row = vreinterpretq_s32_s64(row);
                     if Q4 {
-                        row = vaddq_s32(row, vdupq_n_s32(*t.offsets.add(r * t.blocks + b)));
+                        row = vaddq_s32(row, vdupq_n_s32(*t.offsets.add(r * t.blocks + b) >> 4));
                     }
                     sums[r][i] = scaled(sums[r][i], row, w_scale, t.scales.add(r * t.blocks + b));
                 }

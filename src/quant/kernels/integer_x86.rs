@@ -2,7 +2,7 @@
 
 use super::super::Scheme;
 use super::super::layout::{PANEL, SCALES, block_bytes};
-use super::integer::{Isa, Tile, quantize};
+use super::integer::{Isa, RANKS, Second, Tile, quantize};
 use std::arch::x86_64::*;
 
 /// vpdpbusd on registers of a whole panel.
@@ -45,9 +45,9 @@ impl Isa for Avx512Vnni {
         }
     }
 
-    unsafe fn pair(scheme: Scheme, rows: usize, t: &Tile, second: *const u8) {
+    unsafe fn pair(scheme: Scheme, rows: usize, t: &Tile, second: &Second) {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-        unsafe fn inner<const Q4: bool>(rows: usize, t: &Tile, second: *const u8) {
+        unsafe fn inner<const Q4: bool>(rows: usize, t: &Tile, second: &Second) {
             // SAFETY: the caller's promise.
             unsafe {
                 match rows {
@@ -70,21 +70,15 @@ impl Isa for Avx512Vnni {
         }
     }
 
-    unsafe fn quantize(
-        x: &[f32],
-        offset: i32,
-        out: &mut [i8],
-        scale: &mut [f32],
-        start: &mut [i32],
-    ) {
+    unsafe fn quantize(x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
         // SAFETY: the trait's contract.
-        unsafe { quantize_16(x, offset, out, scale, start) }
+        unsafe { quantize_16(x, out, scale, start) }
     }
 }
 
 /// As [`quantize`], 16 values at a time.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn quantize_16(x: &[f32], offset: i32, out: &mut [i8], scales: &mut [f32], starts: &mut [i32]) {
+fn quantize_16(x: &[f32], out: &mut [i8], scales: &mut [f32], starts: &mut [i32]) {
     let blocks = out.chunks_exact_mut(32).zip(scales).zip(starts);
     for (x, ((out, scale), start)) in x.chunks(32).zip(blocks) {
         let low = u16::MAX >> 16usize.saturating_sub(x.len());
@@ -112,7 +106,7 @@ fn quantize_16(x: &[f32], offset: i32, out: &mut [i8], scales: &mut [f32], start
                 _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
             let sums = _mm_add_epi32(sums, _mm_shuffle_epi32::<0b01_00_11_10>(sums));
             let sums = _mm_add_epi32(sums, _mm_shuffle_epi32::<0b10_11_00_01>(sums));
-            *start = -offset * _mm_cvtsi128_si32(sums);
+            *start = -128 * _mm_cvtsi128_si32(sums);
         }
     }
 }
@@ -123,11 +117,18 @@ fn quantize_16(x: &[f32], offset: i32, out: &mut [i8], scales: &mut [f32], start
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn vnni<const Q4: bool, const R: usize>(t: &Tile) {
     let quants = block_bytes(if Q4 { Scheme::Q4 } else { Scheme::Q8 });
-    // SAFETY: start, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
+    // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); R];
         for r in 0..R {
             sums[r] = _mm512_loadu_ps(t.start.add(r * t.start_stride));
+        }
+        for (b, u) in t.ranks() {
+            let b = _mm512_loadu_ps(b);
+            for r in 0..R {
+                let u = _mm512_set1_ps(*u.add(r * RANKS));
+                sums[r] = _mm512_fmadd_ps(u, b, sums[r]);
+            }
         }
         let w_scales = t.panel.add(t.blocks * quants);
         for b in 0..t.blocks {
@@ -151,6 +152,9 @@ unsafe fn vnni<const Q4: bool, const R: usize>(t: &Tile) {
                 let at = r * t.blocks + b;
                 let x = t.x.add(at * 32).cast::<i32>();
                 let mut ints = _mm512_set1_epi32(*t.offsets.add(at));
+                if Q4 {
+                    ints = _mm512_srai_epi32::<4>(ints);
+                }
                 for g in 0..8 {
                     let x = _mm512_set1_epi32(x.add(g).read_unaligned());
                     ints = _mm512_dpbusd_epi32(ints, w[g], x);
@@ -170,18 +174,28 @@ unsafe fn vnni<const Q4: bool, const R: usize>(t: &Tile) {
 /// a register.
 ///
 /// # Safety
-/// As for [`vnni`]; `second` is a panel as `t.panel` is, and start and y hold 32 values a row.
+/// As for [`vnni`]; `second` is good for what the tile's panel and b are, and start and y hold 32 values
+/// a row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn vnni_pair<const Q4: bool, const R: usize>(t: &Tile, second: *const u8) {
+unsafe fn vnni_pair<const Q4: bool, const R: usize>(t: &Tile, second: &Second) {
     let quants = block_bytes(if Q4 { Scheme::Q4 } else { Scheme::Q8 });
-    let panels = [t.panel, second];
-    // SAFETY: start, x and y hold R rows; a panel holds `blocks` blocks of quants, then of scales.
+    let panels = [t.panel, second.panel];
+    // SAFETY: start, u, x and y hold R rows; a panel holds `blocks` blocks of quants, then of scales.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; R];
         for r in 0..R {
             for p in 0..2 {
                 sums[r][p] = _mm512_loadu_ps(t.start.add(r * t.start_stride + p * PANEL));
+            }
+        }
+        for (k, (b, u)) in t.ranks().enumerate() {
+            let b = [_mm512_loadu_ps(b), _mm512_loadu_ps(second.b.add(k * PANEL))];
+            for r in 0..R {
+                let u = _mm512_set1_ps(*u.add(r * RANKS));
+                for p in 0..2 {
+                    sums[r][p] = _mm512_fmadd_ps(u, b[p], sums[r][p]);
+                }
             }
         }
         let low = _mm512_set1_epi8(15);
@@ -191,7 +205,8 @@ unsafe fn vnni_pair<const Q4: bool, const R: usize>(t: &Tile, second: *const u8)
         for b in 0..t.blocks {
             let mut ints = [[_mm512_setzero_si512(); 2]; R];
             for r in 0..R {
-                ints[r] = [_mm512_set1_epi32(*t.offsets.add(r * t.blocks + b)); 2];
+                let offset = _mm512_set1_epi32(*t.offsets.add(r * t.blocks + b));
+                ints[r] = [if Q4 { _mm512_srai_epi32::<4>(offset) } else { offset }; 2];
             }
             let from = panels.map(|panel| panel.add(b * quants));
             for v in 0..vectors {
@@ -263,19 +278,13 @@ impl Isa for Avx2 {
         }
     }
 
-    unsafe fn quantize(
-        x: &[f32],
-        offset: i32,
-        out: &mut [i8],
-        scale: &mut [f32],
-        start: &mut [i32],
-    ) {
+    unsafe fn quantize(x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
         #[target_feature(enable = "avx2,fma,f16c")]
-        fn inner(x: &[f32], offset: i32, out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
-            quantize(x, offset, out, scale, start);
+        fn inner(x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
+            quantize(x, out, scale, start);
         }
         // SAFETY: the trait's contract.
-        unsafe { inner(x, offset, out, scale, start) }
+        unsafe { inner(x, out, scale, start) }
     }
 }
 
@@ -290,11 +299,18 @@ impl Isa for Avx2 {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn maddubs<const Q4: bool, const R: usize>(t: &Tile, half: usize) {
     let quants = block_bytes(if Q4 { Scheme::Q4 } else { Scheme::Q8 });
-    // SAFETY: start, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
+    // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
         let mut sums = [_mm256_setzero_ps(); R];
         for r in 0..R {
             sums[r] = _mm256_loadu_ps(t.start.add(r * t.start_stride + half * PANEL / 2));
+        }
+        for (b, u) in t.ranks() {
+            let b = _mm256_loadu_ps(b.add(half * PANEL / 2));
+            for r in 0..R {
+                let u = _mm256_set1_ps(*u.add(r * RANKS));
+                sums[r] = _mm256_fmadd_ps(u, b, sums[r]);
+            }
         }
         let ones = _mm256_set1_epi16(1);
         let w_scales = t.panel.add(t.blocks * quants + half * SCALES / 2);
@@ -320,6 +336,7 @@ unsafe fn maddubs<const Q4: bool, const R: usize>(t: &Tile, half: usize) {
                 }
                 for r in 0..R {
                     let offset = _mm256_set1_epi32(*t.offsets.add(r * t.blocks + b));
+                    let offset = _mm256_srai_epi32::<4>(offset);
                     ints[r] = _mm256_add_epi32(_mm256_madd_epi16(ints[r], ones), offset);
                 }
             } else {

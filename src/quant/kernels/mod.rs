@@ -36,7 +36,8 @@ pub(crate) use dense::Dense;
 pub(crate) use depthwise::{Line, Run, Tap};
 use float::{Isa, Tile};
 pub(crate) use float::{Job, Start};
-pub(crate) use integer::{Quantized, QuantizedRows};
+use integer::QuantizedRows;
+pub(crate) use integer::{Piece, Quantized, RANKS};
 
 type Product = unsafe fn(&mut Job<'_>);
 
@@ -44,8 +45,8 @@ type Product = unsafe fn(&mut Job<'_>);
 pub(super) struct Integers {
     /// Quantizes x, block by block, and multiplies.
     product: Product,
-    quantize: unsafe fn(Scheme, &[f32], usize, QuantizedRows<'_>),
-    panels: unsafe fn(PackedRef<'_>, &Quantized, Start<'_>, &mut [f32]),
+    quantize: unsafe fn(&[f32], usize, QuantizedRows<'_>),
+    panels: unsafe fn(PackedRef<'_>, &Quantized, Start<'_>, &[Piece<'_>], &mut [f32]),
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -99,18 +100,29 @@ impl Kernels {
     pub(crate) fn product(&self, job: &mut Job<'_>) {
         check(job, job.w.rows(), job.w.cols());
         let run = match &self.integers {
-            Some(integers) if !job.w.keeps_inputs() => integers.product,
+            Some(integers) if self.quantizes(job.w) => integers.product,
             _ => self.products,
         };
         // SAFETY: the processor has the instructions (`self` exists); lengths are checked.
         unsafe { run(job) }
     }
 
-    /// Rows of x as the products with `w` take them, if integer kernels would run those.
-    pub(crate) fn quantized(&self, w: PackedRef<'_>, x: &[f32], cols: usize) -> Option<Quantized> {
-        let integers = self.integers.as_ref().filter(|_| !w.keeps_inputs())?;
+    /// Whether products with `w` quantize their inputs.
+    pub(crate) fn quantizes(&self, w: PackedRef<'_>) -> bool {
+        self.integers.is_some() && !w.keeps_inputs()
+    }
+
+    /// Rows of x, `cols` values each, to the first rows of `to`, which grows if it has fewer.
+    ///
+    /// # Panics
+    /// If these kernels have none for integers, or the blocks of `to` are not those of `cols`.
+    pub(crate) fn quantize(&self, x: &[f32], cols: usize, to: &mut Quantized) {
         let rows = x.len().checked_div(cols).unwrap_or(0);
-        let mut to = Quantized::zeroed(rows, cols.div_ceil(BLOCK));
+        assert_eq!(to.blocks, cols.div_ceil(BLOCK), "a row has blocks of 32");
+        to.reserve(rows);
+        let Some(integers) = &self.integers else {
+            unreachable!("'{}' has no integer kernels", self.name)
+        };
         // A value takes about as long as sixteen multiply-adds.
         let threads = threads_for(x.len().saturating_mul(16));
         let step = piece(threads, rows);
@@ -121,13 +133,13 @@ impl Kernels {
             || (),
             |(), (to, x)| {
                 // SAFETY: the processor has the instructions.
-                unsafe { (integers.quantize)(w.scheme(), x, cols, to) }
+                unsafe { (integers.quantize)(x, cols, to) }
             },
         );
-        Some(to)
     }
 
-    /// y\[M, rows\] = start + the first M rows of x · Wᵀ.
+    /// y\[M, rows\] = start + the first M rows of x · Wᵀ, plus what is added to the pieces. Rows in no
+    /// piece are left as they are.
     ///
     /// # Panics
     /// If these kernels have none for integers, if W is not q8 or q4, or if lengths don't fit.
@@ -136,20 +148,28 @@ impl Kernels {
         w: PackedRef<'_>,
         x: &Quantized,
         start: Start<'_>,
+        pieces: &[Piece<'_>],
         y: &mut [f32],
     ) {
         let m = y.len().checked_div(w.rows()).unwrap_or(0);
         assert_eq!(y.len(), m * w.rows(), "y has M rows");
         assert!(matches!(w.scheme(), Scheme::Q8 | Scheme::Q4));
         assert_eq!(x.blocks, w.cols().div_ceil(BLOCK), "x has the blocks of W");
-        assert!(x.x.len() >= m * x.blocks * BLOCK);
-        assert!(x.scales.len() >= m * x.blocks && x.starts.len() >= m * x.blocks);
+        assert!(x.rows() >= m, "x has M rows");
+        for piece in pieces {
+            assert!(piece.rows.end <= m, "a piece lies inside the rows");
+            if let Some((u, b)) = piece.update {
+                let ranks = b.cols().next_multiple_of(RANKS);
+                assert_eq!(u.len(), piece.rows.len() * ranks, "u has R values a row");
+                assert!(b.scheme() == Scheme::F32 && b.rows() == w.rows(), "b is (outputs, R)");
+            }
+        }
         if let Start::Bias(bias) = start {
             assert_eq!(bias.len(), w.rows(), "a bias has one value an output");
         }
         match &self.integers {
             // SAFETY: the processor has the instructions; lengths are checked.
-            Some(integers) => unsafe { (integers.panels)(w, x, start, y) },
+            Some(integers) => unsafe { (integers.panels)(w, x, start, pieces, y) },
             None => unreachable!("'{}' has no integer kernels", self.name),
         }
     }
