@@ -74,7 +74,7 @@ name = "kernels"
 edition = "2024"
 [workspace]
 [dependencies]
-$(sed -n '/^\[dependencies\]/,/^$/p' Cargo.toml | grep -E '^(half|serde) = ')
+$(sed -n '/^\[dependencies\]/,/^$/p' Cargo.toml | grep -E '^(half|rayon-core|serde) = ')
 $(sed -n '/^\[profile.dev\]/,/^$/p' Cargo.toml)
 MANIFEST
     # Cargo takes from it the versions that this crate needs.
