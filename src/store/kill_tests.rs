@@ -10,8 +10,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Kills, unless `OFFSHOOT_TEST_KILLS` says otherwise.
-const KILLS: usize = 1000;
+/// Kills, unless `OFFSHOOT_TEST_KILLS` says otherwise, and microseconds that the longest lives.
+const KILLS: (usize, usize) = (1000, 40_000);
+/// The same on an emulated processor, which starts in seconds.
+const KILLS_EMULATED: (usize, usize) = (60, 1_000_000);
 
 /// Runs in children started by the test below; alone it does nothing. It works until it is killed,
 /// and says before and after each change what it is.
@@ -146,8 +148,10 @@ impl Known {
 
 #[test]
 fn a_killed_writer_loses_nothing_acknowledged() {
+    let emulated = std::env::var_os("OFFSHOOT_EMULATED_CPU").is_some();
+    let (enough, life) = if emulated { KILLS_EMULATED } else { KILLS };
     let kills = std::env::var("OFFSHOOT_TEST_KILLS").ok().and_then(|n| n.parse().ok());
-    let kills: usize = kills.unwrap_or(KILLS);
+    let kills: usize = kills.unwrap_or(enough);
     let shm = Path::new("/dev/shm");
     let dir = match shm.is_dir() {
         true => tempfile::tempdir_in(shm).unwrap(),
@@ -179,7 +183,7 @@ fn a_killed_writer_loses_nothing_acknowledged() {
             assert_eq!(out.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
             said.push(byte[0]);
         }
-        std::thread::sleep(Duration::from_micros(dice.below(40_000) as u64));
+        std::thread::sleep(Duration::from_micros(dice.below(life) as u64));
         child.kill().unwrap();
         out.read_to_end(&mut said).unwrap();
         let mut complaint = String::new();
@@ -195,7 +199,7 @@ fn a_killed_writer_loses_nothing_acknowledged() {
         }
     }
     println!("{kills} kills: {:?}", known.within);
-    if kills >= KILLS {
+    if kills >= enough {
         assert!(known.within["forgetting"] > 0 && known.within["between"] > 0);
     }
 }

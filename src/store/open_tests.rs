@@ -288,12 +288,17 @@ fn a_folder_without_rights_is_an_error() {
         }
         std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
         set(&program, 0o755);
-        let child = command
+        command
             .args(["--exact", "store::open_tests::without_rights_child", "--nocapture"])
             .env("OFFSHOOT_TEST_NO_RIGHTS", &root)
-            .current_dir("/")
-            .output()
-            .unwrap();
+            .current_dir("/");
+        let child = loop {
+            match command.output() {
+                // A child that another test is just starting still has the copy open for writing.
+                Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => continue,
+                started => break started.unwrap(),
+            }
+        };
         let said = String::from_utf8_lossy(&child.stdout);
         assert!(said.contains("refused: "), "{mode:o}: {said}");
         set(&root, 0o700);

@@ -10,6 +10,12 @@ use std::collections::HashMap;
 use std::path::Path;
 
 const STEPS: usize = 20;
+/// An emulated processor takes minutes for each.
+const STEPS_EMULATED: usize = 2;
+
+fn steps() -> usize {
+    if std::env::var_os("OFFSHOOT_EMULATED_CPU").is_some() { STEPS_EMULATED } else { STEPS }
+}
 
 struct Reference(HashMap<String, Array>);
 
@@ -80,7 +86,7 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 
 /// The largest difference of a step's loss.
 fn losses(trainer: &mut Trainer, reference: &Reference) -> f32 {
-    let steps = (0..STEPS).map(|step| {
+    let steps = (0..steps()).map(|step| {
         let loss = trainer.step(&reference.batch(step), 1e-3).unwrap();
         (loss - reference.losses()[step]).abs()
     });
@@ -102,6 +108,9 @@ fn minilm_trains_as_pytorch_does() {
     }
     let loss = losses(&mut trainer, &reference);
     assert!(loss < 1e-3, "losses differ by {loss}");
+    if steps() < STEPS {
+        return;
+    }
     let mut moved = 0f64;
     for (name, values) in trainer.parameters() {
         let off = distance(values, reference.tensor("after20", name));

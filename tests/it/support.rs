@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// Longest a command may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest a command may take. An emulated processor is some twenty times slower.
+pub fn patience() -> Duration {
+    let emulated = std::env::var_os("OFFSHOOT_EMULATED_CPU").is_some();
+    Duration::from_secs(if emulated { 1200 } else { 60 })
+}
 
 /// The repository's file.
 pub fn repo(path: &str) -> PathBuf {
@@ -113,7 +116,7 @@ pub fn done(mut command: Command) -> Done {
     let done =
         Done { code: status.code().unwrap_or(-1), stdout: text(stdout), stderr: text(stderr) };
     assert!(status.code().is_some(), "{command:?} ended by {status}: {done:?}");
-    assert!(start.elapsed() < PATIENCE, "{command:?} took {:?}", start.elapsed());
+    assert!(start.elapsed() < patience(), "{command:?} took {:?}", start.elapsed());
     done
 }
 
