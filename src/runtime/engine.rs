@@ -3,7 +3,7 @@
 use super::convert::{constant, to_array, to_tensor};
 use crate::adapter::{Adapter, Bound, bind};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fs::{available_bytes, keep_freed_memory};
+use crate::fs::{available_bytes, prepare_heap};
 use crate::graph::{
     ActiveAdapter, FrozenWeights, RowAdapters, WeightSource, bind_dims, fuse, optimized,
     read_graph, shared_macs, tract_error,
@@ -78,7 +78,7 @@ impl Engine {
     /// ([`ErrorKind::Usage`]).
     pub fn new(base: Base) -> Result<Engine> {
         check_kernels()?;
-        keep_freed_memory();
+        prepare_heap();
         if available_bytes().is_some_and(|free| free / 2 > base.file_len()) {
             base.will_need();
         }

@@ -18,7 +18,6 @@ mod tests;
 
 use tract_core::internal::*;
 use tract_core::ops::binary::TypedBinOp;
-use tract_core::ops::cast::Cast;
 
 /// A named rewriting.
 pub struct Rule {
@@ -31,7 +30,6 @@ pub struct Rule {
 
 /// All rules, in the order in which they are tried.
 pub const RULES: &[Rule] = &[
-    Rule { name: "same-type-cast", apply: same_type_cast },
     Rule { name: "gelu-of-erf", apply: gelu::of_erf },
     Rule { name: "layer-norm", apply: layer_norm::layer_norm },
     Rule { name: "layer-norm-scale", apply: layer_norm::scale },
@@ -63,11 +61,13 @@ const MAX_PASSES: usize = 100;
 
 fn fuse_with(rules: &[Rule], mut model: TypedModel) -> TractResult<(TypedModel, Matches)> {
     let mut counts = vec![0; rules.len()];
+    model.compact()?;
     for _ in 0..MAX_PASSES {
         let mut found = 0;
         for (rule, count) in rules.iter().zip(&mut counts) {
             let mut matched = 0;
-            for id in model.eval_order()? {
+            // Compact graphs lie in the order in which they run; patches add at the end.
+            for id in 0..model.nodes.len() {
                 let node = model.node(id);
                 // A patch before this one may have left it without readers.
                 let read = node.outputs.iter().any(|o| !o.successors.is_empty())
@@ -94,15 +94,6 @@ fn fuse_with(rules: &[Rule], mut model: TypedModel) -> TractResult<(TypedModel, 
         }
     }
     bail!("the rules of fusing found no end after {MAX_PASSES} passes")
-}
-
-/// A cast to the type that the value has already: reading a graph's text leaves many.
-fn same_type_cast(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
-    let Some(cast) = node.op_as::<Cast>() else { return Ok(None) };
-    if model.outlet_fact(node.inputs[0])?.datum_type != cast.to {
-        return Ok(None);
-    }
-    TypedModelPatch::shunt_one_op(model, node)
 }
 
 /// The value that all elements of an outlet have, if it is a float constant.

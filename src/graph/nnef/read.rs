@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use tract_core::internal::{Tensor, TractError, TypedModel};
+use tract_core::internal::{Tensor, TractError, TractResult, TypedModel};
+use tract_core::ops::cast::Cast;
 use tract_nnef::ast::{Identifier, ProtoModel};
 use tract_nnef::internal::{Registry, Resource};
 
@@ -27,11 +28,12 @@ pub fn read_graph(
     weights: &FrozenWeights,
 ) -> Result<TypedModel> {
     let proto = proto_model(text, constants, weights)?;
-    let common = standard::common().map_err(|e| translation(&e))?;
+    let common = standard::common(text).map_err(|e| translation(&e))?;
     let model = match translated(&proto, common) {
         Ok(model) => model,
         Err(_) => translated(&proto, tract_nnef::ops::tract_nnef())?,
     };
+    let model = without_idle_casts(model).map_err(|e| translation(&e))?;
     let names: Vec<&str> = model.inputs.iter().map(|i| model.nodes[i.node].name.as_str()).collect();
     let stated: Vec<&str> = proto.doc.graph_def.parameters.iter().map(|p| p.0.as_str()).collect();
     if names != stated {
@@ -74,6 +76,28 @@ pub(super) fn translated(proto: &ProtoModel, standard: Registry) -> Result<Typed
         let translated = framework(standard, vec![]).translate(proto, TypedModel::default());
         translated.map_err(|(_, e)| translation(&e))
     })?
+}
+
+/// tract's reader casts both sides of each binary operator, mostly to the type that they have.
+fn without_idle_casts(mut model: TypedModel) -> TractResult<TypedModel> {
+    for id in 0..model.nodes.len() {
+        let node = &model.nodes[id];
+        let Some(cast) = node.op_as::<Cast>() else { continue };
+        let from = node.inputs[0];
+        let idle = model.outlet_fact(from)?.datum_type == cast.to;
+        if !idle || model.outputs.iter().any(|o| o.node == id) {
+            continue;
+        }
+        let readers = std::mem::take(&mut model.nodes[id].outputs[0].successors);
+        for reader in &readers {
+            model.nodes[reader.node].inputs[reader.slot] = from;
+        }
+        let successors = &mut model.nodes[from.node].outputs[from.slot].successors;
+        successors.retain(|s| s.node != id);
+        successors.extend(readers);
+    }
+    model.compact()?;
+    Ok(model)
 }
 
 /// tract's translator panics on some damaged texts.

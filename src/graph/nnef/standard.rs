@@ -3,72 +3,125 @@
 //! tract's own registry of them parses NNEF's standard library each time it is made, which takes
 //! longer than reading a base. This one knows less: what fails with it is read with tract's.
 
-use tract_core::internal::format_err;
 use tract_core::ops::{logic, math, nn};
+use tract_nnef::ast::FragmentDef;
 use tract_nnef::ast::parse::parse_fragments;
 use tract_nnef::internal::{Registry, ToTract, TractResult};
 use tract_nnef::ops::nnef::deser;
 
-/// As they stand in tract's `stdlib.nnef`, those that tract builds itself without their bodies.
-const DECLARATIONS: &str = "
-fragment external<? = scalar>( shape: integer[] ) -> ( output: tensor<?> );
-fragment variable<? = scalar>( shape: integer[], label: string ) -> ( output: tensor<?> );
-fragment reshape<?>( input: tensor<?>, shape: integer[], axis_start: integer = 0, axis_count: integer = -1 ) -> ( output: tensor<?> );
-fragment transpose<?>( input: tensor<?>, axes: integer[] ) -> ( output: tensor<?> );
-fragment concat<?>( values: tensor<?>[], axis: integer ) -> ( value: tensor<?> );
-fragment slice<?>( input: tensor<?>, axes: integer[], begin: integer[], end: integer[] ) -> ( output: tensor<?> );
-fragment squeeze<?>( input: tensor<?>, axes: integer[] ) -> ( output: tensor<?> );
-fragment unsqueeze<?>( input: tensor<?>, axes: integer[] ) -> ( output: tensor<?> );
-fragment pad( input: tensor<scalar>, padding: (integer, integer)[], border: string = 'constant', value: scalar = 0.0 ) -> ( output: tensor<scalar> );
-fragment select<?>( condition: tensor<logical>, true_value: tensor<?>, false_value: tensor<?> ) -> ( output: tensor<?> );
-fragment matmul( A: tensor<scalar>, B: tensor<scalar>, transposeA: logical = false, transposeB: logical = false ) -> ( C: tensor<scalar> );
-fragment conv( input: tensor<scalar>, filter: tensor<scalar>, bias: tensor<scalar> = 0.0, border: string = 'constant', padding: (integer,integer)[] = [], stride: integer[] = [], dilation: integer[] = [], groups: integer = 1 ) -> ( output: tensor<scalar> );
-fragment sum_reduce( input: tensor<scalar>, axes: integer[], normalize: logical = false ) -> ( output: tensor<scalar> );
-fragment max_reduce( input: tensor<scalar>, axes: integer[] ) -> ( output: tensor<scalar> );
-fragment softmax( x: tensor<scalar>, axes: integer[] = [1] ) -> ( y: tensor<scalar> );
-fragment box( input: tensor<scalar>, size: integer[], border: string = 'constant', padding: (integer,integer)[] = [], stride: integer[] = [], dilation: integer[] = [], normalize: logical = false ) -> ( output: tensor<scalar> );
-fragment max_pool_with_index( input: tensor<scalar>, size: integer[], border: string = 'constant', padding: (integer,integer)[] = [], stride: integer[] = [], dilation: integer[] = [] ) -> ( output: tensor<scalar>, index: tensor<integer> );
+/// Name, builder and declaration, as it stands in tract's `stdlib.nnef`.
+const PRIMITIVES: [(&str, ToTract, &str); 17] = [
+    (
+        "external",
+        deser::external,
+        "fragment external<? = scalar>( shape: integer[] ) -> ( output: tensor<?> );",
+    ),
+    (
+        "variable",
+        deser::variable,
+        "fragment variable<? = scalar>( shape: integer[], label: string ) -> ( output: tensor<?> );",
+    ),
+    (
+        "reshape",
+        deser::reshape,
+        "fragment reshape<?>( input: tensor<?>, shape: integer[], axis_start: integer = 0, axis_count: integer = -1 ) -> ( output: tensor<?> );",
+    ),
+    (
+        "transpose",
+        deser::transpose,
+        "fragment transpose<?>( input: tensor<?>, axes: integer[] ) -> ( output: tensor<?> );",
+    ),
+    (
+        "concat",
+        deser::concat,
+        "fragment concat<?>( values: tensor<?>[], axis: integer ) -> ( value: tensor<?> );",
+    ),
+    (
+        "slice",
+        deser::slice,
+        "fragment slice<?>( input: tensor<?>, axes: integer[], begin: integer[], end: integer[] ) -> ( output: tensor<?> );",
+    ),
+    (
+        "squeeze",
+        deser::squeeze,
+        "fragment squeeze<?>( input: tensor<?>, axes: integer[] ) -> ( output: tensor<?> );",
+    ),
+    (
+        "unsqueeze",
+        deser::unsqueeze,
+        "fragment unsqueeze<?>( input: tensor<?>, axes: integer[] ) -> ( output: tensor<?> );",
+    ),
+    (
+        "pad",
+        deser::pad,
+        "fragment pad( input: tensor<scalar>, padding: (integer, integer)[], border: string = 'constant', value: scalar = 0.0 ) -> ( output: tensor<scalar> );",
+    ),
+    (
+        "select",
+        deser::select,
+        "fragment select<?>( condition: tensor<logical>, true_value: tensor<?>, false_value: tensor<?> ) -> ( output: tensor<?> );",
+    ),
+    (
+        "matmul",
+        deser::matmul,
+        "fragment matmul( A: tensor<scalar>, B: tensor<scalar>, transposeA: logical = false, transposeB: logical = false ) -> ( C: tensor<scalar> );",
+    ),
+    (
+        "conv",
+        deser::conv,
+        "fragment conv( input: tensor<scalar>, filter: tensor<scalar>, bias: tensor<scalar> = 0.0, border: string = 'constant', padding: (integer,integer)[] = [], stride: integer[] = [], dilation: integer[] = [], groups: integer = 1 ) -> ( output: tensor<scalar> );",
+    ),
+    (
+        "sum_reduce",
+        deser::reduce,
+        "fragment sum_reduce( input: tensor<scalar>, axes: integer[], normalize: logical = false ) -> ( output: tensor<scalar> );",
+    ),
+    (
+        "max_reduce",
+        deser::reduce,
+        "fragment max_reduce( input: tensor<scalar>, axes: integer[] ) -> ( output: tensor<scalar> );",
+    ),
+    (
+        "softmax",
+        deser::softmax,
+        "fragment softmax( x: tensor<scalar>, axes: integer[] = [1] ) -> ( y: tensor<scalar> );",
+    ),
+    (
+        "box",
+        deser::sum_pool,
+        "fragment box( input: tensor<scalar>, size: integer[], border: string = 'constant', padding: (integer,integer)[] = [], stride: integer[] = [], dilation: integer[] = [], normalize: logical = false ) -> ( output: tensor<scalar> );",
+    ),
+    (
+        "max_pool_with_index",
+        deser::max_pool_with_index,
+        "fragment max_pool_with_index( input: tensor<scalar>, size: integer[], border: string = 'constant', padding: (integer,integer)[] = [], stride: integer[] = [], dilation: integer[] = [] ) -> ( output: tensor<scalar>, index: tensor<integer> );",
+    ),
+];
+
+/// The one operator of several that graphs name.
+const MAX_POOL: &str = "
 fragment max_pool( input: tensor<scalar>, size: integer[], border: string = 'constant', padding: (integer,integer)[] = [], stride: integer[] = [], dilation: integer[] = [] ) -> ( output: tensor<scalar> )
 {
     output, index = max_pool_with_index(input, size = size, border = border, padding = padding, stride = stride, dilation = dilation);
 }
 ";
 
-/// What builds the operators that are declared without a body.
-const PRIMITIVES: [(&str, ToTract); 17] = [
-    ("external", deser::external),
-    ("variable", deser::variable),
-    ("reshape", deser::reshape),
-    ("transpose", deser::transpose),
-    ("concat", deser::concat),
-    ("slice", deser::slice),
-    ("squeeze", deser::squeeze),
-    ("unsqueeze", deser::unsqueeze),
-    ("pad", deser::pad),
-    ("select", deser::select),
-    ("matmul", deser::matmul),
-    ("conv", deser::conv),
-    ("sum_reduce", deser::reduce),
-    ("max_reduce", deser::reduce),
-    ("softmax", deser::softmax),
-    ("box", deser::sum_pool),
-    ("max_pool_with_index", deser::max_pool_with_index),
-];
-
-/// A registry with tract's name for its own.
-pub(super) fn common() -> TractResult<Registry> {
+/// A registry with tract's name for its own, of the operators that `graph`, a text, may name: tract's
+/// parser takes as long for one declaration as ours for ten lines of a graph.
+pub(super) fn common(graph: &str) -> TractResult<Registry> {
     let mut registry = Registry::new("tract_nnef");
-    for fragment in parse_fragments(DECLARATIONS)? {
-        if fragment.body.is_some() {
+    let pools = graph.contains("max_pool");
+    if pools {
+        for fragment in parse_fragments(MAX_POOL)? {
             registry.register_fragment(fragment);
-            continue;
         }
-        let decl = fragment.decl;
-        let (name, build) = PRIMITIVES
-            .iter()
-            .find(|(name, _)| *name == decl.id.0)
-            .ok_or_else(|| format_err!("nothing builds '{}'", decl.id.0))?;
-        registry.register_primitive(name, &decl.parameters, &decl.results, *build);
+    }
+    for (name, build, text) in PRIMITIVES {
+        if graph.contains(name) || (pools && name == "max_pool_with_index") {
+            for FragmentDef { decl, .. } in parse_fragments(text)? {
+                registry.register_primitive(name, &decl.parameters, &decl.results, build);
+            }
+        }
     }
     registry.register_binary("add", &math::Add {});
     registry.register_binary("sub", &math::Sub {});
@@ -99,7 +152,8 @@ mod tests {
 
     #[test]
     fn what_is_here_is_tracts_own() {
-        let (ours, theirs) = (common().unwrap(), tract_nnef::ops::tract_nnef());
+        let all = PRIMITIVES.map(|(name, ..)| name).join(" ");
+        let (ours, theirs) = (common(&all).unwrap(), tract_nnef::ops::tract_nnef());
         assert_eq!(ours.id, theirs.id);
         assert_eq!(ours.primitives.len(), PRIMITIVES.len());
         for (name, primitive) in &ours.primitives {
@@ -120,5 +174,8 @@ mod tests {
         }
         assert!(!theirs.element_wise_ops.iter().any(|(n, ..)| ours.primitives.contains_key(n)));
         assert!(!ours.primitives.contains_key(&Identifier("tile".into())));
+        let one = common("y = softmax(x);").unwrap();
+        assert_eq!(one.primitives.len(), 1);
+        assert_eq!(one.binary_ops.len(), ours.binary_ops.len());
     }
 }

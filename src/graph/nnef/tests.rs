@@ -331,8 +331,9 @@ fn the_usual_graphs_need_the_common_operators_only() {
     ] {
         let Some((model, _)) = import(name, reference, None) else { return };
         let text = write_graph(&model).unwrap();
+        let common = standard::common(&text.text).unwrap();
         let proto = read::proto_model(&text.text, text.constants, &no_weights()).unwrap();
-        read::translated(&proto, standard::common().unwrap()).unwrap();
+        read::translated(&proto, common).unwrap();
     }
 }
 
@@ -383,7 +384,7 @@ fn reading_is_quick() {
     };
     let text = write_graph(&model).unwrap();
     let start = Instant::now();
-    let nnef = framework(standard::common().unwrap(), vec![]);
+    let nnef = framework(standard::common(&text.text).unwrap(), vec![]);
     let registry = start.elapsed();
     let start = Instant::now();
     drop((parse::parse(&text.text).unwrap(), nnef));
