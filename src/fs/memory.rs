@@ -21,39 +21,6 @@ pub fn available_bytes() -> Option<u64> {
     kilobytes(Path::new("/proc/meminfo"), &["MemAvailable:"])
 }
 
-/// Prepares the heap for runs, which free and take the same buffers each time.
-///
-/// - The C library keeps what is freed, up to some tens of megabytes, instead of giving it back at
-///   once: each page given back costs a page fault. A process that answers holds what its largest run
-///   took: 12 MB unshared in all with EfficientNet-Lite0, 5 MB with MiniLM at 64 tokens. glibc's
-///   threshold for giving back is twice the largest block that it has mapped and freed, up to 32 MiB
-///   (mallopt(3), M_MMAP_THRESHOLD). Other C libraries keep or give back as they do.
-/// - The kernel is asked for huge pages under the buffers of the first runs, where it has them
-///   (`transparent_hugepage`): the first answer waits for one fault instead of 512 (5.9 ms became
-///   3.7 ms with EfficientNet-Lite0). Memory that is never touched stays free.
-pub fn prepare_heap() {
-    const LARGEST: usize = (32 << 20) - (64 << 10);
-    const ON_HUGE_PAGES: usize = 16 << 20;
-    drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGEST)));
-    // Below the threshold now, so from the heap, whose end the block becomes.
-    let mut block = std::hint::black_box(Vec::<u8>::with_capacity(ON_HUGE_PAGES));
-    ask_for_huge_pages(block.spare_capacity_mut());
-}
-
-#[cfg(target_os = "linux")]
-fn ask_for_huge_pages(block: &mut [std::mem::MaybeUninit<u8>]) {
-    use rustix::mm::{Advice, madvise};
-    let start = block.as_mut_ptr();
-    let skipped = start.align_offset(rustix::param::page_size());
-    let Some(len) = block.len().checked_sub(skipped) else { return };
-    // SAFETY: the range lies in the block, and the advice changes nothing that is stored there.
-    // Kernels without huge pages refuse it.
-    let _ = unsafe { madvise(start.wrapping_add(skipped).cast(), len, Advice::LinuxHugepage) };
-}
-
-#[cfg(not(target_os = "linux"))]
-fn ask_for_huge_pages(_: &mut [std::mem::MaybeUninit<u8>]) {}
-
 /// Sum of the lines of `path` that start with one of `keys`, given in kB; `None` if any is missing.
 fn kilobytes(path: &Path, keys: &[&str]) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;

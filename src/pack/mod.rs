@@ -17,5 +17,6 @@ mod tests;
 
 pub use base::{Base, ConstantRef};
 pub use header::{MAGIC, SECTION_ALIGN, SectionInfo, VERSION, WEIGHT_ALIGN};
+pub(crate) use mapping::prepare_heap;
 pub use record::{ConstType, ImageSpec, ImportRecord, IoSpec, Preprocess, TargetError, WeightSpec};
 pub use writer::BaseWriter;

@@ -3,12 +3,12 @@
 use super::convert::{constant, to_array, to_tensor};
 use crate::adapter::{Adapter, Bound, bind};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fs::{available_bytes, prepare_heap};
+use crate::fs::available_bytes;
 use crate::graph::{
     ActiveAdapter, FrozenWeights, RowAdapters, WeightSource, bind_dims, fuse, optimized,
     read_graph, shared_macs, tract_error,
 };
-use crate::pack::{Base, IoSpec};
+use crate::pack::{Base, IoSpec, prepare_heap};
 use crate::quant::{PackedRef, Threads, check_kernels};
 use crate::shape::Array;
 use std::collections::BTreeMap;
