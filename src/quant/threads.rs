@@ -1,23 +1,63 @@
 //! Threads that share the work of one run.
 //!
 //! A run that has them is moved to one of theirs, where [`share`] finds the others: handing over a step
-//! costs about ten microseconds there, twice that from outside. Between two steps a waiting thread asks
-//! for work some dozens of times, giving its turn to others each time, then it sleeps (rayon-core).
+//! costs about ten microseconds there, twice that from outside, and several times that to a thread that
+//! sleeps. So between two steps of a run, and where a step's last piece is still worked on, a thread
+//! looks out for [`LINGER`] at most, giving its turn to others, before it sleeps (rayon-core alone waits
+//! for some ten microseconds). Outside of runs all sleep.
 
 use crate::error::{Error, Result};
 use rayon_core::{ThreadPool, ThreadPoolBuilder};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Multiply-adds below which a step stays on one thread.
 pub const WORTH_SHARING: usize = 1 << 21;
 
+/// Longest that a thread with nothing to do stays awake within a run.
+const LINGER: Duration = Duration::from_micros(100);
+
 thread_local! {
     /// Threads that a step on this thread may use, itself among them.
     static AT_HAND: Cell<usize> = const { Cell::new(1) };
+    /// Of the run that this thread has begun.
+    static PACE: RefCell<Pace> = RefCell::default();
+}
+
+/// Counts what the threads of a run look out for: a step that begins, the end of the run.
+#[derive(Clone, Default)]
+struct Pace(Arc<AtomicUsize>);
+
+impl Pace {
+    fn next(&self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+
+    /// Keeps `threads` others awake until the next step.
+    fn keep_awake(&self, threads: usize) {
+        let (now, here) = (self.0.load(Ordering::Acquire), rayon_core::current_thread_index());
+        for _ in 0..threads {
+            let pace = self.clone();
+            rayon_core::spawn(move || {
+                // Not the run's own thread, should it come upon this.
+                if rayon_core::current_thread_index() != here {
+                    linger(|| pace.0.load(Ordering::Acquire) == now);
+                }
+            });
+        }
+    }
+}
+
+/// Waits as long as `idle`, [`LINGER`] at most.
+fn linger(idle: impl Fn() -> bool) {
+    let start = Instant::now();
+    while idle() && start.elapsed() < LINGER {
+        std::thread::yield_now();
+    }
 }
 
 /// Threads that work on one run together, or the caller's alone. Cheap to clone; clones are the same
@@ -65,7 +105,11 @@ impl Threads {
         }
         let _free = Free(&team.busy);
         let count = team.pool.current_num_threads();
-        team.pool.install(|| with_at_hand(count, run))
+        team.pool.install(|| {
+            let outcome = with_at_hand(count, run);
+            PACE.with_borrow(Pace::next);
+            outcome
+        })
     }
 }
 
@@ -145,13 +189,24 @@ pub fn try_share<T: Send, S, E: Send>(
             }
         }
     };
+    let (begun, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let pace = PACE.with_borrow(Pace::clone);
+    pace.next();
     // A step within a step stays where it is.
     with_at_hand(1, || {
         rayon_core::scope(|scope| {
-            (1..threads).for_each(|_| scope.spawn(|_| take()));
+            for _ in 1..threads {
+                scope.spawn(|_| {
+                    begun.fetch_add(1, Ordering::Relaxed);
+                    take();
+                    ended.fetch_add(1, Ordering::Relaxed);
+                });
+            }
             take();
+            linger(|| begun.load(Ordering::Relaxed) > ended.load(Ordering::Relaxed));
         });
     });
+    pace.keep_awake(threads - 1);
     outcome.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
