@@ -39,12 +39,13 @@ impl Pace {
 
     /// Keeps `threads` others awake until the next step.
     fn keep_awake(&self, threads: usize) {
-        let (now, here) = (self.0.load(Ordering::Acquire), rayon_core::current_thread_index());
+        let now = self.0.load(Ordering::Acquire);
+        let Some(here) = rayon_core::current_thread_index() else { return };
         for _ in 0..threads {
             let pace = self.clone();
             rayon_core::spawn(move || {
                 // Not the run's own thread, should it come upon this.
-                if rayon_core::current_thread_index() != here {
+                if rayon_core::current_thread_index() != Some(here) {
                     linger(|| pace.0.load(Ordering::Acquire) == now);
                 }
             });
