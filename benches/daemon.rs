@@ -6,6 +6,8 @@
 //! `training`: the same for a client of 20 requests a second, before, beside and after a job that
 //! trains to its end.
 
+#[path = "../tests/common/mod.rs"]
+mod common;
 #[path = "../tests/it/support.rs"]
 #[allow(dead_code)]
 mod place;

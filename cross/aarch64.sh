@@ -44,13 +44,14 @@ tests() { # FOLDER CPU ARGS…
 }
 
 # Bases of real networks, which packing under emulation takes minutes for: this machine packs them,
-# unless the caller has (see tests/engine/support.rs), and the emulated ones serve them.
+# unless the caller has (see tests/common/mod.rs), and the emulated ones serve them.
 pack_here() {
     [ -z "${OFFSHOOT_TEST_BASES:-}" ] || return 0
     OFFSHOOT_TEST_BASES=$(mktemp -d)
     export OFFSHOOT_TEST_BASES
     trap 'rm -r "$OFFSHOOT_TEST_BASES"' EXIT
     CARGO_TARGET_DIR=$native cargo test --locked --test engine
+    CARGO_TARGET_DIR=$native cargo test --locked --lib train::reference_tests
 }
 
 # What qemu-user can't show: limits on memory (it takes them and sets none), the error of a program

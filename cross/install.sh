@@ -25,7 +25,8 @@ if [ ! -e "$root/made" ]; then
     debootstrap --arch=arm64 --variant=minbase "$suite" "$root" http://deb.debian.org/debian
     touch "$root/made"
 fi
-inside() { chroot "$root" /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin QEMU_CPU="$QEMU_CPU" "$@"; }
+there=(chroot "$root" /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin "QEMU_CPU=$QEMU_CPU")
+inside() { "${there[@]}" "$@"; }
 for at in proc dev; do
     mountpoint -q "$root/$at" || mount --bind "/$at" "$root/$at"
 done
@@ -54,21 +55,18 @@ cp -r models/efficientnet-lite0.onnx models/pictures models/tiny "$root/srv/mode
 inside sh -c 'cd /srv && offshoot demo --steps 5'
 inside sh -c 'cd /srv && offshoot pack models/tiny/mlp.onnx -o /var/lib/offshoot/model.base'
 
-if inside offshoot serve --help >/dev/null 2>&1; then
-    inside setpriv --reuid offshoot --regid offshoot --clear-groups \
-        offshoot serve --config /etc/offshoot/offshoot.toml >"$root/root/serve.log" 2>&1 &
-    daemon=$!
-    for _ in $(seq 60); do
-        if inside offshoot status >/dev/null 2>&1; then break; fi
-        sleep 1
-    done
-    inside offshoot status || { cat "$root/root/serve.log" >&2; exit 1; }
-    kill -TERM "$daemon"
-    wait "$daemon"
-    echo "the daemon answered and ended"
-else
-    echo "not run: the daemon (this program has no 'serve')"
-fi
+# Not `inside`: the process to be ended would be a shell.
+"${there[@]}" setpriv --reuid offshoot --regid offshoot --clear-groups \
+    offshoot serve --config /etc/offshoot/offshoot.toml >"$root/root/serve.log" 2>&1 &
+daemon=$!
+for _ in $(seq 60); do
+    if inside offshoot status >/dev/null 2>&1; then break; fi
+    sleep 1
+done
+inside offshoot status || { cat "$root/root/serve.log" >&2; exit 1; }
+kill -TERM "$daemon"
+wait "$daemon"
+echo "the daemon answered and ended"
 
 inside dpkg --purge offshoot
 for gone in usr/bin/offshoot var/lib/offshoot etc/offshoot; do

@@ -91,8 +91,18 @@ emulate() {
     packages "qemu-$1-static" qemu-user-static
     # The C library that dynamic programs ask for.
     case $1 in
-        aarch64) [ -e /lib/ld-linux-aarch64.so.1 ] || foreign_libc arm64 ;;
-        arm) [ -e /lib/ld-linux-armhf.so.3 ] || foreign_libc armhf ;;
+        aarch64)
+            [ -e /lib/ld-linux-aarch64.so.1 ] || {
+                dpkg --add-architecture arm64
+                apt-get update -q
+                apt-get install -yq --no-install-recommends libc6:arm64 libgcc-s1:arm64
+            }
+            ;;
+        arm)
+            packages /usr/arm-linux-gnueabihf/lib/ld-linux-armhf.so.3 libc6-armhf-cross \
+                libgcc-s1-armhf-cross
+            export QEMU_LD_PREFIX=/usr/arm-linux-gnueabihf
+            ;;
     esac
     local at=/proc/sys/fs/binfmt_misc
     [ -e $at/register ] || mount -t binfmt_misc none $at 2>/dev/null || true
@@ -106,10 +116,4 @@ emulate() {
         echo "the kernel does not let us start programs for $1 through qemu (binfmt_misc)" >&2
         return 1
     }
-}
-
-foreign_libc() {
-    dpkg --add-architecture "$1"
-    apt-get update -q
-    apt-get install -yq --no-install-recommends "libc6:$1" "libgcc-s1:$1"
 }

@@ -33,9 +33,15 @@
 //! Features, all on by default: `import` (reading ONNX files), `text` (tokenizers), `daemon` (the
 //! daemon and the verbs that talk to it). Errors are [`error::Error`]; its kind fixes the exit code.
 
+#[cfg(test)]
+extern crate self as offshoot;
+
 pub mod adapter;
 pub mod bench;
 pub mod cli;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;
 #[cfg(feature = "daemon")]
 pub mod daemon;
 pub mod error;

@@ -4,6 +4,7 @@ use super::cut_tests::Dice;
 use super::sample_tests::sample;
 use super::tests::adapter;
 use super::*;
+use crate::common::emulated;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::path::Path;
@@ -148,8 +149,7 @@ impl Known {
 
 #[test]
 fn a_killed_writer_loses_nothing_acknowledged() {
-    let emulated = std::env::var_os("OFFSHOOT_EMULATED_CPU").is_some();
-    let (enough, life) = if emulated { KILLS_EMULATED } else { KILLS };
+    let (enough, life) = if emulated() { KILLS_EMULATED } else { KILLS };
     let kills = std::env::var("OFFSHOOT_TEST_KILLS").ok().and_then(|n| n.parse().ok());
     let kills: usize = kills.unwrap_or(enough);
     let shm = Path::new("/dev/shm");

@@ -1,7 +1,7 @@
 //! MiniLM against PyTorch and PEFT: the gradients, losses and tensors of 20 AdamW steps.
 
-use super::testing::{packed, shared};
 use super::*;
+use crate::common::{emulated, packed, shared};
 use crate::npy::read_npz;
 use crate::quant::Scheme;
 use crate::runtime::{Engine, Named, PackOptions};
@@ -14,7 +14,7 @@ const STEPS: usize = 20;
 const STEPS_EMULATED: usize = 2;
 
 fn steps() -> usize {
-    if std::env::var_os("OFFSHOOT_EMULATED_CPU").is_some() { STEPS_EMULATED } else { STEPS }
+    if emulated() { STEPS_EMULATED } else { STEPS }
 }
 
 struct Reference(HashMap<String, Array>);
@@ -57,7 +57,7 @@ impl Reference {
     }
 }
 
-fn engine(shared: &Path, scheme: Scheme) -> (tempfile::TempDir, Engine) {
+fn engine(shared: &Path, scheme: Scheme) -> Engine {
     let options = PackOptions { scheme, ..PackOptions::default() };
     packed(&shared.join("models/minilm-l6.onnx"), &options)
 }
@@ -97,7 +97,7 @@ fn losses(trainer: &mut Trainer, reference: &Reference) -> f32 {
 fn minilm_trains_as_pytorch_does() {
     let Some(shared) = shared() else { return };
     let reference = Reference::read(&shared);
-    let (_dir, engine) = engine(&shared, Scheme::F32);
+    let engine = engine(&shared, Scheme::F32);
     let mut trainer = trainer(&engine, &reference);
     let gradients = trainer.gradients(&reference.batch(0)).unwrap();
     let mut worst = 0f64;
@@ -124,7 +124,7 @@ fn minilm_trains_as_pytorch_does() {
 fn minilm_on_the_quantized_base_stays_close() {
     let Some(shared) = shared() else { return };
     let reference = Reference::read(&shared);
-    let (_dir, engine) = engine(&shared, Scheme::Q8);
+    let engine = engine(&shared, Scheme::Q8);
     let loss = losses(&mut trainer(&engine, &reference), &reference);
     println!("q8: losses within {loss:.1e}");
     assert!(loss < 2e-2, "losses differ by {loss}");

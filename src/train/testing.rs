@@ -6,7 +6,7 @@ use super::{MicroBatch, TrainOptions, Trained, Trainer};
 use crate::adapter::TensorType;
 use crate::runtime::{Engine, PackOptions, pack};
 use crate::shape::Array;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A short run's settings.
@@ -64,26 +64,10 @@ pub fn check_gradients(trainer: &mut Trainer, batch: &[MicroBatch], what: &str) 
 /// One of `models/tiny`, packed on the fly.
 pub fn engine(name: &str, options: &PackOptions) -> (tempfile::TempDir, Engine) {
     let source = format!("{}/models/tiny/{name}.onnx", env!("CARGO_MANIFEST_DIR"));
-    packed(Path::new(&source), options)
-}
-
-pub fn packed(source: &Path, options: &PackOptions) -> (tempfile::TempDir, Engine) {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("model.base");
-    pack(source, &out, options).unwrap();
+    pack(Path::new(&source), &out, options).unwrap();
     (dir, Engine::open(&out).unwrap())
-}
-
-/// What stands beside the repository on development machines; tests that need it say so and pass
-/// where it is missing.
-pub fn shared() -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
-    let found = std::env::var_os("OFFSHOOT_SHARED").map(PathBuf::from).unwrap_or(beside);
-    let found = [found, "/work/shared".into()].into_iter().find(|p| p.join("reference").is_dir());
-    if found.is_none() {
-        println!("skipped: no shared reference files (set OFFSHOOT_SHARED)");
-    }
-    found
 }
 
 pub fn sample(inputs: Vec<(&str, Array)>, label: Label) -> Sample {

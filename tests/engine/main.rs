@@ -1,6 +1,8 @@
 //! The engine as its users see it: real and tiny networks packed, run, adapted and switched, and
 //! the rules that the sources hold to.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod fused;
 mod fused_convolutions;
 mod golden;

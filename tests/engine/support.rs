@@ -1,35 +1,14 @@
-//! References, packing into memory only, comparisons, seeded adapters.
+//! References, comparisons, seeded adapters.
 
+pub use crate::common::{emulated, packed, shared};
 use offshoot::adapter::{Adapter, Target, TargetAdapter};
 use offshoot::npy::read_npz;
-use offshoot::runtime::{Engine, Named, PackOptions, pack};
+use offshoot::runtime::{Engine, Named};
 use offshoot::shape::Array;
 use std::path::{Path, PathBuf};
 
 /// Largest reference file read, in bytes.
 const MAX_REFERENCE: u64 = 64 << 20;
-
-/// The folder of full-precision models and reference outputs; `None`, with a line, where it is
-/// not at hand.
-pub fn shared() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    // The second: a git worktree lies one folder deeper than the checkout.
-    let near = [root.join("../shared"), root.join("../../shared")];
-    let found = std::env::var_os("OFFSHOOT_SHARED")
-        .map(PathBuf::from)
-        .into_iter()
-        .chain(near)
-        .find(|folder| folder.join("reference").is_dir());
-    if found.is_none() {
-        eprintln!("skipped: ../shared is absent");
-    }
-    found
-}
-
-/// Whether the processor is emulated (`cross/aarch64.sh`): answers are right, and slow.
-pub fn emulated() -> bool {
-    std::env::var_os("OFFSHOOT_EMULATED_CPU").is_some()
-}
 
 /// A file of the repository's `models` folder.
 pub fn model(name: &str) -> PathBuf {
@@ -58,43 +37,6 @@ pub fn reference(path: &Path) -> Reference {
     let reference = Reference { inputs: under("in."), outputs };
     assert!(!reference.inputs.is_empty() && !reference.outputs.is_empty(), "{}", path.display());
     reference
-}
-
-/// Packs `source` and opens the base; the file is unlinked, the mapping keeps it.
-///
-/// `OFFSHOOT_TEST_BASES` may name a folder that keeps them: tests on an emulated processor, where
-/// packing takes minutes, then serve what this machine has packed. It must be empty before the
-/// first test of a build.
-pub fn packed(source: &Path, options: &PackOptions) -> Engine {
-    let kept = std::env::var_os("OFFSHOOT_TEST_BASES").map(PathBuf::from);
-    let folder = match &kept {
-        Some(kept) => tempfile::tempdir_in(kept).unwrap(),
-        None => tempfile::tempdir().unwrap(),
-    };
-    let mut path = folder.path().join("model.base");
-    let kept = kept.map(|kept| kept.join(key(source, options)).with_extension("base"));
-    match kept {
-        Some(kept) if kept.exists() => path = kept,
-        kept => {
-            pack(source, &path, options).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
-            if let Some(kept) = kept {
-                std::fs::hard_link(&path, kept).or_else(already_there).unwrap();
-            }
-        }
-    }
-    Engine::open(&path).unwrap_or_else(|e| panic!("{}: {e}", source.display()))
-}
-
-/// Another test may have packed it meanwhile.
-fn already_there(error: std::io::Error) -> std::io::Result<()> {
-    if error.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
-}
-
-fn key(source: &Path, options: &PackOptions) -> String {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&std::fs::read(source).unwrap());
-    hasher.update(format!("{options:?}").as_bytes());
-    hasher.finalize().to_string()
 }
 
 /// The array of this name.

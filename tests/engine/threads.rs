@@ -40,7 +40,8 @@ fn same_bits(engine: &Engine, request: &Named, rows: Option<usize>) {
 
 #[test]
 fn sentences_have_the_same_bits_on_any_number_of_threads() {
-    for scheme in [Scheme::Q8, Scheme::Q4, Scheme::F32] {
+    let schemes = [Scheme::Q8, Scheme::Q4, Scheme::F32];
+    for scheme in schemes.into_iter().take(if emulated() { 1 } else { 3 }) {
         let options = PackOptions { scheme, ..PackOptions::default() };
         let engine = packed(&model("minilm-l6.onnx"), &options);
         let (rows, tokens) = (3, 70);

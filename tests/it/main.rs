@@ -3,6 +3,8 @@
 mod bad_input;
 mod bench;
 mod cli;
+#[path = "../common/mod.rs"]
+mod common;
 mod doctor;
 mod hostile;
 mod support;

@@ -1,5 +1,6 @@
 //! Running the program and making its inputs.
 
+use crate::common::emulated;
 use offshoot::npy;
 use offshoot::shape::Array;
 use std::ffi::OsStr;
@@ -10,8 +11,7 @@ use std::time::{Duration, Instant};
 
 /// Longest a command may take. An emulated processor is some twenty times slower.
 pub fn patience() -> Duration {
-    let emulated = std::env::var_os("OFFSHOOT_EMULATED_CPU").is_some();
-    Duration::from_secs(if emulated { 1200 } else { 60 })
+    Duration::from_secs(if emulated() { 1200 } else { 60 })
 }
 
 /// The repository's file.

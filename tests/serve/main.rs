@@ -4,6 +4,8 @@
 
 mod api;
 mod bad_input;
+#[path = "../common/mod.rs"]
+mod common;
 mod kill;
 mod life;
 mod load;

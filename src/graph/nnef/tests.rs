@@ -1,5 +1,4 @@
 use std::io::Read;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use tract_core::internal::*;
@@ -7,6 +6,7 @@ use tract_core::ops::logic::IfThenElse;
 use tract_onnx::prelude::{Framework, InferenceModelExt};
 
 use super::*;
+use crate::common::shared;
 use crate::graph::testing::{bound, matrix, run_model, tensor, values, windows};
 use crate::graph::weights::FrozenWeights;
 use crate::graph::{
@@ -239,19 +239,6 @@ fn what_does_not_fit_the_text_is_named() {
 }
 
 // The shared models.
-
-fn shared() -> Option<PathBuf> {
-    let places = [
-        std::env::var_os("OFFSHOOT_SHARED").map(PathBuf::from),
-        Some(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared")),
-        Some(PathBuf::from("/work/shared")),
-    ];
-    let found = places.into_iter().flatten().find(|p| p.join("models").is_dir());
-    if found.is_none() {
-        println!("skipped: no shared models");
-    }
-    found
-}
 
 /// The arrays of an .npz file whose names start with `in.`, in the file's order.
 fn npz_inputs(path: &std::path::Path) -> Vec<(String, Tensor)> {

@@ -50,7 +50,8 @@ pub(super) struct Tile {
     pub(super) y_stride: usize,
 }
 
-/// What a tile over two panels has of the second.
+/// What a tile over two panels has of the second. Only x86-64 has registers for two.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
 pub(super) struct Second {
     /// As [`Tile::panel`].
     pub(super) panel: *const u8,
