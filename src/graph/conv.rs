@@ -2,10 +2,10 @@
 
 use tract_core::internal::*;
 
-use super::lora::{lora_spans, updates};
+use super::lora::{LoraSpan, lora_spans, updates};
 use super::weights::{FrozenWeights, expect_bias, expect_dim, expect_f32, filled, floats};
 use super::window::{Window, nhwc, nhwc_fact};
-use crate::quant::{Activation, Convolution, Patches, col2im_add, finish};
+use crate::quant::{Activation, Convolution, PackedRef, Patches, col2im_add, finish};
 use crate::quant::{product_transposed, threads_for, try_share};
 
 /// Floats of scratch for the patches of one chunk of output pixels (1 MiB).
@@ -114,13 +114,44 @@ impl After<'_> {
     }
 }
 
+/// A convolution whose operands are there, of which any stretch of output pixels can be had.
+pub(super) struct Ready<'a> {
+    /// N, OH, OW, O.
+    pub(super) shape: [usize; 4],
+    w: PackedRef<'a>,
+    conv: Convolution<'a>,
+    bias: Option<&'a [f32]>,
+    spans: TVec<LoraSpan<'a>>,
+    after: After<'a>,
+}
+
+impl Ready<'_> {
+    /// Output pixels from `first` on, as many as `y` holds.
+    pub(super) fn pixels(&self, first: usize, y: &mut [f32]) -> TractResult<()> {
+        let [_, height, width, outputs] = self.shape;
+        let count = y.len() / outputs.max(1);
+        let threads = threads_for(y.len().saturating_mul(self.w.cols()));
+        let step = self.conv.stretch(threads, count);
+        let stretches = y.chunks_mut(step * outputs.max(1)).enumerate();
+        try_share(threads, stretches, Patches::default, |patches, (i, y)| {
+            let from = first + i * step;
+            let pixels = from..from + y.len() / outputs.max(1);
+            let updates = updates(&self.spans, self.w, height * width, pixels)?;
+            self.conv.product(patches, from, self.bias, &updates, y);
+            self.after.apply(from * outputs, y);
+            Ok(())
+        })
+    }
+}
+
 impl FrozenConv {
-    pub(super) fn compute(
-        &self,
-        ctx: &EvalContext,
-        inputs: &[TValue],
-        after: &After<'_>,
-    ) -> TractResult<TVec<TValue>> {
+    /// Takes the inputs of this op; `after` is for the whole output.
+    pub(super) fn ready<'a>(
+        &'a self,
+        ctx: &EvalContext<'a>,
+        inputs: &'a [TValue],
+        after: After<'a>,
+    ) -> TractResult<Ready<'a>> {
         let w = self.weights.weight(self.weight)?;
         let g = self.window.geometry(nhwc(inputs[0].shape())?)?;
         ensure!(
@@ -130,25 +161,25 @@ impl FrozenConv {
             self.weight,
             w.cols()
         );
-        let x = floats(&inputs[0])?;
         let bias = inputs.get(1).filter(|_| self.has_bias).map(|b| floats(b)).transpose()?;
-        let spans = lora_spans(ctx, self.target, g.batch)?;
-        let each = g.out_height() * g.out_width();
-        let threads = threads_for(g.pixels().saturating_mul(w.rows()).saturating_mul(w.cols()));
-        let conv = Convolution::new(&g, w, x);
-        let step = conv.stretch(threads);
-        let shape = [g.batch, g.out_height(), g.out_width(), w.rows()];
-        let y = filled(&shape, |y| {
-            let stretches = y.chunks_mut(step * w.rows().max(1)).enumerate();
-            try_share(threads, stretches, Patches::default, |patches, (i, y)| {
-                let pixels = i * step..i * step + y.len() / w.rows().max(1);
-                let updates = updates(&spans, w, each, pixels)?;
-                conv.product(patches, i * step, bias, &updates, y);
-                after.apply(i * step * w.rows(), y);
-                Ok(())
-            })
-        })?;
-        Ok(tvec!(y))
+        Ok(Ready {
+            shape: [g.batch, g.out_height(), g.out_width(), w.rows()],
+            w,
+            conv: Convolution::new(&g, w, floats(&inputs[0])?),
+            bias,
+            spans: lora_spans(ctx, self.target, g.batch)?,
+            after,
+        })
+    }
+
+    pub(super) fn compute(
+        &self,
+        ctx: &EvalContext,
+        inputs: &[TValue],
+        after: After<'_>,
+    ) -> TractResult<TVec<TValue>> {
+        let ready = self.ready(ctx, inputs, after)?;
+        Ok(tvec!(filled(&ready.shape, |y| ready.pixels(0, y))?))
     }
 }
 
@@ -156,7 +187,7 @@ impl EvalOp for FrozenConv {
     not_out_of_plan!();
 
     fn eval(&self, ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        self.compute(ctx, &inputs, &After::NOTHING)
+        self.compute(ctx, &inputs, After::NOTHING)
     }
 }
 

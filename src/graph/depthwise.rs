@@ -6,7 +6,7 @@ use tract_core::internal::*;
 use super::conv::{expect_sides, sides};
 use super::weights::{expect_bias, expect_dim, expect_f32, filled, floats};
 use super::window::{Window, nhwc, nhwc_fact};
-use crate::quant::{Activation, depthwise, depthwise_input_gradient};
+use crate::quant::{Activation, ConvGeometry, depthwise, depthwise_input_gradient};
 
 /// One filter a channel: y\[N, OH, OW, C\] from x\[N, H, W, C\]. Inputs: x, filters\[kh·kw, C\], and
 /// bias\[C\] if there is a third.
@@ -40,20 +40,30 @@ impl Op for FrozenDepthwise {
 }
 
 impl FrozenDepthwise {
-    pub(super) fn compute(
+    /// The filters and the bias among the inputs that follow x.
+    pub(super) fn constants<'a>(
         &self,
-        inputs: &[TValue],
-        activation: Activation,
-    ) -> TractResult<TVec<TValue>> {
-        let g = self.window.geometry(nhwc(inputs[0].shape())?)?;
-        let (x, w) = (floats(&inputs[0])?, floats(&inputs[1])?);
-        let bias = inputs.get(2).map(|b| floats(b)).transpose()?;
+        g: &ConvGeometry,
+        inputs: &'a [TValue],
+    ) -> TractResult<(&'a [f32], Option<&'a [f32]>)> {
+        let w = floats(inputs.first().context("no filters")?)?;
+        let bias = inputs.get(1).map(|b| floats(b)).transpose()?;
         ensure!(
             w.len() == g.patch_len() && bias.is_none_or(|b| b.len() == g.channels),
             "filters of {} values don't fit {} channels",
             w.len(),
             g.channels
         );
+        Ok((w, bias))
+    }
+
+    pub(super) fn compute(
+        &self,
+        inputs: &[TValue],
+        activation: Activation,
+    ) -> TractResult<TVec<TValue>> {
+        let g = self.window.geometry(nhwc(inputs[0].shape())?)?;
+        let (x, (w, bias)) = (floats(&inputs[0])?, self.constants(&g, &inputs[1..])?);
         let y = filled(&[g.batch, g.out_height(), g.out_width(), g.channels], |y| {
             depthwise(&g, w, bias, activation, x, y);
             Ok(())

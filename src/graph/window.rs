@@ -55,7 +55,8 @@ impl Window {
         Ok(())
     }
 
-    fn span(&self, axis: usize) -> usize {
+    /// Inputs along `axis` from the first to the last that one output reads.
+    pub(crate) fn span(&self, axis: usize) -> usize {
         (self.kernel[axis] - 1) * self.dilation[axis] + 1
     }
 

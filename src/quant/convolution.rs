@@ -61,15 +61,14 @@ impl<'a> Convolution<'a> {
         Convolution { kernels, geometry: *g, w, x, pixels }
     }
 
-    /// Output pixels that are best computed together where `threads` share all of them.
-    pub(crate) fn stretch(&self, threads: usize) -> usize {
+    /// Output pixels that are best computed together where `threads` share `pixels` of them.
+    pub(crate) fn stretch(&self, threads: usize, pixels: usize) -> usize {
         let value = if self.pixels.is_some() { 1 } else { 4 };
         let patch = (self.geometry.patch_len() * value).max(1);
-        let all = self.geometry.pixels().max(1);
-        let most = (STRETCH / patch).clamp(48, 256).min(all);
+        let most = (STRETCH / patch).clamp(48, 256).min(pixels.max(1));
         match threads {
             1 => most,
-            _ => piece(threads, all).min(most),
+            _ => piece(threads, pixels).min(most),
         }
     }
 

@@ -40,6 +40,22 @@ impl FusedConvolution {
         Some(FusedConvolution { layer, has_residual: false, activation: Activation::Identity })
     }
 
+    /// A convolution to which nothing is added, and its activation.
+    pub(super) fn plain_conv(&self) -> Option<(&FrozenConv, Activation)> {
+        match &self.layer {
+            Layer::Conv(op) if !self.has_residual => Some((op, self.activation)),
+            _ => None,
+        }
+    }
+
+    /// A depthwise convolution and its activation.
+    pub(super) fn depthwise(&self) -> Option<(&FrozenDepthwise, Activation)> {
+        match &self.layer {
+            Layer::Depthwise(op) => Some((op, self.activation)),
+            Layer::Conv(_) => None,
+        }
+    }
+
     /// Whether it can add a residual.
     pub(super) fn adds(&self) -> bool {
         matches!(self.layer, Layer::Conv(_))
@@ -85,7 +101,7 @@ impl EvalOp for FusedConvolution {
         let add = add.map(|add| floats(add)).transpose()?;
         let after = After { add, activation: self.activation };
         match &self.layer {
-            Layer::Conv(op) => op.compute(ctx, layer, &after),
+            Layer::Conv(op) => op.compute(ctx, layer, after),
             Layer::Depthwise(op) => op.compute(layer, self.activation),
         }
     }

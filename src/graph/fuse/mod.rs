@@ -13,6 +13,7 @@ mod labels;
 mod layer_norm;
 mod pictures;
 mod siblings;
+mod strips;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +39,8 @@ pub const RULES: &[Rule] = &[
     Rule { name: "hard-swish", apply: hard_swish::hard_swish },
     Rule { name: "residual", apply: following::residual },
     Rule { name: "activation", apply: following::activation },
+    // After those that it takes over: it ends with the depthwise convolution's activation.
+    Rule { name: "conv-depthwise", apply: strips::conv_depthwise },
     Rule { name: "linear-siblings", apply: siblings::siblings },
     Rule { name: "attention", apply: attention::attention },
     // Last: rules above follow moves of axes.
