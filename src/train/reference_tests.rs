@@ -10,11 +10,10 @@ use std::collections::HashMap;
 use std::path::Path;
 
 const STEPS: usize = 20;
-/// An emulated processor takes minutes for each.
-const STEPS_EMULATED: usize = 2;
 
+/// An emulated processor takes minutes for each.
 fn steps() -> usize {
-    if emulated() { STEPS_EMULATED } else { STEPS }
+    if emulated() { 1 } else { STEPS }
 }
 
 struct Reference(HashMap<String, Array>);
@@ -106,11 +105,13 @@ fn minilm_trains_as_pytorch_does() {
         assert!(off < 1e-3, "gradient of {name}: {off}");
         worst = worst.max(off);
     }
-    let loss = losses(&mut trainer, &reference);
-    assert!(loss < 1e-3, "losses differ by {loss}");
-    if steps() < STEPS {
+    let first = (gradients.loss - reference.losses()[0]).abs();
+    assert!(first < 1e-3, "the first loss differs by {first}");
+    if emulated() {
         return;
     }
+    let loss = losses(&mut trainer, &reference);
+    assert!(loss < 1e-3, "losses differ by {loss}");
     let mut moved = 0f64;
     for (name, values) in trainer.parameters() {
         let off = distance(values, reference.tensor("after20", name));
