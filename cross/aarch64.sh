@@ -56,14 +56,12 @@ pack_here() {
 
 # What qemu-user can't show: limits on memory (it takes them and sets none), the error of a program
 # that can't be started (it forks where the program asks for vfork), and signals that a program has
-# its children ignore; and what would take too long.
+# its children ignore.
 not_emulated=(
     --skip import::child::tests::a_worker_out_of_memory_stack_or_time
     --skip import::child::tests::limits_reach_a_worker_that_sets_none
     --skip import::child::tests::exit_codes_without_a_message
     --skip bad_input::a_write_that_fails_in_the_middle_leaves_the_old_file
-    # Minutes of f32, as `peft::of_rank_8`, which is run.
-    --skip peft::of_rank_4
 )
 
 # The slowest tests, which run on the first processor only; what they use of the kernels is held on
