@@ -132,6 +132,38 @@ pub(crate) fn prepare_heap() {
     ask_for_huge_pages(block.spare_capacity_mut());
 }
 
+/// Has all threads share two of glibc's heaps; by itself it makes eight for each processor, each of
+/// which keeps what was freed in it. To be called before there are threads.
+#[cfg(feature = "daemon")]
+pub(crate) fn share_heaps() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        /// Of glibc's malloc.h.
+        const M_ARENA_MAX: std::ffi::c_int = -8;
+        // SAFETY: the name and the type of glibc's function, which takes any numbers.
+        unsafe extern "C" {
+            safe fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
+        }
+        // Where it refuses, the heaps stay as they are.
+        let _ = mallopt(M_ARENA_MAX, 2);
+    }
+}
+
+/// Gives back to the system what the heap keeps of what was freed, megabytes after
+/// [`prepare_heap`]. Where another C library than glibc is at work there is little to give.
+#[cfg(feature = "daemon")]
+pub(crate) fn release_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // SAFETY: the name and the type of glibc's function, which any thread may call.
+        unsafe extern "C" {
+            safe fn malloc_trim(pad: usize) -> std::ffi::c_int;
+        }
+        // Whether there was something to give.
+        let _ = malloc_trim(0);
+    }
+}
+
 #[cfg(target_os = "linux")]
 fn ask_for_huge_pages(block: &mut [std::mem::MaybeUninit<u8>]) {
     use rustix::mm::{Advice, madvise};
@@ -254,6 +286,30 @@ mod tests {
     use std::fs::OpenOptions;
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
+
+    #[cfg(all(target_os = "linux", target_env = "gnu", feature = "daemon"))]
+    #[test]
+    fn what_was_freed_goes_back_to_the_system() {
+        // qemu need not pass it on.
+        if crate::common::emulated() {
+            return;
+        }
+        let resident = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
+        };
+        prepare_heap();
+        // The last one stays, so that the heap's end does not fall by itself.
+        let mut blocks: Vec<Vec<u8>> = (0..1000).map(|_| vec![1; 100 << 10]).collect();
+        let last = blocks.pop();
+        drop(blocks);
+        let kept = resident();
+        release_heap();
+        // 100 MB were freed; other tests may take some meanwhile.
+        assert!(resident() + (50 << 10) < kept, "{} of {kept} kB", resident());
+        drop(last);
+    }
 
     #[test]
     fn a_replaced_or_removed_file_stays_as_it_was_under_the_map() {

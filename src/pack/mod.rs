@@ -18,5 +18,7 @@ mod tests;
 pub use base::{Base, ConstantRef};
 pub use header::{MAGIC, SECTION_ALIGN, SectionInfo, VERSION, WEIGHT_ALIGN};
 pub(crate) use mapping::prepare_heap;
+#[cfg(feature = "daemon")]
+pub(crate) use mapping::{release_heap, share_heaps};
 pub use record::{ConstType, ImageSpec, ImportRecord, IoSpec, Preprocess, TargetError, WeightSpec};
 pub use writer::BaseWriter;

@@ -8,6 +8,7 @@ use super::answer::{Answerer, Prepared};
 use super::ask::Raw;
 use super::metrics::{Metrics, count};
 use super::problem::Problem;
+use crate::pack::release_heap;
 use axum::body::Bytes;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,6 +16,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+
+/// After this long without a question the memory of the answers before is given back.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// What a worker gives back: the JSON of an answer.
 pub type Outcome = Result<Bytes, Problem>;
@@ -39,6 +43,8 @@ struct State {
     waiting: VecDeque<Job>,
     running: usize,
     idle_since: Instant,
+    /// Whether the heap may keep memory of what was done since it was last released.
+    heap_keeps: bool,
     stopped: bool,
 }
 
@@ -67,6 +73,8 @@ impl Pool {
             waiting: VecDeque::new(),
             running: 0,
             idle_since: Instant::now(),
+            // The base has been opened and its plans are built.
+            heap_keeps: true,
             stopped: false,
         };
         let shared = Arc::new(Shared {
@@ -182,6 +190,7 @@ impl Shared {
             state.running -= 1;
             if !own {
                 state.idle_since = Instant::now();
+                state.heap_keeps = true;
             }
         }
     }
@@ -198,9 +207,25 @@ impl Shared {
                     return Some((job, own));
                 }
                 None if state.stopped => return None,
+                None if state.heap_keeps => state = self.release_heap_if_quiet(state),
                 None => state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         }
+    }
+
+    /// Waits for a question; where none comes, gives memory back, once until the next.
+    fn release_heap_if_quiet<'a>(&'a self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let waited = self.wake.wait_timeout(state, QUIET);
+        let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        let quiet = state.waiting.is_empty() && state.running == 0;
+        let quiet = quiet && state.idle_since.elapsed() >= QUIET;
+        if !waited.timed_out() || !quiet || !state.heap_keeps {
+            return state;
+        }
+        state.heap_keeps = false;
+        drop(state);
+        release_heap();
+        self.state()
     }
 
     fn serve(&self, job: Job) {
