@@ -148,14 +148,22 @@ impl Store {
     }
 
     /// Goes back from the active generation, which is marked as bad, to the one that served before
-    /// it: of the same base, proven, not bad, not retired; else to the base. `why` is kept.
+    /// it: of the same base, proven, not bad, not retired; else to the base. `why` is kept. With
+    /// `expected` as [`Store::activate`].
     ///
     /// # Errors
-    /// No such name, or it serves the base already (usage).
-    pub fn rollback(&self, name: &str, why: &str) -> Result<Switched> {
+    /// No such name, or it serves the base already (usage); another one is active than `expected`
+    /// (refused, [`Cause::Moved`]).
+    pub fn rollback(
+        &self,
+        name: &str,
+        expected: Option<Option<u64>>,
+        why: &str,
+    ) -> Result<Switched> {
         check_name(name)?;
         self.write(|c| {
             let row = known(c, self, name)?;
+            compare(name, expected, row.active)?;
             let Some(active) = row.active else {
                 return Err(Fault::Ours(Error::usage(format!(
                     "'{name}' serves the base: there is nothing to go back from"
@@ -214,6 +222,33 @@ impl Store {
                 switched.push(Switched { name, active: to, before: row.active });
             }
             Ok(switched)
+        })
+    }
+
+    /// Generations whose first trial was interrupted, where nothing else was switched since: they
+    /// may be tried once more. An interruption may be their doing or a power cut's.
+    pub fn interrupted_trials(&self) -> Result<Vec<Switched>> {
+        self.read(|c| {
+            let mut statement = c.prepare("SELECT name FROM names ORDER BY name")?;
+            let names: Vec<String> =
+                statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+            let mut found = vec![];
+            for name in names {
+                let row = known(c, self, &name)?;
+                let history = history(c, row.id)?;
+                let interrupted = |s: &&Switch| s.how == How::Interrupted;
+                let Some(before) = history.first().filter(interrupted).and_then(|s| s.before)
+                else {
+                    continue;
+                };
+                let of_it = |s: &&Switch| interrupted(s) && s.before == Some(before);
+                let candidate = find_generation(c, row.id, before)?
+                    .is_some_and(|g| g.state == GenerationState::Candidate);
+                if candidate && history.iter().filter(of_it).count() == 1 {
+                    found.push(Switched { name, active: row.active, before: Some(before) });
+                }
+            }
+            Ok(found)
         })
     }
 

@@ -218,7 +218,7 @@ fn work(store: &Store, turn: usize, dice: &mut Dice) {
         6 => {
             for entry in store.names().unwrap() {
                 if entry.active.is_some() && dice.below(3) == 0 {
-                    store.rollback(&entry.name, "worse").unwrap();
+                    store.rollback(&entry.name, None, "worse").unwrap();
                 }
             }
         }

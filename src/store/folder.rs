@@ -92,10 +92,12 @@ impl Store {
         self.root().join(JOBS).join(job.to_string())
     }
 
-    /// Makes the folder of a job's files and gives back its path.
+    /// Makes the folder of a job's files, clears it of what a killed child was writing, and gives
+    /// back its path.
     pub fn make_job_folder(&self, job: i64) -> Result<PathBuf> {
         let folder = self.job_folder(job);
         make(&folder)?;
+        remove_stale_temps(&folder)?;
         Ok(folder)
     }
 
@@ -221,4 +223,22 @@ fn job_ids(c: &Connection) -> Outcome<HashSet<i64>> {
     let mut statement = c.prepare_cached("SELECT id FROM jobs WHERE state <> ?1")?;
     let rows = statement.query_map([super::jobs::JobState::Forgotten.code()], |row| row.get(0))?;
     rows.map(|id| id.map_err(Fault::Sql)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::store;
+
+    /// A child killed while it wrote its checkpoint left a file of that size at every stop.
+    #[test]
+    fn a_jobs_folder_is_cleared_of_what_a_killed_child_was_writing() {
+        let (_dir, store) = store();
+        let folder = store.make_job_folder(3).unwrap();
+        std::fs::write(folder.join(".checkpoint.4000000.0.tmp"), b"half").unwrap();
+        std::fs::write(folder.join("checkpoint"), b"whole").unwrap();
+        assert_eq!(store.make_job_folder(3).unwrap(), folder);
+        let left: Vec<_> = std::fs::read_dir(&folder).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].file_name(), "checkpoint");
+    }
 }

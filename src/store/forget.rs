@@ -283,6 +283,7 @@ fn remove(c: &Connection, doomed: &[Doomed]) -> Outcome<ForgetReport> {
         let ended = end_jobs(c, id, gone)?;
         let again = !retired.is_empty() || !ended.is_empty();
         report.jobs_ended.extend(ended);
+        blank_sentences(c, id, &name)?;
         c.execute(
             "DELETE FROM outcomes WHERE name_id = ?1 AND generation IN
              (SELECT number FROM generations WHERE name_id = ?1 AND state = ?2)",
@@ -339,6 +340,55 @@ fn retire(
         report.fallbacks.push(Fallback { name: name.into(), from: row.active, to });
     }
     Ok(retired)
+}
+
+/// What was said of a name's generations and jobs may name a class that nobody knows any more.
+/// Numbers stay.
+fn blank_sentences(c: &Connection, id: i64, name: &str) -> Outcome<()> {
+    let mut statement = c.prepare(
+        "SELECT number, verdict FROM generations WHERE name_id = ?1 AND verdict IS NOT NULL",
+    )?;
+    let verdicts: Vec<(i64, String)> = statement
+        .query_map([id], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    for (number, verdict) in verdicts {
+        let verdict = serde_json::from_str(&verdict).ok().map(|mut value| {
+            blank(&mut value);
+            value.to_string()
+        });
+        c.execute(
+            "UPDATE generations SET verdict = ?3 WHERE name_id = ?1 AND number = ?2",
+            params![id, number, verdict],
+        )?;
+    }
+    c.execute(
+        "UPDATE jobs SET error = NULL, progress = json_remove(progress, '$.verdict')
+         WHERE name_id = ?1 AND state > ?2",
+        params![id, JobState::LAST_OPEN],
+    )?;
+    // What follows the colon is a verdict or an error.
+    c.execute(
+        "UPDATE events SET data = NULL, text = substr(text, 1, instr(text || ':', ':') - 1)
+         WHERE name = ?1 AND kind IN ('gate', 'promotion', 'train')",
+        [name],
+    )?;
+    Ok(())
+}
+
+/// Empties every text that stands under `sentence`.
+fn blank(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(map) => {
+            for (key, value) in map {
+                match key.as_str() {
+                    "sentence" => *value = "".into(),
+                    _ => blank(value),
+                }
+            }
+        }
+        serde_json::Value::Array(values) => values.iter_mut().for_each(blank),
+        _ => {}
+    }
 }
 
 /// Ends the jobs of a name that learn or learned from one of `gone`.

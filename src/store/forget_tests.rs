@@ -70,6 +70,35 @@ fn every_generation_that_learned_from_it_goes() {
     store.verify().unwrap();
 }
 
+/// Verdicts and errors name classes; copies of an adapter hold what it learned.
+#[test]
+fn neither_what_was_said_of_it_nor_a_copy_outlives_it() {
+    let (_dir, store) = store();
+    let mine = store.add_sample(&sample("the marked sentence", "secretlabel", "me")).unwrap();
+    store.add_sample(&sample("another", "lamp", "you")).unwrap();
+    let job = store.queue_job("home", "new samples").unwrap();
+    let said = serde_json::json!({ "passed": false, "checks": [
+        { "name": "class floor", "value": 0.25, "sentence": "the worst class, 'secretlabel'" }] });
+    let progress = serde_json::json!({ "steps": 60, "verdict": "worst is 'secretlabel'" });
+    let mut numbers = vec![];
+    for (value, manifest) in [(1.0, vec![mine.hash]), (2.0, vec![])] {
+        let origin = Origin { manifest, verdict: Some(said.clone()), ..Origin::default() };
+        numbers.push(store.add("home", &adapter(value), &origin).unwrap().generation);
+    }
+    store.update_job(job, JobState::Done, Some(&progress)).unwrap();
+    let text = "generation 1 is not promoted: worst is 'secretlabel'";
+    store.event("gate", Some("home"), text, Some(&said)).unwrap();
+    store.forget(&Selector { source: Some("me".into()), ..Selector::default() }).unwrap();
+    assert!(!holds(store.root(), b"secretlabel"));
+    let events = store.events(10, 0).unwrap();
+    assert!(events.iter().any(|e| e.text == "generation 1 is not promoted"), "{events:?}");
+    let verdict = store.generations("home").unwrap().remove(1).verdict.unwrap();
+    assert_eq!(verdict["checks"][0]["value"], 0.25);
+    assert_eq!(store.job(job).unwrap().unwrap().progress.unwrap()["steps"], 60);
+    let copy = store.add("home", &adapter(1.0), &Origin::default()).unwrap_err();
+    assert_eq!(copy.cause(), Some(Cause::Forgotten));
+}
+
 #[test]
 fn numbers_of_forgotten_samples_are_not_given_again() {
     let (_dir, store) = store();

@@ -9,7 +9,7 @@ use super::rows::{
 };
 use super::state::Store;
 use crate::adapter::{Adapter, TensorType};
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::fingerprint::BaseFingerprint;
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
@@ -66,6 +66,8 @@ pub struct Origin {
     pub manifest: Vec<SampleHash>,
     /// The gate's verdict with its numbers.
     pub verdict: Option<serde_json::Value>,
+    /// The round of the training set that it learned from.
+    pub round: Option<i64>,
 }
 
 /// What [`Store::add`] did.
@@ -148,6 +150,10 @@ pub struct Generation {
     pub samples: u64,
     /// Why it is in its state, where there is something to say.
     pub why: Option<String>,
+    /// The round of the training set that it learned from: samples of a later one have come in or
+    /// were corrected since.
+    #[serde(skip)]
+    pub round: Option<i64>,
 }
 
 fn as_text<S: serde::Serializer>(
@@ -194,7 +200,7 @@ impl Store {
             let id = known(c, self, name)?.id;
             let mut statement = c.prepare_cached(
                 "SELECT number, hash, bytes, base, state, created, parent, job, verdict, samples,
-                 why FROM generations WHERE name_id = ?1 ORDER BY number",
+                 why, round FROM generations WHERE name_id = ?1 ORDER BY number",
             )?;
             let rows = statement.query_map([id], generation)?;
             Ok(rows.collect::<rusqlite::Result<_>>()?)
@@ -245,8 +251,8 @@ impl Store {
     ///
     /// # Errors
     /// A bad name (usage), values that are not finite (bad input), a sample of the manifest was
-    /// forgotten meanwhile (refused, `Cause::Forgotten`), a full disk (failed): the store stays
-    /// as it was.
+    /// forgotten meanwhile, or the same bytes, brought by hand, were retired with what they had learned (refused,
+    /// `Cause::Forgotten`), a full disk (failed): the store stays as it was.
     pub fn add(&self, name: &str, adapter: &Adapter, origin: &Origin) -> Result<Added> {
         check_name(name)?;
         adapter.check()?;
@@ -268,6 +274,17 @@ impl Store {
                 learned.extend(manifest(c, row.id, parent)?);
             }
             let learned = hashes::to_bytes(learned);
+            // One that is trained again to the same bytes says what it learned from.
+            let by_hand = origin.job.is_none() && origin.manifest.is_empty();
+            if by_hand && retired(c, row.id, &hash)? {
+                return Err(Fault::Ours(
+                    Error::refused(format!(
+                        "this adapter was a generation of '{name}': what it learned from was \
+                         forgotten"
+                    ))
+                    .because(Cause::Forgotten),
+                ));
+            }
             if let Some(same) = live(c, row.id)?.iter().find(|g| g.hash == hash) {
                 // Its file may be the reason why it is added again.
                 if self.get_adapter(&hash).is_err() {
@@ -282,7 +299,8 @@ impl Store {
             c.execute("UPDATE names SET next = ?2 WHERE id = ?1", params![row.id, number + 1])?;
             c.execute(
                 "INSERT INTO generations (name_id, number, hash, bytes, base, state, created,
-                 parent, job, verdict, samples) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11)",
+                 parent, job, verdict, samples, round)
+                 VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)",
                 params![
                     row.id,
                     number,
@@ -295,6 +313,7 @@ impl Store {
                     origin.job,
                     verdict,
                     origin.manifest.len() as i64,
+                    origin.round,
                 ],
             )?;
             c.execute(
@@ -308,6 +327,14 @@ impl Store {
         let _ = self.collect();
         Ok(added)
     }
+}
+
+/// Whether a retired generation had these bytes.
+fn retired(c: &Connection, name: i64, hash: &[u8; 32]) -> Outcome<bool> {
+    let mut statement = c.prepare_cached(
+        "SELECT 1 FROM generations WHERE name_id = ?1 AND hash = ?2 AND state = ?3",
+    )?;
+    Ok(statement.exists(params![name, hash, GenerationState::Retired.code()])?)
 }
 
 fn entry(c: &Connection, row: NameRow, name: String) -> Outcome<NameEntry> {
@@ -358,5 +385,6 @@ fn generation(row: &Row<'_>) -> rusqlite::Result<Generation> {
         verdict: verdict.and_then(|text| serde_json::from_str(&text).ok()),
         samples: unsigned(row.get(9)?),
         why: row.get(10)?,
+        round: row.get(11)?,
     })
 }

@@ -1,12 +1,12 @@
 //! Taking samples in: duplicates, corrections, the hold-out, quarantine, quotas.
 
-use super::db::{Outcome, now, signed};
+use super::db::{Outcome, now, signed, unsigned};
 use super::events;
 use super::hashes::SampleHash;
 use super::names::check_name;
 use super::outcomes;
 use super::quota::{choose_part, make_room};
-use super::rows::make_name;
+use super::rows::{NameRow, make_name};
 use super::rules::{Quota, Rules};
 use super::samples::{
     Input, Label, Part, SampleState, VALUES, content, find_label, input_hash, label_tag, no_sample,
@@ -33,7 +33,8 @@ pub struct NewSample {
     pub label: Option<Label>,
     /// The class that was answered.
     pub predicted: Option<String>,
-    /// The generation that answered; `None`: the base, or not known.
+    /// The generation that answered; 0: the base. `None`: not known; where something was answered
+    /// and the name serves the base, that.
     pub generation: Option<u64>,
     /// Who brings it: a user, a device, a client.
     pub source: String,
@@ -78,6 +79,8 @@ struct Existing {
     state: i64,
     reason: Option<String>,
     source: String,
+    /// The generation that answered it last.
+    generation: Option<u64>,
 }
 
 /// A sample that is to be written.
@@ -87,17 +90,23 @@ pub(super) struct Row<'a> {
     pub label: Option<i64>,
     pub bytes: u64,
     pub sample: &'a NewSample,
+    /// The generation that answered; 0: the base.
+    generation: Option<u64>,
+    /// Names what texts have in common that differ in case, punctuation and spacing alone.
+    pub alike: Option<[u8; 32]>,
     values: Option<Vec<f32>>,
 }
 
 impl Store {
     /// Takes a sample in. It is on the medium when this returns.
     ///
-    /// Where a class label, a prediction and a generation are given and the sample is not
-    /// quarantined, the outcome (right or wrong) is counted for that generation, as
-    /// [`Store::record_outcome`] would: don't call that too.
+    /// Where a class label and a prediction are given, the generation that answered is known and the
+    /// sample is not quarantined, the outcome (right or wrong) is counted for that generation, as
+    /// [`Store::record_outcome`] would: don't call that too. Once for each input and generation:
+    /// who asks the same again and again is one witness.
     ///
     /// The part: of each class, the share [`Rules::hold_out`] is held out, chosen by a keyed hash.
+    /// Texts that differ in case, punctuation and spacing alone belong to the same part.
     /// Quarantined is a sample with a label outside [`Rules::labels`], one beyond a source's rate or
     /// share, and one whose input another source has labelled otherwise (the stored one with it).
     ///
@@ -210,15 +219,20 @@ fn take(
     rules: &Rules,
     sample: &NewSample,
 ) -> Outcome<Recorded> {
-    let name = make_name(c, &sample.name)?.id;
+    let NameRow { id: name, active, .. } = make_name(c, &sample.name)?;
     let hash = input_hash(unlocked, &sample.input);
     let found = existing(c, name, &hash)?;
+    let by_base = sample.predicted.is_some() && active.is_none();
+    let generation = sample.generation.or(by_base.then_some(0));
+    let witnessed = found.as_ref().is_some_and(|f| f.label.is_some() && f.generation == generation);
     let (label, values) = match &sample.label {
         None => (None, None),
         Some(Label::Class(class)) => (Some(intern(c, unlocked, name, class)?), None),
         Some(Label::Values(values)) => (Some(VALUES), Some(values.clone())),
     };
-    let row = Row { name, hash, label, bytes: sample.input.bytes().len() as u64, sample, values };
+    let bytes = sample.input.bytes().len() as u64;
+    let alike = alike(unlocked, &sample.input);
+    let row = Row { name, hash, label, bytes, sample, generation, alike, values };
     let recorded = match found {
         Some(found) if found.state < SampleState::EVICTED => {
             again(c, unlocked, rules, &row, &found)?
@@ -226,8 +240,9 @@ fn take(
         // Evicted: it comes back, and keeps its part.
         found => first(c, unlocked, rules, &row, found.map(|e| (e.id, e.part)))?,
     };
-    let answer = (&sample.label, &sample.predicted, sample.generation);
+    let answer = (&sample.label, &sample.predicted, generation);
     if let (Some(Label::Class(class)), Some(predicted), Some(generation)) = answer
+        && !witnessed
         && !matches!(recorded.outcome, Taken::Quarantined(_))
     {
         outcomes::count(c, name, generation, class == predicted, sample.time)?;
@@ -241,7 +256,7 @@ fn take(
 
 fn existing(c: &Connection, name: i64, hash: &[u8; 32]) -> Outcome<Option<Existing>> {
     let mut statement = c.prepare_cached(
-        "SELECT id, label_id, part, state, reason, source FROM samples
+        "SELECT id, label_id, part, state, reason, source, generation FROM samples
          WHERE name_id = ?1 AND hash = ?2",
     )?;
     let found = statement.query_row(params![name, hash], |row| {
@@ -252,9 +267,24 @@ fn existing(c: &Connection, name: i64, hash: &[u8; 32]) -> Outcome<Option<Existi
             state: row.get(3)?,
             reason: row.get(4)?,
             source: row.get(5)?,
+            generation: row.get::<_, Option<i64>>(6)?.map(unsigned),
         })
     });
     Ok(found.optional()?)
+}
+
+/// A kind of keyed hash.
+const ALIKE: u8 = 18;
+
+/// Names a text without case, punctuation and spacing; `None`: no text, or nothing is left of it.
+fn alike(unlocked: &Unlocked<'_>, input: &Input) -> Option<[u8; 32]> {
+    let Input::Text(text) = input else { return None };
+    let words: Vec<String> = text
+        .split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .map(str::to_lowercase)
+        .collect();
+    (!words.is_empty()).then(|| unlocked.hash(ALIKE, &[words.join(" ").as_bytes()]))
 }
 
 /// The number of a label's text, which is made if it is new.
@@ -298,8 +328,8 @@ fn first(
     let sample = row.sample;
     c.prepare_cached(
         "INSERT OR REPLACE INTO samples (id, name_id, hash, kind, bytes, label_id, predicted_id,
-         part, state, reason, source, time, received, seen, generation, round)
-         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, 1, ?14, round
+         part, state, reason, source, time, received, seen, generation, alike, round)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, 1, ?14, ?15, round
          FROM names WHERE id = ?2",
     )?
     .execute(params![
@@ -316,7 +346,8 @@ fn first(
         sample.source,
         signed(sample.time),
         signed(now()),
-        sample.generation.map(signed),
+        row.generation.map(signed),
+        row.alike,
     ])?;
     let content = to_content(unlocked, &row.hash, sample.input.clone(), row.values.clone())?;
     c.prepare_cached("INSERT OR REPLACE INTO inputs (sample, content) VALUES (?1, ?2)")?
@@ -343,8 +374,11 @@ fn again(
         |outcome| Recorded { id: found.id, hash: SampleHash(row.hash), outcome, part: found.part };
     let quarantined = found.state == SampleState::Quarantined as i64;
     if same {
-        c.prepare_cached("UPDATE samples SET seen = seen + 1, time = max(time, ?2) WHERE id = ?1")?
-            .execute(params![found.id, signed(sample.time)])?;
+        c.prepare_cached(
+            "UPDATE samples SET seen = seen + 1, time = max(time, ?2),
+             generation = coalesce(?3, generation) WHERE id = ?1",
+        )?
+        .execute(params![found.id, signed(sample.time), row.generation.map(signed)])?;
         let reason = found.reason.clone().filter(|_| quarantined);
         return Ok(recorded(reason.map_or(Taken::Merged, Taken::Quarantined)));
     }
@@ -362,7 +396,7 @@ fn again(
     let state = if reason.is_some() { SampleState::Quarantined } else { SampleState::Kept };
     c.prepare_cached(
         "UPDATE samples SET label_id = ?2, state = ?3, reason = ?4, source = ?5,
-         seen = seen + 1, time = max(time, ?6),
+         seen = seen + 1, time = max(time, ?6), generation = coalesce(?7, generation),
          round = (SELECT round FROM names WHERE id = name_id) WHERE id = ?1",
     )?
     .execute(params![
@@ -371,7 +405,8 @@ fn again(
         state as i64,
         reason,
         sample.source,
-        signed(sample.time)
+        signed(sample.time),
+        row.generation.map(signed)
     ])?;
     if row.label == Some(VALUES) || found.label == Some(VALUES) {
         let content = to_content(unlocked, &row.hash, sample.input.clone(), row.values.clone())?;

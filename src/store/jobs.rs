@@ -77,7 +77,7 @@ pub struct Job {
     pub created: u64,
     /// When it last changed.
     pub updated: u64,
-    /// How often it has failed.
+    /// How often it has failed or was interrupted since it got further.
     pub attempts: u32,
     /// It is not to start before this time: backoff after failures.
     pub not_before: u64,
@@ -131,9 +131,7 @@ impl Store {
             let job = open_job(c, id)?;
             let attempts = job.attempts.saturating_add(1);
             let state = if attempts >= max_attempts { JobState::Failed } else { JobState::Queued };
-            let [first, longest] = BACKOFF;
-            let doubled = first.saturating_mul(1 << (attempts - 1).min(20));
-            let not_before = now().saturating_add(doubled.min(longest));
+            let not_before = now().saturating_add(backoff(attempts));
             c.execute(
                 "UPDATE jobs SET state = ?2, updated = ?3, attempts = ?4, not_before = ?5,
                  error = ?6 WHERE id = ?1",
@@ -162,20 +160,50 @@ impl Store {
     }
 
     /// Called once when the daemon starts: jobs that were running are paused, to go on from their
-    /// checkpoints. Gives back their numbers.
-    pub fn pause_interrupted_jobs(&self) -> Result<Vec<i64>> {
+    /// checkpoints, at once the first time, then after a backoff: training itself may be what
+    /// breaks the device's supply. Interrupted `max_attempts` times without getting further
+    /// ([`Store::job_got_further`]) they are given up. One whose candidate was added is done.
+    /// Gives back what became of them.
+    pub fn end_interrupted_jobs(&self, max_attempts: u32) -> Result<Vec<(i64, JobState)>> {
         self.write(|c| {
-            let mut statement = c.prepare("SELECT id FROM jobs WHERE state = ?1")?;
-            let ids: Vec<i64> = statement
-                .query_map([JobState::Running.code()], |row| row.get(0))?
+            let mut statement = c.prepare(
+                "SELECT id, attempts, EXISTS (SELECT 1 FROM generations WHERE job = jobs.id)
+                 FROM jobs WHERE state = ?1",
+            )?;
+            let jobs: Vec<(i64, u32, bool)> = statement
+                .query_map([JobState::Running.code()], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                })?
                 .collect::<rusqlite::Result<_>>()?;
-            for id in &ids {
+            let mut ended = vec![];
+            for (id, before, added) in jobs {
+                let attempts = before.saturating_add(u32::from(!added));
+                let state = match added {
+                    true => JobState::Done,
+                    false if attempts >= max_attempts => JobState::Failed,
+                    false => JobState::Paused,
+                };
+                let wait = if before == 0 { 0 } else { backoff(before) };
+                let error = (!added).then_some("the device or the daemon ended while it ran");
                 c.execute(
-                    "UPDATE jobs SET state = ?2, updated = ?3 WHERE id = ?1",
-                    params![id, JobState::Paused.code(), signed(now())],
+                    "UPDATE jobs SET state = ?2, updated = ?3, attempts = ?4, not_before = ?5,
+                     error = ?6 WHERE id = ?1",
+                    params![id, state.code(), signed(now()), attempts, signed(now() + wait), error],
                 )?;
+                close(c, state)?;
+                ended.push((id, state));
             }
-            Ok(ids)
+            Ok(ended)
+        })
+    }
+
+    /// Notes that an open job has got further since it failed or was interrupted: what fails next
+    /// counts anew. Errors as [`Store::update_job`].
+    pub fn job_got_further(&self, id: i64) -> Result<()> {
+        self.write(|c| {
+            open_job(c, id)?;
+            c.execute("UPDATE jobs SET attempts = 0 WHERE id = ?1", [id])?;
+            Ok(())
         })
     }
 
@@ -192,6 +220,12 @@ impl Store {
             Ok(rows.collect::<rusqlite::Result<_>>()?)
         })
     }
+}
+
+/// Seconds to wait after so many failures, at least one.
+fn backoff(failures: u32) -> u64 {
+    let [first, longest] = BACKOFF;
+    first.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(longest)
 }
 
 /// Queues a job unless one is open.

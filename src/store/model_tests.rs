@@ -145,7 +145,7 @@ fn random_operations_do_what_the_model_does() {
                     model.on_trial = trial.is_some();
                 }
                 7 => {
-                    let rolled = store.rollback("home", "worse");
+                    let rolled = store.rollback("home", None, "worse");
                     let Some(active) = model.active else {
                         assert!(rolled.is_err());
                         continue;

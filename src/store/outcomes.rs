@@ -41,9 +41,9 @@ pub struct Counts {
     pub classes: Vec<ClassCount>,
     /// In use.
     pub kept: u64,
-    /// In use and held out.
+    /// In use, labelled and held out.
     pub held: u64,
-    /// In use, and new or newly labelled since the last training.
+    /// In use, labelled, and new or newly labelled since the last training.
     pub new: u64,
     /// In quarantine.
     pub quarantined: u64,
@@ -116,7 +116,8 @@ impl Store {
                     counts.quarantined += n;
                     continue;
                 }
-                let new = unsigned(row.get(5)?);
+                let labelled = label_id.is_some();
+                let new = if labelled { unsigned(row.get(5)?) } else { 0 };
                 if last != Some(label_id) {
                     let label = label_id.and_then(|id| texts.get(&id).cloned());
                     counts.classes.push(ClassCount { label, ..ClassCount::default() });
@@ -129,7 +130,7 @@ impl Store {
                 }
                 counts.kept += n;
                 counts.new += new;
-                counts.held += if held { n } else { 0 };
+                counts.held += if held && labelled { n } else { 0 };
             }
             Ok(counts)
         })

@@ -7,7 +7,7 @@ use super::rules::Rules;
 use super::samples::{Part, SampleState};
 use super::state::Unlocked;
 use crate::error::Error;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 /// Share of the quota of samples that may be in quarantine: one in so many.
 const QUARANTINED: u64 = 10;
@@ -40,7 +40,8 @@ fn groups(c: &Connection, name: i64) -> Outcome<Vec<Group>> {
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Holds out a share of each class. What is missing from the share is rounded at random, by the
+/// Holds out a share of each class; a text that is alike one that is there goes where that is, so
+/// that what is measured was not learned in other spelling. What is missing from the share is rounded at random, by the
 /// input's own hash, so that the share is met to one sample and nobody can aim at a part.
 pub(super) fn choose_part(
     c: &Connection,
@@ -48,6 +49,15 @@ pub(super) fn choose_part(
     rules: &Rules,
     row: &Row<'_>,
 ) -> Outcome<Part> {
+    if let Some(alike) = row.alike {
+        let part: Option<i64> = c
+            .prepare_cached("SELECT part FROM samples WHERE name_id = ?1 AND alike = ?2 LIMIT 1")?
+            .query_row(params![row.name, alike], |row| row.get(0))
+            .optional()?;
+        if let Some(part) = part {
+            return Ok(Part::of(part));
+        }
+    }
     let (mut all, mut held) = (0, 0);
     for group in groups(c, row.name)? {
         if group.state == SampleState::Kept as i64 && group.label == row.label {

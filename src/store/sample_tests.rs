@@ -322,9 +322,14 @@ fn jobs_are_resumed_backed_off_and_closed() {
     assert_eq!(store.queue_job("home", "again").unwrap(), id, "one is open");
     let progress = serde_json::json!({"step": 3});
     store.update_job(id, JobState::Running, Some(&progress)).unwrap();
-    assert_eq!(Store::open(store.root()).unwrap().pause_interrupted_jobs().unwrap(), [id]);
+    assert_eq!(
+        Store::open(store.root()).unwrap().end_interrupted_jobs(5).unwrap(),
+        [(id, JobState::Paused)]
+    );
     let job = store.job(id).unwrap().unwrap();
     assert_eq!((job.progress, job.state), (Some(progress), JobState::Paused));
+    assert_eq!(job.not_before, job.updated, "the first time it goes on at once");
+    store.job_got_further(id).unwrap();
     assert_eq!(store.fail_job(id, "out of memory", 2).unwrap(), JobState::Queued);
     let failed = store.job(id).unwrap().unwrap();
     let wait = failed.not_before - failed.updated;
@@ -337,4 +342,78 @@ fn jobs_are_resumed_backed_off_and_closed() {
         store.update_job(id, JobState::Done, None).unwrap();
     }
     assert_eq!(store.jobs().unwrap().len(), 20);
+}
+
+#[test]
+fn a_job_that_breaks_the_device_is_given_up_and_one_that_had_ended_is_done() {
+    let (_dir, store) = store();
+    let id = store.queue_job("home", "enough new samples").unwrap();
+    let interrupt = |store: &Store| {
+        store.update_job(id, JobState::Running, None).unwrap();
+        store.end_interrupted_jobs(3).unwrap()
+    };
+    for wait in [0, 60] {
+        assert_eq!(interrupt(&store), [(id, JobState::Paused)]);
+        let job = store.job(id).unwrap().unwrap();
+        assert_eq!(job.not_before - job.updated, wait);
+    }
+    assert_eq!(interrupt(&store), [(id, JobState::Failed)]);
+    let id = store.queue_job("home", "enough new samples").unwrap();
+    store.update_job(id, JobState::Running, None).unwrap();
+    let origin = Origin { job: Some(id), ..Origin::default() };
+    store.add("home", &super::tests::adapter(1.0), &origin).unwrap();
+    assert_eq!(store.end_interrupted_jobs(3).unwrap(), [(id, JobState::Done)]);
+}
+
+#[test]
+fn one_input_is_one_witness_of_a_generation() {
+    let (_dir, store) = store();
+    let answered = |text: &str, generation: Option<u64>| {
+        let predicted = Some("off".into());
+        let time = super::db::now();
+        let sample = sample(text, "on", "me");
+        store.add_sample(&NewSample { predicted, generation, time, ..sample }).unwrap();
+    };
+    let of = |generation: u64| store.outcomes("home", generation).unwrap();
+    // The base answers while nothing is active.
+    answered("a", None);
+    answered("a", None);
+    answered("b", None);
+    assert_eq!(of(0), Outcomes { right: 0, total: 2 });
+    let added = store.add("home", &super::tests::adapter(1.0), &Origin::default()).unwrap();
+    store.activate("home", added.generation, None, None).unwrap();
+    for _ in 0..3 {
+        answered("a", Some(added.generation));
+    }
+    assert_eq!(of(added.generation), Outcomes { right: 0, total: 1 });
+    // Who says no generation means none in particular.
+    answered("c", None);
+    assert_eq!((of(0).total, of(added.generation).total), (2, 1));
+}
+
+#[test]
+fn texts_that_differ_in_spelling_alone_share_a_part() {
+    let rules = rules(|r| r.hold_out = 0.5);
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open_with(dir.path(), Options { rules, ..Options::default() }).unwrap();
+    let mut parts = std::collections::HashSet::new();
+    for i in 0..20 {
+        let part = |text: String| store.add_sample(&sample(&text, "on", "me")).unwrap().part;
+        let first = part(format!("turn lamp {i} on"));
+        for other in [format!("Turn lamp {i} on!"), format!("  turn LAMP, {i}  on")] {
+            assert_eq!(part(other), first);
+        }
+        parts.insert(first);
+    }
+    assert_eq!(parts.len(), 2);
+}
+
+#[test]
+fn what_has_no_label_is_not_new_to_learn() {
+    let (_dir, store) = store();
+    store.add_sample(&NewSample { label: None, ..sample("a", "x", "me") }).unwrap();
+    let counts = store.counts("home").unwrap();
+    assert_eq!((counts.kept, counts.new, counts.held), (1, 0, 0));
+    store.add_sample(&sample("a", "x", "me")).unwrap();
+    assert_eq!(store.counts("home").unwrap().new, 1);
 }

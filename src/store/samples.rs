@@ -118,7 +118,7 @@ pub struct SampleInfo {
     pub label: Option<String>,
     /// What was answered when it was asked.
     pub predicted: Option<String>,
-    /// The generation that answered.
+    /// The generation that answered; 0: the base.
     pub generation: Option<u64>,
     /// Who brought it.
     pub source: String,
@@ -134,6 +134,10 @@ pub struct SampleInfo {
     pub state: SampleState,
     /// Why it is in quarantine.
     pub reason: Option<String>,
+    /// How many training sets had been taken when it came in or was last corrected: those taken
+    /// later hold it as it is ([`TrainingSet::round`] is not below this).
+    #[serde(skip)]
+    pub round: i64,
 }
 
 /// A sample.
@@ -179,7 +183,7 @@ pub struct TrainingSet {
     pub held: Vec<SampleInfo>,
     /// Without a label.
     pub unlabelled: Vec<SampleInfo>,
-    /// For [`Store::trained`].
+    /// Its number: for [`Store::trained`] and [`Origin::round`](super::Origin).
     pub round: i64,
 }
 
@@ -191,7 +195,7 @@ impl TrainingSet {
 }
 
 pub(super) const COLUMNS: &str = "samples.id, names.name, hash, kind, bytes, label_id,
-    predicted_id, generation, source, time, received, seen, part, state, reason
+    predicted_id, generation, source, time, received, seen, part, state, reason, samples.round
     FROM samples JOIN names ON names.id = samples.name_id";
 
 impl Store {
@@ -471,5 +475,6 @@ fn info(row: &Row<'_>, labels: &HashMap<i64, String>) -> rusqlite::Result<Sample
         part: Part::of(row.get(12)?),
         state: SampleState::of(row.get(13)?),
         reason: row.get(14)?,
+        round: row.get(15)?,
     })
 }

@@ -9,7 +9,7 @@ pub(super) const APPLICATION: i64 = 0x6f66_7374;
 
 /// One script per version, each applied in a transaction of its own; `PRAGMA user_version` counts
 /// those applied. A released script never changes: what must change comes as a further one.
-pub(super) const STEPS: &[&str] = &[VERSION_1];
+pub(super) const STEPS: &[&str] = &[VERSION_1, VERSION_2];
 
 /// Times are seconds since 1970-01-01 UTC. Hashes are 32 bytes. `labels.text` and `inputs.content`
 /// are sealed where `meta` has a `key`.
@@ -80,6 +80,15 @@ CREATE INDEX jobs_state ON jobs (state);
 CREATE TABLE events (
     id INTEGER PRIMARY KEY, time INTEGER NOT NULL, kind TEXT NOT NULL, name TEXT,
     text TEXT NOT NULL, data TEXT, count INTEGER NOT NULL DEFAULT 1);
+";
+
+/// `generations.round`: of the training set that it learned from; samples that were stamped later
+/// have changed since. `samples.alike`: keyed hash of a text without case, punctuation and spacing.
+const VERSION_2: &str = "
+ALTER TABLE generations ADD COLUMN round INTEGER;
+UPDATE generations SET round = (SELECT trained FROM names WHERE id = name_id) WHERE job IS NOT NULL;
+ALTER TABLE samples ADD COLUMN alike BLOB;
+CREATE INDEX samples_alike ON samples (name_id, alike) WHERE alike IS NOT NULL;
 ";
 
 /// Brings the database to the last of `steps`. Several processes may try at once.

@@ -59,7 +59,8 @@ impl std::fmt::Debug for Store {
 
 impl Store {
     /// Opens the store in the folder `root`, making it if it is not there, and finishes what a
-    /// killed process left half done. A folder that can't be written is opened for reading.
+    /// killed process left half done, if the disk has room for that. A folder that can't be written
+    /// is opened for reading.
     ///
     /// # Errors
     /// A damaged database or another program's (bad input), one of a newer version (unsupported),
@@ -104,10 +105,21 @@ impl Store {
             None => return Err(Error::failed("the store was shared while it was opened")),
         }
         if !read_only {
-            store.finish_forgetting()?;
-            store.collect()?;
+            store.tidy();
         }
         Ok(store)
+    }
+
+    /// Finishes what was left half done. On a full disk it stays for a later opening: whoever wants
+    /// to make room needs the store open.
+    fn tidy(&self) {
+        let root = self.inner.root.display();
+        if let Err(e) = self.finish_forgetting() {
+            tracing::warn!("'{root}': what was forgotten is not cleared away yet: {e}");
+        }
+        if let Err(e) = self.collect() {
+            tracing::warn!("'{root}': files that nothing points to stay: {e}");
+        }
     }
 
     /// Opens the store in `root` if there is one, without making it.
@@ -363,4 +375,41 @@ fn open_database(root: &Path, database: &Path) -> Result<Connection> {
     folder::make(root)?;
     folder::make_private(database)?;
     db::open(database)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample_tests::sample;
+    use super::super::{Selector, tests::store};
+    use super::*;
+    use std::io;
+
+    /// A card was full when something was forgotten: the store could not be opened any more, so
+    /// nobody could make room in it.
+    #[test]
+    fn a_forgetting_that_a_full_card_keeps_unfinished_leaves_the_store_open() {
+        let (_dir, store) = store();
+        let root = store.root().to_path_buf();
+        store.add_sample(&sample("one", "a", "app")).unwrap();
+        // Full once `room` transactions are committed.
+        let full = |mut room: u32| {
+            move |op: Op, _: &Path| match op {
+                Op::Commit if room == 0 => Err(io::ErrorKind::StorageFull.into()),
+                Op::Commit => {
+                    room -= 1;
+                    Ok(())
+                }
+                _ => Ok(()),
+            }
+        };
+        let all = Selector { all: true, ..Selector::default() };
+        let report = fault::with(full(1), || store.forget(&all)).unwrap();
+        assert_eq!((report.samples, report.finished), (1, false));
+        drop(store);
+        let opened = fault::with(full(0), || Store::open(&root)).unwrap();
+        let marked = |s: &Store| s.read(|c| Ok(db::meta(c, "forget")?)).unwrap().is_some();
+        assert!(marked(&opened));
+        // With room again the next one finishes it.
+        assert!(!marked(&Store::open(&root).unwrap()));
+    }
 }

@@ -96,21 +96,21 @@ fn rollback_goes_to_what_served_before() {
     for value in [1.0, 2.0, 3.0] {
         promote(&store, value);
     }
-    let switched = store.rollback("home", "worse").unwrap();
+    let switched = store.rollback("home", None, "worse").unwrap();
     assert_eq!((switched.before, switched.active), (Some(3), Some(2)));
     assert_eq!(state_of(&store, 3), GenerationState::Bad);
     promote(&store, 4.0);
-    assert_eq!(store.rollback("home", "worse").unwrap().active, Some(2));
-    assert_eq!(store.rollback("home", "worse").unwrap().active, Some(1));
-    assert_eq!(store.rollback("home", "worse").unwrap().active, None);
-    assert_eq!(store.rollback("home", "worse").unwrap_err().kind(), ErrorKind::Usage);
+    assert_eq!(store.rollback("home", None, "worse").unwrap().active, Some(2));
+    assert_eq!(store.rollback("home", None, "worse").unwrap().active, Some(1));
+    assert_eq!(store.rollback("home", None, "worse").unwrap().active, None);
+    assert_eq!(store.rollback("home", None, "worse").unwrap_err().kind(), ErrorKind::Usage);
     // By hand a bad one can be had again; then the base was chosen by hand.
     store.activate("home", 3, None, None).unwrap();
     let stale = store.deactivate("home", Some(Some(2))).unwrap_err();
     assert_eq!((stale.kind(), stale.cause()), (ErrorKind::Refused, Some(Cause::Moved)));
     assert_eq!(store.deactivate("home", Some(Some(3))).unwrap().before, Some(3));
     store.activate("home", 1, None, None).unwrap();
-    assert_eq!(store.rollback("home", "worse").unwrap().active, None);
+    assert_eq!(store.rollback("home", None, "worse").unwrap().active, None);
     let last = store.history("home").unwrap().pop().unwrap();
     assert_eq!((last.how, last.why.as_deref()), (How::RolledBack, Some("worse")));
 }
@@ -126,7 +126,7 @@ fn rollback_stays_on_the_base() {
         store.add("home", &of(number as f32, base), &Origin::default()).unwrap();
         store.activate("home", number, None, None).unwrap();
     }
-    assert_eq!(store.rollback("home", "worse").unwrap().active, Some(1));
+    assert_eq!(store.rollback("home", None, "worse").unwrap().active, Some(1));
 }
 
 #[test]
@@ -152,6 +152,55 @@ fn a_trial_ends_confirmed_or_interrupted() {
     let other = store.add("away", &adapter(1.0), &Origin::default()).unwrap().generation;
     store.activate("away", other, None, trial).unwrap();
     assert_eq!(store.end_interrupted_trials().unwrap()[0].active, None);
+}
+
+#[test]
+fn an_interrupted_trial_may_be_tried_once_more() {
+    let (_dir, store) = store();
+    promote(&store, 1.0);
+    let two = store.add("home", &adapter(2.0), &Origin::default()).unwrap().generation;
+    let hour = Some(Duration::from_secs(3600));
+    store.activate("home", two, Some(Some(1)), hour).unwrap();
+    assert_eq!(store.interrupted_trials().unwrap(), []);
+    store.end_interrupted_trials().unwrap();
+    let once = Switched { name: "home".into(), active: Some(1), before: Some(two) };
+    assert_eq!(store.interrupted_trials().unwrap(), [once]);
+    store.activate("home", two, Some(Some(1)), hour).unwrap();
+    store.end_interrupted_trials().unwrap();
+    assert_eq!(store.interrupted_trials().unwrap(), [], "twice is no chance");
+    assert_eq!(
+        store.rollback("home", Some(Some(two)), "worse").unwrap_err().cause(),
+        Some(Cause::Moved)
+    );
+}
+
+/// A store of the first version gets what later ones added, and keeps what it has.
+#[test]
+fn an_older_database_is_upgraded() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = {
+        let store = Store::open(dir.path()).unwrap();
+        store.add_sample(&super::sample_tests::sample("a", "x", "me")).unwrap();
+        let round = store.training_set("home").unwrap().round;
+        let origin = Origin { job: Some(7), ..Origin::default() };
+        store.add("home", &adapter(1.0), &origin).unwrap();
+        store.trained("home", round).unwrap();
+        store.database().to_path_buf()
+    };
+    let c = rusqlite::Connection::open(database).unwrap();
+    c.execute_batch(
+        "DROP INDEX samples_alike; ALTER TABLE samples DROP COLUMN alike;
+         ALTER TABLE generations DROP COLUMN round; PRAGMA user_version = 1;",
+    )
+    .unwrap();
+    drop(c);
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.generations("home").unwrap()[0].round, Some(0));
+    assert_eq!(
+        store.training_set("home").unwrap().manifest().len() as u64,
+        store.counts("home").unwrap().kept - store.counts("home").unwrap().held
+    );
+    store.verify().unwrap();
 }
 
 #[test]
@@ -232,7 +281,7 @@ fn old_generations_make_room_but_not_the_one_to_go_back_to() {
     assert_eq!(store.name("home").unwrap().generations, [1, 2, 7]);
     let files = std::fs::read_dir(store.root().join("adapters")).unwrap().count();
     assert_eq!(files, 3);
-    assert_eq!(store.rollback("home", "worse").unwrap().active, Some(1));
+    assert_eq!(store.rollback("home", None, "worse").unwrap().active, Some(1));
 }
 
 #[test]
