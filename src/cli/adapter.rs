@@ -9,7 +9,9 @@ use crate::error::{Error, Result};
 use crate::pack::Base;
 use crate::runtime::Engine;
 use crate::shape::Array;
-use crate::store::{NameEntry, Options, Origin, Reference, Removed, Store, Switched, check_name};
+use crate::store::{
+    Added, NameEntry, Options, Origin, Reference, Removed, Store, Switched, check_name,
+};
 use clap::Subcommand;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -152,7 +154,9 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
             };
             switched(&store.activate(name.name(), generation, None, None)?, out)
         }
-        Verb::Rollback { name, why } => switched(&Store::of_user()?.rollback(name, why)?, out),
+        Verb::Rollback { name, why } => {
+            switched(&Store::of_user()?.rollback(name, None, why)?, out)
+        }
         Verb::Remove { name, force } => {
             let Removed { generations, known } = chosen::store_with(name)?.remove(name, *force)?;
             let name = name.name();
@@ -235,14 +239,8 @@ fn add(
         let base = Base::open(base)?;
         crate::adapter::bind(&[(&adapter, 1.0)], base.targets(), &base.fingerprint())?;
     }
-    let store = Store::of_user()?;
-    let mut added = store.add(name, &adapter, &Origin::default())?;
+    let added = put(&Store::of_user()?, name, &adapter, activate)?;
     let generation = added.generation;
-    // The first of a name serves at once.
-    if !added.active && (activate || store.name(name)?.generations == [generation]) {
-        store.activate(name, generation, None, None)?;
-        added.active = true;
-    }
     let what = if added.new { "added" } else { "was there already" };
     let active = if added.active {
         "active".to_string()
@@ -253,6 +251,19 @@ fn add(
     out.document(&json!({
         "name": name, "generation": generation, "new": added.new, "active": added.active,
     }))
+}
+
+/// Adds a generation. The first of a name serves at once, but one that was there already was perhaps
+/// taken back: only `activate` makes that serve.
+fn put(store: &Store, name: &str, adapter: &Adapter, activate: bool) -> Result<Added> {
+    let mut added = store.add(name, adapter, &Origin::default())?;
+    let generation = added.generation;
+    let first = added.new && store.name(name)?.generations == [generation];
+    if !added.active && (activate || first) {
+        store.activate(name, generation, None, None)?;
+        added.active = true;
+    }
+    Ok(added)
 }
 
 fn verify(text: &str, base: Option<&Path>, out: &Out) -> Result<()> {
@@ -403,4 +414,33 @@ fn import(args: &ImportArgs, out: &Out) -> Result<()> {
         "head": head.map(|h| &h.name),
         "warnings": imported.warnings,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::TargetAdapter;
+    use crate::store::GenerationState;
+
+    /// A generation that had been rolled back served again when its file was added once more.
+    #[test]
+    fn adding_again_does_not_bring_back_what_was_rolled_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let target = TargetAdapter {
+            module_path: "layer.0".into(),
+            rank: 1,
+            alpha: 1.0,
+            lora_a: vec![1.0, 2.0],
+            lora_b: vec![0.5],
+        };
+        let adapter = Adapter { name: "home".into(), targets: vec![target], ..Adapter::default() };
+        let added = |new, active| Added { generation: 1, new, active };
+        assert_eq!(put(&store, "home", &adapter, false).unwrap(), added(true, true));
+        store.rollback("home", None, "worse").unwrap();
+        assert_eq!(put(&store, "home", &adapter, false).unwrap(), added(false, false));
+        assert_eq!(store.generations("home").unwrap()[0].state, GenerationState::Bad);
+        assert_eq!(store.name("home").unwrap().active, None);
+        assert_eq!(put(&store, "home", &adapter, true).unwrap(), added(false, true));
+    }
 }

@@ -99,7 +99,7 @@ pub struct FeedbackArgs {
 pub struct TrainNowArgs {
     /// The adapter's name
     adapter: String,
-    /// Wait until the job has ended
+    /// Wait until the job has ended; the exit code is 5 where the gate refuses what it trained
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
@@ -208,12 +208,24 @@ pub fn train_now(args: &TrainNowArgs, out: &Out) -> Result<()> {
                 out.line(error);
             }
             out.document(&state)?;
-            return match name.as_str() {
-                "done" => Ok(()),
-                _ => Err(Error::failed(format!("job {job} ended as '{name}'"))),
-            };
+            return outcome(job, &state);
         }
         std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// What the end of a job means to who waited for it.
+fn outcome(job: i64, state: &Value) -> Result<()> {
+    let name = text(&state["state"]);
+    let progress = &state["progress"];
+    match name.as_str() {
+        "done" if progress["promoted"] == false => {
+            let generation = &progress["generation"];
+            let why = progress["verdict"].as_str().unwrap_or("the gate refused it");
+            Err(Error::refused(format!("generation {generation} is not promoted: {why}")))
+        }
+        "done" => Ok(()),
+        _ => Err(Error::failed(format!("job {job} ended as '{name}'"))),
     }
 }
 
@@ -326,5 +338,19 @@ mod tests {
             ["5 s", "10 min", "2 h", "2 d"]
         );
         assert_eq!([text(&json!("a")), text(&json!(3))], ["a", "3"]);
+    }
+
+    /// A script that waited took a refused adapter for a promoted one.
+    #[test]
+    fn what_the_gate_refuses_has_an_exit_code() {
+        let code = |state: Value| outcome(7, &state).map_err(|e| e.kind().exit_code());
+        let done = |progress: Value| json!({"state": "done", "progress": progress});
+        assert_eq!(code(done(json!({"generation": 2, "promoted": true}))), Ok(()));
+        assert_eq!(code(done(json!({"trained": false}))), Ok(()));
+        assert_eq!(code(json!({"state": "failed", "error": "no memory"})), Err(1));
+        let refused = done(json!({"generation": 2, "promoted": false, "verdict": "not proven"}));
+        assert_eq!(code(refused.clone()), Err(5));
+        let e = outcome(7, &refused).unwrap_err();
+        assert_eq!(e.message(), "generation 2 is not promoted: not proven");
     }
 }

@@ -1,9 +1,12 @@
-//! `offshoot forget`: through the daemon if one runs on the store, else on the store itself.
+//! `offshoot forget`: through the daemon if one listens, else on the user's store.
 
 use super::output::{Out, bytes, count};
+#[cfg(feature = "daemon")]
+use crate::daemon::{Client, Host};
 use crate::error::{Error, Result};
 use crate::store::{ForgetReport, Key, Options, SampleHash, Selector, Store};
-use std::path::PathBuf;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
 
 /// `offshoot forget`'s arguments: all that is given must hold of a sample.
 #[derive(clap::Args)]
@@ -63,13 +66,24 @@ impl Args {
     }
 }
 
+/// What is printed as JSON.
+#[derive(Debug, Serialize)]
+struct Done {
+    #[serde(flatten)]
+    report: ForgetReport,
+    /// The store's folder where no daemon was asked.
+    store: Option<PathBuf>,
+}
+
 /// Forgets and says what is gone.
 pub fn run(args: &Args, out: &Out) -> Result<()> {
     let selector = args.selector()?;
-    let report = match &args.state {
-        Some(folder) => on_store(folder.clone(), args.key_file.as_ref(), &selector)?,
-        None => with_daemon(args, &selector, out)?,
+    let done = match &args.state {
+        Some(folder) => on_store(folder, args.key_file.as_deref(), &selector)?
+            .ok_or_else(|| no_store(folder))?,
+        None => without_state(args, &selector, out)?,
     };
+    let report = &done.report;
     let generations: Vec<String> =
         report.generations.iter().map(|g| format!("{}@{}", g.name, g.generation)).collect();
     out.line(format!("forgot {} samples ({})", count(report.samples), bytes(report.bytes)));
@@ -86,48 +100,124 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     if !report.finished {
         out.remark("warning: another process reads the store: its free pages are cleared later");
     }
-    out.document(&report)
+    out.document(&done)
 }
 
-fn on_store(folder: PathBuf, key: Option<&PathBuf>, selector: &Selector) -> Result<ForgetReport> {
-    let key = key.map(|file| Key::read(file)).transpose()?;
-    match Store::open_existing(&folder, Options { key, ..Options::default() })? {
-        Some(store) => store.forget(selector),
-        None => Err(Error::usage(format!("'{}' holds no store", folder.display()))
-            .hint("--state names the folder, --host the daemon")),
+/// `None`: there is no store.
+fn on_store(folder: &Path, key: Option<&Path>, selector: &Selector) -> Result<Option<Done>> {
+    let key = key.map(Key::read).transpose()?;
+    let Some(store) = Store::open_existing(folder, Options { key, ..Options::default() })? else {
+        return Ok(None);
+    };
+    Ok(Some(Done { report: store.forget(selector)?, store: Some(folder.into()) }))
+}
+
+fn no_store(folder: &Path) -> Error {
+    Error::usage(format!("'{}' holds no store", folder.display()))
+        .hint("--state names the folder, --host the daemon")
+}
+
+/// On a store that nobody named.
+fn on_users_store(folder: &Path, selector: &Selector, out: &Out) -> Result<Option<Done>> {
+    let done = on_store(folder, None, selector)?;
+    if done.is_some() {
+        out.remark(format!("no daemon answers: this is the store in '{}'", folder.display()));
     }
+    Ok(done)
 }
 
-/// What is done where no daemon is asked.
-fn on_users_store(selector: &Selector, out: &Out) -> Result<ForgetReport> {
+#[cfg(not(feature = "daemon"))]
+fn without_state(_: &Args, selector: &Selector, out: &Out) -> Result<Done> {
     let folder = Store::folder_of_user()?;
-    let report = on_store(folder.clone(), None, selector)?;
-    out.remark(format!("no daemon answers: this is the store in '{}'", folder.display()));
-    Ok(report)
+    on_users_store(&folder, selector, out)?.ok_or_else(|| no_store(&folder))
 }
 
 #[cfg(feature = "daemon")]
-fn with_daemon(args: &Args, selector: &Selector, out: &Out) -> Result<ForgetReport> {
-    use crate::daemon::{Client, Host};
-    use crate::error::ErrorKind;
-    let host = match &args.host {
-        Some(text) => Host::parse(text)?,
-        None => Host::default_host()?,
+fn without_state(args: &Args, selector: &Selector, out: &Out) -> Result<Done> {
+    match &args.host {
+        Some(text) => ask(Host::parse(text)?, selector),
+        None => by_default(Host::default_host()?, Store::folder_of_user, selector, out),
+    }
+}
+
+/// Asks the daemon at `host`; the store in `folder` is worked on only where there surely is none.
+/// Somebody who may not speak to it, or waits too long for it, means the daemon's store all the same.
+#[cfg(feature = "daemon")]
+fn by_default(
+    host: Host,
+    folder: impl FnOnce() -> Result<PathBuf>,
+    selector: &Selector,
+    out: &Out,
+) -> Result<Done> {
+    if !nobody_listens(&host) {
+        return ask(host, selector);
+    }
+    let folder = folder()?;
+    on_users_store(&folder, selector, out)?.ok_or_else(|| {
+        let text =
+            format!("no daemon listens at {host}, and '{}' holds no store", folder.display());
+        Error::new(crate::error::ErrorKind::Unreachable, text)
+            .hint("--state names the folder, --host the daemon")
+    })
+}
+
+#[cfg(feature = "daemon")]
+fn nobody_listens(host: &Host) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    let connected = match host {
+        Host::Unix(path) => std::os::unix::net::UnixStream::connect(path).map(drop),
+        Host::Tcp(address) => std::net::TcpStream::connect(address).map(drop),
     };
+    connected.is_err_and(|e| matches!(e.kind(), NotFound | ConnectionRefused))
+}
+
+#[cfg(feature = "daemon")]
+fn ask(host: Host, selector: &Selector) -> Result<Done> {
     let body = serde_json::to_value(selector)
         .map_err(|e| Error::failed(format!("the request can't be written: {e}")))?;
     // Rewriting the database takes a while on a card.
     let client = Client::new(host)?.with_patience(std::time::Duration::from_secs(600));
-    match client.json(hyper::Method::POST, "/v1/forget", Some(&body)) {
-        Err(e) if e.kind() == ErrorKind::Unreachable && args.host.is_none() => {
-            on_users_store(selector, out)
-        }
-        answer => serde_json::from_value(answer?)
-            .map_err(|e| Error::failed(format!("the daemon's report can't be read: {e}"))),
-    }
+    let answer = client.json(hyper::Method::POST, "/v1/forget", Some(&body))?;
+    let report = serde_json::from_value(answer)
+        .map_err(|e| Error::failed(format!("the daemon's report can't be read: {e}")))?;
+    Ok(Done { report, store: None })
 }
 
-#[cfg(not(feature = "daemon"))]
-fn with_daemon(_: &Args, selector: &Selector, out: &Out) -> Result<ForgetReport> {
-    on_users_store(selector, out)
+#[cfg(all(test, feature = "daemon"))]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    /// Without the right to speak to the service's daemon, `forget --all` emptied the caller's own
+    /// store, and said that it was done.
+    #[test]
+    fn the_callers_own_store_is_meant_only_where_no_daemon_listens() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = Out::new(true);
+        let all = Selector { all: true, ..Selector::default() };
+        let socket = dir.path().join("s");
+        let by = |path: &Path, folder: &str| {
+            let folder = || Ok(dir.path().join(folder));
+            by_default(Host::Unix(path.into()), folder, &all, &out)
+        };
+        let own = dir.path().join("own");
+        drop(Store::open(&own).unwrap());
+
+        let done = by(&socket, "own").unwrap();
+        assert_eq!(done.store.as_deref(), Some(own.as_path()));
+        let json = serde_json::to_value(&done).unwrap();
+        assert_eq!((&json["samples"], json["store"].as_str()), (&0.into(), own.to_str()));
+        assert_eq!(by(&socket, "none").unwrap_err().kind().exit_code(), 6);
+        assert!(!dir.path().join("none").exists());
+
+        let listener = UnixListener::bind(&socket).unwrap();
+        let hangs_up = std::thread::spawn(move || (0..2).for_each(|_| drop(listener.accept())));
+        assert_eq!(by(&socket, "own").unwrap_err().kind().exit_code(), 6);
+        hangs_up.join().unwrap();
+        // The socket of a daemon that is gone.
+        assert!(by(&socket, "own").unwrap().store.is_some());
+        // Neither missing nor refused: a file stands where the folder should be.
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        assert_eq!(by(&dir.path().join("file/s"), "own").unwrap_err().kind().exit_code(), 6);
+    }
 }

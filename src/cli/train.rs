@@ -110,7 +110,7 @@ pub struct Args {
     /// Where the run's state is kept (default: FILE.checkpoint; removed at the end)
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
-    /// Steps between two checkpoints
+    /// Steps between two checkpoints; slow steps are kept every 30 seconds
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     checkpoint_every: u32,
     /// Go on from the checkpoint of a run that was stopped

@@ -34,14 +34,18 @@ pub fn sensors(root: &Root) -> Vec<Sensor> {
     root.names(chips).iter().flat_map(|name| chip(root, &format!("{chips}/{name}"))).collect()
 }
 
+/// The zone of a Jetson's power chip that shows 100 °C whatever it is: a stand-in of the device tree,
+/// as NVIDIA says (balena-os/balena-jetson issue 142).
+const STAND_IN: &str = "PMIC-Die";
+
 fn celsius(root: &Root, path: &str) -> Option<f32> {
     let value = root.number(path)? as f32 / 1000.0;
     Some(value).filter(|v| PLAUSIBLE.contains(v))
 }
 
 fn zone(root: &Root, folder: &str) -> Option<Sensor> {
+    let name = root.text(format!("{folder}/type")).filter(|name| name != STAND_IN)?;
     let celsius_now = celsius(root, &format!("{folder}/temp"))?;
-    let name = root.text(format!("{folder}/type"))?;
     let trips = root.names(folder).into_iter().filter_map(|file| {
         let stem = file.strip_suffix("_type").filter(|s| s.starts_with("trip_point_"))?;
         let kind = root.text(format!("{folder}/{file}"))?;
@@ -89,6 +93,9 @@ mod tests {
             ("/sys/class/thermal/thermal_zone0/trip_point_2_temp", "85000\n"),
             ("/sys/class/thermal/thermal_zone1/type", "asleep\n"),
             ("/sys/class/thermal/thermal_zone1/temp", "-273000\n"),
+            // A Jetson's, as cool as the others.
+            ("/sys/class/thermal/thermal_zone2/type", "PMIC-Die\n"),
+            ("/sys/class/thermal/thermal_zone2/temp", "100000\n"),
             ("/sys/class/hwmon/hwmon0/name", "cpu_thermal\n"),
             ("/sys/class/hwmon/hwmon0/temp1_input", "51540\n"),
         ]);

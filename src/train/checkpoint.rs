@@ -85,7 +85,7 @@ impl Checkpoint {
         })
     }
 
-    /// Reads a file. Errors: not a checkpoint, another version, damaged (bad input).
+    /// Reads a file. Errors: not a checkpoint, damaged (bad input), another version (mismatch).
     pub fn read(path: &Path) -> Result<Checkpoint> {
         let bytes = read_limited(path, MAX_CHECKPOINT_BYTES)?;
         Checkpoint::from_bytes(&bytes).map_err(|e| e.at(path.display()))
@@ -101,9 +101,11 @@ impl Checkpoint {
         let version = content.get(MAGIC.len()..HEADER).ok_or_else(truncated)?;
         let version = u32::from_le_bytes(version.try_into().map_err(|_| truncated())?);
         if version != VERSION {
-            return Err(Error::unsupported(format!(
+            // As another run's: whoever may start anew then does so.
+            return Err(Error::mismatch(format!(
                 "checkpoint has version {version}, expected {VERSION}"
-            )));
+            ))
+            .hint("train without --resume to start anew"));
         }
         if blake3::hash(content).as_bytes() != hash {
             return Err(Error::bad_input("checkpoint is damaged: its hash does not fit"));
@@ -319,7 +321,7 @@ mod tests {
         assert!(e.message().contains("left over"), "{e}");
         let mut newer = good.clone();
         newer[8] = 3;
-        assert_eq!(Checkpoint::from_bytes(&newer).unwrap_err().kind(), ErrorKind::Unsupported);
+        assert_eq!(Checkpoint::from_bytes(&newer).unwrap_err().kind(), ErrorKind::Mismatch);
         // A count of 2^63 tensors in a file of a few bytes.
         let mut huge = good[..HEADER + 64].to_vec();
         huge.extend_from_slice(&[0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]);

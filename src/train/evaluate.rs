@@ -161,7 +161,7 @@ pub(super) fn each_row(
     if which.is_empty() {
         return Err(Error::usage("no samples to evaluate"));
     }
-    // One shape for all groups of a length, the last one included.
+    // One shape for all groups of a form and a length, those that are not full included.
     let rows = samples.fixed_rows().unwrap_or_else(|| batch.clamp(1, which.len()));
     for group in samples.groups(which, rows) {
         if !go_on() {

@@ -44,5 +44,6 @@ pub use lesson::Lesson;
 pub use mixer::MixerState;
 pub use options::{LossKind, OptimizerKind, TargetChoice, TrainOptions};
 pub use retention::{Retention, retention};
-pub use run::{TrainReport, Trained, learn, train};
+pub use run::{TrainReport, Trained, learn, misfit, train};
+pub use samples::try_sample;
 pub use trainer::{Answers, Gradients, MicroBatch, Trainer};

@@ -109,7 +109,7 @@ pub struct TrainOptions {
     pub clip: Option<f32>,
     /// Where the run's state is written. The file stays after the run.
     pub checkpoint: Option<PathBuf>,
-    /// Steps between two checkpoints.
+    /// Steps between two checkpoints; where these take longer than 30 s, those.
     pub checkpoint_every: u32,
     /// Whether to go on from the checkpoint if there is one.
     pub resume: bool,

@@ -1,6 +1,6 @@
 //! Whole runs on tiny models.
 
-use super::data::Dataset;
+use super::data::{Dataset, SampleInput};
 use super::progress::{Event, Progress, Silent};
 use super::samples::Samples;
 use super::testing::{
@@ -11,6 +11,7 @@ use crate::adapter::Adapter;
 use crate::error::ErrorKind;
 use crate::quant::Scheme;
 use crate::runtime::{Engine, PackOptions};
+use crate::shape::Array;
 
 fn exact() -> PackOptions {
     PackOptions { scheme: Scheme::F32, ..PackOptions::default() }
@@ -280,6 +281,41 @@ fn a_memory_limit_picks_the_micro_batch_or_refuses() {
     let e = limited(one - 1).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Refused);
     assert!(e.hint_text().unwrap().contains("--ram"), "{e}");
+}
+
+/// Sequences cut to 5 to 8 ids each could not share a micro-batch, so they were never trained on.
+#[test]
+fn arrays_of_different_shapes_are_learned_together() {
+    let (_dir, engine) = engine("attention", &exact());
+    let mut data = sequences(40, 12);
+    for (i, s) in data.samples.iter_mut().enumerate() {
+        let SampleInput::Arrays(arrays) = &mut s.input else { unreachable!() };
+        for (_, array) in arrays {
+            let ids = array.as_i64().unwrap()[..5 + i % 4].to_vec();
+            *array = Array::i64(vec![ids.len()], ids).unwrap();
+        }
+    }
+    let samples = Samples::new(&engine, &data, &data.labels, None).unwrap();
+    assert_eq!(samples.length(samples.longest()), 2 * 8);
+    for group in samples.groups(&[0, 1, 2, 3, 4, 8], 2) {
+        assert!(group.len() <= 2 && group.iter().all(|s| s % 4 == group[0] % 4), "{group:?}");
+    }
+    let Trained { adapter, report } = run(&engine, &data, &options());
+    assert!(report.loss_last < 0.5 * report.loss_first, "{report:?}");
+    let bound = engine.bind(&[(&adapter, 1.0)]).unwrap();
+    assert!(evaluate(&engine, Some(&bound), &data, 3).unwrap().accuracy.unwrap() >= 0.9);
+}
+
+#[test]
+fn arrays_count_in_the_planned_memory() {
+    let (_dir, engine) = engine("mlp", &exact());
+    let planned = |count: usize, held: usize| {
+        let (data, held) = (points(count, 1), points(held, 2));
+        let short = TrainOptions { steps: Some(1), ..options() };
+        train(&engine, &data, Some(&held), &short, &mut Silent).unwrap().report.planned_peak_bytes
+    };
+    // 12 floats a sample.
+    assert_eq!(planned(110, 30) - planned(10, 10), 120 * 48);
 }
 
 #[test]

@@ -5,32 +5,35 @@ use super::trainer::Answers;
 use crate::error::{Error, Result};
 use crate::runtime::text::Tokens;
 use crate::runtime::{Engine, Named, Preprocessor, concat_rows};
-use crate::shape::Array;
+use crate::shape::{Array, Data};
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of decoded pictures that are kept.
 pub(super) const PICTURE_CACHE: u64 = 64 << 20;
 
-/// A data set ready to be cut into batches.
-pub(super) struct Samples {
+/// A data set ready to be cut into batches. Its arrays stay where they are.
+pub(super) struct Samples<'a> {
     preprocessor: Preprocessor,
-    items: Vec<Item>,
+    items: Vec<Item<'a>>,
     labels: Vec<Label>,
     /// Rows that every run must have, where the graph fixes that.
     fixed_rows: Option<usize>,
     cache: Mutex<Cache>,
 }
 
-enum Item {
+enum Item<'a> {
     Tokens(Tokens),
-    Picture(PathBuf),
-    Stored(StoredPicture),
-    /// With a batch axis of 1.
-    Arrays(Named),
+    Picture(&'a Path),
+    Stored(&'a StoredPicture),
+    /// Without a batch axis.
+    Arrays(&'a [(String, Array)]),
 }
+
+/// Name, type and shape of an input.
+type Form<'a> = (&'a str, &'static str, &'a [usize]);
 
 #[derive(Default)]
 struct Cache {
@@ -39,17 +42,38 @@ struct Cache {
     limit: u64,
 }
 
-impl Samples {
+/// Encodes one sample and asks the base for it. Errors: what training on it would say of it.
+pub fn try_sample(
+    engine: &Engine,
+    sample: &super::data::Sample,
+    max_tokens: Option<usize>,
+) -> Result<()> {
+    let labels: Vec<String> = match sample.label {
+        // Which class it is doesn't matter here.
+        Label::Class(class) => (0..=class).map(|c| c.to_string()).collect(),
+        Label::Values(_) => vec![],
+    };
+    let data = Dataset {
+        samples: vec![sample.clone()],
+        labels: labels.clone(),
+        splits: Default::default(),
+    };
+    let samples = Samples::new(engine, &data, &labels, max_tokens)?;
+    let inputs = samples.inputs(&[0], samples.fixed_rows().unwrap_or(1))?;
+    engine.run(&inputs, None).map(|_| ())
+}
+
+impl<'a> Samples<'a> {
     /// Encodes `data`; classes become places in `labels` (those of a head) by their names.
     ///
     /// # Errors
     /// Mismatch: a class that `labels` lacks. What the preprocessor says, with the sample's place.
     pub(super) fn new(
         engine: &Engine,
-        data: &Dataset,
+        data: &'a Dataset,
         labels: &[String],
         max_tokens: Option<usize>,
-    ) -> Result<Samples> {
+    ) -> Result<Samples<'a>> {
         let preprocessor = Preprocessor::new(engine).with_max_tokens(max_tokens);
         let places: Vec<Option<usize>> =
             data.labels.iter().map(|l| labels.iter().position(|known| known == l)).collect();
@@ -58,17 +82,9 @@ impl Samples {
         for sample in &data.samples {
             let item = match &sample.input {
                 SampleInput::Text(text) => preprocessor.tokens(text).map(Item::Tokens),
-                SampleInput::Image(path) => Ok(Item::Picture(path.clone())),
-                SampleInput::Stored(picture) => Ok(Item::Stored(picture.clone())),
-                SampleInput::Arrays(arrays) => arrays
-                    .iter()
-                    .map(|(name, array)| {
-                        let shape: Vec<usize> =
-                            std::iter::once(1).chain(array.shape().iter().copied()).collect();
-                        Ok((name.clone(), Array::new(shape, array.data().clone())?))
-                    })
-                    .collect::<Result<Named>>()
-                    .map(Item::Arrays),
+                SampleInput::Image(path) => Ok(Item::Picture(path)),
+                SampleInput::Stored(picture) => Ok(Item::Stored(picture)),
+                SampleInput::Arrays(arrays) => Ok(Item::Arrays(arrays)),
             };
             items.push(item.map_err(|e| e.at(&sample.place))?);
             answers.push(match &sample.label {
@@ -122,12 +138,44 @@ impl Samples {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner).limit = bytes;
     }
 
-    /// Tokens of a sentence, 0 for others: what batches are sorted by.
+    /// Tokens of a sentence, values of arrays, 0 for pictures: what batches are sorted by.
     pub(super) fn length(&self, sample: usize) -> usize {
         match &self.items[sample] {
             Item::Tokens(tokens) => tokens.ids.len(),
-            _ => 0,
+            Item::Arrays(arrays) => arrays.iter().map(|(_, a)| a.data().len()).sum(),
+            Item::Picture(_) | Item::Stored(_) => 0,
         }
+    }
+
+    /// What two samples must have in common to share a batch: all of arrays but their values.
+    fn form(&self, sample: usize) -> Vec<Form<'a>> {
+        match &self.items[sample] {
+            Item::Arrays(arrays) => {
+                let form = |(name, a): &'a (String, Array)| -> Form<'a> {
+                    (name, a.dtype().name(), a.shape())
+                };
+                let mut form: Vec<Form<'a>> = arrays.iter().map(form).collect();
+                form.sort_unstable();
+                form
+            }
+            _ => vec![],
+        }
+    }
+
+    /// Bytes of the arrays that the samples hold all the time.
+    pub(super) fn array_bytes(&self) -> u64 {
+        let arrays = self.items.iter().filter_map(|item| match item {
+            Item::Arrays(arrays) => Some(*arrays),
+            _ => None,
+        });
+        let bytes = |array: &Array| match array.data() {
+            Data::F32(v) => size_of_val(v.as_slice()),
+            Data::I64(v) => size_of_val(v.as_slice()),
+            Data::I32(v) => size_of_val(v.as_slice()),
+            Data::U8(v) => size_of_val(v.as_slice()),
+            Data::Bool(v) => size_of_val(v.as_slice()),
+        };
+        arrays.flatten().map(|(_, array)| bytes(array) as u64).sum()
     }
 
     /// The sample whose batch takes the most memory.
@@ -136,11 +184,15 @@ impl Samples {
     }
 
     /// `samples` sorted by length, in groups of at most `rows`, so that short sentences are not
-    /// padded to the length of long ones.
+    /// padded to the length of long ones. Arrays of different shapes are in different groups.
     pub(super) fn groups(&self, samples: &[usize], rows: usize) -> Vec<Vec<usize>> {
         let mut sorted = samples.to_vec();
-        sorted.sort_by_key(|&s| self.length(s));
-        sorted.chunks(rows.max(1)).map(<[usize]>::to_vec).collect()
+        sorted.sort_by_cached_key(|&s| (self.length(s), self.form(s)));
+        sorted
+            .chunk_by(|&a, &b| self.form(a) == self.form(b))
+            .flat_map(|alike| alike.chunks(rows.max(1)))
+            .map(<[usize]>::to_vec)
+            .collect()
     }
 
     /// The base's inputs for `samples` (at least one), filled up to `rows` rows by the first.
@@ -165,16 +217,12 @@ impl Samples {
             }
             Item::Arrays(arrays) => {
                 let column = |name: &str| -> Result<Array> {
-                    let cells: Vec<&Array> = rows
-                        .iter()
-                        .filter_map(|&s| match &self.items[s] {
-                            Item::Arrays(arrays) => {
-                                arrays.iter().find(|(n, _)| n == name).map(|(_, a)| a)
-                            }
-                            _ => None,
-                        })
-                        .collect();
-                    concat_rows(name, &cells)
+                    let cells = rows.iter().filter_map(|&s| match &self.items[s] {
+                        Item::Arrays(arrays) => arrays.iter().find(|(n, _)| n == name),
+                        _ => None,
+                    });
+                    let cells = cells.map(|(_, a)| batch_of_one(a)).collect::<Result<Vec<_>>>()?;
+                    concat_rows(name, &cells.iter().collect::<Vec<_>>())
                 };
                 arrays.iter().map(|(name, _)| Ok((name.clone(), column(name)?))).collect()
             }
@@ -242,7 +290,7 @@ impl Samples {
                 Item::Picture(path) => part(path.to_string_lossy().as_bytes().into()),
                 Item::Stored(picture) => part(picture.hash().to_vec().into()),
                 Item::Arrays(arrays) => {
-                    for (name, array) in arrays {
+                    for (name, array) in *arrays {
                         part(name.as_bytes().into());
                         part(crate::npy::to_bytes(array).into());
                     }
@@ -255,4 +303,9 @@ impl Samples {
         }
         *hasher.finalize().as_bytes()
     }
+}
+
+fn batch_of_one(array: &Array) -> Result<Array> {
+    let shape: Vec<usize> = std::iter::once(1).chain(array.shape().iter().copied()).collect();
+    Array::new(shape, array.data().clone())
 }

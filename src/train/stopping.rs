@@ -49,7 +49,10 @@ impl EarlyStopping {
 
     /// Whether the last look said stop.
     pub fn is_over(&self) -> bool {
-        self.best.is_some() && self.patience.is_some_and(|p| self.without_gain >= p)
+        // A look that was the best says go on, whatever the patience.
+        self.without_gain > 0
+            && self.best.is_some()
+            && self.patience.is_some_and(|p| self.without_gain >= p)
     }
 
     /// Looks since the best.
@@ -76,6 +79,15 @@ mod tests {
         assert_eq!(s.look(0.6, 40), Verdict::GoOn);
         assert_eq!(s.look(f64::NAN, 50), Verdict::Stop);
         assert_eq!(s.best(), Some((0.6, 30)));
+    }
+
+    /// A run that was stopped after its best look ended when it was resumed.
+    #[test]
+    fn without_patience_a_best_look_is_not_the_end() {
+        let mut s = EarlyStopping::new(Some(0), 0.0);
+        assert!(!s.is_over());
+        assert_eq!((s.look(0.5, 10), s.is_over()), (Verdict::Best, false));
+        assert_eq!((s.look(0.5, 20), s.is_over()), (Verdict::Stop, true));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::Run;
 use crate::error::{Error, Result};
-use crate::train::samples::PICTURE_CACHE;
+use crate::train::samples::{PICTURE_CACHE, Samples};
 
 /// Micro-batch of sentences and raw inputs where none is asked for.
 const MICRO_BATCH: usize = 8;
@@ -32,7 +32,9 @@ impl Run<'_> {
             false => (PROCESS_BYTES, SCRATCH_SHARE),
         };
         let running = threads as u64 * (graph + graph / share);
-        Ok(process + self.engine.base().file_len() + state + running)
+        let held = self.held_samples.as_ref().map_or(0, Samples::array_bytes);
+        let arrays = self.samples.array_bytes() + held;
+        Ok(process + self.engine.base().file_len() + state + arrays + running)
     }
 
     /// The largest micro-batch and the most threads that fit.

@@ -18,7 +18,7 @@ use crate::adapter::{Adapter, TrainingRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Engine;
 use serde::Serialize;
-use state::SoFar;
+use state::{SoFar, is_due};
 use std::borrow::Cow;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -111,13 +111,31 @@ pub fn learn(
     run.go(progress)
 }
 
+/// Why [`learn`] can't begin at the values of the lesson's generation before; `None`: it can, or there
+/// is none.
+///
+/// # Errors
+/// Options that make no sense for this base and data.
+pub fn misfit(
+    engine: &Engine,
+    lesson: &Lesson<'_>,
+    options: &TrainOptions,
+) -> Result<Option<Error>> {
+    let Some(previous) = lesson.previous else { return Ok(None) };
+    let mut trainer = Trainer::new(engine, options, lesson.labels(options.loss)?)?;
+    match trainer.start_from(previous) {
+        Err(e) if e.kind() == ErrorKind::Mismatch => Ok(Some(e)),
+        other => other.map(|()| None),
+    }
+}
+
 /// A run's parts. `held` are places in `held_samples`, or in `samples` where there is no other.
 struct Run<'a> {
     engine: &'a Engine,
     options: &'a TrainOptions,
     trainer: Trainer,
-    samples: Samples,
-    held_samples: Option<Samples>,
+    samples: Samples<'a>,
+    held_samples: Option<Samples<'a>>,
     /// New samples, then the replayed ones.
     train: Vec<usize>,
     replayed: usize,
@@ -224,6 +242,7 @@ impl<'a> Run<'a> {
         });
         let mut meter = Meter::new();
         let mut durations = vec![];
+        let mut saved = Instant::now();
         // A checkpoint may have been written after the last look asked to stop.
         let mut over = so_far.stopping.is_over();
         while so_far.step < steps && !over {
@@ -259,9 +278,10 @@ impl<'a> Run<'a> {
                 meter.pause_ended();
             }
             let stop = progress.stop();
-            let due = step % u64::from(options.checkpoint_every.max(1)) == 0 || stop;
+            let due = is_due(step, options.checkpoint_every, saved.elapsed()) || stop;
             if due && step < steps {
                 self.save(hash, &sampler, &so_far, progress)?;
+                saved = Instant::now();
                 meter.pause_ended();
             }
             if stop && step < steps && !over {

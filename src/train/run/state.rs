@@ -8,6 +8,16 @@ use crate::train::mixer::Mixer;
 use crate::train::options::TrainOptions;
 use crate::train::progress::{Event, Progress};
 use crate::train::stopping::EarlyStopping;
+use std::time::Duration;
+
+/// Longest work that a kill may undo.
+const AT_LATEST: Duration = Duration::from_secs(30);
+
+/// Whether a checkpoint is due after step `step`, `since` the last one: every so many steps, or
+/// sooner where steps are slow.
+pub(super) fn is_due(step: u64, every: u32, since: Duration) -> bool {
+    step.is_multiple_of(every.max(1).into()) || since >= AT_LATEST
+}
 
 /// How far a run is, its tensors and the sampler's place apart.
 pub(super) struct SoFar {
@@ -117,5 +127,19 @@ impl Run<'_> {
         checkpoint.write(path)?;
         progress.event(&Event::Checkpoint { step: so_far.step });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Twenty steps of five seconds, in windows of a minute: the job never got on.
+    #[test]
+    fn slow_steps_are_kept_before_their_count_is_full() {
+        let after = Duration::from_secs;
+        assert!(is_due(20, 20, after(0)) && !is_due(6, 20, after(29)));
+        assert!(is_due(6, 20, after(30)));
+        assert!(is_due(7, 0, after(0)), "0 is every step");
     }
 }
