@@ -288,6 +288,11 @@ impl Points {
         (self.0 >> 40) as f32 / (1u64 << 24) as f32
     }
 
+    /// An input of another width.
+    pub fn of(width: usize) -> Input {
+        Input::Tensors(npy_file(Array::f32(vec![1, width], vec![0.1; width]).unwrap()))
+    }
+
     /// One around the centre of class 0 to 2.
     pub fn around(&mut self, class: usize) -> Input {
         let centre = |k: usize| if k % 3 == class { 1.0 } else { -0.3 };

@@ -179,16 +179,16 @@ fn what_is_forgotten_under_way_is_not_learned() {
 #[test]
 fn a_job_is_judged_by_the_gate_that_it_began_with() {
     let mut settings = long(3000);
-    settings.gate.min_holdout = 1000;
+    settings.gate.min_gain = 1.0;
     let mut device = Device::tiny("mlp", settings);
     teach(&device, &samples(60));
     device.start();
     device.until("it trains", PATIENCE, || running(&device).is_some());
-    device.settings.write().unwrap().gate.min_holdout = 8;
+    device.settings.write().unwrap().gate.min_gain = 0.01;
     let job = device.ended(0, PATIENCE);
     assert_eq!(device.active("home"), None);
     let verdict = job.progress.unwrap()["verdict"].to_string();
-    assert!(verdict.contains("at least 1000 are needed"), "{verdict}");
+    assert!(verdict.contains("a gain of 100.0 % is needed"), "{verdict}");
 }
 
 #[test]

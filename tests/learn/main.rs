@@ -4,4 +4,5 @@ mod beside;
 mod device;
 mod full;
 mod jobs;
+mod oddities;
 mod week;

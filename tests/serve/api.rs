@@ -59,6 +59,8 @@ fn switches_compare_and_roll_back() {
     assert_eq!((stale.status, stale.error().as_str()), (409, "conflict"));
     assert_eq!(predict(&daemon, &question(1.0))["generation"], 1);
     assert_eq!(activate(json!({"generation": 2, "expected_generation": 1})).status, 200);
+    let stale = json!({"expected_generation": 1});
+    assert_eq!(daemon.post("/v1/adapters/home/rollback", &stale).status, 409);
     let back = daemon.ok("POST", "/v1/adapters/home/rollback", None);
     assert_eq!(back, json!({"name": "home", "active": 1, "before": 2}));
     assert_eq!(predict(&daemon, &question(1.0))["generation"], 1);

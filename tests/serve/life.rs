@@ -38,6 +38,34 @@ fn systemd_is_told_when_it_is_ready_alive_reloading_and_stopping() {
     assert!(!daemon.socket().exists());
 }
 
+/// What the end of a second heap keeps is never given back.
+#[cfg(all(target_os = "linux", target_env = "gnu", target_pointer_width = "64"))]
+#[test]
+fn the_threads_share_one_heap() {
+    let daemon = Daemon::spawn(Place::new(), "threads = 2", |command| {
+        command.env_remove("MALLOC_ARENA_MAX");
+    });
+    daemon.ok("POST", "/v1/predict", Some(&question(1.0)));
+    // glibc reserves 64 MiB for each further heap, on a multiple of that, and opens the first part.
+    const HEAP: usize = 64 << 20;
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", daemon.child.id())).unwrap();
+    let parts: Vec<(usize, usize, &str)> = maps
+        .lines()
+        .map(|line| {
+            let (range, rest) = line.split_once(' ').unwrap();
+            let (start, end) = range.split_once('-').unwrap();
+            let at = |text| usize::from_str_radix(text, 16).unwrap();
+            (at(start), at(end), &rest[..4])
+        })
+        .collect();
+    let further = parts.windows(2).filter(|two| {
+        let ((start, end, open), (next, last, closed)) = (two[0], two[1]);
+        let whole = start % HEAP == 0 && end == next && last == start + HEAP;
+        whole && open == "rw-p" && closed == "---p"
+    });
+    assert_eq!(further.count(), 0, "{maps}");
+}
+
 #[test]
 fn what_has_begun_is_finished_at_shutdown() {
     let mut daemon = Daemon::start("");

@@ -9,7 +9,9 @@ use crate::npy::read_npz_bytes;
 use crate::pack::IoSpec;
 use crate::runtime::Engine;
 use crate::shape::Array;
-use crate::store::{Input, Label as Right, Part, Sample, SampleInfo, Store, TrainingSet};
+use crate::store::{
+    Input, Label as Right, Part, Sample, SampleHash, SampleInfo, Store, TrainingSet,
+};
 use crate::train::data::{Dataset, Label, Place, Sample as Trained, SampleInput, StoredPicture};
 use crate::train::{LossKind, TargetChoice, TrainOptions};
 use serde::{Deserialize, Serialize};
@@ -49,6 +51,9 @@ pub struct Assignment {
     pub new: Vec<i64>,
     /// Older ones to replay.
     pub replayed: Vec<i64>,
+    /// The newest sample that the generation before has learned from: held-out ones before it
+    /// count as older.
+    pub newest_seen: Option<i64>,
     /// Held-out ones.
     pub held: Vec<i64>,
     /// Hash over the labels and inputs' names of all of them: a label that was corrected
@@ -64,17 +69,39 @@ pub struct Assignment {
     pub gate: GateSettings,
 }
 
+/// The samples of a job.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Picked {
+    /// New ones to train on.
+    pub new: Vec<SampleInfo>,
+    /// Older ones to replay.
+    pub replayed: Vec<SampleInfo>,
+    /// Held-out ones.
+    pub held: Vec<SampleInfo>,
+    /// As [`Assignment::newest_seen`].
+    pub newest_seen: Option<i64>,
+}
+
+impl Picked {
+    /// Those to train on, then the held-out ones.
+    pub fn all(&self) -> impl Iterator<Item = &SampleInfo> {
+        self.new.iter().chain(&self.replayed).chain(&self.held)
+    }
+}
+
 impl Assignment {
-    /// Picks the samples of `set`: those that the generation before has not seen are new, the
-    /// others are replayed. Where none is new, all count as new.
-    pub fn pick(set: &TrainingSet, seen: &[crate::store::SampleHash]) -> [Vec<SampleInfo>; 3] {
+    /// Picks the samples of `set`: those that the generation before has learned from (`seen`) as
+    /// they are now (not changed after its training set, of number `round`) are replayed, the
+    /// others are new. Where none is new, all count as new.
+    pub fn pick(set: &TrainingSet, seen: &[SampleHash], round: Option<i64>) -> Picked {
         let seen: HashSet<[u8; 32]> = seen.iter().map(|h| h.0).collect();
+        let known = |s: &SampleInfo| seen.contains(&s.hash.0);
+        let changed = |s: &SampleInfo| round.is_some_and(|round| s.round > round);
+        let newest_seen = set.train.iter().filter(|s| known(s)).map(|s| s.id).max();
         let (old, new): (Vec<SampleInfo>, Vec<SampleInfo>) =
-            set.train.iter().cloned().partition(|s| seen.contains(&s.hash.0));
-        if new.is_empty() {
-            return [old, new, set.held.clone()];
-        }
-        [new, old, set.held.clone()]
+            set.train.iter().cloned().partition(|s| known(s) && !changed(s));
+        let (new, replayed) = if new.is_empty() { (old, new) } else { (new, old) };
+        Picked { new, replayed, held: set.held.clone(), newest_seen }
     }
 
     /// Hash over the numbers, inputs' names, labels and parts of samples.
@@ -225,5 +252,51 @@ fn without_batch(spec: Option<&IoSpec>, array: Array) -> Result<Array> {
             Array::new(rest.to_vec(), array.data().clone())
         }
         _ => Ok(array),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{NewSample, Rules};
+
+    /// What was corrected after a generation learned from it is new to it, whatever became of the
+    /// candidates between.
+    #[test]
+    fn corrections_are_new_and_what_is_older_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let rules = Rules { hold_out: 0.0, ..Rules::default() };
+        let options = crate::store::Options { rules, ..Default::default() };
+        let store = Store::open_with(dir.path(), options).unwrap();
+        let say = |text: &str, label: &str| {
+            let sample = NewSample {
+                name: "home".into(),
+                input: Input::Text(text.into()),
+                label: Some(Right::Class(label.into())),
+                predicted: None,
+                generation: None,
+                source: "me".into(),
+                time: 1,
+                consent: true,
+            };
+            store.add_sample(&sample).unwrap()
+        };
+        let ids = |infos: &[SampleInfo]| infos.iter().map(|s| s.id).collect::<Vec<_>>();
+        let (one, two) = (say("a", "x"), say("b", "y"));
+        let first = store.training_set("home").unwrap();
+        let (seen, round) = (first.manifest(), Some(first.round));
+        let picked = Assignment::pick(&first, &[], None);
+        assert_eq!((ids(&picked.new), picked.newest_seen), (vec![one.id, two.id], None));
+        // Nothing is new: all is trained on, and what is seen is known all the same.
+        let picked = Assignment::pick(&first, &seen, round);
+        assert_eq!((ids(&picked.new), picked.newest_seen), (vec![one.id, two.id], Some(two.id)));
+        say("a", "y");
+        for _ in 0..2 {
+            let later = store.training_set("home").unwrap();
+            store.trained("home", later.round).unwrap();
+            let picked = Assignment::pick(&later, &seen, round);
+            assert_eq!((ids(&picked.new), ids(&picked.replayed)), (vec![one.id], vec![two.id]));
+            assert_eq!(picked.newest_seen, Some(two.id));
+        }
     }
 }

@@ -1,12 +1,13 @@
 //! The daemon's side of the training child: starting it, hearing it, stopping it.
 
-use super::limit::Limit;
+use super::limit::{Held, Limit};
 use super::worker::{Line, STOPPED, VERB};
 use crate::error::{Error, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child as Process, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -17,10 +18,10 @@ const STDERR_CAP: u64 = 16 << 10;
 /// Longest line of its standard output.
 const LINE_CAP: u64 = 64 << 10;
 /// What a child that was asked to stop gets to write its checkpoint.
-pub const GRACE: Duration = Duration::from_millis(900);
+pub const GRACE: Duration = Duration::from_secs(3);
 
 /// How far a child is.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Heard {
     /// Steps done.
     pub step: u64,
@@ -34,6 +35,10 @@ pub struct Heard {
     pub measuring: bool,
     /// Most bytes resident at once, once it has ended well.
     pub peak: Option<u64>,
+    /// What people should know.
+    pub notes: Vec<String>,
+    /// Samples that it can't train on, and why.
+    pub unusable: Vec<(i64, String)>,
 }
 
 /// How a child ended.
@@ -50,7 +55,7 @@ pub enum Ended {
 /// A training child. It and its group are gone when this is dropped.
 pub struct Child {
     process: Process,
-    limit: Limit,
+    limit: Held,
     heard: Arc<Mutex<Heard>>,
     stdout: Option<JoinHandle<()>>,
     stderr: Option<JoinHandle<String>>,
@@ -66,6 +71,9 @@ impl Child {
         let failed = |e: &dyn std::fmt::Display| {
             Error::failed(format!("the training process can't be started: {e}"))
         };
+        let limit_text = serde_json::to_string(&limit).map_err(|e| failed(&e))?;
+        let limit = Held::new(limit);
+        let program = startable(program);
         let mut words = lowering().iter();
         let mut command = match words.next() {
             Some(first) => {
@@ -75,7 +83,6 @@ impl Child {
             }
             None => Command::new(program),
         };
-        let limit_text = serde_json::to_string(&limit).map_err(|e| failed(&e))?;
         command
             .arg(VERB)
             .arg(folder)
@@ -117,7 +124,7 @@ impl Child {
 
     /// How far it is.
     pub fn heard(&self) -> Heard {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks it to write a checkpoint and end; kills it when it was asked [`GRACE`] ago.
@@ -158,7 +165,7 @@ impl Child {
         // Its last lines may still be in the pipe.
         let _ = self.stdout.take().map(JoinHandle::join);
         let stderr = self.stderr.take().and_then(|t| t.join().ok()).unwrap_or_default();
-        let killed = self.limit.killed_for_memory() > 0;
+        let killed = self.limit.killed_for_memory();
         Ok(Some(meaning(status, &stderr, killed, self.asked.is_some())))
     }
 }
@@ -169,8 +176,17 @@ impl Drop for Child {
             self.signal(Signal::KILL);
             let _ = self.process.wait();
         }
-        self.limit.leave_nothing();
     }
+}
+
+/// The path to start `program` by. The file of a running daemon may have been replaced by an upgrade
+/// (the kernel then shows its path with ` (deleted)` behind it); its process still leads to it. By
+/// number: where `chrt` starts the program, `self` would be `chrt`.
+fn startable(program: &Path) -> PathBuf {
+    if program.exists() && !program.as_os_str().as_bytes().ends_with(b" (deleted)") {
+        return program.into();
+    }
+    format!("/proc/{}/exe", std::process::id()).into()
 }
 
 /// What an exit means.
@@ -186,7 +202,9 @@ fn meaning(status: ExitStatus, stderr: &str, killed_for_memory: bool, asked: boo
         (_, Some(9)) => Ended::Failed("killed by signal 9, perhaps for want of memory".into()),
         (_, Some(signal)) => Ended::Failed(format!("ended by signal {signal}")),
         (code, None) => {
-            let last = stderr.lines().rev().map(str::trim).find(|l| !l.is_empty());
+            // A panic's last line tells how to get a backtrace.
+            let said = |l: &&str| !l.is_empty() && !l.starts_with("note:");
+            let last = stderr.lines().rev().map(str::trim).find(said);
             let text: String = last.unwrap_or("no message").chars().take(400).collect();
             Ended::Failed(format!("{text} (exit code {})", code.unwrap_or(-1)))
         }
@@ -212,6 +230,8 @@ fn listen(pipe: impl Read, heard: &Mutex<Heard>) {
             Line::Checkpoint { step } => heard.checkpoint = step,
             Line::Measuring => heard.measuring = true,
             Line::Peak { bytes } => heard.peak = Some(bytes),
+            Line::Note { text } => heard.notes.push(text),
+            Line::Unusable { sample, why } => heard.unusable.push((sample, why)),
         }
     }
 }
@@ -255,6 +275,36 @@ mod tests {
         assert!(failed(signal(9), "", false).contains("signal 9"));
         assert!(failed(signal(11), "", false).contains("signal 11"));
         assert_eq!(failed(code(3), "x\nbad sample\n\n", false), "bad sample (exit code 3)");
+        let panic = "thread 'main' panicked at src/a.rs:1:2:\nindex 3 of 2\n\
+            note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace\n";
+        assert_eq!(failed(code(101), panic, false), "index 3 of 2 (exit code 101)");
+    }
+
+    /// After an upgrade under the running daemon every job failed: its path was no file any more.
+    #[test]
+    fn a_replaced_program_is_started_by_its_process() {
+        let own = std::env::current_exe().unwrap();
+        assert_eq!(startable(&own), own);
+        for gone in ["/usr/bin/offshoot (deleted)", "/no/such/program"] {
+            let path = startable(Path::new(gone));
+            assert_eq!(std::fs::canonicalize(path).unwrap(), own.canonicalize().unwrap());
+        }
+        // As `chrt` does it: from another process.
+        let script = "exec \"$0\" --list >/dev/null";
+        let exe = startable(Path::new("/no/such/program"));
+        assert!(Command::new("sh").args(["-c", script]).arg(exe).status().unwrap().success());
+    }
+
+    #[test]
+    fn a_child_that_cannot_be_started_leaves_no_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = dir.path().join("train-1");
+        std::fs::create_dir(&group).unwrap();
+        let limit = Limit::Cgroup { folder: group.clone(), bytes: 1 << 20 };
+        // No argument can hold a NUL.
+        let e = Child::start(Path::new("/bin/true"), Path::new("a\0b"), limit, 1).err();
+        assert!(e.unwrap().message().contains("can't be started"));
+        assert!(!group.exists());
     }
 
     #[test]
@@ -263,7 +313,7 @@ mod tests {
         let text = b"garbage\n{\"line\":\"progress\",\"step\":3,\"steps\":9,\"loss\":0.5}\n\
             {\"line\":\"checkpoint\",\"step\":3}\n{\"line\":\"peak\",\"bytes\":7}\n\xff\n";
         listen(&text[..], &heard);
-        let h = *heard.lock().unwrap();
+        let h = heard.lock().unwrap().clone();
         assert_eq!((h.step, h.steps, h.loss, h.checkpoint, h.peak), (3, 9, Some(0.5), 3, Some(7)));
     }
 }

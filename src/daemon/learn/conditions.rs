@@ -26,10 +26,29 @@ pub struct Condition {
 pub struct Need {
     /// Labelled samples that no training has seen.
     pub new: u64,
+    /// Held-out samples.
+    pub held: u64,
     /// Since the last training ended; `None`: there was none.
     pub since_last: Option<Duration>,
     /// Somebody asked for it: samples, interval, hours and idleness don't count.
     pub asked: bool,
+    /// A job is open, begun or queued by what was forgotten: samples and interval are settled.
+    pub open: bool,
+}
+
+impl Need {
+    /// Whether samples and interval don't count.
+    fn settled(&self) -> bool {
+        self.asked || self.open
+    }
+
+    fn why_settled(&self) -> &'static str {
+        match (self.asked, self.open) {
+            (true, _) => " (asked for: any will do)",
+            (false, true) => " (a job is open: any will do)",
+            (false, false) => "",
+        }
+    }
 }
 
 /// Whether training runs: what may stop it differs from what may start it.
@@ -64,6 +83,7 @@ pub fn conditions(
     if phase == Phase::Waiting {
         all.push(enabled(need, settings));
         all.push(samples(need, settings));
+        all.push(held_out(need, settings));
         all.push(interval(need, settings));
     }
     all.push(idle(need, readings, settings, phase));
@@ -88,13 +108,28 @@ fn enabled(need: &Need, settings: &Settings) -> Condition {
 
 fn samples(need: &Need, settings: &Settings) -> Condition {
     let least = settings.conditions.min_new;
-    let asked = if need.asked { " (asked for: any number will do)" } else { "" };
     Condition {
         name: "new samples",
         value: json!(need.new),
         threshold: json!(least),
-        met: need.new >= least || need.asked,
-        sentence: format!("{} new samples, {least} are needed{asked}", need.new),
+        met: need.new >= least || need.settled(),
+        sentence: format!("{} new samples, {least} are needed{}", need.new, need.why_settled()),
+    }
+}
+
+/// With fewer the gate would refuse whatever was trained.
+fn held_out(need: &Need, settings: &Settings) -> Condition {
+    let least = settings.gate.min_holdout;
+    Condition {
+        name: "held-out samples",
+        value: json!(need.held),
+        threshold: json!(least),
+        met: need.held >= least as u64 || need.settled(),
+        sentence: format!(
+            "{} held-out samples, {least} are needed{}",
+            need.held,
+            need.why_settled()
+        ),
     }
 }
 
@@ -103,7 +138,12 @@ fn interval(need: &Need, settings: &Settings) -> Condition {
     let since = need.since_last.map(|d| d.as_secs());
     let sentence = match since {
         Some(seconds) => {
-            format!("{} since the last training, {} are needed", span(seconds), span(least))
+            let settled = need.why_settled();
+            format!(
+                "{} since the last training, {} are needed{settled}",
+                span(seconds),
+                span(least)
+            )
         }
         None => "nothing was trained yet".into(),
     };
@@ -111,7 +151,7 @@ fn interval(need: &Need, settings: &Settings) -> Condition {
         name: "interval",
         value: json!(since),
         threshold: json!(least),
-        met: need.asked || since.is_none_or(|s| s >= least),
+        met: need.settled() || since.is_none_or(|s| s >= least),
         sentence,
     }
 }

@@ -14,7 +14,7 @@ fn settings() -> Settings {
 }
 
 fn need() -> Need {
-    Need { new: 40, since_last: Some(Duration::from_secs(90_000)), asked: false }
+    Need { new: 40, held: 8, since_last: Some(Duration::from_secs(90_000)), ..Need::default() }
 }
 
 fn good() -> Readings {
@@ -50,8 +50,9 @@ fn each_condition_alone_keeps_training_from_starting() {
             capacity: Some(90),
         }];
     };
-    let cases: [(&str, Spoil); 8] = [
+    let cases: [(&str, Spoil); 9] = [
         ("new samples", |n, _| n.new = 19),
+        ("held-out samples", |n, _| n.held = 7),
         ("interval", |n, _| n.since_last = Some(Duration::from_secs(3599))),
         ("idle", |_, r| r.idle = Duration::from_secs(59)),
         ("memory", |_, r| r.available = Some((191 << 20) + 5)),
@@ -107,11 +108,14 @@ fn while_it_trains_only_what_matters_then_stops_it() {
 
 #[test]
 fn what_is_asked_for_waits_for_safety_alone() {
-    let asked = Need { new: 0, since_last: Some(Duration::ZERO), asked: true };
+    let asked = Need { since_last: Some(Duration::ZERO), asked: true, ..Need::default() };
     let mut r = good();
     (r.idle, r.minute, r.load) = (Duration::ZERO, Some(12 * 60), Some(1.0));
     let none: [&str; 0] = [];
     assert_eq!(unmet_names(&asked, &r, Phase::Waiting), none);
+    // A job that was begun waits for no samples, but for idleness and hours.
+    let open = Need { asked: false, open: true, ..asked };
+    assert_eq!(unmet_names(&open, &r, Phase::Waiting), ["idle", "load", "hours"]);
     r.hottest.as_mut().unwrap().celsius = 90.0;
     r.power.under_voltage = Some(true);
     assert_eq!(unmet_names(&asked, &r, Phase::Waiting), ["temperature", "power"]);

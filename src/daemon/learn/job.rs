@@ -6,10 +6,11 @@ use super::conditions::{Need, Phase, all_met, conditions, unmet};
 use super::gate::{Measured, Verdict, judge};
 use super::learner::{JobStatus, Shared};
 use super::limit::Limit;
+use super::prepare::{Prepared, remove};
 use crate::adapter::{Adapter, MAX_FILE};
 use crate::error::{Cause, Error, Result};
 use crate::fs::read_limited;
-use crate::store::{Job, JobState, Origin, SampleHash, SampleInfo};
+use crate::store::{Job, JobState, Origin};
 use serde_json::json;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -29,14 +30,10 @@ enum Outcome {
     Paused(String),
     /// Its samples were forgotten or somebody took it back: nothing is left to do.
     Gone,
+    /// Some samples went into quarantine: it begins anew without them.
+    Again,
     /// The learner stops.
     Shutdown,
-}
-
-/// What a job works on, with what its verdict needs.
-struct Prepared {
-    work: Assignment,
-    manifest: Vec<SampleHash>,
 }
 
 impl Shared {
@@ -48,7 +45,9 @@ impl Shared {
         self.board().job = None;
         if let Err(e) = result {
             if matches!(e.cause(), Some(Cause::Forgotten | Cause::Moved)) {
-                self.tell("train", Some(&name), &format!("job {} ends: {e}", job.id), None);
+                let open = matches!(self.store.job(job.id), Ok(Some(j)) if j.state.is_open());
+                let what = if open { "begins anew" } else { "ends" };
+                self.tell("train", Some(&name), &format!("job {} {what}: {e}", job.id), None);
                 return;
             }
             let most = self.settings().train.max_attempts;
@@ -81,7 +80,7 @@ impl Shared {
             return Ok(());
         };
         let asked = job.reason == super::learner::ASKED;
-        match self.supervise(&prepared.work, &folder, asked)? {
+        match self.supervise(job, &prepared.work, &folder, asked)? {
             Outcome::Measured => self.decide(&prepared, &folder),
             Outcome::Paused(why) => {
                 self.store.update_job(job.id, JobState::Paused, None)?;
@@ -91,94 +90,18 @@ impl Shared {
             }
             Outcome::Shutdown => self.store.update_job(job.id, JobState::Paused, None),
             Outcome::Gone => Ok(()),
+            Outcome::Again => self.store.update_job(job.id, JobState::Queued, None),
         }
-    }
-
-    /// The job's assignment: the one that it began with where that still holds, else a new one.
-    /// `None` where there is nothing to train on.
-    fn prepare(&self, job: &Job, folder: &Path) -> Result<Option<Prepared>> {
-        let base = self.serving.engine().base();
-        let active = self.store.name(&job.name)?.active;
-        // A damaged one is as good as none.
-        let begun = Assignment::read(folder).unwrap_or(None);
-        if let Some(work) = begun.filter(|w| w.previous == active && w.is_for(&base.fingerprint()))
-        {
-            let found = self.infos(&work)?;
-            if let Some(infos) = found
-                && Assignment::content_hash(&infos) == work.content
-            {
-                let manifest = infos.iter().take(work.new.len() + work.replayed.len());
-                let manifest = manifest.map(|s| s.hash).collect();
-                return Ok(Some(Prepared { work, manifest }));
-            }
-        }
-        for file in [CHECKPOINT, CANDIDATE, MEASURED] {
-            remove(&folder.join(file))?;
-        }
-        let set = self.store.training_set(&job.name)?;
-        let seen = match active {
-            Some(generation) => self.store.manifest(&job.name, generation)?,
-            None => vec![],
-        };
-        let [new, replayed, held] = Assignment::pick(&set, &seen);
-        if new.is_empty() || held.is_empty() {
-            let text = format!(
-                "job {} has nothing to do: {} samples to train on, {} held out",
-                job.id,
-                new.len(),
-                held.len()
-            );
-            self.tell("train", Some(&job.name), &text, None);
-            return Ok(None);
-        }
-        let all = || new.iter().chain(&replayed).chain(&held);
-        let ids = |part: &[SampleInfo]| part.iter().map(|s| s.id).collect::<Vec<i64>>();
-        let settings = self.settings();
-        let work = Assignment {
-            job: job.id,
-            name: job.name.clone(),
-            base: base.path().to_path_buf(),
-            fingerprint: base.fingerprint().to_string(),
-            state: self.store.root().to_path_buf(),
-            key: self.place.key.clone(),
-            new: ids(&new),
-            replayed: ids(&replayed),
-            held: ids(&held),
-            content: Assignment::content_hash(all()),
-            previous: active,
-            round: set.round,
-            train: settings.train,
-            gate: settings.gate,
-        };
-        let manifest: Vec<SampleHash> = new.iter().chain(&replayed).map(|s| s.hash).collect();
-        // Before anything learns from them: 'forget' goes by it.
-        let seen: Vec<SampleHash> = all().map(|s| s.hash).collect();
-        self.store.set_job_manifest(job.id, &seen)?;
-        work.write(folder)?;
-        let text = format!(
-            "job {} trains on {} new and {} replayed samples, {} are held out ({})",
-            job.id,
-            new.len(),
-            replayed.len(),
-            held.len(),
-            job.reason
-        );
-        self.tell("train", Some(&job.name), &text, None);
-        Ok(Some(Prepared { work, manifest }))
-    }
-
-    /// The samples of an assignment, in its order; `None` where one is gone.
-    fn infos(&self, work: &Assignment) -> Result<Option<Vec<SampleInfo>>> {
-        let filter = crate::store::Filter { name: Some(work.name.clone()), ..Default::default() };
-        let known = self.store.samples(&filter)?;
-        let kept = known.into_iter().filter(|s| s.state == crate::store::SampleState::Kept);
-        let by_id: std::collections::HashMap<i64, SampleInfo> = kept.map(|s| (s.id, s)).collect();
-        let ids = work.new.iter().chain(&work.replayed).chain(&work.held);
-        Ok(ids.map(|id| by_id.get(id).cloned()).collect())
     }
 
     /// Runs the child until it ends or conditions do.
-    fn supervise(&self, work: &Assignment, folder: &Path, asked: bool) -> Result<Outcome> {
+    fn supervise(
+        &self,
+        job: &Job,
+        work: &Assignment,
+        folder: &Path,
+        asked: bool,
+    ) -> Result<Outcome> {
         let program = match &self.place.program {
             Some(program) => program.clone(),
             None => std::env::current_exe()
@@ -196,8 +119,17 @@ impl Shared {
         let mut why: Option<String> = None;
         let mut judged = Instant::now();
         let need = Need { asked, ..Need::default() };
+        let (mut told, mut failures) = (0, job.attempts);
         loop {
             let heard = child.heard();
+            for note in heard.notes.iter().skip(told) {
+                self.tell("train", Some(&work.name), &format!("job {}: {note}", work.job), None);
+            }
+            told = heard.notes.len();
+            if failures > 0 && heard.checkpoint > 0 {
+                self.store.job_got_further(work.job)?;
+                failures = 0;
+            }
             self.board().job = Some(JobStatus {
                 job: work.job,
                 name: work.name.clone(),
@@ -220,6 +152,10 @@ impl Shared {
                     (Ended::Stopped, _) if self.board().stop => Ok(Outcome::Shutdown),
                     (Ended::Stopped, why) => {
                         Ok(Outcome::Paused(why.unwrap_or_else(|| "it was told to stop".into())))
+                    }
+                    (Ended::Failed(_), _) if !child.heard().unusable.is_empty() => {
+                        self.set_aside(work, &child.heard().unusable)?;
+                        Ok(Outcome::Again)
                     }
                     // It would have ended anyway; if it fails by itself, it does so again.
                     (Ended::Failed(failure), Some(why)) => {
@@ -254,6 +190,19 @@ impl Shared {
         }
     }
 
+    fn set_aside(&self, work: &Assignment, unusable: &[(i64, String)]) -> Result<()> {
+        for (sample, why) in unusable {
+            self.quarantine(*sample, &format!("training can't use it: {why}"))?;
+        }
+        let text = format!(
+            "job {} begins anew without {} samples that it can't use: they are in quarantine",
+            work.job,
+            unusable.len()
+        );
+        self.tell("train", Some(&work.name), &text, None);
+        Ok(())
+    }
+
     /// A short wait that feedback and stopping cut shorter.
     fn pause(&self, time: Duration) {
         if self.board().stop {
@@ -279,6 +228,7 @@ impl Shared {
             job: Some(work.job),
             parent: work.previous.filter(|_| grew),
             manifest: prepared.manifest.clone(),
+            round: Some(work.round),
             verdict: serde_json::to_value(&verdict).ok(),
         };
         let added = self.store.add(&work.name, &adapter, &origin)?;
@@ -321,24 +271,13 @@ impl Shared {
             Err(e) => return Err(e),
         }
         if !self.refresh(name) {
-            self.store.rollback(name, "it can't be served")?;
+            self.store.rollback(name, Some(Some(generation)), "it can't be served")?;
             self.refresh(name);
             return Ok(false);
         }
-        if on_trial.is_some() {
-            let until = self.now().steady + trial;
-            self.board().trials.insert(name.into(), (generation, until));
-        }
+        self.adopt_trials();
         let text = format!("generation {generation} is promoted: {}", verdict.sentence);
         self.tell("promotion", Some(name), &text, serde_json::to_value(verdict).ok());
         Ok(true)
-    }
-}
-
-/// One that is gone already is no error.
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, e)),
-        _ => Ok(()),
     }
 }

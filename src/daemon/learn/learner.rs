@@ -5,9 +5,10 @@ use super::conditions::{Condition, Need, Phase, all_met, conditions, unmet};
 use super::gate::Verdict;
 use super::readings::{Reader, Readings};
 use super::settings::Settings;
+use super::trials::{Again, OnTrial};
 use super::watch::{Tally, Watched, watch};
 use crate::daemon::Serving;
-use crate::error::{Cause, Error, Result};
+use crate::error::{Error, Result};
 use crate::host::Root;
 use crate::store::{How, Job, JobState, Store};
 use serde::Serialize;
@@ -92,7 +93,9 @@ pub(super) struct Board {
     pub judged: BTreeSet<String>,
     pub job: Option<JobStatus>,
     pub waiting: String,
-    pub trials: BTreeMap<String, (u64, Duration)>,
+    pub trials: BTreeMap<String, OnTrial>,
+    /// Names whose generation is to be tried again.
+    pub again: BTreeMap<String, Again>,
     pub watched: BTreeMap<String, Watched>,
     pub verdicts: BTreeMap<String, Verdict>,
     /// When a name's last training ended, on the steady clock.
@@ -242,16 +245,6 @@ impl Shared {
         }
     }
 
-    fn recover(&self) -> Result<()> {
-        for job in self.store.pause_interrupted_jobs()? {
-            self.tell("train", None, &format!("job {job} was interrupted, it goes on later"), None);
-        }
-        for switched in self.store.end_interrupted_trials()? {
-            self.refresh(&switched.name);
-        }
-        Ok(())
-    }
-
     /// Serves what the store calls active.
     pub fn refresh(&self, name: &str) -> bool {
         match self.serving.refresh(name) {
@@ -274,6 +267,7 @@ impl Shared {
                 return;
             }
             self.board().woken = false;
+            self.adopt_trials();
             self.chores();
             match self.next() {
                 Ok(Next::Train(job)) => {
@@ -312,28 +306,7 @@ impl Shared {
             }
             now
         };
-        let due: Vec<(String, u64)> = {
-            let board = self.board();
-            let ended = |(name, (generation, until)): (&String, &(u64, Duration))| {
-                (now.steady >= *until).then(|| (name.clone(), *generation))
-            };
-            board.trials.iter().filter_map(ended).collect()
-        };
-        for (name, generation) in due {
-            self.board().trials.remove(&name);
-            match self.store.confirm_trial(&name, generation) {
-                Ok(()) => {}
-                // Another generation became active meanwhile: nothing to confirm.
-                Err(e) if matches!(e.cause(), Some(Cause::Moved | Cause::NotFound)) => {
-                    tracing::info!("the trial of '{name}' generation {generation} is over: {e}");
-                }
-                Err(e) => {
-                    tracing::error!("'{name}' generation {generation} can't be confirmed: {e}");
-                    let look = Duration::from_secs(self.settings().conditions.look_seconds);
-                    self.board().trials.insert(name, (generation, now.steady + look));
-                }
-            }
-        }
+        self.end_trials(now);
         let judged = std::mem::take(&mut self.board().judged);
         for name in judged {
             if let Err(e) = self.look_after(&name) {
@@ -358,7 +331,7 @@ impl Shared {
             watch(tally(Some(generation))?, tally(switch.before)?, &self.settings().watch);
         if watched.worse {
             let why = format!("live feedback is worse: {}", watched.sentence);
-            let switched = self.store.rollback(name, &why)?;
+            let switched = self.store.rollback(name, Some(Some(generation)), &why)?;
             self.board().trials.remove(name);
             self.refresh(name);
             let to = switched.active.map_or("the base".into(), |g| format!("generation {g}"));
@@ -371,7 +344,6 @@ impl Shared {
 
     /// What is known of the need to train `name`.
     fn need(&self, name: &str, jobs: &[Job], now: Now) -> Result<Need> {
-        let settings = self.settings();
         let open = jobs.iter().find(|j| j.name == name && j.state.is_open());
         let counts = self.store.counts(name)?;
         let steady = self.board().trained.get(name).copied();
@@ -379,14 +351,13 @@ impl Shared {
         let wall = ended.map(|j| j.updated).max();
         let then = wall.map(|wall| Then { wall, steady });
         let since_last = then.map(|then| now.since(then));
-        let mut need = Need { new: counts.new, since_last, asked: false };
-        if let Some(job) = open {
-            // It was begun, or queued by what was forgotten: samples and interval are settled.
-            need.asked = job.reason == ASKED;
-            need.new = need.new.max(settings.conditions.min_new);
-            need.since_last = None;
-        }
-        Ok(need)
+        Ok(Need {
+            new: counts.new,
+            held: counts.held,
+            since_last,
+            asked: open.is_some_and(|job| job.reason == ASKED),
+            open: open.is_some(),
+        })
     }
 
     fn next(&self) -> Result<Next> {
@@ -432,7 +403,7 @@ impl Shared {
             why.push(format!("'{}': {}", entry.name, unmet(&all)));
             // Only feedback, which wakes the thread, brings samples; all else is looked at.
             let unmet_of = |name: &str| all.iter().any(|c| c.name == name && !c.met);
-            if unmet_of("new samples") || unmet_of("enabled") {
+            if ["enabled", "new samples", "held-out samples"].into_iter().any(unmet_of) {
                 continue;
             }
             let interval = Duration::from_secs(settings.conditions.min_interval_seconds);
@@ -440,8 +411,12 @@ impl Shared {
             let look = Duration::from_secs(settings.conditions.look_seconds);
             wait = wait.min(if left.is_zero() { look } else { left });
         }
-        let trial = self.board().trials.values().map(|(_, until)| *until).min();
-        if let Some(until) = trial {
+        let due = {
+            let board = self.board();
+            let again = board.again.values().map(|again| again.due);
+            board.trials.values().map(|on| on.until).chain(again).min()
+        };
+        if let Some(until) = due {
             wait = wait.min(until.saturating_sub(now.steady));
         }
         Ok(Next::Wait(wait, why.join("; ")))
@@ -462,7 +437,7 @@ impl Shared {
             names.push(NameStatus {
                 met: all_met(&conditions),
                 conditions,
-                trial_left: trial.map(|(_, until)| until.saturating_sub(now.steady).as_secs()),
+                trial_left: trial.map(|on| on.until.saturating_sub(now.steady).as_secs()),
                 watch: board.watched.get(&entry.name).cloned(),
                 verdict: board.verdicts.get(&entry.name).cloned(),
                 name: entry.name,

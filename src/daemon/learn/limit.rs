@@ -81,17 +81,39 @@ impl Limit {
         }
     }
 
-    /// Times that the kernel killed something in the group for want of memory.
-    pub fn killed_for_memory(&self) -> u64 {
+    /// Times that the kernel killed something in the group for want of memory, since it was made.
+    fn kills(&self) -> u64 {
         let Limit::Cgroup { folder, .. } = self else { return 0 };
         let text = std::fs::read_to_string(folder.join("memory.events")).unwrap_or_default();
         let kills = text.lines().find_map(|l| l.strip_prefix("oom_kill "));
         kills.and_then(|n| n.trim().parse().ok()).unwrap_or(0)
     }
+}
 
-    /// Removes the group, which must be empty; nothing else is removed.
-    pub fn leave_nothing(&self) {
-        if let Limit::Cgroup { folder, .. } = self {
+/// A limit that a child runs under. Its group is removed when this is dropped: the child must have
+/// ended.
+#[derive(Debug)]
+pub struct Held {
+    limit: Limit,
+    /// A group that an earlier child left has its kills.
+    kills_before: u64,
+}
+
+impl Held {
+    /// Before the child is started.
+    pub fn new(limit: Limit) -> Held {
+        Held { kills_before: limit.kills(), limit }
+    }
+
+    /// Whether the kernel killed something in the group for want of memory since then.
+    pub fn killed_for_memory(&self) -> bool {
+        self.limit.kills() > self.kills_before
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Limit::Cgroup { folder, .. } = &self.limit {
             // The kernel's own files in it go with it; a group that is not empty stays.
             let _ = std::fs::remove_dir(folder);
         }
@@ -162,8 +184,6 @@ mod tests {
             "+memory"
         );
         let limit = Limit::Cgroup { folder: folder.clone(), bytes };
-        std::fs::write(folder.join("memory.events"), "low 0\noom 2\noom_kill 1\n").unwrap();
-        assert_eq!(limit.killed_for_memory(), 1);
         assert!(limit.sentence().contains("memory.max of 128 MiB"), "{}", limit.sentence());
         // Version 1, no controller, nothing at all.
         for files in [
@@ -174,7 +194,26 @@ mod tests {
             let fake = Fake::new(files);
             let limit = Limit::choose(&fake.root, 7, 100 << 20, 20 << 20);
             assert_eq!(limit, Limit::Rlimit { data: 100 << 20, space: (120 << 20) + RESERVED });
-            assert_eq!(limit.killed_for_memory(), 0);
+            assert!(!Held::new(limit).killed_for_memory());
         }
+    }
+
+    /// A group that could not be removed was used again: every failure of the next child was told as
+    /// want of memory.
+    #[test]
+    fn an_earlier_childs_kills_are_not_this_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("train-7");
+        std::fs::create_dir(&folder).unwrap();
+        let events = folder.join("memory.events");
+        std::fs::write(&events, "low 0\noom 2\noom_kill 3\n").unwrap();
+        let held = Held::new(Limit::Cgroup { folder: folder.clone(), bytes: 1 });
+        assert!(!held.killed_for_memory());
+        std::fs::write(&events, "low 0\noom 3\noom_kill 4\n").unwrap();
+        assert!(held.killed_for_memory());
+        // A real group's files go with it.
+        std::fs::remove_file(&events).unwrap();
+        drop(held);
+        assert!(!folder.exists());
     }
 }

@@ -39,23 +39,39 @@ pub fn measure(
     let max_tokens = (work.train.max_tokens > 0).then_some(work.train.max_tokens);
     let bound = engine.bind(&[(candidate, 1.0)])?;
     let before = previous.map(|p| engine.bind(&[(p, 1.0)])).transpose()?;
-    let ask = |adapter: &Arc<Bound>, data: &Dataset, go_on: GoOn<'_>| {
-        answers(engine, Some(adapter), data, at_once(data), max_tokens, go_on)
+    let ask = |adapter: Option<&Arc<Bound>>, go_on: GoOn<'_>| {
+        answers(engine, adapter, held, at_once(held), max_tokens, go_on)
     };
-    let Some(now) = ask(&bound, held, &mut *go_on)? else { return Ok(None) };
+    let Some(now) = ask(Some(&bound), &mut *go_on)? else { return Ok(None) };
+    let own = &engine.base().preprocess().labels;
+    let base_answers = held.classes().is_some() && held.labels.iter().any(|l| own.contains(l));
     let then = match &before {
-        Some(before) => match ask(before, held, &mut *go_on)? {
+        None if !base_answers => None,
+        // Without a generation before it is the base that answers.
+        before => match ask(before.as_ref(), &mut *go_on)? {
             Some(then) => Some(then),
             None => return Ok(None),
         },
-        None => None,
     };
     let finite = now.1.iter().flatten().all(|v| v.is_finite());
     // Numbers of samples rise as they come in.
-    let newest = work.replayed.iter().max();
     let old: Vec<bool> =
-        work.held.iter().map(|id| newest.is_some_and(|newest| id < newest)).collect();
-    let rows = rows(train, held, &old, &now, then.as_ref());
+        work.held.iter().map(|id| work.newest_seen.is_some_and(|newest| *id < newest)).collect();
+    let mut rows_found = rows(train, held, &old, &now, then.as_ref());
+    let mut reference = match work.previous {
+        Some(generation) if before.is_some() => Reference::Generation(generation),
+        _ if then.is_some() => Reference::Base,
+        _ => Reference::MostFrequent,
+    };
+    if reference == Reference::Base {
+        // A base that knows few of the labels is easily surpassed: the better of the two counts.
+        let frequent = rows(train, held, &old, &now, None);
+        let right =
+            |rows: &[HeldRow]| rows.iter().filter(|row| row.reference_right == Some(true)).count();
+        if right(&frequent) > right(&rows_found) {
+            (rows_found, reference) = (frequent, Reference::MostFrequent);
+        }
+    }
     let inputs = probes(engine, max_tokens)?;
     let found = retention(engine, &bound, inputs.iter().cloned().map(Ok), &mut *go_on)?;
     let Some(found) = found else { return Ok(None) };
@@ -74,12 +90,9 @@ pub fn measure(
     let first = inputs.first().ok_or_else(|| Error::failed("there are no probe inputs"))?;
     let (candidate_ms, reference_ms) = times(engine, first, &bound, before.as_ref())?;
     Ok(Some(Measured {
-        reference: match work.previous {
-            Some(generation) if before.is_some() => Reference::Generation(generation),
-            _ => Reference::MostFrequent,
-        },
+        reference,
         labels: held.labels.clone(),
-        held: rows,
+        held: rows_found,
         effect: (!candidate.targets.is_empty()).then_some(f64::from(found.moved)),
         kept: Kept {
             samples: found.samples,

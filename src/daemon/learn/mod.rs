@@ -14,11 +14,13 @@ mod job;
 mod learner;
 mod limit;
 mod measure;
+mod prepare;
 mod probes;
 mod readings;
 mod settings;
 #[cfg(test)]
 mod testing;
+mod trials;
 mod watch;
 mod worker;
 

@@ -14,7 +14,7 @@ pub struct Readings {
     pub idle: Duration,
     /// Bytes that can be given without swapping, the limits of this process's groups counted.
     pub available: Option<u64>,
-    /// The hottest sensor.
+    /// The sensor that decides: one near its own limit, else the hottest.
     pub hottest: Option<Sensor>,
     /// Where power comes from.
     pub power: Power,
@@ -30,6 +30,9 @@ struct Ticks {
     busy: u64,
     all: u64,
 }
+
+/// How near to its own limit a sensor decides, in degrees: the margin that `conditions` keeps.
+const NEAR: f32 = 5.0;
 
 /// Fewest jiffies between two readings of `/proc/stat` that a share is taken over.
 const LEAST_TICKS: u64 = 50;
@@ -52,25 +55,30 @@ impl Reader {
     pub fn read(&mut self, serving: &dyn Serving, now: Now) -> Readings {
         let memory = memory(&self.root);
         let limited = memory.limit.map(|limit| limit.saturating_sub(self.used_by_group()));
-        let hottest =
-            sensors(&self.root).into_iter().max_by(|a, b| a.celsius.total_cmp(&b.celsius));
         Readings {
             in_flight: serving.in_flight(),
             idle: serving.idle_for(),
             available: memory.available.into_iter().chain(limited).min(),
-            hottest,
+            hottest: deciding(sensors(&self.root)),
             power: power(&self.root),
             load: self.load(),
             minute: if now.is_set() { local_minute(now.wall) } else { None },
         }
     }
 
-    /// Bytes that this process's own group uses (version 2 groups).
+    /// Bytes that this process's own group uses and can't give back (version 2 groups): cached files,
+    /// the mapped base among them, are taken from it where memory is wanted.
     fn used_by_group(&self) -> u64 {
         let groups = self.root.text("/proc/self/cgroup").unwrap_or_default();
-        let path = groups.lines().find_map(|l| l.strip_prefix("0::"));
-        let current = path.map(|p| format!("/sys/fs/cgroup{p}/memory.current"));
-        current.and_then(|p| self.root.number(p)).map_or(0, |n| u64::try_from(n).unwrap_or(0))
+        let Some(path) = groups.lines().find_map(|l| l.strip_prefix("0::")) else { return 0 };
+        let folder = format!("/sys/fs/cgroup{path}");
+        let current = self.root.number(format!("{folder}/memory.current")).unwrap_or(0);
+        let stat = self.root.text(format!("{folder}/memory.stat")).unwrap_or_default();
+        let cached = stat.lines().filter_map(|line| match line.split_once(' ')? {
+            ("active_file" | "inactive_file", bytes) => bytes.trim().parse::<u64>().ok(),
+            _ => None,
+        });
+        u64::try_from(current).unwrap_or(0).saturating_sub(cached.sum())
     }
 
     /// Nice processes, the trainer among them, don't count as busy.
@@ -96,6 +104,17 @@ impl Reader {
     }
 }
 
+/// The sensor nearest to its own limit, where it is so near that this stops training; else the
+/// hottest.
+fn deciding(sensors: Vec<Sensor>) -> Option<Sensor> {
+    let left = |s: &Sensor| s.limit.map_or(f32::INFINITY, |limit| limit - s.celsius);
+    let nearest = sensors.iter().min_by(|a, b| left(a).total_cmp(&left(b)));
+    match nearest.filter(|s| left(s) <= NEAR) {
+        Some(sensor) => Some(sensor.clone()),
+        None => sensors.into_iter().max_by(|a, b| a.celsius.total_cmp(&b.celsius)),
+    }
+}
+
 /// `cpu user nice system idle iowait irq softirq steal …`
 fn ticks(stat: &str) -> Option<Ticks> {
     let line = stat.lines().find_map(|l| l.strip_prefix("cpu "))?;
@@ -109,8 +128,57 @@ fn ticks(stat: &str) -> Option<Ticks> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::conditions::{Need, Phase, conditions};
+    use super::super::settings::Settings;
+    use super::super::testing::Quiet;
     use super::*;
     use crate::host::testing::Fake;
+
+    fn read(fake: &Fake) -> Readings {
+        let now = Now { wall: 1_800_000_000, steady: Duration::from_secs(9) };
+        Reader::new(fake.root.clone()).read(&Quiet::default(), now)
+    }
+
+    /// A processor that bears 105 °C and a flash chip that bears 70 °C: the cooler one is in danger.
+    #[test]
+    fn the_sensor_near_its_own_limit_decides_else_the_hottest() {
+        let fake = Fake::new(&[]);
+        let zone = |n: u8, name: &str, temp: &str, limit: &str| {
+            let at = |file: &str| format!("/sys/class/thermal/thermal_zone{n}/{file}");
+            fake.put(&at("type"), name);
+            fake.put(&at("temp"), temp);
+            fake.put(&at("trip_point_0_type"), "passive");
+            fake.put(&at("trip_point_0_temp"), limit);
+        };
+        zone(0, "cpu", "66000", "105000");
+        let heat = |settings: &Settings| {
+            let all = conditions(&Need::default(), &read(&fake), settings, Phase::Training);
+            let heat = all.into_iter().find(|c| c.name == "temperature").unwrap();
+            (heat.sentence.contains("'cpu'"), heat.met)
+        };
+        let settings = Settings::default();
+        zone(1, "flash", "64900", "70000");
+        assert_eq!(heat(&settings), (true, true));
+        // The margin is the condition's own.
+        zone(1, "flash", "65000", "70000");
+        assert_eq!(heat(&settings), (false, false));
+    }
+
+    #[test]
+    fn cached_files_are_not_used_up_memory() {
+        let fake = Fake::new(&[
+            ("/proc/meminfo", "MemAvailable:    3000000 kB\n"),
+            ("/proc/self/cgroup", "0::/o.service\n"),
+            ("/sys/fs/cgroup/o.service/memory.max", "268435456\n"),
+            ("/sys/fs/cgroup/o.service/memory.current", "209715200\n"),
+        ]);
+        assert_eq!(read(&fake).available, Some(56 << 20));
+        fake.put(
+            "/sys/fs/cgroup/o.service/memory.stat",
+            "anon 1\nfile 120586240\ninactive_file 104857600\nactive_file 10485760\n",
+        );
+        assert_eq!(read(&fake).available, Some(166 << 20));
+    }
 
     #[test]
     fn nice_processes_are_no_load() {

@@ -177,11 +177,14 @@ pub struct GateSettings {
     /// Share right of each such class at least, unless the generation before was no better.
     pub class_floor: f64,
     /// How far such a class may fall below the generation before. Neither this nor the floor
-    /// refuses where the exact test (McNemar's) is less than `confidence` sure of a fall.
+    /// refuses where the exact test (McNemar's) gives a fall by chance more than `fall_alpha`,
+    /// unless nothing is right any more of a class that mostly was.
     pub class_drop: f64,
     /// How far the share right of the held-out samples that are older than the newest that the
     /// generation before was trained on may fall, by the same test.
     pub old_drop: f64,
+    /// Probability by chance up to which a fall counts as one: greater values refuse more.
+    pub fall_alpha: f64,
     /// Mean cosine to the base's features on probe inputs at least. What it means was measured with
     /// MiniLM over 57 generations of many settings: a head for another task (`rooms.jsonl`), right in
     /// 97.5 % through the base, was right in 94 % (mean; 87.5 at least) through those above 0.85, in
@@ -212,6 +215,7 @@ impl Default for GateSettings {
             class_floor: 0.25,
             class_drop: 0.35,
             old_drop: 0.1,
+            fall_alpha: 0.1,
             retention_cosine: 0.75,
             retention_agreement: None,
             retention_data: None,
@@ -272,6 +276,9 @@ impl Default for WatchSettings {
     }
 }
 
+/// Seconds: longer times are mistakes.
+const YEAR: f64 = 365.0 * 86_400.0;
+
 /// Within a range, by key.
 fn range(key: &str, value: f64, least: f64, most: f64) -> Result<()> {
     if (least..=most).contains(&value) {
@@ -307,6 +314,9 @@ impl Settings {
         }
         let c = &self.conditions;
         range("conditions.min_new", c.min_new as f64, 1.0, 1e9)?;
+        range("conditions.min_interval_seconds", c.min_interval_seconds as f64, 0.0, YEAR)?;
+        range("conditions.idle_seconds", c.idle_seconds as f64, 0.0, YEAR)?;
+        range("conditions.free_mib", c.free_mib as f64, 0.0, 1e9)?;
         range("conditions.start_celsius", c.start_celsius.into(), -40.0, 150.0)?;
         range("conditions.stop_celsius", c.stop_celsius.into(), c.start_celsius.into(), 150.0)?;
         range("conditions.min_charge", c.min_charge.into(), 0.0, 100.0)?;
@@ -320,14 +330,22 @@ impl Settings {
         range("gate.class_floor", gate.class_floor, 0.0, 1.0)?;
         range("gate.class_drop", gate.class_drop, 0.0, 1.0)?;
         range("gate.old_drop", gate.old_drop, 0.0, 1.0)?;
+        range("gate.fall_alpha", gate.fall_alpha, 1e-6, 1.0)?;
         range("gate.retention_cosine", gate.retention_cosine, -1.0, 1.0)?;
         range("gate.retention_agreement", gate.retention_agreement.unwrap_or(0.0), 0.0, 1.0)?;
         range("gate.retention_drop", gate.retention_drop, 0.0, 1.0)?;
         range("gate.min_effect", gate.min_effect, 0.0, 1e6)?;
         range("gate.max_latency_ratio", gate.max_latency_ratio, 1.0, 1000.0)?;
+        if let Some(set) = gate.retention_data.as_deref().filter(|set| !set.exists()) {
+            let set = set.display();
+            return Err(Error::usage(format!("gate.retention_data: there is no '{set}'")));
+        }
+        range("trial.seconds", self.trial.seconds as f64, 0.0, YEAR)?;
         range("watch.alpha", self.watch.alpha, 1e-9, 0.5)?;
         range("watch.min_outcomes", self.watch.min_outcomes as f64, 1.0, 1e9)?;
-        range("watch.min_before", self.watch.min_before as f64, 1.0, 1e9)
+        range("watch.min_before", self.watch.min_before as f64, 1.0, 1e9)?;
+        let least = self.watch.min_outcomes as f64;
+        range("watch.until_outcomes", self.watch.until_outcomes as f64, least, 1e9)
     }
 }
 
@@ -339,7 +357,7 @@ mod tests {
     fn defaults_are_sound_and_each_bad_value_is_named() {
         Settings::default().validate().unwrap();
         type Spoil = fn(&mut Settings);
-        let cases: [(&str, Spoil); 8] = [
+        let cases: [(&str, Spoil); 11] = [
             ("train.rank", |s| s.train.rank = 0),
             ("train.batch", |s| s.train.batch = 1),
             ("train.targets", |s| s.train.targets = "(".into()),
@@ -348,6 +366,9 @@ mod tests {
             ("gate.confidence", |s| s.gate.confidence = 1.0),
             ("gate.max_latency_ratio", |s| s.gate.max_latency_ratio = 0.5),
             ("watch.alpha", |s| s.watch.alpha = 0.0),
+            ("watch.until_outcomes", |s| s.watch.until_outcomes = 7),
+            ("trial.seconds", |s| s.trial.seconds = u64::MAX),
+            ("gate.retention_data", |s| s.gate.retention_data = Some("/nowhere".into())),
         ];
         for (key, spoil) in cases {
             let mut settings = Settings::default();

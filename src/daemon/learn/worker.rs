@@ -11,7 +11,7 @@ use crate::runtime::Engine;
 use crate::store::{Key, Options, Reference, Store};
 use crate::train::data::Dataset;
 use crate::train::progress::{Event, Progress};
-use crate::train::{Lesson, LossKind, learn};
+use crate::train::{Lesson, LossKind, learn, misfit, try_sample};
 use rustix::process::{Signal, getppid, nice, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -50,6 +50,18 @@ pub enum Line {
     },
     /// Training is done; the candidate is measured.
     Measuring,
+    /// Something that people should know.
+    Note {
+        /// In words.
+        text: String,
+    },
+    /// A sample that can't be trained on, before the job fails for it.
+    Unusable {
+        /// Its number.
+        sample: i64,
+        /// Why.
+        why: String,
+    },
     /// The end.
     Peak {
         /// Most bytes resident at once.
@@ -152,29 +164,74 @@ fn work(folder: &Path, memory: u64, stop: &Arc<AtomicBool>) -> Result<bool> {
         }
         None => None,
     };
+    let done = teach(folder, &work, &store, &engine, previous.as_ref(), memory, stop);
+    // Only then: a look at every sample takes its time.
+    if done.as_ref().is_err_and(|e| of_a_sample(e.kind())) {
+        name_unusable(&work, &store, &engine, stop);
+    }
+    done
+}
+
+/// Trains and measures; `false`: stopped, to go on later.
+fn teach(
+    folder: &Path,
+    work: &Assignment,
+    store: &Store,
+    engine: &Engine,
+    previous: Option<&Adapter>,
+    memory: u64,
+    stop: &Arc<AtomicBool>,
+) -> Result<bool> {
     let ids: Vec<i64> = work.new.iter().chain(&work.replayed).copied().collect();
-    let train = dataset(&store, &engine, &ids)?;
-    let held = dataset(&store, &engine, &work.held)?;
+    let train = dataset(store, engine, &ids)?;
+    let held = dataset(store, engine, &work.held)?;
     let path = folder.join(CANDIDATE);
     let candidate = if path.exists() {
         // An earlier run of this job was stopped while it measured.
         let bytes = read_limited(&path, crate::adapter::MAX_FILE)?;
         Adapter::from_bytes(&bytes).map_err(|e| e.at(path.display()))?
     } else {
-        match candidate(&engine, &work, previous.as_ref(), &train, folder, memory, stop)? {
+        match candidate(engine, work, previous, &train, folder, memory, stop)? {
             Some(candidate) => candidate,
             None => return Ok(false),
         }
     };
     print(&Line::Measuring);
     let mut go_on = || !stop.load(Ordering::Relaxed);
-    let measured =
-        measure(&engine, &work, &candidate, previous.as_ref(), [&train, &held], &mut go_on)?;
+    let measured = measure(engine, work, &candidate, previous, [&train, &held], &mut go_on)?;
     let Some(measured) = measured else { return Ok(false) };
     let bytes = serde_json::to_vec(&measured)
         .map_err(|e| Error::failed(format!("what was measured can't be written: {e}")))?;
     write_atomic_bytes(&folder.join(MEASURED), Access::Private, &bytes)?;
     Ok(true)
+}
+
+/// Whether an error may be that of a sample.
+fn of_a_sample(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::BadInput | ErrorKind::Mismatch)
+}
+
+/// Tells the parent which samples can't be read or answered, unless none can: then it is not them.
+fn name_unusable(work: &Assignment, store: &Store, engine: &Engine, stop: &Arc<AtomicBool>) {
+    let max_tokens = (work.train.max_tokens > 0).then_some(work.train.max_tokens);
+    let (mut unusable, mut usable) = (vec![], 0);
+    for &id in work.new.iter().chain(&work.replayed).chain(&work.held) {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let tried = dataset(store, engine, &[id]).and_then(|one| {
+            one.samples.first().map_or(Ok(()), |sample| try_sample(engine, sample, max_tokens))
+        });
+        match tried {
+            Err(e) if of_a_sample(e.kind()) => {
+                unusable.push(Line::Unusable { sample: id, why: e.message().to_string() });
+            }
+            _ => usable += 1,
+        }
+    }
+    if usable > 0 {
+        unusable.iter().for_each(print);
+    }
 }
 
 fn candidate(
@@ -190,8 +247,19 @@ fn candidate(
         Some(_) => LossKind::CrossEntropy,
         None => LossKind::MeanSquaredError,
     };
-    let options = work.options(folder, loss, memory);
-    let lesson = Lesson { data: train, replayed: work.replayed.len(), holdout: None, previous };
+    let mut options = work.options(folder, loss, memory);
+    let mut lesson = Lesson { data: train, replayed: work.replayed.len(), holdout: None, previous };
+    if options.warm_start
+        && let Some(why) = misfit(engine, &lesson, &options)?
+    {
+        // Nothing of it is kept: all samples are as good as new.
+        (options.warm_start, lesson.replayed) = (false, 0);
+        print(&Line::Note { text: format!("it starts afresh: {}", why.message()) });
+    }
+    if previous.is_some_and(|p| p.head.is_none()) {
+        // Without a head it has no answers to stay near to.
+        options.keep = 0.0;
+    }
     let mut news = News { stop: stop.clone(), told: None };
     let mut result = learn(engine, &lesson, &options, &mut news);
     if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Mismatch || damaged(e)) {

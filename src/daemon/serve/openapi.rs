@@ -94,7 +94,8 @@ fn paths() -> Value {
         },
         "/v1/adapters/{name}/rollback": {
             "parameters": name(),
-            "post": Operation::new("Serve what was served before")
+            "post": Operation::new("Serve what was served before. With expected_generation only if \
+                that is served now, else 409")
                 .takes_optional("Rollback").gives(200, "Switched").refuses(&[404, 409]).end(),
         },
         "/v1/train": {
@@ -350,7 +351,10 @@ fn schemas() -> Value {
             "generation": nullable(unsigned()), "expected_generation": nullable(unsigned()),
             "trial_seconds": optional(json!({"type": "integer", "minimum": 1, "maximum": 7_776_000})),
         })),
-        "Rollback": object(&[], json!({"why": optional(json!({"type": "string", "maxLength": 250}))})),
+        "Rollback": object(&[], json!({
+            "why": optional(json!({"type": "string", "maxLength": 250})),
+            "expected_generation": nullable(unsigned()),
+        })),
         "Switched": object(&["name", "active", "before"], json!({
             "name": word(), "active": nullable(json!({"type": "integer"})),
             "before": nullable(json!({"type": "integer"})),

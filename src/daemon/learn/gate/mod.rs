@@ -31,7 +31,9 @@ pub struct HeldRow {
 pub enum Reference {
     /// The active generation.
     Generation(u64),
-    /// No generation is active: always the most frequent label of the training samples (numbers:
+    /// No generation is active: the base, which knows labels of its own.
+    Base,
+    /// No generation is active, and the base answers no better than: always the most frequent label of the training samples (numbers:
     /// their mean).
     MostFrequent,
 }
@@ -384,6 +386,11 @@ impl Answered {
     fn chance(self) -> f64 {
         mcnemar(self.worse, self.better)
     }
+
+    /// Whether nothing is right any more of what mostly was: no share of chance excuses that.
+    fn lost(self) -> bool {
+        self.now == 0 && self.before > 0 && 2 * self.before >= self.count
+    }
 }
 
 /// No class with enough held-out samples may fall far, nor below the floor unless the reference
@@ -394,7 +401,7 @@ fn class_floor(measured: &Measured, settings: &GateSettings, checks: &mut Checks
     if measured.reference != Reference::MostFrequent {
         measured.held.iter().for_each(|row| classes.entry(row.class).or_default().add(row));
     }
-    let alpha = 1.0 - settings.confidence;
+    let alpha = settings.fall_alpha;
     let judged = classes.into_iter().filter(|(_, a)| a.count >= settings.class_min as u64);
     let judged = judged.map(|(class, answered)| {
         let (now, before) = answered.shares();
@@ -402,7 +409,14 @@ fn class_floor(measured: &Measured, settings: &GateSettings, checks: &mut Checks
         // Shares of small counts: 1/3 - 1/3 need not be 0.
         let below = now < floor - 1e-9;
         let chance = answered.chance();
-        (below && chance <= alpha, now - floor, now, floor, below.then_some(chance), class)
+        (
+            below && (chance <= alpha || answered.lost()),
+            now - floor,
+            now,
+            floor,
+            below.then_some(chance),
+            class,
+        )
     });
     // Those that are shown to have fallen first, then by how far.
     let worst = judged.min_by(|a, b| b.0.cmp(&a.0).then(a.1.total_cmp(&b.1)));
@@ -422,7 +436,11 @@ fn class_floor(measured: &Measured, settings: &GateSettings, checks: &mut Checks
         percent(floor)
     );
     if let Some(chance) = chance {
-        let word = if fallen { "no chance" } else { "it may be chance" };
+        let word = match (fallen, chance <= alpha) {
+            (true, true) => "no chance",
+            (true, false) => "nothing is left, which no chance excuses",
+            _ => "it may be chance",
+        };
         sentence.push_str(&format!(" ({word}: p {chance:.3}, {alpha:.3} decides)"));
     }
     checks.add("class floor", now, floor, !fallen, sentence);
@@ -438,7 +456,7 @@ fn older(measured: &Measured, settings: &GateSettings, checks: &mut Checks) {
     }
     let (now, before) = answered.shares();
     let (least, chance) = (before - settings.old_drop, answered.chance());
-    let fallen = now < least - 1e-9 && chance <= 1.0 - settings.confidence;
+    let fallen = now < least - 1e-9 && chance <= settings.fall_alpha;
     let sentence = format!(
         "of {} older held-out samples {} are right against {}, {} less is allowed (p {chance:.3})",
         answered.count,

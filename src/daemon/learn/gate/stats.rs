@@ -4,6 +4,8 @@ use crate::train::random::{below, stream};
 
 /// Resamples of the bootstrap.
 const ROUNDS: usize = 2000;
+/// Values that a stratum has at least.
+const STRATUM: usize = 4;
 
 /// ln k! for k of 0 to n.
 fn ln_factorials(n: u64) -> Vec<f64> {
@@ -53,27 +55,47 @@ pub fn fisher_less(right: u64, total: u64, other_right: u64, other_total: u64) -
     (least..=right).map(term).sum::<f64>().min(1.0)
 }
 
+/// Differences by stratum. Few values say little of how they vary, one says nothing: strata of
+/// fewer than [`STRATUM`] become one.
+fn strata(differences: &[(usize, f64)]) -> Vec<Vec<f64>> {
+    let mut found: std::collections::BTreeMap<usize, Vec<f64>> = Default::default();
+    for &(stratum, difference) in differences {
+        found.entry(stratum).or_default().push(difference);
+    }
+    let (mut strata, small): (Vec<Vec<f64>>, Vec<Vec<f64>>) =
+        found.into_values().partition(|values| values.len() >= STRATUM);
+    let small = small.concat();
+    match strata.first_mut() {
+        Some(first) if small.len() < STRATUM => first.extend(small),
+        _ => strata.push(small),
+    }
+    strata
+}
+
 /// A lower bound on the mean of paired differences, one-sided at `confidence`: the quantile of
 /// means resampled within the strata (the classes), seeded. `differences` are (stratum,
-/// difference). Without any there is no bound: minus infinity.
+/// difference). Resampling n values gives (n - 1)/n of a mean's variance, which is made up for.
+/// Without any there is no bound: minus infinity.
 pub fn bootstrap_lower(differences: &[(usize, f64)], confidence: f64, seed: u64) -> f64 {
-    let mut strata: std::collections::BTreeMap<usize, Vec<f64>> = Default::default();
-    for &(stratum, difference) in differences {
-        strata.entry(stratum).or_default().push(difference);
-    }
-    if strata.is_empty() {
+    if differences.is_empty() {
         return f64::NEG_INFINITY;
     }
+    let strata = strata(differences);
     let count = differences.len() as f64;
     let mut rng = stream(seed, "gate bootstrap", 0);
     let mut means: Vec<f64> = (0..ROUNDS)
         .map(|_| {
             let mut sum = 0.0;
-            for values in strata.values() {
-                for _ in 0..values.len() {
-                    let at = below(&mut rng, values.len() as u64) as usize;
-                    sum += values.get(at).copied().unwrap_or(0.0);
-                }
+            for values in &strata {
+                let n = values.len() as f64;
+                let own: f64 = values.iter().sum();
+                let drawn: f64 = (0..values.len())
+                    .map(|_| {
+                        let at = below(&mut rng, values.len() as u64) as usize;
+                        values.get(at).copied().unwrap_or(0.0)
+                    })
+                    .sum();
+                sum += own + (drawn - own) * (n / (n - 1.0).max(1.0)).sqrt();
             }
             sum / count
         })
@@ -149,7 +171,37 @@ mod tests {
         assert!(bootstrap_lower(&pairs, 0.99, 7) < low);
         near(bootstrap_lower(&[(0, 0.5); 9], 0.95, 1), 0.5);
         assert_eq!(bootstrap_lower(&[], 0.95, 1), f64::NEG_INFINITY);
-        // Strata are kept: a stratum of one always stands for itself.
         near(bootstrap_lower(&[(0, 1.0), (1, 1.0), (2, 1.0)], 0.9, 3), 1.0);
+    }
+
+    /// A sample a class says how classes vary, not that nothing does.
+    #[test]
+    fn strata_of_one_are_taken_together() {
+        let ones =
+            |values: &[f64]| -> Vec<(usize, f64)> { values.iter().copied().enumerate().collect() };
+        let mixed = ones(&[1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, 1.0]);
+        assert!(bootstrap_lower(&mixed, 0.9, 1) < 0.0);
+        let few = [(0, 0.1), (0, 0.1), (0, 0.1), (0, 0.1), (1, 3.0), (2, -2.0)];
+        assert!(bootstrap_lower(&few, 0.9, 1) < 0.0);
+        assert!(bootstrap_lower(&ones(&[0.5; 8]), 0.9, 1) > 0.49);
+    }
+
+    /// Draws from nearly a normal distribution of mean 0: the bound lies above the mean no more often than
+    /// it may, in classes of few values too.
+    #[test]
+    fn the_bound_errs_no_more_often_than_it_says() {
+        use crate::train::random::unit;
+        for (classes, each) in [(1, 8), (8, 1), (4, 4), (3, 20)] {
+            let (mut above, runs) = (0, 1000);
+            for run in 0..runs {
+                let mut rng = stream(run, "draws", 1);
+                let mut normal = || (0..12).map(|_| f64::from(unit(&mut rng))).sum::<f64>() - 6.0;
+                let drawn: Vec<(usize, f64)> =
+                    (0..classes * each).map(|i| (i % classes, normal())).collect();
+                above += usize::from(bootstrap_lower(&drawn, 0.9, run) > 0.0);
+            }
+            // 100 expected; 120 where 8 values stand for their own variance.
+            assert!(above <= 140, "{classes} classes of {each}: {above} of {runs}");
+        }
     }
 }

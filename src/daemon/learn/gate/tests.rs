@@ -169,9 +169,36 @@ fn what_may_be_chance_refuses_no_class() {
         }
     }
     assert_eq!(failed(&measured, &settings), ["class floor"]);
-    // Nothing answered before.
+    // Nothing answered before; the base did.
+    measured.reference = Reference::Base;
+    assert_eq!(failed(&measured, &settings), ["class floor"]);
     measured.reference = Reference::MostFrequent;
     assert_eq!(failed(&measured, &settings), Vec::<String>::new());
+}
+
+/// To be surer of a gain is no reason to overlook a fall; nor can four samples hide a lost class.
+#[test]
+fn more_confidence_is_no_laxer_and_a_lost_class_is_no_chance() {
+    let mut measured = good();
+    measured.held = rows(60, 60, 30);
+    for (i, row) in measured.held.iter_mut().enumerate() {
+        row.class = i % 15;
+        if row.class == 4 {
+            // Three of four before, none now: p 0.125.
+            (row.candidate_right, row.reference_right) = (Some(false), Some(i > 4));
+        }
+    }
+    for confidence in [0.8, 0.9, 0.99] {
+        let settings = GateSettings { confidence, ..GateSettings::default() };
+        assert_eq!(failed(&measured, &settings), ["class floor"], "{confidence}");
+    }
+    let verdict = judge(&measured, &GateSettings::default(), 1);
+    assert!(verdict.sentence.contains("nothing is left"), "{}", verdict.sentence);
+    // One of four left may be chance.
+    measured.held[4].candidate_right = Some(true);
+    assert_eq!(failed(&measured, &GateSettings::default()), Vec::<String>::new());
+    let strict = GateSettings { fall_alpha: 0.5, ..GateSettings::default() };
+    assert_eq!(failed(&measured, &strict), ["class floor"]);
 }
 
 /// Two labels are turned round in bulk, in more samples than there were good ones: the candidate

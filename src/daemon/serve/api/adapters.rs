@@ -160,9 +160,11 @@ pub async fn activate(State(app): State<Arc<App>>, call: Call) -> Answer {
 #[serde(deny_unknown_fields, default)]
 struct RollbackBody {
     why: Option<String>,
+    #[serde(deserialize_with = "given")]
+    expected_generation: Option<Option<u64>>,
 }
 
-/// `POST /v1/adapters/{name}/rollback`.
+/// `POST /v1/adapters/{name}/rollback`: compare and swap.
 pub async fn rollback(State(app): State<Arc<App>>, call: Call) -> Answer {
     let name = call.name()?.to_string();
     let body: RollbackBody = call.json_or_default()?;
@@ -170,7 +172,8 @@ pub async fn rollback(State(app): State<Arc<App>>, call: Call) -> Answer {
     if why.len() > 1000 {
         return Err(Problem::invalid("why: at most 1000 bytes"));
     }
-    switch(app, name, move |app, name| Ok(app.store.rollback(name, &why)?)).await
+    let expected = body.expected_generation;
+    switch(app, name, move |app, name| Ok(app.store.rollback(name, expected, &why)?)).await
 }
 
 async fn switch(

@@ -132,7 +132,9 @@ fn record(app: &App, feedback: Feedback) -> Answer {
     };
     if rest.consent == Some(false) {
         // What is said of the answer counts; the input is not kept.
-        if let (Some(right), Some(generation)) = (right, rest.generation) {
+        // Where nothing is active the base has answered.
+        let base = || app.store.name(&name).is_ok_and(|entry| entry.active.is_none()).then_some(0);
+        if let (Some(right), Some(generation)) = (right, rest.generation.or_else(base)) {
             app.store.record_outcome(&name, generation, right, time)?;
             told(Some(right));
         }
