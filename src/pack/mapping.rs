@@ -132,8 +132,9 @@ pub(crate) fn prepare_heap() {
     ask_for_huge_pages(block.spare_capacity_mut());
 }
 
-/// Has all threads share two of glibc's heaps; by itself it makes eight for each processor, each of
-/// which keeps what was freed in it. To be called before there are threads.
+/// Has all threads share one of glibc's heaps; by itself it makes eight for each processor, each of
+/// which keeps what was freed in it, and [`release_heap`] cuts the end of the first one only. To be
+/// called before there are threads.
 #[cfg(feature = "daemon")]
 pub(crate) fn share_heaps() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -144,8 +145,8 @@ pub(crate) fn share_heaps() {
         unsafe extern "C" {
             safe fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
         }
-        // Where it refuses, the heaps stay as they are.
-        let _ = mallopt(M_ARENA_MAX, 2);
+        // Where it refuses, there are more heaps.
+        let _ = mallopt(M_ARENA_MAX, 1);
     }
 }
 
@@ -294,21 +295,40 @@ mod tests {
         if crate::common::emulated() {
             return;
         }
+        // In a process of its own: this one has its threads and heaps already.
+        let out = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "pack::mapping::tests::heap_child", "--nocapture"])
+            .env("OFFSHOOT_TEST_HEAP", "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success() && said.contains("it went back"), "{said}");
+    }
+
+    /// Runs in a child started by the test above; alone it does nothing.
+    #[cfg(all(target_os = "linux", target_env = "gnu", feature = "daemon"))]
+    #[test]
+    fn heap_child() {
+        if std::env::var_os("OFFSHOOT_TEST_HEAP").is_none() {
+            return;
+        }
         let resident = || {
             let status = std::fs::read_to_string("/proc/self/status").unwrap();
             let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:")).unwrap();
             line.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
         };
+        share_heaps();
         prepare_heap();
-        // The last one stays, so that the heap's end does not fall by itself.
-        let mut blocks: Vec<Vec<u8>> = (0..1000).map(|_| vec![1; 100 << 10]).collect();
-        let last = blocks.pop();
-        drop(blocks);
-        let kept = resident();
-        release_heap();
-        // 100 MB were freed; other tests may take some meanwhile.
-        assert!(resident() + (50 << 10) < kept, "{} of {kept} kB", resident());
-        drop(last);
+        let worker = std::thread::spawn(move || {
+            // Less than what lets glibc cut the heap's end by itself: 64 MiB.
+            drop((0..400).map(|_| vec![1u8; 100 << 10]).collect::<Vec<_>>());
+            let kept = resident();
+            release_heap();
+            (kept, resident())
+        });
+        let (kept, left) = worker.join().unwrap();
+        assert!(kept > 40_000 && left + 36_000 < kept, "{left} of {kept} kB are left");
+        println!("it went back");
     }
 
     #[test]

@@ -120,7 +120,7 @@ fn images(
     }
     let source = from_height * from_width * c;
     let line = to.len() / (g.batch * rows.len());
-    let stretch = (WEIGHTS / (g.kernel[0] * g.kernel[1])).next_multiple_of(64);
+    let stretch = (WEIGHTS / (g.kernel[0] * g.kernel[1])).max(1).next_multiple_of(64);
     // In f32, and with two loads each, a multiply-add takes about as long as four of the products'.
     let macs = to.len().saturating_mul(g.kernel[0] * g.kernel[1]);
     let threads = threads_for(macs.saturating_mul(4));
@@ -180,7 +180,18 @@ mod tests {
     fn depthwise_is_the_sum_over_patches() {
         // With 300 channels the filters of 5 × 5 take more than one stretch of channels.
         let wide = |g: ConvGeometry| ConvGeometry { channels: 300, ..g };
-        for g in geometries().into_iter().flat_map(|g| [g, wide(g)]) {
+        // Its filters have more taps than one stretch has weights.
+        let large = ConvGeometry {
+            batch: 1,
+            height: 3,
+            width: 2,
+            channels: 70,
+            kernel: [65, 65],
+            stride: [1, 1],
+            dilation: [1, 1],
+            pads: [32; 4],
+        };
+        for g in geometries().into_iter().flat_map(|g| [g, wide(g)]).chain([large]) {
             let c = g.channels;
             let x = integers(g.batch * g.height * g.width * c, 1);
             let (w, bias) = (integers(g.patch_len(), 2), integers(c, 3));

@@ -6,6 +6,7 @@ mod app;
 mod ask;
 mod connection;
 mod guard;
+mod kept;
 mod listen;
 mod log;
 mod metrics;

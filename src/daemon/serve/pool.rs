@@ -48,6 +48,39 @@ struct State {
     stopped: bool,
 }
 
+/// What a worker does that finds no question.
+#[derive(Debug, PartialEq)]
+enum Rest {
+    /// Waits for a question.
+    Wait,
+    /// Waits for one this long at most.
+    WaitFor(Duration),
+    /// Gives memory back.
+    Release,
+}
+
+impl State {
+    /// A question was served; `own`: the daemon's, which takes memory as a client's does.
+    fn done(&mut self, own: bool) {
+        self.running -= 1;
+        self.heap_keeps = true;
+        if !own {
+            self.idle_since = Instant::now();
+        }
+    }
+
+    fn rest(&self) -> Rest {
+        // Who runs now looks again when it is done.
+        if !self.heap_keeps || self.running > 0 {
+            return Rest::Wait;
+        }
+        match QUIET.saturating_sub(self.idle_since.elapsed()) {
+            Duration::ZERO => Rest::Release,
+            left => Rest::WaitFor(left),
+        }
+    }
+}
+
 struct Job {
     stage: Stage,
     reply: oneshot::Sender<Outcome>,
@@ -186,12 +219,7 @@ impl Shared {
     fn work(&self) {
         while let Some((job, own)) = self.next() {
             self.serve(job);
-            let mut state = self.state();
-            state.running -= 1;
-            if !own {
-                state.idle_since = Instant::now();
-                state.heap_keeps = true;
-            }
+            self.state().done(own);
         }
     }
 
@@ -207,25 +235,26 @@ impl Shared {
                     return Some((job, own));
                 }
                 None if state.stopped => return None,
-                None if state.heap_keeps => state = self.release_heap_if_quiet(state),
-                None => state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => state = self.rest(state),
             }
         }
     }
 
     /// Waits for a question; where none comes, gives memory back, once until the next.
-    fn release_heap_if_quiet<'a>(&'a self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        let waited = self.wake.wait_timeout(state, QUIET);
-        let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
-        let quiet = state.waiting.is_empty() && state.running == 0;
-        let quiet = quiet && state.idle_since.elapsed() >= QUIET;
-        if !waited.timed_out() || !quiet || !state.heap_keeps {
-            return state;
+    fn rest<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        match state.rest() {
+            Rest::Wait => self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Rest::WaitFor(time) => {
+                let waited = self.wake.wait_timeout(state, time);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+            Rest::Release => {
+                state.heap_keeps = false;
+                drop(state);
+                release_heap();
+                self.state()
+            }
         }
-        state.heap_keeps = false;
-        drop(state);
-        release_heap();
-        self.state()
     }
 
     fn serve(&self, job: Job) {
@@ -333,4 +362,46 @@ impl Shared {
 fn guarded<T>(work: impl FnOnce() -> Result<T, Problem>) -> Result<T, Problem> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(Problem::failed("internal error: the answer panicked")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn idle_for(time: Duration) -> State {
+        State {
+            waiting: VecDeque::new(),
+            running: 0,
+            idle_since: Instant::now().checked_sub(time).unwrap(),
+            heap_keeps: true,
+            stopped: false,
+        }
+    }
+
+    #[test]
+    fn memory_goes_back_once_clients_are_quiet() {
+        let mut state = idle_for(QUIET);
+        assert_eq!(state.rest(), Rest::Release);
+        state.heap_keeps = false;
+        assert_eq!(state.rest(), Rest::Wait);
+        state.running = 2;
+        state.done(false);
+        assert_eq!(state.rest(), Rest::Wait, "another one runs");
+        state.done(false);
+        assert!(matches!(state.rest(), Rest::WaitFor(left) if left > QUIET / 2));
+    }
+
+    /// The watchdog's probes took memory that stayed, and each wake-up started the wait anew.
+    #[test]
+    fn the_daemons_own_questions_neither_keep_memory_nor_put_off_its_return() {
+        let mut state = idle_for(QUIET);
+        state.heap_keeps = false;
+        state.running = 1;
+        state.done(true);
+        assert_eq!(state.rest(), Rest::Release);
+        let mut state = idle_for(QUIET * 3 / 4);
+        state.running = 1;
+        state.done(true);
+        assert!(matches!(state.rest(), Rest::WaitFor(left) if left <= QUIET / 4));
+    }
 }

@@ -1,19 +1,26 @@
 //! Which adapter answers: the active generation of each name, ready to run, and others kept for a
 //! while.
 
+use super::kept::Kept;
 use super::metrics::{Metrics, count};
 use super::problem::Problem;
 use crate::adapter::{Adapter, Bound};
-use crate::error::{Cause, Result};
+use crate::error::{Cause, Error, Result};
 use crate::runtime::Engine;
 use crate::store::{NameEntry, Reference, Store};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError, mpsc};
+use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 /// How often, at most, it is looked whether another process changed the store.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Longest a request waits for what changed: the store may be held up by a process that was stopped
+/// within its transaction, or by a card that hangs.
+const LOOK_AT_MOST: Duration = Duration::from_millis(100);
+/// When a generation that could not be loaded is tried again, while the store stays as it is.
+const FAULTS_AGAIN: Duration = Duration::from_secs(30);
 /// A file may change again within the tick of the clock that its times are taken from, and show
 /// the same time: what is younger is read once more.
 const TICK: Duration = Duration::from_millis(100);
@@ -52,11 +59,23 @@ pub struct Roster {
     names: RwLock<BTreeMap<String, Entry>>,
     kept: Mutex<Kept>,
     default: RwLock<Selection>,
-    /// When the store was last looked at, and how it was, if that was long after its last change.
-    seen: Mutex<(Option<Instant>, Option<Stamp>)>,
+    seen: Mutex<Seen>,
     /// Held from what the store says until that is served: of two switches the last one stays.
     turn: Mutex<()>,
     metrics: Arc<Metrics>,
+}
+
+/// What is known of changes by other processes.
+#[derive(Default)]
+struct Seen {
+    /// When the store was last looked at.
+    looked: Option<Instant>,
+    /// How it was when all was taken from it, if that was long after its last change.
+    stamp: Option<Stamp>,
+    /// When what could not be loaded is tried again.
+    again: Option<Instant>,
+    /// Takes what changed.
+    reader: Option<JoinHandle<()>>,
 }
 
 /// A name: its number in the store, and the active generation or why it can't be served.
@@ -75,15 +94,6 @@ pub struct Row {
     pub generation: Option<u64>,
     /// Why it can't be served.
     pub fault: Option<String>,
-}
-
-/// What is ready beside the active generations, the latest used last.
-#[derive(Default)]
-struct Kept {
-    list: Vec<(String, Arc<Served>)>,
-    /// Counts removals: what was loaded before one may be of a generation that is gone.
-    removals: u64,
-    capacity: usize,
 }
 
 /// Changes with every commit of any process: time and length of the database and its log.
@@ -136,7 +146,10 @@ impl Roster {
     ///
     /// # Errors
     /// 404: no such adapter or generation. 503: its file can't be used.
-    pub fn resolve(&self, selection: &Selection) -> Result<Arc<Served>, Problem> {
+    pub fn resolve(self: &Arc<Self>, selection: &Selection) -> Result<Arc<Served>, Problem> {
+        if *selection == Selection::Base {
+            return Ok(self.base.clone());
+        }
         self.look();
         match selection {
             Selection::Default => match self.unborn() {
@@ -259,22 +272,22 @@ impl Roster {
     /// Serves what the store calls active for every name; faults of single ones are logged.
     pub fn refresh_all(&self) -> Result<()> {
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.take_all(&turn)
+        for (name, e) in self.take_all(&turn)? {
+            tracing::error!("adapter '{name}': {e}");
+        }
+        Ok(())
     }
 
-    fn take_all(&self, _turn: &MutexGuard<'_, ()>) -> Result<()> {
+    /// Gives the faults of single names.
+    fn take_all(&self, _turn: &MutexGuard<'_, ()>) -> Result<Vec<(String, Error)>> {
         let entries = self.store.names()?;
         {
             let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
             names.retain(|name, _| entries.iter().any(|e| e.name == *name));
         }
         self.drop_kept(|name| !entries.iter().any(|e| e.name == name));
-        for entry in &entries {
-            if let Err(e) = self.take(entry) {
-                tracing::error!("adapter '{}': {e}", entry.name);
-            }
-        }
-        Ok(())
+        let fault = |entry: &NameEntry| Some((entry.name.clone(), self.take(entry).err()?));
+        Ok(entries.iter().filter_map(fault).collect())
     }
 
     fn take(&self, entry: &NameEntry) -> Result<()> {
@@ -288,7 +301,9 @@ impl Roster {
         });
         let current = {
             let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-            names.get(&entry.name).map(|e| match &e.served {
+            // A name that was removed and made again has another number.
+            let known = names.get(&entry.name).filter(|e| e.id == entry.id);
+            known.map(|e| match &e.served {
                 Ok(served) => Ok(served.generation),
                 Err((generation, _)) => Err(*generation),
             })
@@ -350,7 +365,7 @@ impl Roster {
     }
 
     /// Names, what is active, and whether it can be served; by name.
-    pub fn list(&self) -> Vec<Row> {
+    pub fn list(self: &Arc<Self>) -> Vec<Row> {
         self.look();
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
         let row = |(name, entry): (&String, &Entry)| {
@@ -364,52 +379,69 @@ impl Roster {
         names.iter().map(row).collect()
     }
 
-    /// Notices what other processes (the command line) did to the store.
-    fn look(&self) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.0.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+    /// Notices what other processes (the command line) did to the store. One thread at a time takes
+    /// it, and is waited for a moment: what is served meanwhile is what was.
+    fn look(self: &Arc<Self>) {
+        let mut seen = self.seen();
+        let reads = seen.reader.as_ref().is_some_and(|reader| !reader.is_finished());
+        if reads || seen.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
             return;
         }
-        // Who has the turn reads the store now: no request waits for that.
+        seen.looked = Some(Instant::now());
+        let changed = seen.stamp != Some(self.stamp());
+        if !changed && seen.again.is_none_or(|at| at > Instant::now()) {
+            return;
+        }
+        // Dropped when the thread ends.
+        let (ended, end) = mpsc::channel::<()>();
+        let roster = self.clone();
+        let reader = Builder::new().name("roster".into()).spawn(move || {
+            roster.take_changes(changed);
+            drop(ended);
+        });
+        match reader {
+            Ok(reader) => seen.reader = Some(reader),
+            Err(e) => return tracing::error!("no thread to read the store: {e}"),
+        }
+        drop(seen);
+        // Either way what is there is served.
+        let _ = end.recv_timeout(LOOK_AT_MOST);
+    }
+
+    /// Takes what the store says, unless somebody does. Where that fails the stamp stays another
+    /// one, and a later look tries again.
+    fn take_changes(&self, changed: bool) {
         let turn = match self.turn.try_lock() {
             Ok(turn) => turn,
             Err(TryLockError::Poisoned(turn)) => turn.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
-        let stamp = ["state.db", "state.db-wal"].map(|file| stamp(self.store.root().join(file)));
-        let changed = seen.1 != Some(stamp);
+        let stamp = self.stamp();
         let now = SystemTime::now();
         let young = |time| now.duration_since(time).is_ok_and(|age| age < TICK);
         let settled = !stamp.iter().flatten().any(|(time, _)| young(*time));
-        *seen = (Some(Instant::now()), settled.then_some(stamp));
-        drop(seen);
-        if changed && let Err(e) = self.take_all(&turn) {
-            tracing::error!("the store can't be read: {e}");
-            self.seen.lock().unwrap_or_else(PoisonError::into_inner).1 = None;
+        let faults = match self.take_all(&turn) {
+            Ok(faults) => faults,
+            Err(e) => return tracing::error!("the store can't be read: {e}"),
+        };
+        for (name, e) in &faults {
+            match changed {
+                true => tracing::error!("adapter '{name}': {e}"),
+                // It was said before.
+                false => tracing::debug!("adapter '{name}', once more: {e}"),
+            }
         }
-    }
-}
-
-impl Kept {
-    fn take(&mut self, key: &str) -> Option<Arc<Served>> {
-        let at = self.list.iter().position(|(k, _)| k == key)?;
-        Some(self.list.remove(at).1)
+        let mut seen = self.seen();
+        seen.stamp = settled.then_some(stamp);
+        seen.again = (!faults.is_empty()).then(|| Instant::now() + FAULTS_AGAIN);
     }
 
-    /// Keeps what was loaded after so many removals, unless there was another one since.
-    fn put(&mut self, key: String, served: Arc<Served>, removals: u64) {
-        if self.removals != removals {
-            return;
-        }
-        drop(self.take(&key));
-        let excess = (self.list.len() + 1).saturating_sub(self.capacity);
-        self.list.drain(..excess);
-        self.list.push((key, served));
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn retain(&mut self, still: impl Fn(&Served) -> bool) {
-        self.list.retain(|(_, served)| still(served));
-        self.removals += 1;
+    fn stamp(&self) -> Stamp {
+        ["state.db", "state.db-wal"].map(|file| stamp(self.store.root().join(file)))
     }
 }
 
@@ -423,24 +455,6 @@ pub fn unknown(name: &str) -> Problem {
     Problem::not_found(format!("there is no adapter '{name}'")).hint("see GET /v1/adapters")
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_latest_used_are_kept_but_nothing_from_before_a_removal() {
-        let mut kept = Kept { capacity: 2, ..Kept::default() };
-        let served = Arc::<Served>::default();
-        for key in ["a@1", "b@1", "b@1", "c@1"] {
-            kept.put(key.into(), served.clone(), 0);
-        }
-        let keys: Vec<&str> = kept.list.iter().map(|(key, _)| key.as_str()).collect();
-        assert_eq!(keys, ["b@1", "c@1"]);
-        // Its generation may be forgotten between being read and being kept.
-        kept.retain(|_| true);
-        kept.put("d@1".into(), served.clone(), 0);
-        assert!(kept.take("d@1").is_none());
-        kept.put("d@1".into(), served, 1);
-        assert!(kept.take("d@1").is_some() && kept.take("c@1").is_some());
-    }
-}
+#[cfg(all(test, feature = "import"))]
+#[path = "roster_tests.rs"]
+mod tests;

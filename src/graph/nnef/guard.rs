@@ -9,11 +9,23 @@ use crate::error::{Error, Result};
 
 /// Most statements after all nested bodies are expanded.
 const MAX_STATEMENTS: u64 = 1_000_000;
+/// Most bodies and brackets within each other, outside the innermost body: the translator takes 1 to
+/// 3 KB of stack for each.
+const MAX_DEPTH: usize = 128;
 /// How bodies of loops and conditions are named, and tract's wrappers of pools whose channels come
 /// last (`tract_max_pool_nhwc_2d`); nothing else may be a fragment.
 const BODY_PREFIXES: [&str; 4] = ["scan_body_", "if_body_", "tract_max_pool_", "tract_box_"];
 
-/// Refuses documents whose bodies contain each other, or expand to too many statements.
+/// A body with all that it contains.
+#[derive(Clone, Copy, Default)]
+struct Extent {
+    statements: u64,
+    /// Bodies and brackets within each other, itself counted.
+    depth: usize,
+}
+
+/// Refuses documents whose bodies contain each other, lie too deep within each other, or expand to
+/// too many statements.
 pub fn check_document(doc: &Document) -> Result<()> {
     let mut bodies = HashMap::new();
     for f in &doc.fragments {
@@ -26,12 +38,12 @@ pub fn check_document(doc: &Document) -> Result<()> {
             return Err(Error::bad_input(format!("fragment '{id}' is defined twice")));
         }
     }
-    // Statements after expansion, `None` while being computed: meeting it again is a cycle.
-    let mut sizes: HashMap<&str, Option<u64>> = HashMap::new();
+    // `None` while being computed: meeting it again is a cycle.
+    let mut extents: HashMap<&str, Option<Extent>> = HashMap::new();
     let mut stack: Vec<&str> = bodies.keys().copied().collect();
     stack.sort_unstable();
     while let Some(&id) = stack.last() {
-        if matches!(sizes.get(id), Some(Some(_))) {
+        if matches!(extents.get(id), Some(Some(_))) {
             stack.pop();
             continue;
         }
@@ -41,32 +53,44 @@ pub fn check_document(doc: &Document) -> Result<()> {
         };
         let mut called = Vec::new();
         for a in *body {
-            references(&a.right, &mut |name| {
+            references(&a.right, 0, &mut |name, level| {
                 if let Some((key, _)) = bodies.get_key_value(name) {
-                    called.push(*key);
+                    called.push((*key, level));
                 }
             });
         }
-        let entered = sizes.insert(id, None).is_some();
-        let open: Vec<&str> =
-            called.iter().copied().filter(|c| !matches!(sizes.get(c), Some(Some(_)))).collect();
+        let entered = extents.insert(id, None).is_some();
+        let open: Vec<&str> = called
+            .iter()
+            .map(|(c, _)| *c)
+            .filter(|c| !matches!(extents.get(c), Some(Some(_))))
+            .collect();
         if !open.is_empty() {
-            if entered || open.iter().any(|c| sizes.contains_key(c)) {
+            if entered || open.iter().any(|c| extents.contains_key(c)) {
                 return Err(Error::bad_input(format!("fragment '{id}' contains itself")));
             }
             stack.extend(open);
             continue;
         }
-        let inner = called
-            .iter()
-            .fold(0u64, |n, c| n.saturating_add(sizes.get(c).copied().flatten().unwrap_or(0)));
-        sizes.insert(id, Some(inner.saturating_add(body.len() as u64)));
+        let mut extent = Extent { statements: body.len() as u64, depth: 1 };
+        for (c, level) in called {
+            let inner = extents.get(c).copied().flatten().unwrap_or_default();
+            extent.statements = extent.statements.saturating_add(inner.statements);
+            extent.depth = extent.depth.max(inner.depth + level + 1);
+        }
+        if extent.depth > MAX_DEPTH {
+            return Err(Error::bad_input(format!(
+                "fragment '{id}' has more than {MAX_DEPTH} bodies and brackets within each other"
+            )));
+        }
+        extents.insert(id, Some(extent));
         stack.pop();
     }
     let mut total = doc.graph_def.body.len() as u64;
     for a in &doc.graph_def.body {
-        references(&a.right, &mut |name| {
-            total = total.saturating_add(sizes.get(name).copied().flatten().unwrap_or(0));
+        references(&a.right, 0, &mut |name, _| {
+            let inner = extents.get(name).copied().flatten().unwrap_or_default();
+            total = total.saturating_add(inner.statements);
         });
     }
     if total > MAX_STATEMENTS {
@@ -77,52 +101,53 @@ pub fn check_document(doc: &Document) -> Result<()> {
     Ok(())
 }
 
-/// Calls `found` for every name an expression calls or quotes.
-fn references(value: &RValue, found: &mut impl FnMut(&str)) {
+/// Calls `found` for every name an expression calls or quotes, and the brackets around it.
+fn references(value: &RValue, level: usize, found: &mut impl FnMut(&str, usize)) {
+    let inner = level + 1;
     match value {
         RValue::Invocation(Invocation { id, arguments, .. }) => {
-            found(&id.0);
+            found(&id.0, level);
             for Argument { rvalue, .. } in arguments {
-                references(rvalue, found);
+                references(rvalue, inner, found);
             }
         }
-        RValue::Literal(literal) => literal_references(literal, found),
+        RValue::Literal(literal) => literal_references(literal, level, found),
         RValue::Array(items) | RValue::Tuple(items) => {
-            items.iter().for_each(|i| references(i, found));
+            items.iter().for_each(|i| references(i, inner, found));
         }
         RValue::Binary(a, _, b) => {
-            references(a, found);
-            references(b, found);
+            references(a, inner, found);
+            references(b, inner, found);
         }
-        RValue::Unary(_, a) => references(a, found),
+        RValue::Unary(_, a) => references(a, inner, found),
         RValue::Subscript(a, s) => {
-            references(a, found);
+            references(a, inner, found);
             match s.as_ref() {
-                Subscript::Single(a) => references(a, found),
+                Subscript::Single(a) => references(a, inner, found),
                 Subscript::Range(a, b) => {
-                    a.iter().chain(b.iter()).for_each(|x| references(x, found));
+                    a.iter().chain(b.iter()).for_each(|x| references(x, inner, found));
                 }
             }
         }
         RValue::IfThenElse(ite) => {
-            references(&ite.cond, found);
-            references(&ite.then, found);
-            references(&ite.otherwise, found);
+            references(&ite.cond, inner, found);
+            references(&ite.then, inner, found);
+            references(&ite.otherwise, inner, found);
         }
         RValue::Comprehension(c) => {
-            c.loop_iters.iter().for_each(|(_, v)| references(v, found));
-            c.filter.iter().for_each(|v| references(v, found));
-            references(&c.yields, found);
+            c.loop_iters.iter().for_each(|(_, v)| references(v, inner, found));
+            c.filter.iter().for_each(|v| references(v, inner, found));
+            references(&c.yields, inner, found);
         }
         RValue::Identifier(_) => (),
     }
 }
 
-fn literal_references(literal: &Literal, found: &mut impl FnMut(&str)) {
+fn literal_references(literal: &Literal, level: usize, found: &mut impl FnMut(&str, usize)) {
     match literal {
-        Literal::String(s) => found(s),
+        Literal::String(s) => found(s, level),
         Literal::Array(items) | Literal::Tuple(items) => {
-            items.iter().for_each(|i| literal_references(i, found));
+            items.iter().for_each(|i| literal_references(i, level + 1, found));
         }
         Literal::Numeric(_) | Literal::Logical(_) => (),
     }
@@ -138,11 +163,31 @@ mod tests {
         check_document(&parse(&text)?)
     }
 
+    fn f(id: &str, body: &str) -> String {
+        format!("fragment {id}(x: tensor<scalar>) -> (y: tensor<scalar>) {{ {body} }}\n")
+    }
+
+    #[test]
+    fn bodies_deep_within_each_other_are_refused() {
+        let chain = |n: usize, brackets: usize| {
+            let (open, close) = ("neg(".repeat(brackets), ")".repeat(brackets));
+            let mut chain = f("scan_body_1", "y = x;");
+            for i in 2..=n {
+                let call = format!("y = {open}scan_body_{}(x){close};", i - 1);
+                chain += &f(&format!("scan_body_{i}"), &call);
+            }
+            document(&chain, &format!("y = scan_body_{n}(x);"))
+        };
+        chain(MAX_DEPTH, 0).unwrap();
+        chain(4, 40).unwrap();
+        for (n, brackets) in [(MAX_DEPTH + 1, 0), (100_000, 0), (5, 40)] {
+            let e = chain(n, brackets).unwrap_err();
+            assert!(e.message().contains("within each other"), "{e}");
+        }
+    }
+
     #[test]
     fn bodies_that_contain_each_other_are_refused() {
-        let f = |id: &str, body: &str| {
-            format!("fragment {id}(x: tensor<scalar>) -> (y: tensor<scalar>) {{ {body} }}\n")
-        };
         let plain = f("scan_body_0", "y = x;");
         document(&plain, "y = scan(x, body = \"scan_body_0\");").unwrap();
         let pool = f("tract_max_pool_nhwc_2d", "y = max_pool(x, size = [1, 1, 2, 2]);");

@@ -16,6 +16,9 @@ use super::{REGISTRY, WEIGHTS, framework, standard};
 use crate::error::{Error, Result};
 use crate::graph::weights::FrozenWeights;
 
+/// Most brackets and signs in an extension's value: tract's parser of assertions recurses at each.
+const MAX_NESTING: usize = 64;
+
 /// Builds the graph that [`super::write_graph`] wrote. Its inputs are named `x0`, `x1`, .. and its
 /// outputs `y0`, `y1`, .. in the order of the original's.
 ///
@@ -61,7 +64,14 @@ pub(super) fn proto_model(
             return Err(Error::bad_input(format!(
                 "graph text asks for unknown extension '{} {}'",
                 id.0,
-                value.trim()
+                short(value.trim())
+            )));
+        }
+        if value.matches(['(', '-']).count() > MAX_NESTING {
+            return Err(Error::bad_input(format!(
+                "more than {MAX_NESTING} brackets and signs in '{} {}'",
+                id.0,
+                short(value.trim())
             )));
         }
     }

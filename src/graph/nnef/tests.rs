@@ -206,6 +206,24 @@ fn damaged_texts_are_errors() {
     }
 }
 
+/// tract's parser of assertions recurses at each bracket and sign: no panic, the process ended.
+#[test]
+fn deep_assertions_are_refused_without_overflowing_the_stack() {
+    let read = |assertion: String| {
+        let text = format!(
+            "version 1.0;\nextension tract_symbol s0;\nextension tract_assert {assertion};\n\n\
+             graph g() -> () {{\n}}\n"
+        );
+        read_graph(&text, vec![], &no_weights())
+    };
+    for (open, close) in [("(", ")"), ("-", ""), ("min(s0, ", ")"), ("s0 - (", ")")] {
+        let nested = |n| read(format!("{}s0{} >= 0", open.repeat(n), close.repeat(n)));
+        nested(30).unwrap();
+        let e = nested(100_000).unwrap_err();
+        assert!(e.message().contains("brackets and signs"), "{e}");
+    }
+}
+
 #[test]
 fn what_does_not_fit_the_text_is_named() {
     let (model, weights) = all_ops();

@@ -198,7 +198,8 @@ impl Kernels {
             return;
         }
         let o = &*o;
-        let threads = threads_for(2 * a.batch * a.queries * width * a.keys);
+        let macs = o.y_len().saturating_mul(a.keys);
+        let threads = threads_for(macs.saturating_mul(2));
         let heads = 0..a.batch * a.heads;
         share(
             threads,
