@@ -13,6 +13,8 @@ mod packing;
 pub mod picture;
 mod rows;
 mod session;
+#[cfg(all(test, feature = "import"))]
+pub mod testing;
 pub mod text;
 #[cfg(feature = "text")]
 mod wordpiece;

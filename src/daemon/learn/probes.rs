@@ -139,44 +139,18 @@ mod tests {
         }
     }
 
-    /// `conv1d` with a kernel of `width` in place of its 5.
-    #[cfg(feature = "import")]
-    fn wide(width: usize) -> (tempfile::TempDir, Engine) {
-        use crate::runtime::{PackOptions, pack};
-        use prost::Message;
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny/conv1d.onnx");
-        let bytes = std::fs::read(source).unwrap();
-        let mut model = tract_onnx::pb::ModelProto::decode(bytes.as_slice()).unwrap();
-        let graph = model.graph.as_mut().unwrap();
-        let weight = graph.initializer.iter_mut().find(|t| t.dims == [10, 4, 5]).unwrap();
-        weight.dims[2] = width as i64;
-        weight.float_data.clear();
-        weight.raw_data = [0, 0, 0, 0x3c].repeat(10 * 4 * width);
-        let conv = graph.node.iter_mut().find(|n| n.op_type == "Conv").unwrap();
-        for attribute in &mut conv.attribute {
-            if attribute.name == "kernel_shape" {
-                attribute.ints = vec![width as i64];
-            }
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let (onnx, base) = (dir.path().join("wide.onnx"), dir.path().join("wide.base"));
-        std::fs::write(&onnx, model.encode_to_vec()).unwrap();
-        pack(&onnx, &base, &PackOptions::default()).unwrap();
-        let engine = Engine::open(&base).unwrap();
-        (dir, engine)
-    }
-
     /// A base of sound with a kernel of 400 samples was trained for hours, and then not measured.
     #[cfg(feature = "import")]
     #[test]
     fn free_dimensions_grow_until_the_base_runs() {
+        use crate::runtime::testing::conv1d_of;
         for (kernel, size) in [(5, 24), (400, 4096)] {
-            let (_dir, engine) = wide(kernel);
+            let (_dir, engine) = conv1d_of(kernel);
             let found = probes(&engine, None).unwrap();
             assert_eq!(found.len(), MADE_UP as usize);
             assert_eq!(found[0][0].1.shape(), [1, 4, size]);
         }
-        let (_dir, engine) = wide(20_000);
+        let (_dir, engine) = conv1d_of(20_000);
         let e = probes(&engine, None).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Unsupported);
         assert!(e.message().starts_with("the base runs no made-up inputs"), "{e}");

@@ -336,10 +336,6 @@ impl Settings {
         range("gate.retention_drop", gate.retention_drop, 0.0, 1.0)?;
         range("gate.min_effect", gate.min_effect, 0.0, 1e6)?;
         range("gate.max_latency_ratio", gate.max_latency_ratio, 1.0, 1000.0)?;
-        if let Some(set) = gate.retention_data.as_deref().filter(|set| !set.exists()) {
-            let set = set.display();
-            return Err(Error::usage(format!("gate.retention_data: there is no '{set}'")));
-        }
         range("trial.seconds", self.trial.seconds as f64, 0.0, YEAR)?;
         range("watch.alpha", self.watch.alpha, 1e-9, 0.5)?;
         range("watch.min_outcomes", self.watch.min_outcomes as f64, 1.0, 1e9)?;
@@ -357,7 +353,7 @@ mod tests {
     fn defaults_are_sound_and_each_bad_value_is_named() {
         Settings::default().validate().unwrap();
         type Spoil = fn(&mut Settings);
-        let cases: [(&str, Spoil); 11] = [
+        let cases: [(&str, Spoil); 10] = [
             ("train.rank", |s| s.train.rank = 0),
             ("train.batch", |s| s.train.batch = 1),
             ("train.targets", |s| s.train.targets = "(".into()),
@@ -368,7 +364,6 @@ mod tests {
             ("watch.alpha", |s| s.watch.alpha = 0.0),
             ("watch.until_outcomes", |s| s.watch.until_outcomes = 7),
             ("trial.seconds", |s| s.trial.seconds = u64::MAX),
-            ("gate.retention_data", |s| s.gate.retention_data = Some("/nowhere".into())),
         ];
         for (key, spoil) in cases {
             let mut settings = Settings::default();
