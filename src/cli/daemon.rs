@@ -219,7 +219,8 @@ fn outcome(job: i64, state: &Value) -> Result<()> {
     let name = text(&state["state"]);
     let progress = &state["progress"];
     match name.as_str() {
-        "done" if progress["promoted"] == false => {
+        // Neither where there was nothing to train on.
+        "done" if progress["promoted"] != true && progress["trained"] != false => {
             let generation = &progress["generation"];
             let why = progress["verdict"].as_str().unwrap_or("the gate refused it");
             Err(Error::refused(format!("generation {generation} is not promoted: {why}")))

@@ -32,16 +32,19 @@ pub enum How {
     Removed,
     /// What the active generation had learned from was forgotten.
     Forgotten,
+    /// Back to the one before, because the daemon was stopped within the trial.
+    Stopped,
 }
 
 impl How {
-    const ALL: [How; 6] = [
+    const ALL: [How; 7] = [
         How::Activated,
         How::RolledBack,
         How::Interrupted,
         How::Deactivated,
         How::Removed,
         How::Forgotten,
+        How::Stopped,
     ];
 
     fn of(code: i64) -> How {
@@ -199,15 +202,19 @@ impl Store {
         })
     }
 
-    /// Called once when the daemon starts: every trial was interrupted by a crash or a restart, so
-    /// those names go back to what they served before. The generations become candidates again.
-    pub fn end_interrupted_trials(&self) -> Result<Vec<Switched>> {
+    /// Called once when the daemon stops (`stopped`), and when it starts: trials that are still there
+    /// then were interrupted by a crash or a power cut. Those names go back to what they served
+    /// before; the generations become candidates again.
+    pub fn end_interrupted_trials(&self, stopped: bool) -> Result<Vec<Switched>> {
         let on_trial: Vec<String> =
             self.names()?.into_iter().filter(|e| e.trial.is_some()).map(|e| e.name).collect();
         if on_trial.is_empty() {
             return Ok(vec![]);
         }
-        let why = "the trial was interrupted by a restart";
+        let (how, why) = match stopped {
+            true => (How::Stopped, "the daemon was stopped within the trial"),
+            false => (How::Interrupted, "the trial was interrupted"),
+        };
         self.write(|c| {
             let mut switched = vec![];
             for name in on_trial {
@@ -216,7 +223,7 @@ impl Store {
                 let to = fallback(c, &row)?;
                 let candidate = GenerationState::Candidate;
                 set_state(c, row.id, trial.generation, candidate, Some(why))?;
-                point(c, &row, to, How::Interrupted, Some(why))?;
+                point(c, &row, to, how, Some(why))?;
                 let text = went_back(trial.generation, to, why);
                 events::record(c, "interrupted", Some(&name), &text, None)?;
                 switched.push(Switched { name, active: to, before: row.active });
@@ -225,9 +232,10 @@ impl Store {
         })
     }
 
-    /// Generations whose first trial was interrupted, where nothing else was switched since: they
-    /// may be tried once more. An interruption may be their doing or a power cut's.
-    pub fn interrupted_trials(&self) -> Result<Vec<Switched>> {
+    /// Generations whose trial was not ended, where nothing else was switched since, and how: they
+    /// may be tried again. An interruption may be their doing or a power cut's, so not after a second
+    /// one; that the daemon was stopped says nothing of them.
+    pub fn interrupted_trials(&self) -> Result<Vec<(Switched, How)>> {
         self.read(|c| {
             let mut statement = c.prepare("SELECT name FROM names ORDER BY name")?;
             let names: Vec<String> =
@@ -236,16 +244,16 @@ impl Store {
             for name in names {
                 let row = known(c, self, &name)?;
                 let history = history(c, row.id)?;
-                let interrupted = |s: &&Switch| s.how == How::Interrupted;
-                let Some(before) = history.first().filter(interrupted).and_then(|s| s.before)
-                else {
+                let Some(Switch { how, before: Some(before), .. }) = history.first() else {
                     continue;
                 };
-                let of_it = |s: &&Switch| interrupted(s) && s.before == Some(before);
-                let candidate = find_generation(c, row.id, before)?
+                let crash = |s: &&Switch| s.how == How::Interrupted && s.before == Some(*before);
+                let candidate = find_generation(c, row.id, *before)?
                     .is_some_and(|g| g.state == GenerationState::Candidate);
-                if candidate && history.iter().filter(of_it).count() == 1 {
-                    found.push(Switched { name, active: row.active, before: Some(before) });
+                let cut = matches!(how, How::Interrupted | How::Stopped);
+                if cut && candidate && history.iter().filter(crash).count() < 2 {
+                    let switched = Switched { name, active: row.active, before: Some(*before) };
+                    found.push((switched, *how));
                 }
             }
             Ok(found)

@@ -151,6 +151,12 @@ pub(super) fn open_read_only(path: &Path) -> Result<Connection> {
         connection.busy_timeout(PATIENCE)?;
         ours(&connection, path)?;
         settle(&connection)?;
+        if schema::is_old(&connection)? {
+            return Err(Fault::Ours(
+                Error::refused("an earlier build made the store, and it can't be written")
+                    .hint("open it once where it can be, for example with 'offshoot adapter list'"),
+            ));
+        }
         schema::upgrade(&mut connection, schema::STEPS)?;
         Ok(connection)
     };

@@ -79,8 +79,8 @@ struct Existing {
     state: i64,
     reason: Option<String>,
     source: String,
-    /// The generation that answered it last.
-    generation: Option<u64>,
+    /// The newest generation whose answer to it was counted.
+    judged: Option<u64>,
 }
 
 /// A sample that is to be written.
@@ -102,13 +102,14 @@ impl Store {
     ///
     /// Where a class label and a prediction are given, the generation that answered is known and the
     /// sample is not quarantined, the outcome (right or wrong) is counted for that generation, as
-    /// [`Store::record_outcome`] would: don't call that too. Once for each input and generation:
-    /// who asks the same again and again is one witness.
+    /// [`Store::record_outcome`] would: don't call that too. Once for each input, and again for
+    /// later generations: who asks the same again and again is one witness.
     ///
     /// The part: of each class, the share [`Rules::hold_out`] is held out, chosen by a keyed hash.
     /// Texts that differ in case, punctuation and spacing alone belong to the same part.
     /// Quarantined is a sample with a label outside [`Rules::labels`], one beyond a source's rate or
-    /// share, and one whose input another source has labelled otherwise (the stored one with it).
+    /// share, one whose input another source has labelled otherwise (the stored one with it), and a
+    /// text that is there in three spellings.
     ///
     /// # Errors
     /// No consent (refused, [`Cause::NoConsent`]); an empty or oversized input, label or source, a
@@ -224,7 +225,8 @@ fn take(
     let found = existing(c, name, &hash)?;
     let by_base = sample.predicted.is_some() && active.is_none();
     let generation = sample.generation.or(by_base.then_some(0));
-    let witnessed = found.as_ref().is_some_and(|f| f.label.is_some() && f.generation == generation);
+    // Not `==`: turns of two generations would count again and again.
+    let judged = found.as_ref().and_then(|f| f.judged);
     let (label, values) = match &sample.label {
         None => (None, None),
         Some(Label::Class(class)) => (Some(intern(c, unlocked, name, class)?), None),
@@ -242,10 +244,12 @@ fn take(
     };
     let answer = (&sample.label, &sample.predicted, generation);
     if let (Some(Label::Class(class)), Some(predicted), Some(generation)) = answer
-        && !witnessed
+        && judged.is_none_or(|judged| judged < generation)
         && !matches!(recorded.outcome, Taken::Quarantined(_))
     {
         outcomes::count(c, name, generation, class == predicted, sample.time)?;
+        c.prepare_cached("UPDATE samples SET judged = ?2 WHERE id = ?1")?
+            .execute(params![recorded.id, signed(generation)])?;
     }
     if matches!(recorded.outcome, Taken::Quarantined(_)) {
         let text = "a sample was put into quarantine";
@@ -256,7 +260,7 @@ fn take(
 
 fn existing(c: &Connection, name: i64, hash: &[u8; 32]) -> Outcome<Option<Existing>> {
     let mut statement = c.prepare_cached(
-        "SELECT id, label_id, part, state, reason, source, generation FROM samples
+        "SELECT id, label_id, part, state, reason, source, judged FROM samples
          WHERE name_id = ?1 AND hash = ?2",
     )?;
     let found = statement.query_row(params![name, hash], |row| {
@@ -267,7 +271,7 @@ fn existing(c: &Connection, name: i64, hash: &[u8; 32]) -> Outcome<Option<Existi
             state: row.get(3)?,
             reason: row.get(4)?,
             source: row.get(5)?,
-            generation: row.get::<_, Option<i64>>(6)?.map(unsigned),
+            judged: row.get::<_, Option<i64>>(6)?.map(unsigned),
         })
     });
     Ok(found.optional()?)
@@ -307,10 +311,13 @@ fn first(
     row: &Row<'_>,
     back: Option<(i64, Part)>,
 ) -> Outcome<Recorded> {
-    let reason = match too_much(c, rules, row)? {
-        None => unknown_label(rules, row.sample),
-        reason => reason,
-    };
+    let mut reason = too_much(c, rules, row)?;
+    if reason.is_none() {
+        reason = unknown_label(rules, row.sample);
+    }
+    if reason.is_none() && back.is_none() {
+        reason = spellings(c, row)?;
+    }
     let part = match back {
         Some((_, part)) => part,
         None => choose_part(c, unlocked, rules, row)?,
@@ -374,11 +381,8 @@ fn again(
         |outcome| Recorded { id: found.id, hash: SampleHash(row.hash), outcome, part: found.part };
     let quarantined = found.state == SampleState::Quarantined as i64;
     if same {
-        c.prepare_cached(
-            "UPDATE samples SET seen = seen + 1, time = max(time, ?2),
-             generation = coalesce(?3, generation) WHERE id = ?1",
-        )?
-        .execute(params![found.id, signed(sample.time), row.generation.map(signed)])?;
+        c.prepare_cached("UPDATE samples SET seen = seen + 1, time = max(time, ?2) WHERE id = ?1")?
+            .execute(params![found.id, signed(sample.time)])?;
         let reason = found.reason.clone().filter(|_| quarantined);
         return Ok(recorded(reason.map_or(Taken::Merged, Taken::Quarantined)));
     }
@@ -390,13 +394,15 @@ fn again(
     }
     let reason = match (&found.reason, unknown_label(rules, sample)) {
         (_, Some(reason)) => Some(reason),
-        (Some(old), None) if quarantined && old != UNKNOWN_LABEL => Some(old.clone()),
+        (Some(old), None) if quarantined && ![UNKNOWN_LABEL, ODD_LABEL].contains(&old.as_str()) => {
+            Some(old.clone())
+        }
         _ => None,
     };
     let state = if reason.is_some() { SampleState::Quarantined } else { SampleState::Kept };
     c.prepare_cached(
         "UPDATE samples SET label_id = ?2, state = ?3, reason = ?4, source = ?5,
-         seen = seen + 1, time = max(time, ?6), generation = coalesce(?7, generation),
+         seen = seen + 1, time = max(time, ?6),
          round = (SELECT round FROM names WHERE id = name_id) WHERE id = ?1",
     )?
     .execute(params![
@@ -405,8 +411,7 @@ fn again(
         state as i64,
         reason,
         sample.source,
-        signed(sample.time),
-        row.generation.map(signed)
+        signed(sample.time)
     ])?;
     if row.label == Some(VALUES) || found.label == Some(VALUES) {
         let content = to_content(unlocked, &row.hash, sample.input.clone(), row.values.clone())?;
@@ -434,6 +439,20 @@ fn unknown_label(rules: &Rules, sample: &NewSample) -> Option<String> {
     }
 }
 
+/// Texts in other spelling go where the first one is, so who brings many could fill a part, and one
+/// sentence would be much evidence.
+fn spellings(c: &Connection, row: &Row<'_>) -> Outcome<Option<String>> {
+    let Some(alike) = row.alike else { return Ok(None) };
+    let there: u32 = c
+        .prepare_cached("SELECT count(*) FROM samples WHERE name_id = ?1 AND alike = ?2")?
+        .query_row(params![row.name, alike], |row| row.get(0))?;
+    Ok((there >= SPELLINGS).then(|| format!("it is there in {SPELLINGS} spellings already")))
+}
+
+/// Spellings of a text that are used.
+const SPELLINGS: u32 = 3;
+/// Why a sample waits whose label is of the other sort; a correction frees it.
+pub const ODD_LABEL: &str = "its label is a number among classes, or a class among numbers";
 const UNKNOWN_LABEL: &str = "its label is not one of those that are set";
 
 /// The rules for sources: so many an hour, and a greatest share of the newest samples.

@@ -33,7 +33,7 @@ pub use events::Event;
 pub use forget::{Fallback, ForgetReport, Retired, Selector};
 pub use generations::{Added, Generation, GenerationState, Loaded, NameEntry, Origin, Trial};
 pub use hashes::SampleHash;
-pub use insert::{NewSample, Recorded, Taken};
+pub use insert::{NewSample, ODD_LABEL, Recorded, Taken};
 pub use jobs::{Job, JobState};
 pub use names::{MAX_NAME, Reference, check_name};
 pub use outcomes::{ClassCount, Counts, Outcomes};

@@ -167,7 +167,7 @@ fn random_operations_do_what_the_model_does() {
                         model.point(None, true);
                     }
                     _ => {
-                        store.end_interrupted_trials().unwrap();
+                        store.end_interrupted_trials(false).unwrap();
                         if model.on_trial {
                             let to = model.back();
                             model.end_trial(None);

@@ -386,6 +386,10 @@ fn one_input_is_one_witness_of_a_generation() {
         answered("a", Some(added.generation));
     }
     assert_eq!(of(added.generation), Outcomes { right: 0, total: 1 });
+    // The base's again, and this one's: they don't take turns.
+    answered("a", Some(0));
+    answered("a", Some(added.generation));
+    assert_eq!((of(0).total, of(added.generation).total), (2, 1));
     // Who says no generation means none in particular.
     answered("c", None);
     assert_eq!((of(0).total, of(added.generation).total), (2, 1));
@@ -403,6 +407,9 @@ fn texts_that_differ_in_spelling_alone_share_a_part() {
         for other in [format!("Turn lamp {i} on!"), format!("  turn LAMP, {i}  on")] {
             assert_eq!(part(other), first);
         }
+        let fourth = sample(&format!("turn... lamp {i} on"), "on", "me");
+        let outcome = store.add_sample(&fourth).unwrap().outcome;
+        assert!(matches!(outcome, Taken::Quarantined(why) if why.contains("3 spellings")));
         parts.insert(first);
     }
     assert_eq!(parts.len(), 2);

@@ -83,11 +83,15 @@ CREATE TABLE events (
 ";
 
 /// `generations.round`: of the training set that it learned from; samples that were stamped later
-/// have changed since. `samples.alike`: keyed hash of a text without case, punctuation and spacing.
+/// have changed since. Known of the newest alone. `samples.alike`: keyed hash of a text without case,
+/// punctuation and spacing; `samples.judged`: the newest generation whose answer to it was counted.
 const VERSION_2: &str = "
 ALTER TABLE generations ADD COLUMN round INTEGER;
-UPDATE generations SET round = (SELECT trained FROM names WHERE id = name_id) WHERE job IS NOT NULL;
+UPDATE generations SET round = (SELECT trained FROM names WHERE id = name_id)
+    WHERE number = (SELECT max(number) FROM generations AS g
+                    WHERE g.name_id = generations.name_id AND g.job IS NOT NULL);
 ALTER TABLE samples ADD COLUMN alike BLOB;
+ALTER TABLE samples ADD COLUMN judged INTEGER;
 CREATE INDEX samples_alike ON samples (name_id, alike) WHERE alike IS NOT NULL;
 ";
 
@@ -126,6 +130,11 @@ pub(super) fn upgrade(connection: &mut Connection, steps: &[&str]) -> Outcome<()
         transaction.pragma_update(None, "user_version", version + 1)?;
         transaction.commit()?;
     }
+}
+
+/// Whether the database lacks steps.
+pub(super) fn is_old(connection: &Connection) -> rusqlite::Result<bool> {
+    Ok(usize::try_from(version(connection)?).is_ok_and(|version| version < STEPS.len()))
 }
 
 fn version(connection: &Connection) -> rusqlite::Result<i64> {

@@ -140,18 +140,18 @@ fn a_trial_ends_confirmed_or_interrupted() {
     assert_eq!(state_of(&store, two), GenerationState::Trial);
     assert!(store.confirm_trial("home", 1).is_err());
     let again = Store::open(store.root()).unwrap();
-    let ended = again.end_interrupted_trials().unwrap();
+    let ended = again.end_interrupted_trials(false).unwrap();
     assert_eq!((ended[0].before, ended[0].active), (Some(2), Some(1)));
-    assert_eq!(again.end_interrupted_trials().unwrap(), []);
+    assert_eq!(again.end_interrupted_trials(false).unwrap(), []);
     assert_eq!(state_of(&store, two), GenerationState::Candidate);
     store.activate("home", two, None, trial).unwrap();
     store.confirm_trial("home", two).unwrap();
-    assert_eq!(again.end_interrupted_trials().unwrap(), []);
+    assert_eq!(again.end_interrupted_trials(false).unwrap(), []);
     assert_eq!(state_of(&store, two), GenerationState::Promoted);
     // A trial without a generation before it ends at the base.
     let other = store.add("away", &adapter(1.0), &Origin::default()).unwrap().generation;
     store.activate("away", other, None, trial).unwrap();
-    assert_eq!(store.end_interrupted_trials().unwrap()[0].active, None);
+    assert_eq!(store.end_interrupted_trials(false).unwrap()[0].active, None);
 }
 
 #[test]
@@ -162,11 +162,16 @@ fn an_interrupted_trial_may_be_tried_once_more() {
     let hour = Some(Duration::from_secs(3600));
     store.activate("home", two, Some(Some(1)), hour).unwrap();
     assert_eq!(store.interrupted_trials().unwrap(), []);
-    store.end_interrupted_trials().unwrap();
+    store.end_interrupted_trials(false).unwrap();
     let once = Switched { name: "home".into(), active: Some(1), before: Some(two) };
-    assert_eq!(store.interrupted_trials().unwrap(), [once]);
+    assert_eq!(store.interrupted_trials().unwrap(), [(once, How::Interrupted)]);
+    for _ in 0..3 {
+        store.activate("home", two, Some(Some(1)), hour).unwrap();
+        store.end_interrupted_trials(true).unwrap();
+        assert_eq!(store.interrupted_trials().unwrap()[0].1, How::Stopped);
+    }
     store.activate("home", two, Some(Some(1)), hour).unwrap();
-    store.end_interrupted_trials().unwrap();
+    store.end_interrupted_trials(false).unwrap();
     assert_eq!(store.interrupted_trials().unwrap(), [], "twice is no chance");
     assert_eq!(
         store.rollback("home", Some(Some(two)), "worse").unwrap_err().cause(),
@@ -190,6 +195,7 @@ fn an_older_database_is_upgraded() {
     let c = rusqlite::Connection::open(database).unwrap();
     c.execute_batch(
         "DROP INDEX samples_alike; ALTER TABLE samples DROP COLUMN alike;
+         ALTER TABLE samples DROP COLUMN judged;
          ALTER TABLE generations DROP COLUMN round; PRAGMA user_version = 1;",
     )
     .unwrap();

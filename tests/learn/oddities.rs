@@ -114,7 +114,7 @@ fn a_trial_that_was_cut_short_is_tried_once_more() {
     assert_eq!(device.active("home"), None);
     device.until("it is tried again", PATIENCE, || device.active("home") == Some(1));
     device.until("it is confirmed", PATIENCE, || confirmed(&device, 1));
-    assert!(device.events("trial")[0].contains("once more"), "{:?}", device.events("trial"));
+    assert!(device.events("trial")[0].contains("tried again"), "{:?}", device.events("trial"));
 }
 
 /// Who sets a trial by hand gets its end too.
@@ -171,4 +171,42 @@ fn a_first_candidate_must_surpass_the_base() {
     assert_eq!(verdict.reference, Reference::Base, "{}", verdict.sentence);
     assert_eq!(verdict.reference_accuracy, Some(1.0));
     assert_eq!(device.active("home"), None);
+}
+
+/// Who brings more samples of another sort than there are changes no name's task.
+#[test]
+fn a_majority_of_another_sort_changes_no_task() {
+    let mut device = Device::tiny("mlp", settings());
+    let mut points = Points::new(7);
+    teach(&device, &mut points, 60);
+    device.start();
+    let first = device.ended(0, PATIENCE);
+    device.until("its trial ends", PATIENCE, || confirmed(&device, 1));
+    for i in 0..80 {
+        add(&device, points.around(i % 3), Label::Values(vec![i as f32]));
+    }
+    device.learner().wake();
+    let job = device.ended(first.id, PATIENCE);
+    assert_eq!(job.progress.unwrap()["trained"], false);
+    let counts = device.store.counts("home").unwrap();
+    assert_eq!((counts.kept, counts.quarantined, counts.new), (60, 80, 0));
+    assert_eq!(device.active("home"), Some(1));
+}
+
+/// Numbers are learned; one label of another width is set aside.
+#[test]
+fn a_label_of_another_width_is_set_aside() {
+    let mut device = Device::tiny("mlp", settings());
+    let mut points = Points::new(8);
+    for i in 0..60 {
+        add(&device, points.around(i % 3), Label::Values(vec![(i % 3) as f32]));
+    }
+    let wide = add(&device, points.around(0), Label::Values(vec![0.0, 1.0]));
+    device.start();
+    let job = device.ended(0, PATIENCE);
+    assert_eq!((job.state, job.attempts), (JobState::Done, 0), "{:?}", job.error);
+    let aside = Filter { state: Some(SampleState::Quarantined), ..Filter::default() };
+    let aside = device.store.samples(&aside).unwrap();
+    assert_eq!(aside.iter().map(|s| s.id).collect::<Vec<_>>(), [wide]);
+    assert_eq!(device.active("home"), Some(1));
 }

@@ -80,6 +80,8 @@ pub struct Picked {
     pub held: Vec<SampleInfo>,
     /// As [`Assignment::newest_seen`].
     pub newest_seen: Option<i64>,
+    /// Whether something is new, or all count as new.
+    pub fresh: bool,
 }
 
 impl Picked {
@@ -91,17 +93,18 @@ impl Picked {
 
 impl Assignment {
     /// Picks the samples of `set`: those that the generation before has learned from (`seen`) as
-    /// they are now (not changed after its training set, of number `round`) are replayed, the
-    /// others are new. Where none is new, all count as new.
+    /// they are now (not changed after its training set, of number `round`; where that is not known
+    /// they may have been) are replayed, the others are new. Where none is new, all count as new.
     pub fn pick(set: &TrainingSet, seen: &[SampleHash], round: Option<i64>) -> Picked {
         let seen: HashSet<[u8; 32]> = seen.iter().map(|h| h.0).collect();
         let known = |s: &SampleInfo| seen.contains(&s.hash.0);
-        let changed = |s: &SampleInfo| round.is_some_and(|round| s.round > round);
+        let changed = |s: &SampleInfo| round.is_none_or(|round| s.round > round);
         let newest_seen = set.train.iter().filter(|s| known(s)).map(|s| s.id).max();
         let (old, new): (Vec<SampleInfo>, Vec<SampleInfo>) =
             set.train.iter().cloned().partition(|s| known(s) && !changed(s));
-        let (new, replayed) = if new.is_empty() { (old, new) } else { (new, old) };
-        Picked { new, replayed, held: set.held.clone(), newest_seen }
+        let fresh = !new.is_empty();
+        let (new, replayed) = if fresh { (new, old) } else { (old, new) };
+        Picked { new, replayed, held: set.held.clone(), newest_seen, fresh }
     }
 
     /// Hash over the numbers, inputs' names, labels and parts of samples.
@@ -213,10 +216,23 @@ pub fn dataset(store: &Store, engine: &Engine, ids: &[i64]) -> Result<Dataset> {
             Ok(Trained { input, label, place })
         })
         .collect::<Result<Vec<_>>>()?;
-    if samples.is_empty() {
+    let Some(first) = samples.first() else {
         return Err(Error::bad_input("there are no samples"));
+    };
+    let width = width(&first.label);
+    if let Some(other) = samples.iter().find(|s| self::width(&s.label) != width) {
+        return Err(Error::bad_input("its label has another count of numbers than others'")
+            .at(&other.place));
     }
     Ok(Dataset { samples, labels, splits: BTreeSet::new() })
+}
+
+/// How many numbers a label has; 0: it is a class.
+pub fn width(label: &Label) -> usize {
+    match label {
+        Label::Values(values) => values.len(),
+        Label::Class(_) => 0,
+    }
 }
 
 fn input(store: &Store, engine: &Engine, sample: Sample) -> Result<SampleInput> {

@@ -30,13 +30,28 @@ pub struct Need {
     pub held: u64,
     /// Since the last training ended; `None`: there was none.
     pub since_last: Option<Duration>,
+    /// Jobs that were given up one after the other, the last ones.
+    pub failed: u32,
     /// Somebody asked for it: samples, interval, hours and idleness don't count.
     pub asked: bool,
     /// A job is open, begun or queued by what was forgotten: samples and interval are settled.
     pub open: bool,
 }
 
+/// Seconds to the next job after one was given up, doubled with each, and at most.
+const REST: [u64; 2] = [2 * 3600, 7 * 86_400];
+
 impl Need {
+    /// Seconds that jobs which were given up put the next one off: what broke them, the supply perhaps,
+    /// would break it too.
+    fn rest(&self) -> u64 {
+        let [first, longest] = REST;
+        match self.failed {
+            0 => 0,
+            n => first.saturating_mul(1 << (n - 1).min(20)).min(longest),
+        }
+    }
+
     /// Whether samples and interval don't count.
     fn settled(&self) -> bool {
         self.asked || self.open
@@ -134,7 +149,7 @@ fn held_out(need: &Need, settings: &Settings) -> Condition {
 }
 
 fn interval(need: &Need, settings: &Settings) -> Condition {
-    let least = settings.conditions.min_interval_seconds;
+    let least = settings.conditions.min_interval_seconds.max(need.rest());
     let since = need.since_last.map(|d| d.as_secs());
     let sentence = match since {
         Some(seconds) => {

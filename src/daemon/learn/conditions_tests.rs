@@ -113,6 +113,8 @@ fn what_is_asked_for_waits_for_safety_alone() {
     (r.idle, r.minute, r.load) = (Duration::ZERO, Some(12 * 60), Some(1.0));
     let none: [&str; 0] = [];
     assert_eq!(unmet_names(&asked, &r, Phase::Waiting), none);
+    let broken = Need { failed: 3, since_last: Some(Duration::from_secs(7 * 3600)), ..need() };
+    assert_eq!(unmet_names(&broken, &good(), Phase::Waiting), ["interval"]);
     // A job that was begun waits for no samples, but for idleness and hours.
     let open = Need { asked: false, open: true, ..asked };
     assert_eq!(unmet_names(&open, &r, Phase::Waiting), ["idle", "load", "hours"]);

@@ -232,7 +232,6 @@ impl Shared {
             verdict: serde_json::to_value(&verdict).ok(),
         };
         let added = self.store.add(&work.name, &adapter, &origin)?;
-        self.store.trained(&work.name, work.round)?;
         let promoted = verdict.passed && self.promote(work, added.generation, &verdict)?;
         if !verdict.passed {
             let text =
@@ -247,6 +246,8 @@ impl Shared {
             map.insert("verdict".into(), json!(verdict.sentence));
         }
         self.store.update_job(work.job, JobState::Done, Some(&progress))?;
+        // Last: what a power cut leaves unpromoted is trained again.
+        self.store.trained(&work.name, work.round)?;
         self.mark_trained(&work.name);
         self.board().verdicts.insert(work.name.clone(), verdict);
         for file in [CHECKPOINT, CANDIDATE, MEASURED] {

@@ -184,13 +184,24 @@ impl Learner {
         });
     }
 
-    /// Stops the training child, which writes its checkpoint, and the thread.
+    /// After something was forgotten: what was said of it is told no more.
+    pub fn forgotten(&self) {
+        self.shared.ring(|board| {
+            board.verdicts.clear();
+            board.woken = true;
+        });
+    }
+
+    /// Stops the training child, which writes its checkpoint, and the thread; ends trials.
     pub fn stop(&self) {
         self.shared.ring(|board| board.stop = true);
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             // A thread that panicked has said so itself.
             let _ = thread.join();
+            if let Err(e) = self.shared.store.end_interrupted_trials(true) {
+                tracing::error!("trials can't be ended: {e}");
+            }
         }
     }
 }
@@ -351,8 +362,11 @@ impl Shared {
         let wall = ended.map(|j| j.updated).max();
         let then = wall.map(|wall| Then { wall, steady });
         let since_last = then.map(|then| now.since(then));
+        let closed = jobs.iter().rev().filter(|j| j.name == name && !j.state.is_open());
+        let failed = closed.take_while(|j| j.state == JobState::Failed).count();
         Ok(Need {
             new: counts.new,
+            failed: u32::try_from(failed).unwrap_or(u32::MAX),
             held: counts.held,
             since_last,
             asked: open.is_some_and(|job| job.reason == ASKED),

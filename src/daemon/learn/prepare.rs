@@ -3,8 +3,8 @@
 use super::assignment::{Assignment, CANDIDATE, CHECKPOINT, MEASURED, Picked};
 use super::learner::Shared;
 use crate::error::{Cause, Error, Result};
-use crate::store::{Filter, Job, SampleHash, SampleInfo, SampleState, TrainingSet};
-use std::collections::{BTreeMap, HashMap};
+use crate::store::{Filter, Job, ODD_LABEL, SampleHash, SampleInfo, SampleState, TrainingSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 /// What a job works on, with what its verdict needs.
@@ -40,19 +40,19 @@ impl Shared {
         for file in [CHECKPOINT, CANDIDATE, MEASURED] {
             remove(&folder.join(file))?;
         }
-        let set = self.training_set(&job.name)?;
-        let mut seen = vec![];
-        let mut round = None;
+        let (mut seen, mut round) = (vec![], None);
         if let Some(active) = active {
             seen = self.store.manifest(&job.name, active)?;
             let generations = self.store.generations(&job.name)?;
             round = generations.iter().find(|g| g.number == active).and_then(|g| g.round);
         }
+        let (set, aside) = self.training_set(&job.name, &seen)?;
         let picked = Assignment::pick(&set, &seen, round);
-        let Picked { new, replayed, held, newest_seen } = &picked;
-        if new.is_empty() || held.is_empty() {
+        let Picked { new, replayed, held, newest_seen, fresh } = &picked;
+        // What called for the job may be what was set aside.
+        if new.is_empty() || held.is_empty() || (aside > 0 && !fresh) {
             let text = format!(
-                "job {} has nothing to do: {} samples to train on, {} held out",
+                "job {} has nothing to do: {} samples to train on, {} held out, {aside} set aside",
                 job.id,
                 new.len(),
                 held.len()
@@ -107,28 +107,36 @@ impl Shared {
         Ok(ids.map(|id| by_id.get(id).cloned()).collect())
     }
 
-    /// The name's training set without what doesn't go with most of it: classes or numbers, texts or
-    /// pictures or arrays, never both. The rest goes into quarantine, for people to look at.
-    fn training_set(&self, name: &str) -> Result<TrainingSet> {
+    /// The name's training set without samples of another sort than those that the active generation
+    /// has learned from (`seen`), else than most: classes or numbers, texts or pictures or arrays,
+    /// never both. The rest goes into quarantine, for people to look at (another task is another
+    /// name's), and is counted.
+    fn training_set(&self, name: &str, seen: &[SampleHash]) -> Result<(TrainingSet, usize)> {
         let mut set = self.store.training_set(name)?;
         let sort = |s: &SampleInfo| (s.kind as u8, s.label.is_some());
+        let seen: HashSet<SampleHash> = seen.iter().copied().collect();
+        let known = set.train.iter().any(|s| seen.contains(&s.hash));
         let mut sorts: BTreeMap<(u8, bool), usize> = BTreeMap::new();
         for sample in set.train.iter().chain(&set.held) {
-            *sorts.entry(sort(sample)).or_default() += 1;
+            if !known || seen.contains(&sample.hash) {
+                *sorts.entry(sort(sample)).or_default() += 1;
+            }
         }
         let Some((&most, _)) = sorts.iter().max_by_key(|(_, count)| **count) else {
-            return Ok(set);
+            return Ok((set, 0));
         };
+        let all = set.train.len() + set.held.len();
         for sample in set.train.iter().chain(&set.held).filter(|s| sort(s) != most) {
             let why = match sort(sample).0 == most.0 {
-                true => "its label is a number where most are classes, or a class among numbers",
-                false => "its input is of another sort than most",
+                true => ODD_LABEL,
+                false => "its input is of another sort than others'",
             };
             self.quarantine(sample.id, why)?;
         }
         set.train.retain(|s| sort(s) == most);
         set.held.retain(|s| sort(s) == most);
-        Ok(set)
+        let aside = all - set.train.len() - set.held.len();
+        Ok((set, aside))
     }
 
     /// One that is gone meanwhile is no error.

@@ -3,9 +3,12 @@
 use super::clock::Now;
 use super::learner::Shared;
 use crate::error::{Cause, Result};
-use crate::store::{JobState, Switched, Trial};
+use crate::store::{How, JobState, Switched, Trial};
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+/// Where the daemon was stopped within a trial, it serves that part of it without the generation first.
+const AFTER_A_STOP: u32 = 10;
 
 /// A trial as it was found in the store.
 #[derive(Clone, Copy)]
@@ -37,13 +40,15 @@ impl Shared {
             };
             self.tell("train", None, &format!("job {job} was interrupted, {what}"), None);
         }
-        for switched in self.store.end_interrupted_trials()? {
+        for switched in self.store.end_interrupted_trials(false)? {
             self.refresh(&switched.name);
         }
-        // Whoever interrupted it: the device shows first that it lasts as long without it.
-        let due = self.now().steady + settings.trial.duration();
-        for Switched { name, active, before } in self.store.interrupted_trials()? {
+        let trial = settings.trial.duration();
+        for (Switched { name, active, before }, how) in self.store.interrupted_trials()? {
+            // After a crash the device shows first that it lasts as long without it.
+            let wait = if how == How::Stopped { trial / AFTER_A_STOP } else { trial };
             if let Some(generation) = before {
+                let due = self.now().steady + wait;
                 self.board().again.insert(name, Again { generation, due, active });
             }
         }
@@ -115,9 +120,17 @@ impl Shared {
     fn try_again(&self, name: &str, Again { generation, active, .. }: Again) {
         let trial = self.settings().trial.duration();
         let trial = (!trial.is_zero()).then_some(trial);
+        // What was switched to and fro meanwhile has had its trial.
+        let still = self.store.interrupted_trials().is_ok_and(|all| {
+            let it = |s: &Switched| s.name == name && s.before == Some(generation);
+            all.iter().any(|(switched, _)| it(switched))
+        });
+        if !still {
+            return;
+        }
         match self.store.activate(name, generation, Some(active), trial) {
             Ok(_) if self.refresh(name) => {
-                let text = format!("generation {generation} is tried once more");
+                let text = format!("generation {generation} is tried again");
                 self.tell("trial", Some(name), &text, None);
             }
             Ok(_) => {

@@ -1,7 +1,7 @@
 //! The training child: this program called by itself. It lowers itself, trains, measures, and
 //! leaves what it found in the job's folder; it never changes the store.
 
-use super::assignment::{ASSIGNMENT, Assignment, CANDIDATE, CHECKPOINT, MEASURED, dataset};
+use super::assignment::{ASSIGNMENT, Assignment, CANDIDATE, CHECKPOINT, MEASURED, dataset, width};
 use super::limit::Limit;
 use super::measure::measure;
 use crate::adapter::{Adapter, TensorType};
@@ -14,6 +14,7 @@ use crate::train::progress::{Event, Progress};
 use crate::train::{Lesson, LossKind, learn, misfit, try_sample};
 use rustix::process::{Signal, getppid, nice, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
@@ -185,6 +186,9 @@ fn teach(
     let ids: Vec<i64> = work.new.iter().chain(&work.replayed).copied().collect();
     let train = dataset(store, engine, &ids)?;
     let held = dataset(store, engine, &work.held)?;
+    if train.label_width() != held.label_width() {
+        return Err(Error::bad_input("held-out labels have another count of numbers than others"));
+    }
     let path = folder.join(CANDIDATE);
     let candidate = if path.exists() {
         // An earlier run of this job was stopped while it measured.
@@ -214,24 +218,32 @@ fn of_a_sample(kind: ErrorKind) -> bool {
 /// Tells the parent which samples can't be read or answered, unless none can: then it is not them.
 fn name_unusable(work: &Assignment, store: &Store, engine: &Engine, stop: &Arc<AtomicBool>) {
     let max_tokens = (work.train.max_tokens > 0).then_some(work.train.max_tokens);
-    let (mut unusable, mut usable) = (vec![], 0);
+    let mut unusable = vec![];
+    let mut usable: BTreeMap<usize, Vec<i64>> = BTreeMap::new();
     for &id in work.new.iter().chain(&work.replayed).chain(&work.held) {
         if stop.load(Ordering::Relaxed) {
             return;
         }
         let tried = dataset(store, engine, &[id]).and_then(|one| {
-            one.samples.first().map_or(Ok(()), |sample| try_sample(engine, sample, max_tokens))
+            let sample = one.samples.first();
+            sample.map_or(Ok(()), |sample| try_sample(engine, sample, max_tokens))?;
+            Ok(sample.map_or(0, |sample| width(&sample.label)))
         });
         match tried {
             Err(e) if of_a_sample(e.kind()) => {
                 unusable.push(Line::Unusable { sample: id, why: e.message().to_string() });
             }
-            _ => usable += 1,
+            Err(_) => {}
+            Ok(width) => usable.entry(width).or_default().push(id),
         }
     }
-    if usable > 0 {
-        unusable.iter().for_each(print);
+    let most = usable.iter().max_by_key(|(_, ids)| ids.len()).map(|(width, _)| *width);
+    let Some(most) = most else { return };
+    for (width, ids) in usable.iter().filter(|(width, _)| **width != most) {
+        let why = format!("its label has {width} numbers, most have {most}");
+        unusable.extend(ids.iter().map(|&sample| Line::Unusable { sample, why: why.clone() }));
     }
+    unusable.iter().for_each(print);
 }
 
 fn candidate(

@@ -273,7 +273,7 @@ pub async fn forget(State(app): State<Arc<App>>, call: Call) -> Answer {
         report.generations.len()
     );
     if let Some(learning) = app.learning() {
-        learning.wake();
+        learning.forgotten();
     }
     ok(&report)
 }
