@@ -55,25 +55,28 @@ pack_here() {
 }
 
 # What qemu-user can't show: limits on memory (it takes them and sets none), the error of a program
-# that can't be started (it forks where the program asks for vfork), and signals that a program has
-# its children ignore.
+# that can't be started (it forks where the program asks for vfork), signals that a program has its
+# children ignore, and the program of another process (which is qemu).
 not_emulated=(
     --skip import::child::tests::a_worker_out_of_memory_stack_or_time
     --skip import::child::tests::limits_reach_a_worker_that_sets_none
     --skip import::child::tests::exit_codes_without_a_message
     --skip bad_input::a_write_that_fails_in_the_middle_leaves_the_old_file
+    --skip daemon::learn::child::tests::a_replaced_program_is_started_by_its_process
 )
 
 # The slowest tests, which run on the first processor only; what they use of the kernels is held on
 # each by quant's tests and by real networks' answers. Whole models written as text and read back,
 # files cut and flipped at every place, archives, a store cut from power, killed or counted at every
-# step, gradients against PyTorch's and against differences, other programs' adapters.
+# step, statistics over thousands of draws, gradients against PyTorch's and against differences, other
+# programs' adapters.
 on_one_processor=(
     --skip graph::nnef::tests
     --skip npy::tests
     --skip store::cut_tests
     --skip store::kill_tests
     --skip store::wear_tests
+    --skip daemon::learn::gate
     --skip bad_input::cut_and_flipped
     --skip hostile::
     --skip train::reference_tests

@@ -443,18 +443,14 @@ mod tests {
         }
     }
 
-    /// Each argument that is no name once cost a walk over all the text before it.
+    /// Each argument that is no name once cost a walk over all the text before it: minutes here.
     #[test]
-    fn many_literal_arguments_are_read_in_time() {
-        let n = 100_000;
+    fn many_literal_arguments_are_read_at_once() {
+        let n = 500_000;
         let text = graph(&format!("y = f({});", "1,\n".repeat(n) + "x"));
-        let start = std::time::Instant::now();
         let doc = parse(&text).unwrap();
-        let took = start.elapsed();
         assert!(matches!(&doc.graph_def.body[0].right,
             RValue::Invocation(call) if call.arguments.len() == n + 1));
-        // A second at most, also emulated; it was minutes.
-        assert!(took.as_secs() < 20, "{took:?}");
     }
 
     #[test]
