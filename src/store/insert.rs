@@ -13,6 +13,7 @@ use super::samples::{
     to_content,
 };
 use super::state::{Store, Unlocked};
+use super::trust::{ODD_LABEL, UNKNOWN_LABEL, spellings, too_much, unknown_label};
 use crate::error::{Cause, Error, Result};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
@@ -240,14 +241,14 @@ fn take(
             again(c, unlocked, rules, &row, &found)?
         }
         // Evicted: it comes back, and keeps its part.
-        found => first(c, unlocked, rules, &row, found.map(|e| (e.id, e.part)))?,
+        found => first(c, unlocked, rules, &row, found.as_ref())?,
     };
     let answer = (&sample.label, &sample.predicted, generation);
     if let (Some(Label::Class(class)), Some(predicted), Some(generation)) = answer
         && judged.is_none_or(|judged| judged < generation)
         && !matches!(recorded.outcome, Taken::Quarantined(_))
+        && outcomes::count(c, name, generation, class == predicted, sample.time)?
     {
-        outcomes::count(c, name, generation, class == predicted, sample.time)?;
         c.prepare_cached("UPDATE samples SET judged = ?2 WHERE id = ?1")?
             .execute(params![recorded.id, signed(generation)])?;
     }
@@ -280,11 +281,12 @@ fn existing(c: &Connection, name: i64, hash: &[u8; 32]) -> Outcome<Option<Existi
 /// A kind of keyed hash.
 const ALIKE: u8 = 18;
 
-/// Names a text without case, punctuation and spacing; `None`: no text, or nothing is left of it.
+/// Names a text without case, punctuation and spacing; `None`: no text, or nothing is left of it. What
+/// may be all that tells two texts apart, such as emoji and operators, is no punctuation.
 fn alike(unlocked: &Unlocked<'_>, input: &Input) -> Option<[u8; 32]> {
     let Input::Text(text) = input else { return None };
     let words: Vec<String> = text
-        .split(|c: char| !c.is_alphanumeric())
+        .split(|c: char| c.is_whitespace() || ".,;:!?\"'()…¿¡".contains(c))
         .filter(|word| !word.is_empty())
         .map(str::to_lowercase)
         .collect();
@@ -309,7 +311,7 @@ fn first(
     unlocked: &Unlocked<'_>,
     rules: &Rules,
     row: &Row<'_>,
-    back: Option<(i64, Part)>,
+    back: Option<&Existing>,
 ) -> Outcome<Recorded> {
     let mut reason = too_much(c, rules, row)?;
     if reason.is_none() {
@@ -319,7 +321,7 @@ fn first(
         reason = spellings(c, row)?;
     }
     let part = match back {
-        Some((_, part)) => part,
+        Some(back) => back.part,
         None => choose_part(c, unlocked, rules, row)?,
     };
     make_room(c, rules, row, reason.is_some())?;
@@ -329,14 +331,14 @@ fn first(
         None => None,
     };
     let id = match back {
-        Some((id, _)) => id,
+        Some(back) => back.id,
         None => next_sample(c)?,
     };
     let sample = row.sample;
     c.prepare_cached(
         "INSERT OR REPLACE INTO samples (id, name_id, hash, kind, bytes, label_id, predicted_id,
-         part, state, reason, source, time, received, seen, generation, alike, round)
-         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, 1, ?14, ?15, round
+         part, state, reason, source, time, received, seen, generation, alike, judged, round)
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, 1, ?14, ?15, ?16, round
          FROM names WHERE id = ?2",
     )?
     .execute(params![
@@ -355,6 +357,7 @@ fn first(
         signed(now()),
         row.generation.map(signed),
         row.alike,
+        back.and_then(|back| back.judged).map(signed),
     ])?;
     let content = to_content(unlocked, &row.hash, sample.input.clone(), row.values.clone())?;
     c.prepare_cached("INSERT OR REPLACE INTO inputs (sample, content) VALUES (?1, ?2)")?
@@ -427,70 +430,4 @@ fn next_sample(c: &Connection) -> Outcome<i64> {
         c.prepare_cached("SELECT max(id) FROM samples")?.query_row([], |row| row.get(0))?;
     let floor = super::db::meta_number(c, "next_sample")?;
     Ok(newest.unwrap_or(0).saturating_add(1).max(floor.unwrap_or(1)))
-}
-
-/// The rule for labels: a fixed set, if there is one.
-fn unknown_label(rules: &Rules, sample: &NewSample) -> Option<String> {
-    match &sample.label {
-        Some(Label::Class(class)) if !rules.labels.is_empty() && !rules.labels.contains(class) => {
-            Some(UNKNOWN_LABEL.into())
-        }
-        _ => None,
-    }
-}
-
-/// Texts in other spelling go where the first one is, so who brings many could fill a part, and one
-/// sentence would be much evidence.
-fn spellings(c: &Connection, row: &Row<'_>) -> Outcome<Option<String>> {
-    let Some(alike) = row.alike else { return Ok(None) };
-    let there: u32 = c
-        .prepare_cached("SELECT count(*) FROM samples WHERE name_id = ?1 AND alike = ?2")?
-        .query_row(params![row.name, alike], |row| row.get(0))?;
-    Ok((there >= SPELLINGS).then(|| format!("it is there in {SPELLINGS} spellings already")))
-}
-
-/// Spellings of a text that are used.
-const SPELLINGS: u32 = 3;
-/// Why a sample waits whose label is of the other sort; a correction frees it.
-pub const ODD_LABEL: &str = "its label is a number among classes, or a class among numbers";
-const UNKNOWN_LABEL: &str = "its label is not one of those that are set";
-
-/// The rules for sources: so many an hour, and a greatest share of the newest samples.
-fn too_much(c: &Connection, rules: &Rules, row: &Row<'_>) -> Outcome<Option<String>> {
-    let source = &row.sample.source;
-    if rules.source_per_hour > 0 {
-        let hour: i64 = c
-            .prepare_cached(
-                "SELECT count(*) FROM samples WHERE source = ?1 AND received > ?2
-                 AND id > (SELECT max(id) FROM samples) - ?3",
-            )?
-            .query_row(
-                params![
-                    source,
-                    signed(now().saturating_sub(3600)),
-                    4 * i64::from(rules.source_per_hour)
-                ],
-                |row| row.get(0),
-            )?;
-        if hour >= i64::from(rules.source_per_hour) {
-            let limit = rules.source_per_hour;
-            return Ok(Some(format!("its source brings more than {limit} an hour")));
-        }
-    }
-    if rules.source_share < 1.0 {
-        let window = Rules::WINDOW;
-        let (own, all): (i64, i64) = c
-            .prepare_cached(
-                "SELECT ifnull(sum(source = ?2), 0), count(*) FROM (SELECT source FROM samples
-                 WHERE name_id = ?1 AND state < 2 ORDER BY id DESC LIMIT ?3)",
-            )?
-            .query_row(params![row.name, source, window], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        // A window that is not full says little, and one source alone has no share.
-        let share = (own + 1) as f64 / (all + 1) as f64;
-        if all >= i64::from(window) && own < all && share > rules.source_share {
-            let percent = 100.0 * rules.source_share;
-            return Ok(Some(format!("its source brought more than {percent:.0} % of the newest")));
-        }
-    }
-    Ok(None)
 }

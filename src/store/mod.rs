@@ -27,13 +27,14 @@ mod samples;
 mod schema;
 mod seal;
 mod state;
+mod trust;
 
 pub use active::{How, Removed, Switch, Switched};
 pub use events::Event;
 pub use forget::{Fallback, ForgetReport, Retired, Selector};
 pub use generations::{Added, Generation, GenerationState, Loaded, NameEntry, Origin, Trial};
 pub use hashes::SampleHash;
-pub use insert::{NewSample, ODD_LABEL, Recorded, Taken};
+pub use insert::{NewSample, Recorded, Taken};
 pub use jobs::{Job, JobState};
 pub use names::{MAX_NAME, Reference, check_name};
 pub use outcomes::{ClassCount, Counts, Outcomes};
@@ -43,6 +44,7 @@ pub use samples::{
 };
 pub use seal::Key;
 pub use state::{Options, Store};
+pub use trust::ODD_LABEL;
 
 #[cfg(test)]
 mod cut_tests;

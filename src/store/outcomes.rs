@@ -66,7 +66,8 @@ impl Store {
         check_name(name)?;
         self.write(|c| {
             let id = known(c, self, name)?.id;
-            count(c, id, generation, right, time)
+            count(c, id, generation, right, time)?;
+            Ok(())
         })
     }
 
@@ -138,21 +139,21 @@ impl Store {
 }
 
 /// Counts an answer of a generation that is there (0: the base); times after now count as now. So
-/// no client can fill the table or push out what others said.
+/// no client can fill the table or push out what others said. Gives whether it was counted.
 pub(super) fn count(
     c: &Connection,
     name: i64,
     generation: u64,
     right: bool,
     time: u64,
-) -> Outcome<()> {
+) -> Outcome<bool> {
     if generation > 0 && find_generation(c, name, generation)?.is_none() {
-        return Ok(());
+        return Ok(false);
     }
     let now = now();
     let (hour, oldest) = (signed(time.min(now) / 3600), signed(now / 3600) - KEPT_HOURS);
     if hour < oldest {
-        return Ok(());
+        return Ok(false);
     }
     let fresh = c
         .prepare_cached(
@@ -165,5 +166,5 @@ pub(super) fn count(
         c.prepare_cached("DELETE FROM outcomes WHERE name_id = ?1 AND hour < ?2")?
             .execute(params![name, oldest])?;
     }
-    Ok(())
+    Ok(true)
 }

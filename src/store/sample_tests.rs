@@ -390,9 +390,13 @@ fn one_input_is_one_witness_of_a_generation() {
     answered("a", Some(0));
     answered("a", Some(added.generation));
     assert_eq!((of(0).total, of(added.generation).total), (2, 1));
+    // Of a generation that there is not nothing is counted, and nothing remembered.
+    answered("b", Some(1 << 40));
+    answered("b", Some(added.generation));
+    assert_eq!(of(added.generation), Outcomes { right: 0, total: 2 });
     // Who says no generation means none in particular.
     answered("c", None);
-    assert_eq!((of(0).total, of(added.generation).total), (2, 1));
+    assert_eq!((of(0).total, of(added.generation).total), (2, 2));
 }
 
 #[test]
@@ -413,6 +417,11 @@ fn texts_that_differ_in_spelling_alone_share_a_part() {
         parts.insert(first);
     }
     assert_eq!(parts.len(), 2);
+    // What only such signs tell apart is not alike.
+    for text in ["3+4", "3-4", "3*4", "3/4", "ok 👍", "ok 👎", "ok 👌", "ok 🙂"] {
+        let outcome = store.add_sample(&sample(text, "on", "me")).unwrap().outcome;
+        assert_eq!(outcome, Taken::New, "{text}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::db::{self, Fault, Outcome};
 use super::folder;
 use super::rules::Rules;
 use super::seal::{Key, random};
-use crate::error::{Cause, Error, Result};
+use crate::error::{Cause, Error, ErrorKind, Result};
 use crate::fs::fault::{self, Op};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::path::{Path, PathBuf};
@@ -84,7 +84,9 @@ impl Store {
                 (connection, read_only)
             }
             Err(error) if database.exists() && closed() => {
-                (db::open_read_only(&database).map_err(|_| error)?, true)
+                // What an earlier build made is no other failure's fault.
+                let say = |e: Error| if e.kind() == ErrorKind::Refused { e } else { error };
+                (db::open_read_only(&database).map_err(say)?, true)
             }
             Err(error) => return Err(error),
         };

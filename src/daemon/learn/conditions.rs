@@ -32,6 +32,11 @@ pub struct Need {
     pub since_last: Option<Duration>,
     /// Jobs that were given up one after the other, the last ones.
     pub failed: u32,
+    /// A generation whose trial was cut short is to be tried again first: it is what a candidate must
+    /// surpass.
+    pub trial_due: bool,
+    /// The retention set of the configuration is not there.
+    pub set_missing: bool,
     /// Somebody asked for it: samples, interval, hours and idleness don't count.
     pub asked: bool,
     /// A job is open, begun or queued by what was forgotten: samples and interval are settled.
@@ -44,7 +49,7 @@ const REST: [u64; 2] = [2 * 3600, 7 * 86_400];
 impl Need {
     /// Seconds that jobs which were given up put the next one off: what broke them, the supply perhaps,
     /// would break it too.
-    fn rest(&self) -> u64 {
+    pub(super) fn rest(&self) -> u64 {
         let [first, longest] = REST;
         match self.failed {
             0 => 0,
@@ -100,6 +105,8 @@ pub fn conditions(
         all.push(samples(need, settings));
         all.push(held_out(need, settings));
         all.push(interval(need, settings));
+        all.extend(trial(need));
+        all.extend(retention_set(need, settings));
     }
     all.push(idle(need, readings, settings, phase));
     all.push(memory(readings, settings, phase));
@@ -153,12 +160,13 @@ fn interval(need: &Need, settings: &Settings) -> Condition {
     let since = need.since_last.map(|d| d.as_secs());
     let sentence = match since {
         Some(seconds) => {
+            let failed = match need.failed {
+                0 => String::new(),
+                n => format!(" after {n} that failed"),
+            };
+            let (since, least) = (span(seconds), span(least));
             let settled = need.why_settled();
-            format!(
-                "{} since the last training, {} are needed{settled}",
-                span(seconds),
-                span(least)
-            )
+            format!("{since} since the last training, {least} are needed{failed}{settled}")
         }
         None => "nothing was trained yet".into(),
     };
@@ -169,6 +177,30 @@ fn interval(need: &Need, settings: &Settings) -> Condition {
         met: need.settled() || since.is_none_or(|s| s >= least),
         sentence,
     }
+}
+
+/// Shown only where it is in the way.
+fn trial(need: &Need) -> Option<Condition> {
+    need.trial_due.then(|| Condition {
+        name: "trial",
+        value: json!(true),
+        threshold: json!(false),
+        met: false,
+        sentence: "a generation whose trial was cut short is tried again first".into(),
+    })
+}
+
+/// Shown only where one is configured: without it no candidate can be judged.
+fn retention_set(need: &Need, settings: &Settings) -> Option<Condition> {
+    let set = settings.gate.retention_data.as_ref()?.display();
+    let verb = if need.set_missing { "is missing" } else { "is there" };
+    Some(Condition {
+        name: "retention set",
+        value: json!(!need.set_missing),
+        threshold: json!(true),
+        met: !need.set_missing,
+        sentence: format!("the retention set '{set}' {verb}"),
+    })
 }
 
 fn idle(need: &Need, readings: &Readings, settings: &Settings, phase: Phase) -> Condition {

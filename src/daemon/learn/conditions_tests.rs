@@ -115,6 +115,14 @@ fn what_is_asked_for_waits_for_safety_alone() {
     assert_eq!(unmet_names(&asked, &r, Phase::Waiting), none);
     let broken = Need { failed: 3, since_last: Some(Duration::from_secs(7 * 3600)), ..need() };
     assert_eq!(unmet_names(&broken, &good(), Phase::Waiting), ["interval"]);
+    let due = Need { trial_due: true, ..asked };
+    assert_eq!(unmet_names(&due, &r, Phase::Waiting), ["trial"]);
+    let mut kept = settings();
+    kept.gate.retention_data = Some("/keep.jsonl".into());
+    let missing = Need { set_missing: true, ..need() };
+    let all = conditions(&missing, &good(), &kept, Phase::Waiting);
+    assert_eq!(unmet(&all), "the retention set '/keep.jsonl' is missing");
+    assert!(all_met(&conditions(&need(), &good(), &kept, Phase::Waiting)));
     // A job that was begun waits for no samples, but for idleness and hours.
     let open = Need { asked: false, open: true, ..asked };
     assert_eq!(unmet_names(&open, &r, Phase::Waiting), ["idle", "load", "hours"]);

@@ -367,6 +367,8 @@ impl Shared {
         Ok(Need {
             new: counts.new,
             failed: u32::try_from(failed).unwrap_or(u32::MAX),
+            trial_due: self.board().again.contains_key(name),
+            set_missing: self.settings().gate.retention_data.is_some_and(|set| !set.exists()),
             held: counts.held,
             since_last,
             asked: open.is_some_and(|job| job.reason == ASKED),
@@ -420,7 +422,8 @@ impl Shared {
             if ["enabled", "new samples", "held-out samples"].into_iter().any(unmet_of) {
                 continue;
             }
-            let interval = Duration::from_secs(settings.conditions.min_interval_seconds);
+            let interval = settings.conditions.min_interval_seconds.max(need.rest());
+            let interval = Duration::from_secs(interval);
             let left = interval.saturating_sub(need.since_last.unwrap_or(interval));
             let look = Duration::from_secs(settings.conditions.look_seconds);
             wait = wait.min(if left.is_zero() { look } else { left });

@@ -17,11 +17,6 @@ impl Shared {
     /// The job's assignment: the one that it began with where that still holds, else a new one.
     /// `None` where there is nothing to train on.
     pub fn prepare(&self, job: &Job, folder: &Path) -> Result<Option<Prepared>> {
-        // Now rather than when the candidate is measured.
-        if let Some(set) = self.settings().gate.retention_data.filter(|set| !set.exists()) {
-            let set = set.display();
-            return Err(Error::bad_input(format!("gate.retention_data: there is no '{set}'")));
-        }
         let base = self.serving.engine().base();
         let active = self.store.name(&job.name)?.active;
         // A damaged one is as good as none.

@@ -237,7 +237,9 @@ fn name_unusable(work: &Assignment, store: &Store, engine: &Engine, stop: &Arc<A
             Ok(width) => usable.entry(width).or_default().push(id),
         }
     }
-    let most = usable.iter().max_by_key(|(_, ids)| ids.len()).map(|(width, _)| *width);
+    // What was learned before says how many numbers a label has.
+    let learned = |ids: &[i64]| ids.iter().filter(|id| work.replayed.contains(id)).count();
+    let most = usable.iter().max_by_key(|(_, ids)| (learned(ids), ids.len())).map(|(w, _)| *w);
     let Some(most) = most else { return };
     for (width, ids) in usable.iter().filter(|(width, _)| **width != most) {
         let why = format!("its label has {width} numbers, most have {most}");
