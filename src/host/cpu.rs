@@ -20,8 +20,17 @@ pub struct Cpu {
     pub features: Vec<String>,
     /// How the clock is governed (`cpufreq`).
     pub governor: Option<String>,
+    /// What sets the clock (`cpufreq`): `cpufreq-dt`, `intel_pstate`.
+    pub clock_driver: Option<String>,
     /// Highest clock allowed now, in MHz.
     pub max_mhz: Option<u32>,
+}
+
+impl Cpu {
+    /// Whether the board's name says that it is one.
+    pub fn is_raspberry_pi(&self) -> bool {
+        self.board.as_ref().is_some_and(|b| b.starts_with("Raspberry Pi"))
+    }
 }
 
 /// Names of the extensions whose detection macro says yes.
@@ -60,6 +69,7 @@ pub fn cpu(root: &Root) -> Cpu {
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         features: features(field("Features").or_else(|| field("flags")).as_deref()),
         governor: root.text(format!("{clock}/scaling_governor")),
+        clock_driver: root.text(format!("{clock}/scaling_driver")),
         max_mhz: khz.and_then(|khz| u32::try_from(khz / 1000).ok()),
     }
 }
@@ -118,9 +128,12 @@ mod tests {
             ),
             ("/proc/device-tree/model", "Raspberry Pi 5 Model B Rev 1.0\0"),
             ("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "ondemand\n"),
+            ("/sys/devices/system/cpu/cpu0/cpufreq/scaling_driver", "cpufreq-dt\n"),
             ("/sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq", "2400000\n"),
         ]);
         let cpu = cpu(&fake.root);
+        assert!(cpu.is_raspberry_pi() && !Cpu::default().is_raspberry_pi());
+        assert_eq!(cpu.clock_driver.as_deref(), Some("cpufreq-dt"));
         assert_eq!(cpu.board.unwrap(), "Raspberry Pi 5 Model B Rev 1.0");
         assert_eq!(cpu.model.unwrap(), "Cortex-A76");
         assert_eq!((cpu.governor.unwrap().as_str(), cpu.max_mhz), ("ondemand", Some(2400)));

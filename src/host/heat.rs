@@ -4,15 +4,39 @@ use super::Root;
 use serde::Serialize;
 
 /// A temperature.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Sensor {
     /// What the kernel calls it.
     pub name: String,
     /// Now, in degrees Celsius.
     pub celsius: f32,
-    /// Where the kernel or the firmware slows down or switches off, the lowest such point above
-    /// 0 °C.
-    pub limit: Option<f32>,
+    /// Where the kernel or the firmware slows the clock down, the lowest such point above 0 °C.
+    pub slows_down_at: Option<f32>,
+    /// Where the kernel switches the machine off.
+    pub switches_off_at: Option<f32>,
+}
+
+/// How near to its own limit a sensor decides, in degrees.
+pub const NEAR: f32 = 5.0;
+
+impl Sensor {
+    /// Where the system acts itself: the lower of both points.
+    pub fn limit(&self) -> Option<f32> {
+        lowest(self.slows_down_at.into_iter().chain(self.switches_off_at))
+    }
+
+    /// Degrees that are left to its limit.
+    fn left(&self) -> f32 {
+        self.limit().map_or(f32::INFINITY, |limit| limit - self.celsius)
+    }
+}
+
+/// The sensor nearest to its own limit, where it is [`NEAR`]; else the hottest.
+pub fn deciding(sensors: &[Sensor]) -> Option<&Sensor> {
+    let nearest = sensors.iter().min_by(|a, b| a.left().total_cmp(&b.left()));
+    nearest
+        .filter(|s| s.left() <= NEAR)
+        .or_else(|| sensors.iter().max_by(|a, b| a.celsius.total_cmp(&b.celsius)))
 }
 
 /// Readings outside are no temperatures of a running board: some drivers show 0 or -273 for a
@@ -46,14 +70,29 @@ fn celsius(root: &Root, path: &str) -> Option<f32> {
 fn zone(root: &Root, folder: &str) -> Option<Sensor> {
     let name = root.text(format!("{folder}/type")).filter(|name| name != STAND_IN)?;
     let celsius_now = celsius(root, &format!("{folder}/temp"))?;
-    let trips = root.names(folder).into_iter().filter_map(|file| {
-        let stem = file.strip_suffix("_type").filter(|s| s.starts_with("trip_point_"))?;
-        let kind = root.text(format!("{folder}/{file}"))?;
-        matches!(kind.as_str(), "passive" | "hot" | "critical")
-            .then(|| celsius(root, &format!("{folder}/{stem}_temp")))?
-    });
-    let limit = trips.filter(|&t| t > 0.0).min_by(f32::total_cmp);
-    Some(Sensor { name, celsius: celsius_now, limit })
+    let files = root.names(folder);
+    let stems = files.iter().filter_map(|f| f.strip_suffix("_type"));
+    let trips: Vec<(String, f32)> = stems
+        .filter(|stem| stem.starts_with("trip_point_"))
+        .filter_map(|stem| {
+            let kind = root.text(format!("{folder}/{stem}_type"))?;
+            Some((kind, celsius(root, &format!("{folder}/{stem}_temp"))?))
+        })
+        .collect();
+    // `active` ones start a fan.
+    let at = |kinds: &[&str]| {
+        lowest(trips.iter().filter(|(kind, _)| kinds.contains(&kind.as_str())).map(|(_, at)| *at))
+    };
+    Some(Sensor {
+        name,
+        celsius: celsius_now,
+        slows_down_at: at(&["passive", "hot"]),
+        switches_off_at: at(&["critical"]),
+    })
+}
+
+fn lowest(points: impl Iterator<Item = f32>) -> Option<f32> {
+    points.filter(|&t| t > 0.0).min_by(f32::total_cmp)
 }
 
 fn chip(root: &Root, folder: &str) -> Vec<Sensor> {
@@ -64,11 +103,12 @@ fn chip(root: &Root, folder: &str) -> Vec<Sensor> {
         .filter(|s| s.starts_with("temp"))
         .filter_map(|stem| {
             let label = root.text(format!("{folder}/{stem}_label"));
-            let points = ["max", "crit"].map(|p| celsius(root, &format!("{folder}/{stem}_{p}")));
+            let at = |p: &str| celsius(root, &format!("{folder}/{stem}_{p}")).filter(|&t| t > 0.0);
             Some(Sensor {
                 name: format!("{chip} {}", label.as_deref().unwrap_or(stem)),
                 celsius: celsius(root, &format!("{folder}/{stem}_input"))?,
-                limit: points.into_iter().flatten().filter(|&t| t > 0.0).min_by(f32::total_cmp),
+                slows_down_at: at("max"),
+                switches_off_at: at("crit"),
             })
         })
         .collect()
@@ -99,8 +139,48 @@ mod tests {
             ("/sys/class/hwmon/hwmon0/name", "cpu_thermal\n"),
             ("/sys/class/hwmon/hwmon0/temp1_input", "51540\n"),
         ]);
-        let expected = Sensor { name: "cpu-thermal".into(), celsius: 51.54, limit: Some(85.0) };
+        let expected = Sensor {
+            name: "cpu-thermal".into(),
+            celsius: 51.54,
+            slows_down_at: Some(85.0),
+            switches_off_at: Some(110.0),
+        };
+        assert_eq!(expected.limit(), Some(85.0));
         assert_eq!(sensors(&fake.root), [expected]);
+    }
+
+    /// A Raspberry Pi 5's: it was said to slow down at 110 °C.
+    #[test]
+    fn a_critical_point_is_where_it_switches_off() {
+        let zone = "/sys/class/thermal/thermal_zone0";
+        let fake = Fake::new(&[
+            (&format!("{zone}/type"), "cpu-thermal\n"),
+            (&format!("{zone}/temp"), "60000\n"),
+            (&format!("{zone}/trip_point_0_type"), "critical\n"),
+            (&format!("{zone}/trip_point_0_temp"), "110000\n"),
+            (&format!("{zone}/trip_point_1_type"), "active\n"),
+            (&format!("{zone}/trip_point_1_temp"), "75000\n"),
+        ]);
+        let seen = &sensors(&fake.root)[0];
+        assert_eq!((seen.slows_down_at, seen.switches_off_at), (None, Some(110.0)));
+        assert_eq!(seen.limit(), Some(110.0));
+    }
+
+    #[test]
+    fn a_sensor_near_its_own_limit_decides_over_a_hotter_one() {
+        let sensor = |name: &str, celsius, slows_down_at, switches_off_at| Sensor {
+            name: name.into(),
+            celsius,
+            slows_down_at,
+            switches_off_at,
+        };
+        let names = |flash: f32| {
+            let cpu = sensor("cpu", 80.0, Some(105.0), None);
+            let all = [cpu, sensor("flash", flash, None, Some(70.0))];
+            deciding(&all).map(|s| s.name.clone())
+        };
+        assert_eq!([names(64.9), names(65.0)], [Some("cpu".into()), Some("flash".into())]);
+        assert_eq!(deciding(&[]), None);
     }
 
     #[test]
@@ -111,7 +191,7 @@ mod tests {
             ("/sys/class/hwmon/hwmon3/temp1_label", "Tctl\n"),
             ("/sys/class/hwmon/hwmon3/in0_input", "5000\n"),
         ]);
-        let expected = Sensor { name: "k10temp Tctl".into(), celsius: 40.25, limit: None };
+        let expected = Sensor { name: "k10temp Tctl".into(), celsius: 40.25, ..Sensor::default() };
         assert_eq!(sensors(&fake.root), [expected]);
         assert_eq!(sensors(&Fake::new(&[]).root), []);
     }

@@ -8,10 +8,8 @@ use serde::Serialize;
 pub struct Power {
     /// Supplies of the machine that the kernel knows; boards without a battery rarely show any.
     pub supplies: Vec<Supply>,
-    /// Whether the voltage is too low now (Raspberry Pi's `rpi_volt` or firmware).
+    /// Whether the voltage was too low within the last seconds (Raspberry Pi's `rpi_volt`).
     pub under_voltage: Option<bool>,
-    /// What Raspberry Pi's firmware has had to do.
-    pub throttled: Option<Throttled>,
 }
 
 /// One supply of `/sys/class/power_supply`.
@@ -29,17 +27,15 @@ pub struct Supply {
     pub capacity: Option<u8>,
 }
 
-/// Bits of `get_throttled`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Throttled {
-    /// The voltage is too low now.
-    pub under_voltage: bool,
-    /// The clock is held down or slowed now, by voltage or heat.
-    pub slowed: bool,
-    /// The voltage was too low since the board started.
-    pub under_voltage_seen: bool,
-    /// The clock was slowed since the board started.
-    pub slowed_seen: bool,
+/// A supply whose voltage and current a chip on the board measures, as on Jetsons.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rail {
+    /// What the board calls it: `VDD_IN`.
+    pub name: String,
+    /// Its voltage.
+    pub millivolts: u32,
+    /// What is drawn from it.
+    pub milliamperes: Option<u32>,
 }
 
 impl Power {
@@ -59,9 +55,7 @@ impl Power {
 
 /// Reads what `root` shows.
 pub fn power(root: &Root) -> Power {
-    let throttled = throttled(root);
-    let alarm = hwmon_alarm(root).or(throttled.map(|t| t.under_voltage));
-    Power { supplies: supplies(root), under_voltage: alarm, throttled }
+    Power { supplies: supplies(root), under_voltage: alarm(root) }
 }
 
 fn supplies(root: &Root) -> Vec<Supply> {
@@ -84,35 +78,34 @@ fn supplies(root: &Root) -> Vec<Supply> {
     root.names(folder).into_iter().filter_map(one).collect()
 }
 
-/// The driver `raspberrypi-hwmon` asks the firmware every two seconds.
-fn hwmon_alarm(root: &Root) -> Option<bool> {
-    let folder = "/sys/class/hwmon";
-    let chips = root.names(folder);
-    let chip = chips
-        .iter()
-        .find(|n| root.text(format!("{folder}/{n}/name")).as_deref() == Some("rpi_volt"))?;
-    root.number(format!("{folder}/{chip}/in0_lcrit_alarm")).map(|v| v != 0)
+/// The driver `raspberrypi-hwmon` asks the firmware every two seconds whether the voltage was too low
+/// since it last asked. The file `get_throttled` beside it only repeats that, and reading it makes the
+/// kernel log a warning with a trace (drivers/firmware/raspberrypi.c).
+fn alarm(root: &Root) -> Option<bool> {
+    let chip = chips(root, "rpi_volt").into_iter().next()?;
+    root.number(format!("{chip}/in0_lcrit_alarm")).map(|v| v != 0)
 }
 
-/// `/sys/devices/platform/soc*/soc*:firmware/get_throttled`: the place differs between models.
-fn throttled(root: &Root) -> Option<Throttled> {
-    let platform = "/sys/devices/platform";
-    let socs = root.names(platform).into_iter().filter(|n| n.starts_with("soc"));
-    let text = socs.flat_map(|soc| {
-        let inner = root.names(format!("{platform}/{soc}")).into_iter();
-        let inner = inner.filter(|n| n.ends_with("firmware"));
-        let paths = inner.map(|n| format!("{platform}/{soc}/{n}/get_throttled"));
-        paths.filter_map(|p| root.text(p)).collect::<Vec<_>>()
-    });
-    let text = text.into_iter().next()?;
-    let bits = u32::from_str_radix(text.trim_start_matches("0x"), 16).ok()?;
-    let any = |mask: u32| bits & mask != 0;
-    Some(Throttled {
-        under_voltage: any(1),
-        slowed: any(0b1110),
-        under_voltage_seen: any(1 << 16),
-        slowed_seen: any(0b1110 << 16),
-    })
+/// Folders of the `hwmon` chips of this name.
+fn chips(root: &Root, name: &str) -> Vec<String> {
+    let folders = root.names("/sys/class/hwmon").into_iter();
+    let folders = folders.map(|n| format!("/sys/class/hwmon/{n}"));
+    folders.filter(|f| root.text(format!("{f}/name")).as_deref() == Some(name)).collect()
+}
+
+/// What `INA3221` chips measure: three channels each, in mV and mA (Documentation/hwmon/ina3221.rst).
+pub fn rails(root: &Root) -> Vec<Rail> {
+    let number = |path: String| u32::try_from(root.number(path)?).ok();
+    let one = |chip: &String, n: u8| {
+        Some(Rail {
+            name: root.text(format!("{chip}/in{n}_label"))?,
+            // A channel that is not connected shows 0.
+            millivolts: number(format!("{chip}/in{n}_input")).filter(|&mv| mv > 0)?,
+            milliamperes: number(format!("{chip}/curr{n}_input")),
+        })
+    };
+    let chips = chips(root, "ina3221");
+    chips.iter().flat_map(|chip| (1..=3).filter_map(move |n| one(chip, n))).collect()
 }
 
 #[cfg(test)]
@@ -125,17 +118,43 @@ mod tests {
         let fake = Fake::new(&[
             ("/sys/class/hwmon/hwmon0/name", "cpu_thermal\n"),
             ("/sys/class/hwmon/hwmon1/name", "rpi_volt\n"),
-            ("/sys/class/hwmon/hwmon1/in0_lcrit_alarm", "0\n"),
-            ("/sys/devices/platform/soc/soc:firmware/get_throttled", "50005\n"),
+            ("/sys/class/hwmon/hwmon1/in0_lcrit_alarm", "1\n"),
         ]);
         let p = power(&fake.root);
-        // The driver's own reading is the newer one.
-        assert_eq!((p.under_voltage, p.on_battery()), (Some(false), None));
-        let t = p.throttled.unwrap();
-        assert!(t.under_voltage && t.slowed && t.under_voltage_seen && t.slowed_seen);
-        fake.put("/sys/devices/platform/soc/soc:firmware/get_throttled", "0x80000\n");
-        let t = power(&fake.root).throttled.unwrap();
-        assert!(!t.under_voltage && !t.slowed && !t.under_voltage_seen && t.slowed_seen);
+        assert_eq!((p.under_voltage, p.on_battery()), (Some(true), None));
+        fake.put("/sys/class/hwmon/hwmon1/in0_lcrit_alarm", "0\n");
+        assert_eq!(power(&fake.root).under_voltage, Some(false));
+    }
+
+    /// Reading it made the kernel log a warning with a trace, and what it said was stale.
+    #[test]
+    fn the_deprecated_file_of_the_firmware_is_not_read() {
+        let fake =
+            Fake::new(&[("/sys/devices/platform/soc/soc:firmware/get_throttled", "50005\n")]);
+        assert_eq!(power(&fake.root), Power::default());
+    }
+
+    #[test]
+    fn a_jetsons_supplies_are_measured() {
+        let chip = "/sys/class/hwmon/hwmon1";
+        let fake = Fake::new(&[
+            (&format!("{chip}/name"), "ina3221\n"),
+            (&format!("{chip}/in1_label"), "VDD_IN\n"),
+            (&format!("{chip}/in1_input"), "5016\n"),
+            (&format!("{chip}/curr1_input"), "976\n"),
+            (&format!("{chip}/in2_label"), "VDD_SOC\n"),
+            (&format!("{chip}/in2_input"), "5008\n"),
+            (&format!("{chip}/in3_label"), "NC\n"),
+            (&format!("{chip}/in3_input"), "0\n"),
+            (&format!("{chip}/in7_label"), "sum of shunt voltages\n"),
+        ]);
+        let rail = |name: &str, millivolts, milliamperes| Rail {
+            name: name.into(),
+            millivolts,
+            milliamperes,
+        };
+        let expected = [rail("VDD_IN", 5016, Some(976)), rail("VDD_SOC", 5008, None)];
+        assert_eq!(rails(&fake.root), expected);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The file system and the medium that a folder is on.
 
 use super::Root;
+use super::mounts::{MAX_LAYERS, Mount, keeper, mount_of, mounts};
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use serde::Serialize;
 use std::io::Write;
@@ -73,28 +74,18 @@ pub enum Sync {
 const TOO_FAST_US: u64 = 5;
 /// How often syncing is timed.
 const TRIALS: usize = 5;
-/// Device mapper layers that are looked through.
-const MAX_LAYERS: usize = 4;
-
-/// One line of mountinfo.
-struct Mount {
-    point: PathBuf,
-    device: String,
-    kind: String,
-    source: String,
-    options: Vec<String>,
-}
 
 /// Reads what `root` shows of `folder`, and times syncing in it if it may be written.
 pub fn storage(root: &Root, folder: &Path) -> Storage {
     let folder = existing(root, folder);
     let real = root.path(&folder);
-    let mount = mount_of(root, &folder);
-    let disk = mount.as_ref().and_then(|m| disk_of(root, m));
+    let mounts = mounts(root);
+    let mount = mount_of(&mounts, &folder);
+    let keeper = mount.and_then(|m| keeper(root, &mounts, m));
+    let disk = keeper.and_then(|m| disk_of(root, m));
     let space = statvfs(&real).ok();
-    let kind = mount.as_ref().map(|m| m.kind.clone());
-    let medium = medium(root, kind.as_deref(), disk.as_deref());
-    let options = mount.as_ref().map_or(vec![], |m| m.options.clone());
+    let medium = medium(root, keeper.map(|m| m.kind.as_str()), disk.as_deref());
+    let options = mount.map_or(vec![], |m| m.options.clone());
     let read_only = space.as_ref().is_some_and(|s| s.f_flag.contains(StatVfsMountFlags::RDONLY))
         || options.iter().any(|o| o == "ro");
     let sync_us = if read_only { None } else { time_sync(&real) };
@@ -102,10 +93,10 @@ pub fn storage(root: &Root, folder: &Path) -> Storage {
     let wear =
         disk.as_ref().and_then(|d| root.text(format!("/sys/class/block/{d}/device/life_time")));
     Storage {
-        sync: sync(kind.as_deref(), &options, medium, sync_us, &preload),
-        mount: mount.as_ref().map(|m| m.point.clone()),
-        source: mount.map(|m| m.source),
-        file_system: kind,
+        sync: sync(mount, keeper, medium, sync_us, &preload),
+        mount: mount.map(|m| m.point.clone()),
+        source: mount.map(|m| m.source.clone()),
+        file_system: mount.map(|m| m.kind.clone()),
         wear_percent: wear.and_then(|t| wear_percent(&t)),
         free_bytes: space.map(|s| s.f_bavail.saturating_mul(s.f_frsize)),
         folder,
@@ -126,52 +117,6 @@ fn existing(root: &Root, folder: &Path) -> PathBuf {
         return found.canonicalize().unwrap_or_else(|_| found.to_path_buf());
     }
     found.to_path_buf()
-}
-
-/// The mount that `folder` is on: the deepest one, the last where several are stacked.
-fn mount_of(root: &Root, folder: &Path) -> Option<Mount> {
-    let table = root.text("/proc/self/mountinfo")?;
-    let mounts = table.lines().filter_map(parse_mount);
-    let on = mounts.filter(|m| folder.starts_with(&m.point));
-    on.max_by_key(|m| m.point.components().count())
-}
-
-/// proc(5): ID, parent, major:minor, root, mount point, options, optional fields, `-`, type, source,
-/// options of the file system.
-fn parse_mount(line: &str) -> Option<Mount> {
-    let (before, after) = line.split_once(" - ")?;
-    let before: Vec<&str> = before.split(' ').collect();
-    let mut after = after.split(' ');
-    let kind = after.next()?.to_string();
-    let source = unescape(after.next()?);
-    let all = before.get(5)?.split(',').chain(after.next().unwrap_or("").split(','));
-    Some(Mount {
-        point: PathBuf::from(unescape(before.get(4)?)),
-        device: before.get(2)?.to_string(),
-        kind,
-        source,
-        options: all.filter(|o| !o.is_empty()).map(String::from).collect(),
-    })
-}
-
-/// mountinfo writes blanks and backslashes as `\ooo`.
-fn unescape(text: &str) -> String {
-    let mut out = vec![];
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let digits = tail.get(..3).and_then(|d| std::str::from_utf8(d).ok());
-        match digits.and_then(|d| u8::from_str_radix(d, 8).ok()).filter(|_| first == b'\\') {
-            Some(byte) => {
-                out.push(byte);
-                rest = tail.get(3..).unwrap_or_default();
-            }
-            None => {
-                out.push(first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// The whole disk under a mount: `mmcblk0` for `/dev/mmcblk0p2`.
@@ -230,34 +175,48 @@ fn medium(root: &Root, kind: Option<&str>, disk: Option<&str>) -> Medium {
     }
 }
 
+/// Options that drop fsync or the flush of the disk's cache; `volatile` is an overlay's, which newer
+/// kernels show as `fsync=volatile`, `fsync_mode` is f2fs's.
+const NO_SYNC: &[&str] =
+    &["nobarrier", "barrier=0", "volatile", "fsync=volatile", "fsync_mode=nobarrier"];
+
+/// `keeper` keeps what is written in `mount`.
 fn sync(
-    kind: Option<&str>,
-    options: &[String],
+    mount: Option<&Mount>,
+    keeper: Option<&Mount>,
     medium: Medium,
     us: Option<u64>,
     preload: &str,
 ) -> Sync {
-    let has = |wanted: &[&str]| options.iter().find(|o| wanted.contains(&o.as_str()));
     if preload.contains("eatmydata") {
         return Sync::No("LD_PRELOAD loads libeatmydata, which drops fsync".into());
     }
     if medium == Medium::Memory {
         return Sync::No("it is kept in memory and lost when the power goes".into());
     }
-    if let Some(option) = has(&["nobarrier", "barrier=0", "volatile"]) {
+    let mut options = mount.into_iter().chain(keeper).flat_map(|m| &m.options);
+    // With f2fs's checkpoints off, the next start finds what was there when they were switched off.
+    let dropped =
+        |o: &&String| NO_SYNC.contains(&o.as_str()) || o.starts_with("checkpoint=disable");
+    if let Some(option) = options.find(dropped) {
         return Sync::No(format!("it is mounted with '{option}'"));
     }
     if medium == Medium::Remote {
         return Sync::Unknown("another machine or the host decides".into());
     }
-    match (kind, us) {
-        (Some(fuse), _) if fuse.starts_with("fuse") => {
-            Sync::Unknown(format!("the program behind '{fuse}' decides"))
+    match (mount, keeper, us) {
+        (None, _, None) => Sync::Unknown("the system does not say what the folder is on".into()),
+        (Some(_), None, _) => Sync::Unknown(
+            "it is an overlay whose upper layer may be memory: what is written may be gone after a \
+             restart"
+                .into(),
+        ),
+        (_, Some(below), _) if below.kind.starts_with("fuse") => {
+            Sync::Unknown(format!("the program behind '{}' decides", below.kind))
         }
-        (_, Some(us)) if us < TOO_FAST_US => {
+        (_, _, Some(us)) if us < TOO_FAST_US => {
             Sync::Unknown(format!("it takes {us} µs, faster than any disk"))
         }
-        (None, None) => Sync::Unknown("the system does not say what the folder is on".into()),
         _ => Sync::Yes,
     }
 }
@@ -341,20 +300,83 @@ mod tests {
         assert_eq!(seen.medium, Medium::Unknown);
     }
 
+    fn mounted(kind: &str, options: &[&str]) -> Mount {
+        Mount {
+            kind: kind.into(),
+            options: options.iter().map(|o| o.to_string()).collect(),
+            ..Mount::default()
+        }
+    }
+
     #[test]
     fn what_can_not_be_known_is_said_so() {
-        let yes = |us, preload: &str| sync(Some("ext4"), &[], Medium::Ssd, us, preload);
-        assert_eq!(yes(Some(800), ""), Sync::Yes);
-        assert!(matches!(yes(Some(1), ""), Sync::Unknown(_)));
-        assert!(matches!(yes(Some(800), "/usr/lib/libeatmydata.so"), Sync::No(_)));
-        let remote = sync(Some("nfs4"), &[], Medium::Remote, None, "");
-        assert!(matches!(remote, Sync::Unknown(_)));
-        let fuse = sync(Some("fuse.sshfs"), &[], Medium::Unknown, Some(900), "");
-        assert!(matches!(fuse, Sync::Unknown(_)));
+        let on = |kind: &str, medium, us, preload: &str| {
+            let mount = mounted(kind, &[]);
+            sync(Some(&mount), Some(&mount), medium, us, preload)
+        };
+        assert_eq!(on("ext4", Medium::Ssd, Some(800), ""), Sync::Yes);
+        assert!(matches!(on("ext4", Medium::Ssd, Some(1), ""), Sync::Unknown(_)));
+        let preload = "/usr/lib/libeatmydata.so";
+        assert!(matches!(on("ext4", Medium::Ssd, Some(800), preload), Sync::No(_)));
+        assert!(matches!(on("nfs4", Medium::Remote, None, ""), Sync::Unknown(_)));
+        assert!(matches!(on("fuse.sshfs", Medium::Unknown, Some(900), ""), Sync::Unknown(_)));
         let nothing = storage(&Fake::new(&[]).root, Path::new("/var"));
         assert_eq!((nothing.medium, nothing.mount), (Medium::Unknown, None));
         assert_eq!(wear_percent("0x00 0x00"), None);
-        assert_eq!([unescape("a\\040b\\"), unescape("\\9")], ["a b\\", "\\9"]);
+    }
+
+    /// f2fs with `fsync_mode=nobarrier` was told to honour fsync.
+    #[test]
+    fn options_that_drop_fsync_are_known_as_the_kernel_shows_them() {
+        let ssd = |mount: &Mount| sync(Some(mount), Some(mount), Medium::Ssd, Some(800), "");
+        for (kind, option) in [
+            ("f2fs", "fsync_mode=nobarrier"),
+            ("f2fs", "checkpoint=disable:0"),
+            ("ext4", "nobarrier"),
+            ("overlay", "fsync=volatile"),
+        ] {
+            let expected = Sync::No(format!("it is mounted with '{option}'"));
+            assert_eq!(ssd(&mounted(kind, &["rw", option])), expected);
+        }
+        assert_eq!(ssd(&mounted("f2fs", &["rw", "fsync_mode=posix"])), Sync::Yes);
+    }
+
+    /// With raspi-config's overlay root, all of it in memory, fsync was told to be honoured.
+    #[test]
+    fn an_overlay_is_judged_by_what_is_under_its_upper_layer() {
+        let seen = |upper: &str, more: &str| {
+            let fake = card("SD");
+            fake.put("/media/root-rw/overlay/keep", "");
+            let table = format!(
+                "30 1 0:27 / / rw - overlay overlayroot rw,lowerdir=/media/root-ro,{upper}\n\
+                 31 30 179:2 / /media/root-ro ro - ext4 /dev/mmcblk0p2 ro\n{more}"
+            );
+            std::fs::write(fake.root.path("/proc/self/mountinfo"), table).unwrap();
+            storage(&fake.root, Path::new("/var/lib/offshoot"))
+        };
+        let upper = "upperdir=/media/root-rw/overlay,workdir=/media/root-rw/overlay-workdir/_";
+        let memory = seen(upper, "32 30 0:26 / /media/root-rw rw - tmpfs tmpfs-root rw\n");
+        assert_eq!(
+            (memory.medium, memory.file_system.as_deref()),
+            (Medium::Memory, Some("overlay"))
+        );
+        assert_eq!(
+            memory.sync,
+            Sync::No("it is kept in memory and lost when the power goes".into())
+        );
+        let card = "32 30 179:2 / /media/root-rw rw - ext4 /dev/mmcblk0p2 rw";
+        let kept = seen(upper, card);
+        assert_eq!((kept.medium, kept.sync), (Medium::SdCard, Sync::Yes));
+        let unsafe_below = seen(upper, &format!("{card},barrier=0\n"));
+        assert_eq!(unsafe_below.sync, Sync::No("it is mounted with 'barrier=0'".into()));
+        // raspi-config before Debian 12 mounts in the initramfs, containers on their host: the path is
+        // none of this system's.
+        for upper in ["upperdir=/upper/data", "upperdir=upper", "upperdir=/media", "ro"] {
+            let hidden = seen(upper, "");
+            assert_eq!(hidden.medium, Medium::Unknown, "{upper}");
+            let Sync::Unknown(why) = hidden.sync else { panic!("{:?}", hidden.sync) };
+            assert!(why.contains("may be gone after a restart"), "{why}");
+        }
     }
 
     #[test]

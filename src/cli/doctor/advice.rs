@@ -1,7 +1,7 @@
 //! What the facts mean: pure words from what was seen.
 
 use super::{Finding, Level, Seen};
-use crate::host::{Medium, Sync};
+use crate::host::{Medium, NEAR, Sync, Throttled, deciding};
 use crate::pack::SECTION_ALIGN;
 
 /// Less than this leaves no room for a base and a request beside the system: MiniLM runs in 40 MB,
@@ -9,8 +9,14 @@ use crate::pack::SECTION_ALIGN;
 const LITTLE_MEMORY: u64 = 200 << 20;
 /// Training the models that ship takes up to 290 MB (README).
 const TRAINING_MEMORY: u64 = 400 << 20;
-/// Raspberry Pi's firmware starts to slow down near here.
+/// Raspberry Pi's firmware starts to slow down here (raspberrypi.com, "frequency management and thermal
+/// control"), which its thermal zone does not say; elsewhere a bound for want of a better one.
 const HOT_CELSIUS: f32 = 80.0;
+/// Drivers whose `powersave` sets the clock by load, as the other governors of the name do not
+/// (kernel documentation of intel_pstate and amd-pstate; the last is Linux 6.3's spelling).
+const SCALES_IN_POWERSAVE: [&str; 3] = ["intel_pstate", "amd-pstate-epp", "amd_pstate_epp"];
+const SUPPLY: &str = "use the supply made for the board (5 V and 3 A or 5 A) and a short cable";
+const COOL: &str = "cool it: a heat sink, a fan, or free air around the board";
 /// A store of a few generations and samples fits; less fills up soon.
 const LITTLE_SPACE: u64 = 256 << 20;
 /// A commit waits for a few syncs: slower ones are felt.
@@ -24,7 +30,8 @@ pub fn findings(seen: &Seen) -> Vec<Finding> {
     kernels(seen, &mut list);
     system(seen, &mut list);
     memory(seen, &mut list);
-    heat_and_power(seen, &mut list);
+    heat(seen, &mut list);
+    power(seen, &mut list);
     storage(seen, &mut list);
     list.0.sort_by_key(|f| std::cmp::Reverse(f.level));
     list.0
@@ -54,7 +61,10 @@ fn kernels(seen: &Seen, list: &mut List) {
         let (level, mend) = match seen.cpu.arch {
             "x86_64" => (Level::Warning, "AVX2, FMA and F16C are needed: nothing to mend here"),
             "aarch64" => (Level::Problem, "the build is wrong: take the arm64 package"),
-            _ => (Level::Note, "a 64-bit system on this board would be faster: take arm64"),
+            _ => (
+                Level::Note,
+                "where the processor has 64 bits (Raspberry Pi 3 and later), a 64-bit system is faster",
+            ),
         };
         let words = "the portable kernels are in use, several times slower than vector ones";
         list.add(level, "kernels", words.into(), mend);
@@ -110,7 +120,8 @@ fn system(seen: &Seen, list: &mut List) {
             "take the build for glibc 2.31 or the static one (musl)",
         );
     }
-    if seen.cpu.governor.as_deref() == Some("powersave") {
+    let scales = seen.cpu.clock_driver.as_deref().is_some_and(|d| SCALES_IN_POWERSAVE.contains(&d));
+    if seen.cpu.governor.as_deref() == Some("powersave") && !scales {
         list.add(
             Level::Note,
             "clock",
@@ -140,12 +151,17 @@ fn memory(seen: &Seen, list: &mut List) {
         );
     }
     if m.controller == Some(false) {
+        let place = match (&seen.cmdline, seen.cpu.is_raspberry_pi()) {
+            (Some(file), true) => format!("to the line in {}", file.display()),
+            (None, true) => "to the line in cmdline.txt on the boot partition".into(),
+            (_, false) => "to the kernel's parameters, where the boot loader keeps them,".into(),
+        };
         list.add(
             Level::Note,
             "memory",
             "the kernel's memory controller is off, so MemoryMax= of a service has no effect"
                 .into(),
-            "add 'cgroup_enable=memory' to /boot/firmware/cmdline.txt and start again",
+            &format!("add 'cgroup_enable=memory' {place} and start again"),
         );
     }
     let on_card = seen.storage.as_ref().is_some_and(|s| s.medium == Medium::SdCard);
@@ -159,45 +175,50 @@ fn memory(seen: &Seen, list: &mut List) {
     }
 }
 
-fn heat_and_power(seen: &Seen, list: &mut List) {
-    match seen.heat.iter().max_by(|a, b| a.celsius.total_cmp(&b.celsius)) {
-        Some(hot) if hot.celsius >= hot.limit.unwrap_or(HOT_CELSIUS).min(HOT_CELSIUS) => list.add(
-            Level::Warning,
-            "heat",
-            format!("{} is at {:.0} °C: the clock is about to be slowed", hot.name, hot.celsius),
-            "cool it: a heat sink, a fan, or free air around the board",
-        ),
-        Some(_) => {}
-        None => list.add(
+fn heat(seen: &Seen, list: &mut List) {
+    let Some(hot) = deciding(&seen.heat) else {
+        list.add(
             Level::Note,
             "heat",
             "no temperature can be read: training can't wait for a hot board".into(),
             "expected on virtual machines; on a board, is /sys/class/thermal there?",
-        ),
-    }
+        );
+        return;
+    };
+    let near = |at: Option<f32>| at.filter(|at| at - hot.celsius <= NEAR);
+    let pi = seen.cpu.is_raspberry_pi();
+    let then = if let Some(at) = near(hot.switches_off_at) {
+        format!("at {at:.0} °C the board switches off")
+    } else if let Some(at) = near(hot.slows_down_at) {
+        format!("at {at:.0} °C the clock is slowed")
+    } else if hot.celsius >= HOT_CELSIUS && (pi || hot.slows_down_at.is_none()) {
+        "the clock is about to be slowed".into()
+    } else {
+        return;
+    };
+    let words = format!("{} is at {:.0} °C: {then}", hot.name, hot.celsius);
+    list.add(Level::Warning, "heat", words, COOL);
+}
+
+fn power(seen: &Seen, list: &mut List) {
     let p = &seen.power;
-    if p.under_voltage == Some(true) {
-        list.add(
-            Level::Warning,
-            "power",
-            "the supply's voltage is too low now: the board may switch off at any time".into(),
-            "use the supply made for the board (5 V and 3 A or 5 A) and a short cable",
-        );
-    } else if p.throttled.is_some_and(|t| t.under_voltage_seen) {
-        list.add(
-            Level::Warning,
-            "power",
-            "the supply's voltage was too low since the board started".into(),
-            "use the supply made for the board (5 V and 3 A or 5 A) and a short cable",
-        );
+    let Throttled { now, before } = seen.throttled.unwrap_or_default();
+    if p.under_voltage == Some(true) || now.under_voltage {
+        let words = "the supply's voltage is too low now: the board may switch off at any time";
+        list.add(Level::Warning, "power", words.into(), SUPPLY);
+    } else if before.under_voltage {
+        let words = "the supply's voltage was too low before: the firmware has noted it";
+        list.add(Level::Warning, "power", words.into(), SUPPLY);
     }
-    if p.throttled.is_some_and(|t| t.slowed) {
-        list.add(
-            Level::Warning,
-            "power",
-            "the firmware holds the clock down now".into(),
-            "see 'vcgencmd get_throttled': bit 0 or 1 is the supply, bit 2 or 3 is heat",
-        );
+    let mend = |under_voltage| if under_voltage { SUPPLY } else { COOL };
+    if !now.slowed().is_empty() {
+        let why = now.slowed().join(", ");
+        let words = format!("the firmware holds the clock down now ({why})");
+        list.add(Level::Warning, "power", words, mend(now.under_voltage));
+    } else if !before.slowed().is_empty() && !before.under_voltage {
+        let why = before.slowed().join(", ");
+        let words = format!("the firmware has held the clock down before ({why})");
+        list.add(Level::Note, "power", words, COOL);
     }
     if p.on_battery() == Some(true) {
         list.add(
@@ -293,172 +314,5 @@ fn storage(seen: &Seen, list: &mut List) {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::super::KernelsSeen;
-    use super::*;
-    use crate::host::{Cpu, Glibc, LibC, Memory, Power, Sensor, Storage, Throttled};
-    use crate::runtime::LibraryKernels;
-
-    /// A Raspberry Pi 5 with an SSD that has nothing wrong.
-    pub fn healthy() -> Seen {
-        let names = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<Vec<_>>();
-        Seen {
-            version: "0",
-            cpu: Cpu {
-                arch: "aarch64",
-                machine: "aarch64".into(),
-                board: Some("Raspberry Pi 5".into()),
-                features: names(&["neon", "dotprod"]),
-                cores: 4,
-                ..Cpu::default()
-            },
-            kernels: KernelsSeen {
-                compiled: vec!["neon", "portable"],
-                can_run: vec!["neon", "portable"],
-                chosen: "neon",
-                asked_for: None,
-                library: LibraryKernels {
-                    compiled: names(&["mmm_i32_8x8", "mmm_i32_8x8_dot"]),
-                    can_run: names(&["mmm_i32_8x8", "mmm_i32_8x8_dot"]),
-                    instruction_sets: names(&["aarch64", "dotprod"]),
-                },
-            },
-            page_bytes: 16384,
-            memory: Memory {
-                total: Some(4 << 30),
-                available: Some(3 << 30),
-                swap: Some(0),
-                controller: Some(true),
-                ..Memory::default()
-            },
-            own_peak_bytes: Some(1 << 20),
-            heat: vec![Sensor { name: "cpu".into(), celsius: 50.0, limit: Some(85.0) }],
-            power: Power { under_voltage: Some(false), ..Power::default() },
-            storage: Some(Storage {
-                folder: "/var/lib/offshoot".into(),
-                mount: Some("/".into()),
-                file_system: Some("ext4".into()),
-                source: Some("/dev/nvme0n1p2".into()),
-                options: vec!["rw".into()],
-                medium: Medium::Ssd,
-                wear_percent: None,
-                free_bytes: Some(10 << 30),
-                read_only: false,
-                sync: Sync::Yes,
-                sync_us: Some(900),
-            }),
-            libc: LibC { name: "glibc", running: Some(Glibc(2, 36)), needed: Some(Glibc(2, 31)) },
-        }
-    }
-
-    /// What is said of a machine that differs from the healthy one, which must be one thing.
-    fn one(change: impl FnOnce(&mut Seen)) -> (Level, String) {
-        let mut seen = healthy();
-        change(&mut seen);
-        let found = findings(&seen);
-        assert_eq!(found.len(), 1, "{found:?}");
-        (found[0].level, format!("{}; {}", found[0].words, found[0].mend))
-    }
-
-    fn disk(change: impl FnOnce(&mut Storage)) -> (Level, String) {
-        one(|s| change(s.storage.as_mut().unwrap()))
-    }
-
-    #[test]
-    fn a_healthy_board_needs_no_words() {
-        assert_eq!(findings(&healthy()), []);
-    }
-
-    #[test]
-    fn kernels_that_are_missing_are_told() {
-        let (level, text) = one(|s| s.kernels.library.compiled.truncate(1));
-        assert!(level == Level::Problem && text.contains("binutils 2.30"), "{text}");
-        let (level, text) = one(|s| s.kernels.library.can_run.truncate(1));
-        assert!(level == Level::Warning && text.contains("TRACT_CPU_ISA"), "{text}");
-        let (level, _) = one(|s| s.kernels.chosen = "portable");
-        assert_eq!(level, Level::Problem);
-        let (_, text) = one(|s| s.kernels.asked_for = Some("avx2".into()));
-        assert!(text.contains("'avx2'") && text.contains("neon, portable"), "{text}");
-        let quiet = |s: &mut Seen| {
-            s.kernels.chosen = "portable";
-            s.kernels.asked_for = Some("portable".into());
-        };
-        let mut seen = healthy();
-        quiet(&mut seen);
-        assert_eq!(findings(&seen), []);
-    }
-
-    #[test]
-    fn the_system_s_faults_are_told() {
-        let (level, text) = one(|s| s.page_bytes = 128 << 10);
-        assert!(level == Level::Problem && text.contains("131072"), "{text}");
-        let (level, text) = one(|s| s.libc.running = Some(Glibc(2, 27)));
-        assert!(level == Level::Problem && text.contains("glibc 2.31"), "{text}");
-        let (_, text) = one(|s| {
-            s.cpu.arch = "arm";
-        });
-        assert!(text.contains("32-bit program"), "{text}");
-        let (level, _) = one(|s| s.memory.limit = Some(100 << 20));
-        assert_eq!(level, Level::Warning);
-        let (_, text) = one(|s| s.memory.total = Some(300 << 20));
-        assert!(text.contains("--ram"), "{text}");
-        let (_, text) = one(|s| s.memory.controller = Some(false));
-        assert!(text.contains("cgroup_enable=memory"), "{text}");
-        let (_, text) = one(|s| s.cpu.governor = Some("powersave".into()));
-        assert!(text.contains("schedutil"), "{text}");
-    }
-
-    #[test]
-    fn heat_and_power_are_told() {
-        let (_, text) = one(|s| s.heat[0].celsius = 82.0);
-        assert!(text.contains("82 °C"), "{text}");
-        let (_, text) = one(|s| s.heat.clear());
-        assert!(text.contains("no temperature"), "{text}");
-        let (_, text) = one(|s| s.power.under_voltage = Some(true));
-        assert!(text.contains("too low now"), "{text}");
-        let bits = Throttled {
-            under_voltage: false,
-            slowed: false,
-            under_voltage_seen: true,
-            slowed_seen: true,
-        };
-        let (_, text) = one(|s| s.power.throttled = Some(bits));
-        assert!(text.contains("was too low"), "{text}");
-    }
-
-    #[test]
-    fn the_state_folder_s_faults_are_told() {
-        let (level, text) = disk(|d| (d.read_only, d.sync_us) = (true, None));
-        assert!(level == Level::Problem && text.contains("read-only"), "{text}");
-        let (level, _) = disk(|d| d.sync_us = None);
-        assert_eq!(level, Level::Problem);
-        let (level, text) = disk(|d| d.sync = Sync::No("it is kept in memory".into()));
-        assert!(level == Level::Warning && text.contains("kept in memory"), "{text}");
-        let (level, _) = disk(|d| d.sync = Sync::Unknown("who knows".into()));
-        assert_eq!(level, Level::Note);
-        let (_, text) = disk(|d| d.file_system = Some("vfat".into()));
-        assert!(text.contains("no journal"), "{text}");
-        let (level, text) = disk(|d| d.medium = Medium::SdCard);
-        assert!(level == Level::Note && text.contains("SD card"), "{text}");
-        let (_, text) = disk(|d| d.wear_percent = Some(100));
-        assert!(text.contains("100 %"), "{text}");
-        let (_, text) = disk(|d| d.sync_us = Some(500_000));
-        assert!(text.contains("500 ms"), "{text}");
-        let (_, text) = disk(|d| d.free_bytes = Some(5_000_000));
-        assert!(text.contains("5 MB left"), "{text}");
-        let (_, text) = one(|s| s.storage = None);
-        assert!(text.contains("OFFSHOOT_STORE"), "{text}");
-    }
-
-    #[test]
-    fn problems_come_first_and_swap_on_a_card_counts() {
-        let mut seen = healthy();
-        seen.memory.swap = Some(1 << 30);
-        let disk = seen.storage.as_mut().unwrap();
-        disk.medium = Medium::SdCard;
-        seen.page_bytes = 1 << 20;
-        let found = findings(&seen);
-        let levels: Vec<Level> = found.iter().map(|f| f.level).collect();
-        assert_eq!(levels, [Level::Problem, Level::Warning, Level::Note], "{found:?}");
-    }
-}
+#[path = "advice_tests.rs"]
+pub(super) mod tests;

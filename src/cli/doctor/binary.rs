@@ -13,8 +13,10 @@ pub fn run(file: &Path, root: &Root, out: &Out) -> Result<Vec<Finding>> {
     let uname = rustix::system::uname();
     let machine = uname.machine().to_string_lossy();
     let loader = elf.interpreter.as_ref().is_none_or(|i| root.path(i).exists());
+    let userland = userland(root);
     let here = Here {
         machine: &machine,
+        userland: &userland,
         glibc: system_glibc(root, &elf.machine),
         loader,
         emulator: emulator(root, &elf.machine),
@@ -22,7 +24,7 @@ pub fn run(file: &Path, root: &Root, out: &Out) -> Result<Vec<Finding>> {
     let findings = judge(file, &elf, &here);
     if out.json() {
         out.document(&json!({"file": file, "program": elf, "machine": machine,
-            "system_glibc": here.glibc, "findings": findings}))?;
+            "userland": userland, "system_glibc": here.glibc, "findings": findings}))?;
         return Ok(findings);
     }
     let loader = match &elf.interpreter {
@@ -43,6 +45,9 @@ pub fn run(file: &Path, root: &Root, out: &Out) -> Result<Vec<Finding>> {
 struct Here<'a> {
     /// `uname -m`.
     machine: &'a str,
+    /// What its own programs are built for, a 32-bit architecture on some 64-bit kernels: packages are
+    /// for it.
+    userland: &'a str,
     /// The glibc that the program would get.
     glibc: Option<Glibc>,
     /// Whether its loader is there.
@@ -64,7 +69,7 @@ fn judge(file: &Path, elf: &Elf, here: &Here<'_>) -> Vec<Finding> {
             let mend = "an emulator is registered and runs it slowly: take the native package";
             add(Level::Warning, words, mend.into());
         } else {
-            let mend = match debian(here.machine) {
+            let mend = match debian(here.userland) {
                 Some(name) => format!("install the package for {name}"),
                 None => "build it for this machine: cargo build --release".into(),
             };
@@ -73,7 +78,11 @@ fn judge(file: &Path, elf: &Elf, here: &Here<'_>) -> Vec<Finding> {
         }
     }
     if let Some(interpreter) = elf.interpreter.as_ref().filter(|_| !here.loader) {
-        let package = debian(&elf.machine).map_or(String::new(), |a| format!(":{a}"));
+        let package = match (debian(&elf.machine), debian(here.userland)) {
+            (Some(built), Some(own)) if built != own => format!("the package for {own}"),
+            (Some(built), _) => format!("libc6:{built}"),
+            (None, _) => "libc6".into(),
+        };
         add(
             Level::Problem,
             format!(
@@ -81,9 +90,7 @@ fn judge(file: &Path, elf: &Elf, here: &Here<'_>) -> Vec<Finding> {
                  file or directory'",
                 interpreter.display()
             ),
-            format!(
-                "install libc6{package}, or take the static build (musl), which needs no loader"
-            ),
+            format!("install {package}, or take the static build (musl), which needs no loader"),
         );
         return found;
     }
@@ -106,6 +113,16 @@ fn runs(wanted: &str, machine: &str) -> bool {
         "i686" => matches!(machine, "i686" | "i586" | "x86_64"),
         _ => wanted == machine,
     }
+}
+
+/// What the system's shell is built for: 32-bit Raspberry Pi OS starts a 64-bit kernel, `uname` says
+/// aarch64, and dpkg refuses packages for arm64.
+fn userland(root: &Root) -> String {
+    let own = match std::env::consts::ARCH {
+        "arm" => "armv7l",
+        other => other,
+    };
+    Elf::read(&root.path("/bin/sh")).map_or_else(|_| own.into(), |elf| elf.machine)
 }
 
 fn debian(machine: &str) -> Option<&'static str> {
@@ -138,7 +155,13 @@ mod tests {
     }
 
     fn here(machine: &str) -> Here<'_> {
-        Here { machine, glibc: Some(Glibc(2, 31)), loader: true, emulator: false }
+        Here {
+            machine,
+            userland: machine,
+            glibc: Some(Glibc(2, 31)),
+            loader: true,
+            emulator: false,
+        }
     }
 
     fn words(elf: &Elf, here: &Here<'_>) -> String {
@@ -170,5 +193,29 @@ mod tests {
             assert_eq!(judge(Path::new("x"), &elf, &bare), []);
         }
         assert!(words(&elf, &here("riscv64")).contains("cargo build"));
+    }
+
+    /// 32-bit Raspberry Pi OS was told to install the package for arm64, which its dpkg refuses.
+    #[test]
+    fn the_package_is_for_the_userland_not_for_the_kernel() {
+        let pi = || Here { userland: "armv7l", ..here("aarch64") };
+        let x86 = Elf { machine: "x86_64".into(), ..program() };
+        let text = words(&x86, &pi());
+        assert!(text.ends_with("install the package for armhf"), "{text}");
+        let text = words(&program(), &Here { loader: false, ..pi() });
+        assert!(text.contains("install the package for armhf, or take the static"), "{text}");
+    }
+
+    #[test]
+    fn the_userland_is_what_the_shell_is_built_for() {
+        let fake = crate::host::testing::Fake::new(&[]);
+        let own = userland(&fake.root);
+        assert!(own.starts_with(&std::env::consts::ARCH[..3]), "{own}");
+        // A header of 52 bytes: 32-bit, little-endian, for ARM.
+        let mut header = [0; 52];
+        header[..6].copy_from_slice(b"\x7fELF\x01\x01");
+        header[18] = 0x28;
+        fake.put("/bin/sh", std::str::from_utf8(&header).unwrap());
+        assert_eq!(userland(&fake.root), "armv7l");
     }
 }

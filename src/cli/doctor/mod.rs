@@ -6,8 +6,8 @@ mod binary;
 use super::output::{Out, bytes, count, table};
 use crate::error::{Error, Result};
 use crate::fs::peak_rss_bytes;
-use crate::host::{Cpu, LibC, Medium, Memory, Power, Root, Sensor, Storage, Sync};
-use crate::host::{cpu, libc, memory, power, sensors, storage};
+use crate::host::{Cpu, LibC, Medium, Memory, Power, Rail, Root, Sensor, Storage, Sync, Throttled};
+use crate::host::{cmdline, cpu, libc, memory, power, rails, sensors, storage, throttled};
 use crate::quant::{available_kernels, compiled_kernels, kernel_name};
 use crate::runtime::{LibraryKernels, library_kernels};
 use crate::store::Store;
@@ -87,6 +87,12 @@ pub struct Seen {
     pub heat: Vec<Sensor>,
     /// Power.
     pub power: Power,
+    /// Supplies that the board measures.
+    pub rails: Vec<Rail>,
+    /// What a Raspberry Pi's firmware had to do; `None` if it can't be asked.
+    pub throttled: Option<Throttled>,
+    /// The file of a Raspberry Pi's boot partition with the kernel's parameters.
+    pub cmdline: Option<PathBuf>,
     /// The state folder's file system; `None` if no folder is known.
     pub storage: Option<Storage>,
     /// The C library.
@@ -138,6 +144,9 @@ fn look(args: &Args, root: &Root) -> Seen {
         own_peak_bytes: peak_rss_bytes(),
         heat: sensors(root),
         power: power(root),
+        rails: rails(root),
+        throttled: throttled(root),
+        cmdline: cmdline(root),
         storage: folder.map(|f| storage(root, &f)),
         libc: libc(root),
     }
@@ -148,10 +157,12 @@ fn show(seen: &Seen, out: &Out) {
     let unknown = || "unknown".to_string();
     let or_unknown = |text: Option<String>| text.unwrap_or_else(unknown);
     let size = |n: Option<u64>| n.map_or_else(unknown, bytes);
-    let Cpu { arch, machine, board, model, cores, features, governor, max_mhz } = &seen.cpu;
+    let Cpu { arch, machine, board, model, cores, features, governor, clock_driver, max_mhz } =
+        &seen.cpu;
     let machine = if machine == arch { String::new() } else { format!(" on {machine}") };
     let mhz = max_mhz.map_or(String::new(), |m| format!(", at most {m} MHz"));
-    let governor = governor.as_ref().map_or(String::new(), |g| format!(", governor {g}"));
+    let driver = clock_driver.as_ref().map_or(String::new(), |d| format!(" ({d})"));
+    let governor = governor.as_ref().map_or(String::new(), |g| format!(", governor {g}{driver}"));
     let kernels = &seen.kernels;
     let memory = &seen.memory;
     let swap = match memory.swap {
@@ -161,14 +172,7 @@ fn show(seen: &Seen, out: &Out) {
         None => String::new(),
     };
     let limit = memory.limit.map_or(String::new(), |n| format!(", limited to {}", bytes(n)));
-    let heat: Vec<String> = seen
-        .heat
-        .iter()
-        .map(|s| {
-            let limit = s.limit.map_or(String::new(), |l| format!(" (slows down at {l:.0})"));
-            format!("{} {:.1} °C{limit}", s.name, s.celsius)
-        })
-        .collect();
+    let heat: Vec<String> = seen.heat.iter().map(heat_words).collect();
     let libc = match (&seen.libc.running, &seen.libc.needed) {
         (Some(r), Some(n)) => format!("{} {r}, at least {n} needed", seen.libc.name),
         (Some(r), None) => format!("{} {r}", seen.libc.name),
@@ -190,7 +194,7 @@ fn show(seen: &Seen, out: &Out) {
             format!("{}, {} free{swap}{limit}", size(memory.total), size(memory.available)),
         ],
         ["heat".into(), listed(&heat)],
-        ["power".into(), power_words(&seen.power)],
+        ["power".into(), power_words(seen)],
         ["C library".into(), libc],
     ];
     if let Some(s) = &seen.storage {
@@ -227,7 +231,17 @@ fn library(kernels: &LibraryKernels) -> String {
     )
 }
 
-fn power_words(power: &Power) -> String {
+fn heat_words(sensor: &Sensor) -> String {
+    let points = [("slows down", sensor.slows_down_at), ("switches off", sensor.switches_off_at)];
+    let points = points.into_iter().filter_map(|(what, at)| Some(format!("{what} at {:.0}", at?)));
+    let points: Vec<String> = points.collect();
+    let points =
+        if points.is_empty() { String::new() } else { format!(" ({})", points.join(", ")) };
+    format!("{} {:.1} °C{points}", sensor.name, sensor.celsius)
+}
+
+fn power_words(seen: &Seen) -> String {
+    let power = &seen.power;
     let mut words: Vec<String> = power
         .supplies
         .iter()
@@ -242,7 +256,13 @@ fn power_words(power: &Power) -> String {
             format!("{} ({}){state}{charge}", s.name, s.kind)
         })
         .collect();
-    match power.under_voltage {
+    words.extend(seen.rails.iter().map(|r| {
+        let whole = |milli: u32| f64::from(milli) / 1000.0;
+        let drawn = r.milliamperes.map_or(String::new(), |ma| format!(" {:.2} A", whole(ma)));
+        format!("{} {:.2} V{drawn}", r.name, whole(r.millivolts))
+    }));
+    let firmware = seen.throttled.map(|t| t.now.under_voltage);
+    match power.under_voltage.max(firmware) {
         Some(true) => words.push("voltage too low".into()),
         Some(false) => words.push("voltage good".into()),
         None => {}
@@ -276,5 +296,26 @@ fn tell(findings: &[Finding], out: &Out) {
         };
         out.line(format!("{level}: {}", f.words));
         out.line(format!("  -> {}", f.mend));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_of_heat_and_supplies_are_named_for_what_they_are() {
+        let mut seen = advice::tests::healthy();
+        assert_eq!(heat_words(&seen.heat[0]), "cpu 50.0 °C (switches off at 110)");
+        seen.heat[0].slows_down_at = Some(85.0);
+        let words = heat_words(&seen.heat[0]);
+        assert_eq!(words, "cpu 50.0 °C (slows down at 85, switches off at 110)");
+        assert_eq!(power_words(&seen), "voltage good");
+        seen.power.under_voltage = None;
+        seen.throttled = None;
+        assert_eq!(power_words(&seen), "none seen");
+        let rail = Rail { name: "VDD_IN".into(), millivolts: 5016, milliamperes: Some(976) };
+        seen.rails = vec![rail];
+        assert_eq!(power_words(&seen), "VDD_IN 5.02 V 0.98 A");
     }
 }

@@ -2,6 +2,7 @@
 
 use super::readings::Readings;
 use super::settings::Settings;
+use crate::host::NEAR;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -238,9 +239,6 @@ fn memory(readings: &Readings, settings: &Settings, phase: Phase) -> Condition {
     Condition { name: "memory", value: json!(mib), threshold: json!(least), met, sentence }
 }
 
-/// Degrees that stay to the point where the kernel or firmware acts itself.
-const MARGIN: f32 = 5.0;
-
 fn heat(readings: &Readings, settings: &Settings, phase: Phase) -> Condition {
     let c = &settings.conditions;
     let configured = match phase {
@@ -258,7 +256,7 @@ fn heat(readings: &Readings, settings: &Settings, phase: Phase) -> Condition {
             sentence,
         };
     };
-    let most = sensor.limit.map_or(configured, |limit| configured.min(limit - MARGIN));
+    let most = sensor.limit().map_or(configured, |limit| configured.min(limit - NEAR));
     let found = (f64::from(sensor.celsius) * 10.0).round() / 10.0;
     let verb = if phase == Phase::Waiting { "training starts" } else { "it goes on" };
     Condition {

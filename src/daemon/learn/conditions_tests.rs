@@ -22,7 +22,7 @@ fn good() -> Readings {
         in_flight: 0,
         idle: Duration::from_secs(600),
         available: Some(1 << 30),
-        hottest: Some(Sensor { name: "cpu-thermal".into(), celsius: 50.0, limit: None }),
+        hottest: Some(Sensor { name: "cpu-thermal".into(), celsius: 50.0, ..Sensor::default() }),
         power: Power::default(),
         load: Some(0.1),
         minute: Some(23 * 60),
@@ -78,9 +78,10 @@ fn each_condition_alone_keeps_training_from_starting() {
 
 #[test]
 fn heat_has_two_thresholds_and_respects_the_boards_own() {
-    let at = |celsius: f32, limit: Option<f32>, phase| {
+    let at = |celsius: f32, slows_down_at: Option<f32>, phase| {
         let mut r = good();
-        r.hottest = Some(Sensor { name: "soc".into(), celsius, limit });
+        let sensor = Sensor { name: "soc".into(), celsius, ..Sensor::default() };
+        r.hottest = Some(Sensor { slows_down_at, ..sensor });
         unmet_names(&need(), &r, phase).is_empty()
     };
     // Between them what runs goes on and what waits waits.

@@ -2,7 +2,7 @@
 
 use super::clock::{Now, local_minute};
 use crate::daemon::Serving;
-use crate::host::{Power, Root, Sensor, memory, power, sensors};
+use crate::host::{Power, Root, Sensor, deciding, memory, power, sensors};
 use std::time::Duration;
 
 /// Facts that conditions are judged by. `None`: nothing says.
@@ -31,9 +31,6 @@ struct Ticks {
     all: u64,
 }
 
-/// How near to its own limit a sensor decides, in degrees: the margin that `conditions` keeps.
-const NEAR: f32 = 5.0;
-
 /// Fewest jiffies between two readings of `/proc/stat` that a share is taken over.
 const LEAST_TICKS: u64 = 50;
 
@@ -59,7 +56,7 @@ impl Reader {
             in_flight: serving.in_flight(),
             idle: serving.idle_for(),
             available: memory.available.into_iter().chain(limited).min(),
-            hottest: deciding(sensors(&self.root)),
+            hottest: deciding(&sensors(&self.root)).cloned(),
             power: power(&self.root),
             load: self.load(),
             minute: if now.is_set() { local_minute(now.wall) } else { None },
@@ -101,17 +98,6 @@ impl Reader {
         let stat = self.root.text("/proc/stat")?;
         let cores = stat.lines().filter(|l| l.starts_with("cpu") && !l.starts_with("cpu "));
         Some((load / cores.count().max(1) as f32).min(1.0))
-    }
-}
-
-/// The sensor nearest to its own limit, where it is so near that this stops training; else the
-/// hottest.
-fn deciding(sensors: Vec<Sensor>) -> Option<Sensor> {
-    let left = |s: &Sensor| s.limit.map_or(f32::INFINITY, |limit| limit - s.celsius);
-    let nearest = sensors.iter().min_by(|a, b| left(a).total_cmp(&left(b)));
-    match nearest.filter(|s| left(s) <= NEAR) {
-        Some(sensor) => Some(sensor.clone()),
-        None => sensors.into_iter().max_by(|a, b| a.celsius.total_cmp(&b.celsius)),
     }
 }
 
