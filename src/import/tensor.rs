@@ -9,8 +9,9 @@ use std::path::{Component, Path};
 use tract_onnx::pb::TensorProto;
 use tract_onnx::pb::tensor_proto::DataType;
 
-/// More elements than this in one tensor are refused (16 GiB as f32: no board holds it).
-const MAX_ELEMENTS: u64 = 1 << 32;
+/// More elements than this in one tensor are refused: 16 GiB as f32, which no board holds, and where
+/// addresses have 32 bits what their bytes can be counted in.
+const MAX_ELEMENTS: u64 = if usize::BITS > 32 { 1 << 32 } else { (isize::MAX / 16) as u64 };
 
 /// Tensors of more dimensions than this don't occur.
 pub(super) const MAX_RANK: usize = 12;

@@ -209,7 +209,8 @@ pub(super) mod tests {
 
     /// Small integers, so that sums are exact in any order.
     pub(crate) fn integers(n: usize, seed: usize) -> Vec<f32> {
-        (0..n).map(|i| ((i * 2_654_435_761 + seed * 97) >> 7 & 15) as f32 - 7.0).collect()
+        let of = |i: u64| ((i * 2_654_435_761 + seed as u64 * 97) >> 7 & 15) as f32 - 7.0;
+        (0..n as u64).map(of).collect()
     }
 
     pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
@@ -275,7 +276,7 @@ pub(super) mod tests {
             ConvGeometry { kernel: [3, 0], ..good },
             ConvGeometry { kernel: [9, 9], ..good },
             ConvGeometry { dilation: [1, 1 << 30], ..good },
-            ConvGeometry { pads: [1 << 62, 0, 0, 0], ..good },
+            ConvGeometry { pads: [usize::MAX / 2, 0, 0, 0], ..good },
             ConvGeometry { height: 1 << 28, width: 1 << 28, channels: 1 << 20, ..good },
         ] {
             assert!(bad.check().is_err(), "{bad:?}");
