@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Holds what a program file promises: its processor, the oldest glibc that it runs on, its kernels.
+# Holds what a program file promises: its processor, the oldest glibc that it runs on, the libraries
+# that it needs, its size, and of its kernels those that have a name of their own. (Which are compiled
+# in says `offshoot doctor`: see check_release in tools.sh.)
 #
-#   cross/check-binary.sh --arch aarch64|armv7|x86_64 [--glibc 2.31 | --static] FILE
+#   cross/check-binary.sh --arch aarch64|armv7|x86_64 [--glibc 2.31 | --static] [--max-bytes N] FILE
 #   cross/check-binary.sh --self-test
 #
 # Fails on the first fault. Needs readelf (any architecture's).
@@ -19,12 +21,13 @@ needed_glibc() {
 }
 
 check() {
-    local arch='' floor='' static='' file=''
+    local arch='' floor='' static='' file='' most=''
     while [ $# -gt 0 ]; do
         case $1 in
             --arch) arch=$2 && shift 2 ;;
             --glibc) floor=$2 && shift 2 ;;
             --static) static=yes && shift ;;
+            --max-bytes) most=$2 && shift 2 ;;
             *) file=$1 && shift ;;
         esac
     done
@@ -47,16 +50,27 @@ check() {
         [ -n "$needed" ] || fail "'$file' needs no glibc: is it static?"
         [ "$(printf '%s\n%s\n' "$needed" "$floor" | sort -V | tail -1)" = "$floor" ] ||
             fail "'$file' needs glibc $needed, and may need $floor at most"
+        local library
+        for library in $(readelf -dW "$file" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do
+            # What the package libc6 brings, and libgcc-s1, on which that depends.
+            case $library in
+                libc.so.6 | libm.so.6 | libdl.so.2 | libpthread.so.0 | librt.so.1) ;;
+                libgcc_s.so.1 | ld-linux-*) ;;
+                *) fail "'$file' needs the library '$library'" ;;
+            esac
+        done
     fi
-    # A kernel's name lies in the table that points to its code. The last of aarch64 is tract's, whose
-    # build drops it in silence where the assembler is older than binutils 2.30.
-    local names='portable' name
-    [ "$arch" != aarch64 ] || names='neon neon-dotprod neon-i8mm portable arm64simd_mmm_i32_8x8_dot'
-    [ "$arch" != x86_64 ] || names='avx512vnni avx512 avx2 portable'
+    # The last is tract's, whose build drops it in silence where the assembler is older than binutils
+    # 2.30.
+    local names='' name
+    [ "$arch" != aarch64 ] || names='neon-dotprod neon-i8mm arm64simd_mmm_i32_8x8_dot'
     for name in $names; do
         grep -qaF "$name" "$file" || fail "'$file' lacks the kernels '$name'"
     done
-    echo "$file: $machine, glibc ${needed:-none}, kernels $names, $(stat -c %s "$file") bytes"
+    local size
+    size=$(stat -c %s "$file")
+    [ "$size" -le "${most:-$size}" ] || fail "'$file' has $size bytes, may have $most"
+    echo "$file: $machine, glibc ${needed:-none}${names:+, kernels $names}, $size bytes"
 }
 
 # Every check must be able to fail.
@@ -67,16 +81,21 @@ self_test() {
     trap 'rm -rf "$dir"' EXIT
     cat >"$dir/good.c" <<'C'
 const char names[] __attribute__((used)) =
-    "neon neon-dotprod neon-i8mm portable arm64simd_mmm_i32_8x8_dot";
+    "neon-dotprod neon-i8mm arm64simd_mmm_i32_8x8_dot";
 void _start(void) { for (;;); }
 C
     local gcc=aarch64-linux-gnu-gcc
     $gcc -nostdlib -static -o "$dir/good" "$dir/good.c"
     sed 's/neon-i8mm/neon-xxxx/' "$dir/good" >"$dir/nameless"
+    sed 's/neon-dotprod/neon-xxxxxxx/' "$dir/good" >"$dir/dotless"
     sed 's/8x8_dot/8x8_xxx/' "$dir/good" >"$dir/slow"
     printf 'int main(void) { return 0; }' >"$dir/main.c"
     # Debian 12's own start code needs 2.34.
     $gcc -o "$dir/new" "$dir/main.c"
+    printf 'int other(void) { return 0; }' >"$dir/other.c"
+    $gcc -shared -nostdlib -Wl,-soname,libother.so.1 -o "$dir/libother.so" "$dir/other.c"
+    printf 'int other(void); int main(void) { return other(); }' >"$dir/main.c"
+    $gcc -o "$dir/needy" "$dir/main.c" -L"$dir" -lother
     must_fail() {
         local words=$1 output
         shift
@@ -88,6 +107,9 @@ C
     must_fail "not for x86_64" --arch x86_64 --static "$dir/good"
     must_fail "lacks the kernels 'arm64simd_mmm_i32_8x8_dot'" --arch aarch64 --static "$dir/slow"
     must_fail "lacks the kernels 'neon-i8mm'" --arch aarch64 --static "$dir/nameless"
+    must_fail "lacks the kernels 'neon-dotprod'" --arch aarch64 --static "$dir/dotless"
+    must_fail "may have 100" --arch aarch64 --static --max-bytes 100 "$dir/good"
+    must_fail "needs the library 'libother.so.1'" --arch aarch64 --glibc 2.99 "$dir/needy"
     must_fail "needs glibc 2.34" --arch aarch64 --glibc 2.31 "$dir/new"
     must_fail "it is not static" --arch aarch64 --static "$dir/new"
     must_fail "is it static" --arch aarch64 --glibc 2.31 "$dir/good"
@@ -96,5 +118,5 @@ C
 case ${1:-} in
     --self-test) self_test ;;
     --*) check "$@" ;;
-    *) sed -n '2,7s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
 esac

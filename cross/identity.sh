@@ -2,7 +2,9 @@
 # One base, one adapter, one answer on every board: packs, trains and runs on this machine (x86-64)
 # and on an emulated aarch64, and compares.
 #
-#   cross/identity.sh [HOST_BINARY AARCH64_BINARY]    development builds of both by default
+#   cross/identity.sh [--tiny] [HOST_BINARY AARCH64_BINARY]    development builds of both by default
+#
+# --tiny does it with small networks alone, in a minute.
 #
 # Bases must be equal byte by byte. An adapter trained there must load here and the other way
 # round. Answers may differ by rounding: kernels of one arithmetic (f32 or integer) by 1e-3 of the
@@ -11,6 +13,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . cross/tools.sh
 
+tiny_only=''
+if [ "${1:-}" = --tiny ]; then tiny_only=yes && shift; fi
 if [ $# -eq 2 ]; then
     here=$1 there=$2
     tools_for_arm64
@@ -46,22 +50,30 @@ for tiny in attention bn conv1d convnet group lstm mlp primitives qdq scalar_if 
         pack "$tiny.$scheme" "models/tiny/$tiny.onnx" --weights $scheme "${dims[@]}"
     done
 done
-for scheme in q8 q4; do
-    pack "minilm.$scheme" models/minilm-l6.onnx --weights $scheme \
-        --tokenizer models/minilm-l6.tokenizer.json
-    pack "lite0.$scheme" models/efficientnet-lite0.onnx --weights $scheme
-done
+if [ -n "$tiny_only" ]; then
+    pack picture models/tiny/convnet.onnx --image 32
+    base=$dir/picture.here
+    data=models/pictures/wardrobe/train
+    asked=(--image models/pictures/wardrobe/test/sneaker/sneaker-001.png)
+else
+    for scheme in q8 q4; do
+        pack "minilm.$scheme" models/minilm-l6.onnx --weights $scheme \
+            --tokenizer models/minilm-l6.tokenizer.json
+        pack "lite0.$scheme" models/efficientnet-lite0.onnx --weights $scheme
+    done
+    base=$dir/minilm.q8.here
+    data=$dir/few.jsonl
+    head -24 models/commands.jsonl >"$data"
+    asked=(--text "please turn on the light in the kitchen")
+fi
 
-base=$dir/minilm.q8.here
-head -24 models/commands.jsonl >"$dir/few.jsonl"
-train() { "$1" train "$base" --data "$dir/few.jsonl" --out "$2" --steps 2 --batch 4 \
+train() { "$1" train "$base" --data "$data" --out "$2" --steps 2 --batch 4 \
     --max-tokens 16 --threads 1 --seed 7 >/dev/null; }
 train "$here" "$dir/here.adapter"
 train "$there" "$dir/there.adapter"
 
-text="please turn on the light in the kitchen"
 answer() { # PROGRAM CPU KERNELS ADAPTER TO
-    QEMU_CPU=$2 OFFSHOOT_KERNELS=$3 "$1" --json run "$base" --text "$text" --adapter "$4" \
+    QEMU_CPU=$2 OFFSHOOT_KERNELS=$3 "$1" --json run "$base" "${asked[@]}" --adapter "$4" \
         --output "$5" >"$5.json"
 }
 for adapter in here there; do

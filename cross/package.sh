@@ -60,7 +60,7 @@ for kind in "$@"; do
         arm64 | musl) emulate aarch64 ;;
         armhf) emulate arm ;;
     esac
-    [ -z "$build" ] || release_build "$target"
+    [ -z "$build" ] || release_build "$target" --release
     program=$CARGO_TARGET_DIR/$target/release/offshoot
     check_release "$target" "$program"
     if [ "$kind" = musl ]; then tarball "$target" "$program"; else debian "$target" "$program"; fi

@@ -13,14 +13,22 @@ packages() {
     apt-get install -yq --no-install-recommends "$@"
 }
 
-# All that turns Rust into programs for arm64 with glibc, and runs them.
+# rustup's library for a target, where rustup has a network and is not told to stay away.
+rustup_library() {
+    [ -z "${OFFSHOOT_BUILD_STD:-}" ] && timeout 60 rustup target add "$1" 2>/dev/null
+}
+
+# All that turns Rust into programs for arm64 with glibc, and runs them: rustup's library, else
+# Debian's with Debian's compiler.
 tools_for_arm64() {
-    if ! { [ -x /usr/bin/rustc ] && command -v qemu-aarch64-static aarch64-linux-gnu-g++ &&
-        [ -d /usr/lib/rustlib/aarch64-unknown-linux-gnu ]; } >/dev/null; then
+    unset RUSTC
+    packages aarch64-linux-gnu-g++ gcc-aarch64-linux-gnu g++-aarch64-linux-gnu
+    packages qemu-aarch64-static qemu-user-static
+    ! rustup_library aarch64-unknown-linux-gnu || return 0
+    if ! { [ -x /usr/bin/rustc ] && [ -d /usr/lib/rustlib/aarch64-unknown-linux-gnu ]; }; then
         dpkg --add-architecture arm64
         apt-get update -q
-        apt-get install -yq --no-install-recommends rustc-web libstd-rust-web-dev:arm64 \
-            gcc-aarch64-linux-gnu g++-aarch64-linux-gnu qemu-user-static
+        apt-get install -yq --no-install-recommends rustc-web libstd-rust-web-dev:arm64
     fi
     export RUSTC=/usr/bin/rustc
 }
@@ -34,9 +42,19 @@ link_with_gcc_for_arm64() {
 }
 
 # Zig as a linker that knows glibc's older versions and musl.
+# In an environment of its own: Debian's Python takes no packages beside its own.
 tools_zig() {
-    command -v cargo-zigbuild >/dev/null ||
-        pip install --quiet --root-user-action=ignore ziglang==0.17.1 cargo-zigbuild==0.24.0
+    command -v cargo-zigbuild >/dev/null && return
+    if [ ! -e target/tools/made ]; then
+        python3 -c 'import ensurepip' 2>/dev/null || {
+            apt-get update -q
+            apt-get install -yq --no-install-recommends python3-venv
+        }
+        python3 -m venv --clear target/tools
+        target/tools/bin/pip install --quiet ziglang==0.17.1 cargo-zigbuild==0.24.0
+        touch target/tools/made
+    fi
+    PATH=$PWD/target/tools/bin:$PATH
 }
 
 tools_cargo_deb() {
@@ -48,9 +66,7 @@ tools_cargo_deb() {
 library_for() {
     std_arguments=()
     unset RUSTC RUSTC_BOOTSTRAP
-    if [ -z "${OFFSHOOT_BUILD_STD:-}" ] && timeout 300 rustup target add "$1" 2>/dev/null; then
-        return
-    fi
+    ! rustup_library "$1" || return 0
     if ! { [ -x /usr/bin/rustc ] && [ -d /usr/lib/rustlib/src/rust/library ]; }; then
         apt-get update -q
         apt-get install -yq --no-install-recommends rustc-web rust-web-src
@@ -61,7 +77,8 @@ library_for() {
     case $1 in *-musl) export RUSTFLAGS="-C link-self-contained=no" ;; esac
 }
 
-# The release program for TARGET, in $CARGO_TARGET_DIR, unchecked: release_build TARGET ARGS…
+# A program for TARGET, in $CARGO_TARGET_DIR, unchecked: release_build TARGET ARGS…, of which one
+# names the profile.
 release_build() (
     target=$1 suffix=.$glibc_floor
     shift
@@ -72,17 +89,37 @@ release_build() (
         *-musl) suffix='' && library_for "$target" ;;
         *) library_for "$target" ;;
     esac
-    cargo zigbuild --locked --release --target "$target$suffix" --bin offshoot \
-        "${std_arguments[@]}" "$@"
+    cargo zigbuild --locked --target "$target$suffix" --bin offshoot "${std_arguments[@]}" "$@"
 )
 
-# Holds a release program to what its target promises: check_release TARGET FILE
+# Holds a release program to what its target promises: check_release TARGET FILE ARGS…, with the
+# ARGS of check-binary.sh. It is also started, under emulation where it is for another processor.
 check_release() {
-    case $1 in
-        *-musl) cross/check-binary.sh --arch aarch64 --static "$2" ;;
-        armv7-*) cross/check-binary.sh --arch armv7 --glibc $glibc_floor "$2" ;;
-        *) cross/check-binary.sh --arch "${1%%-*}" --glibc $glibc_floor "$2" ;;
+    local target=$1 file=$2 arch=${1%%-*} compiled start=() seen
+    shift 2
+    case $target in
+        *-musl) cross/check-binary.sh --arch "$arch" --static "$@" "$file" ;;
+        *) cross/check-binary.sh --arch "$arch" --glibc $glibc_floor "$@" "$file" ;;
     esac
+    case $arch in
+        aarch64)
+            compiled='neon-i8mm neon-dotprod neon portable'
+            [ "$(uname -m)" = aarch64 ] || { emulate aarch64 && start=(qemu-aarch64-static -cpu max); }
+            ;;
+        armv7)
+            compiled='portable'
+            emulate arm && start=(qemu-arm-static)
+            ;;
+        x86_64) compiled='avx512vnni avx512 avx2 portable' ;;
+    esac
+    # Exit code 1 is a fault that doctor found in this machine.
+    seen=$("${start[@]}" "$file" --json doctor --state / || [ $? = 1 ])
+    seen=$(python3 -c 'import json, sys; print(*json.load(sys.stdin)["kernels"]["compiled"])' <<<"$seen")
+    [ "$seen" = "$compiled" ] || {
+        echo "'$file' has the kernels '$seen', not '$compiled'" >&2
+        return 1
+    }
+    echo "$file starts; kernels: $seen"
 }
 
 # Has the kernel start programs of MACHINE (aarch64, arm) through qemu, so that a program under
@@ -90,20 +127,13 @@ check_release() {
 emulate() {
     packages "qemu-$1-static" qemu-user-static
     # The C library that dynamic programs ask for.
-    case $1 in
-        aarch64)
-            [ -e /lib/ld-linux-aarch64.so.1 ] || {
-                dpkg --add-architecture arm64
-                apt-get update -q
-                apt-get install -yq --no-install-recommends libc6:arm64 libgcc-s1:arm64
-            }
-            ;;
-        arm)
-            packages /usr/arm-linux-gnueabihf/lib/ld-linux-armhf.so.3 libc6-armhf-cross \
-                libgcc-s1-armhf-cross
-            export QEMU_LD_PREFIX=/usr/arm-linux-gnueabihf
-            ;;
-    esac
+    local loader=/lib/ld-linux-aarch64.so.1 debian=arm64
+    if [ "$1" = arm ]; then loader=/lib/ld-linux-armhf.so.3 debian=armhf; fi
+    [ -e $loader ] || {
+        dpkg --add-architecture $debian
+        apt-get update -q
+        apt-get install -yq --no-install-recommends libc6:$debian libgcc-s1:$debian
+    }
     local at=/proc/sys/fs/binfmt_misc
     [ -e $at/register ] || mount -t binfmt_misc none $at 2>/dev/null || true
     [ -e "$at/qemu-$1" ] && return 0

@@ -6,13 +6,38 @@ use offshoot::shape::Array;
 use serde_json::Value;
 
 /// What tract and this crate must choose on an emulated processor: qemu's name for it, features
-/// that it must show and must not show, and whether tract runs its dot products.
-const EMULATED: &[(&str, &[&str], &[&str], bool)] = &[
-    ("cortex-a53", &["neon"], &["dotprod", "fp16", "i8mm", "sve"], false),
-    ("cortex-a72", &["neon"], &["dotprod", "fp16", "i8mm", "sve"], false),
-    ("cortex-a76", &["neon", "dotprod", "fp16", "lse"], &["i8mm", "sve"], true),
-    ("max", &["neon", "dotprod", "fp16", "i8mm", "sve"], &[], true),
+/// that it must show and must not show, the kernels that it can run, and whether tract runs its dot
+/// products.
+type Emulated =
+    (&'static str, &'static [&'static str], &'static [&'static str], &'static [&'static str], bool);
+const EMULATED: &[Emulated] = &[
+    ("cortex-a7", &[], &[], &["portable"], false),
+    ("cortex-a53", &["neon"], &["dotprod", "fp16", "i8mm", "sve"], &["neon", "portable"], false),
+    ("cortex-a72", &["neon"], &["dotprod", "fp16", "i8mm", "sve"], &["neon", "portable"], false),
+    (
+        "cortex-a76",
+        &["neon", "dotprod", "fp16", "lse"],
+        &["i8mm", "sve"],
+        &["neon-dotprod", "neon", "portable"],
+        true,
+    ),
+    (
+        "max",
+        &["neon", "dotprod", "fp16", "i8mm", "sve"],
+        &[],
+        &["neon-i8mm", "neon-dotprod", "neon", "portable"],
+        true,
+    ),
 ];
+
+/// The kernels that a build for this processor's architecture holds, the best first.
+const COMPILED: &[&str] = if cfg!(target_arch = "aarch64") {
+    &["neon-i8mm", "neon-dotprod", "neon", "portable"]
+} else if cfg!(target_arch = "x86_64") {
+    &["avx512vnni", "avx512", "avx2", "portable"]
+} else {
+    &["portable"]
+};
 
 fn words(value: &Value) -> Vec<&str> {
     value.as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect()
@@ -92,7 +117,8 @@ fn this_machine_and_its_kernels_are_described() {
     let seen = place.json("doctor --state .");
     let kernels = &seen["kernels"];
     let (compiled, can_run) = (words(&kernels["compiled"]), words(&kernels["can_run"]));
-    assert_eq!(compiled.last(), Some(&"portable"));
+    assert_eq!(compiled, COMPILED);
+    assert_eq!(can_run.last(), Some(&"portable"));
     assert!(can_run.iter().all(|k| compiled.contains(k)));
     if std::env::var_os("OFFSHOOT_KERNELS").is_none() {
         assert_eq!(kernels["chosen"], can_run[0]);
@@ -107,16 +133,17 @@ fn this_machine_and_its_kernels_are_described() {
     let runs = words(&kernels["library"]["can_run"]);
     let dot = |names: &[&str]| names.iter().any(|n| n.ends_with("_dot"));
     if cfg!(target_arch = "aarch64") {
-        assert!(can_run[0].starts_with("neon"), "{can_run:?}");
         assert!(dot(&library), "tract was built without its dot products: {library:?}");
         assert_eq!(dot(&runs), features.contains(&"dotprod"), "{features:?} {runs:?}");
     }
     // Set by cross/aarch64.sh.
     let Ok(cpu) = std::env::var("OFFSHOOT_EMULATED_CPU") else { return };
     let known = EMULATED.iter().find(|(name, ..)| *name == cpu);
-    let (_, must, must_not, dots) = known.unwrap_or_else(|| panic!("no such processor: {cpu}"));
+    let (_, must, must_not, kernels, dots) =
+        known.unwrap_or_else(|| panic!("no such processor: {cpu}"));
     assert!(must.iter().all(|f| features.contains(f)), "{cpu}: {features:?}");
     assert!(!must_not.iter().any(|f| features.contains(f)), "{cpu}: {features:?}");
+    assert_eq!(can_run, *kernels, "{cpu}");
     assert_eq!(dot(&runs), *dots, "{cpu}: {runs:?}");
 }
 

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The tests on an emulated 32-bit processor, on a Debian 12 machine without Docker, under qemu-user.
+#
+#   cross/armv7.sh test
+#
+# Installs what is missing (as root). Takes half an hour; not part of .ci/run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. cross/tools.sh
+. cross/suites.sh
+
+target=armv7-unknown-linux-gnueabihf
+native=${CARGO_TARGET_DIR:-$PWD/target}
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target/cross}
+
+emulator() { echo "qemu-arm-static -cpu $1"; }
+
+[ "${1:-}" = test ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
+pack_here
+library_for $target
+packages arm-linux-gnueabihf-g++ gcc-arm-linux-gnueabihf g++-arm-linux-gnueabihf
+emulate arm
+export CARGO_TARGET_ARMV7_UNKNOWN_LINUX_GNUEABIHF_LINKER=arm-linux-gnueabihf-gcc
+export CC_armv7_unknown_linux_gnueabihf=arm-linux-gnueabihf-gcc
+export CXX_armv7_unknown_linux_gnueabihf=arm-linux-gnueabihf-g++
+cargo test --locked --target $target "${std_arguments[@]}" "${suites[@]}" --no-run
+# The slow ones are left to aarch64.
+all_tests cortex-a7 "${not_emulated[@]}" "${on_one_processor[@]}"
+printf '%s' "$hung"

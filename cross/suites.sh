@@ -1,0 +1,96 @@
+# shellcheck shell=bash
+# The test suites on emulated processors. Sourced by the scripts that name a `target`, a folder for
+# `native` builds, what of cargo's arguments builds the target's library (`std_arguments`), and the
+# `emulator CPU`.
+
+std_arguments=()
+
+# Seconds that a suite may take. QEMU forks while another of its threads may hold one of its own locks;
+# then the child waits for that for ever, and a test for the child. Seen once in dozens of suites: such a
+# suite is run once more, and the end of the output tells of it.
+longest=600
+hung=''
+
+# What the threads of the emulated programs wait for.
+threads() {
+    local process
+    for process in $(pgrep -f "$CARGO_TARGET_DIR/$target" || true); do
+        echo "process $process: $(tr '\0' ' ' <"/proc/$process/cmdline" | cut -c1-200)"
+        grep -s . /proc/"$process"/task/*/{comm,wchan,syscall} || true
+    done
+}
+
+# A suite of cargo's on an emulated processor, in the folder of a crate, built before.
+tests() { # FOLDER CPU SUITE ARGS…
+    local folder=$1 cpu=$2 suite=$3 status
+    shift 3
+    printf '\n== %s: %s\n' "$cpu" "$suite"
+    for _ in 1 2; do
+        status=0
+        (
+            cd "$folder"
+            export QEMU_CPU=$cpu OFFSHOOT_EMULATED_CPU=$cpu
+            declare -x "CARGO_TARGET_$(tr a-z- A-Z_ <<<"$target")_RUNNER=$(emulator "$cpu")"
+            # Ten seconds before the end.
+            (sleep $((longest - 10)) && threads) &
+            watcher=$! ended=0
+            # shellcheck disable=SC2086 # a suite is one word or two
+            timeout --kill-after=10 $longest cargo test --locked --target "$target" \
+                "${std_arguments[@]}" $suite -- "$@" || ended=$?
+            kill $watcher $(pgrep -P $watcher) 2>/dev/null || true
+            exit $ended
+        ) || status=$?
+        case $status in 124 | 137) ;; *) return $status ;; esac
+        hung+="$suite on $cpu took $longest s and was run once more"$'\n'
+    done
+    return $status
+}
+
+suites=(--lib --test engine --test it)
+all_tests() { # CPU ARGS…
+    local cpu=$1 suite
+    shift
+    for suite in --lib '--test engine' '--test it'; do tests . "$cpu" "$suite" "$@"; done
+}
+
+# Bases of real networks, which packing under emulation takes minutes for: this machine packs them,
+# unless the caller has (see tests/common/mod.rs), and the emulated ones serve them.
+pack_here() {
+    [ -z "${OFFSHOOT_TEST_BASES:-}" ] || return 0
+    OFFSHOOT_TEST_BASES=$(mktemp -d)
+    export OFFSHOOT_TEST_BASES
+    trap 'rm -r "$OFFSHOOT_TEST_BASES"' EXIT
+    CARGO_TARGET_DIR=$native cargo test --locked --test engine
+    CARGO_TARGET_DIR=$native cargo test --locked --lib train::reference_tests
+}
+
+# What qemu-user can't show: limits on memory (it takes them and sets none), the error of a program
+# that can't be started (it forks where the program asks for vfork), signals that a program has its
+# children ignore, and the program of another process (which is qemu).
+not_emulated=(
+    --skip import::child::tests::a_worker_out_of_memory_stack_or_time
+    --skip import::child::tests::limits_reach_a_worker_that_sets_none
+    --skip import::child::tests::exit_codes_without_a_message
+    --skip bad_input::a_write_that_fails_in_the_middle_leaves_the_old_file
+    --skip daemon::learn::child::tests::a_replaced_program_is_started_by_its_process
+)
+
+# The slowest tests, which run on the first processor only; what they use of the kernels is held on
+# each by quant's tests and by real networks' answers. Whole models written as text and read back,
+# files cut and flipped at every place, archives, a store cut from power, killed or counted at every
+# step, statistics over thousands of draws, gradients against PyTorch's and against differences, other
+# programs' adapters.
+on_one_processor=(
+    --skip graph::nnef::tests
+    --skip npy::tests
+    --skip store::cut_tests
+    --skip store::kill_tests
+    --skip store::wear_tests
+    --skip daemon::learn::gate
+    --skip bad_input::cut_and_flipped
+    --skip hostile::
+    --skip train::reference_tests
+    --skip train::vjp::tests
+    --skip train::lesson_tests
+    --skip peft::
+)
