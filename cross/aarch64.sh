@@ -22,7 +22,8 @@ target=aarch64-unknown-linux-gnu
 cpus='cortex-a53 cortex-a76 max'
 native=${CARGO_TARGET_DIR:-$PWD/target}
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target/cross}
-binary=$CARGO_TARGET_DIR/$target/release/offshoot
+built=$CARGO_TARGET_DIR/$target
+binary=$built/release/offshoot
 
 build() {
     release_build $target --release "$@"
@@ -31,7 +32,7 @@ build() {
 
 small() {
     release_build $target --profile small --no-default-features "$@"
-    check_release $target "${binary/release/small}" --max-bytes 12000000
+    check_release $target "$built/small/offshoot" --max-bytes 12000000
 }
 
 # Without `-L`: Debian's libc6:arm64 has its loader where programs look for it, and the loader of
@@ -76,7 +77,7 @@ case $verb in
         # Many tests start the program, or themselves.
         emulate aarch64
         skipped=("${not_emulated[@]}")
-        cargo test --locked --target $target "${suites[@]}" --no-run
+        build_tests
         for cpu in ${*:-$cpus}; do
             all_tests "$cpu" "${skipped[@]}"
             skipped=("${not_emulated[@]}" "${on_one_processor[@]}")

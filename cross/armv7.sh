@@ -23,7 +23,7 @@ emulate arm
 export CARGO_TARGET_ARMV7_UNKNOWN_LINUX_GNUEABIHF_LINKER=arm-linux-gnueabihf-gcc
 export CC_armv7_unknown_linux_gnueabihf=arm-linux-gnueabihf-gcc
 export CXX_armv7_unknown_linux_gnueabihf=arm-linux-gnueabihf-g++
-cargo test --locked --target $target "${std_arguments[@]}" "${suites[@]}" --no-run
+build_tests
 # The slow ones are left to aarch64.
 all_tests cortex-a7 "${not_emulated[@]}" "${on_one_processor[@]}"
 printf '%s' "$hung"

@@ -46,11 +46,17 @@ tests() { # FOLDER CPU SUITE ARGS…
     return $status
 }
 
-suites=(--lib --test engine --test it)
+suites=(--lib '--test engine' '--test it')
+
+build_tests() {
+    # shellcheck disable=SC2068 # a suite is one word or two
+    cargo test --locked --target "$target" "${std_arguments[@]}" ${suites[@]} --no-run
+}
+
 all_tests() { # CPU ARGS…
     local cpu=$1 suite
     shift
-    for suite in --lib '--test engine' '--test it'; do tests . "$cpu" "$suite" "$@"; done
+    for suite in "${suites[@]}"; do tests . "$cpu" "$suite" "$@"; done
 }
 
 # Bases of real networks, which packing under emulation takes minutes for: this machine packs them,

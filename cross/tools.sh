@@ -13,9 +13,16 @@ packages() {
     apt-get install -yq --no-install-recommends "$@"
 }
 
-# rustup's library for a target, where rustup has a network and is not told to stay away.
+# rustup's library for a target, unless told to stay away from it. Asks the network only where nothing
+# is there, nor Debian's FOLDER: rustup_library TARGET FOLDER
 rustup_library() {
-    [ -z "${OFFSHOOT_BUILD_STD:-}" ] && timeout 60 rustup target add "$1" 2>/dev/null
+    [ -z "${OFFSHOOT_BUILD_STD:-}" ] || return 1
+    ! rustup target list --installed 2>/dev/null | grep -xF "$1" >/dev/null || return 0
+    [ ! -d "$2" ] || return 1
+    timeout 60 rustup target add "$1" || {
+        echo "no library for $1 from rustup: Debian's is taken"
+        return 1
+    }
 }
 
 # All that turns Rust into programs for arm64 with glibc, and runs them: rustup's library, else
@@ -24,8 +31,9 @@ tools_for_arm64() {
     unset RUSTC
     packages aarch64-linux-gnu-g++ gcc-aarch64-linux-gnu g++-aarch64-linux-gnu
     packages qemu-aarch64-static qemu-user-static
-    ! rustup_library aarch64-unknown-linux-gnu || return 0
-    if ! { [ -x /usr/bin/rustc ] && [ -d /usr/lib/rustlib/aarch64-unknown-linux-gnu ]; }; then
+    local library=/usr/lib/rustlib/aarch64-unknown-linux-gnu
+    ! rustup_library aarch64-unknown-linux-gnu $library || return 0
+    if ! { [ -x /usr/bin/rustc ] && [ -d $library ]; }; then
         dpkg --add-architecture arm64
         apt-get update -q
         apt-get install -yq --no-install-recommends rustc-web libstd-rust-web-dev:arm64
@@ -66,8 +74,9 @@ tools_cargo_deb() {
 library_for() {
     std_arguments=()
     unset RUSTC RUSTC_BOOTSTRAP
-    ! rustup_library "$1" || return 0
-    if ! { [ -x /usr/bin/rustc ] && [ -d /usr/lib/rustlib/src/rust/library ]; }; then
+    local source=/usr/lib/rustlib/src/rust/library
+    ! rustup_library "$1" $source || return 0
+    if ! { [ -x /usr/bin/rustc ] && [ -d $source ]; }; then
         apt-get update -q
         apt-get install -yq --no-install-recommends rustc-web rust-web-src
     fi

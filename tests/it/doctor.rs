@@ -5,29 +5,48 @@ use offshoot::npy;
 use offshoot::shape::Array;
 use serde_json::Value;
 
-/// What tract and this crate must choose on an emulated processor: qemu's name for it, features
-/// that it must show and must not show, the kernels that it can run, and whether tract runs its dot
-/// products.
-type Emulated =
-    (&'static str, &'static [&'static str], &'static [&'static str], &'static [&'static str], bool);
+/// What an emulated processor must show.
+struct Emulated {
+    /// qemu's name for it.
+    cpu: &'static str,
+    features: &'static [&'static str],
+    missing: &'static [&'static str],
+    /// Ours, the best first.
+    kernels: &'static [&'static str],
+    /// Whether tract runs its dot products.
+    dots: bool,
+}
+
 const EMULATED: &[Emulated] = &[
-    ("cortex-a7", &[], &[], &["portable"], false),
-    ("cortex-a53", &["neon"], &["dotprod", "fp16", "i8mm", "sve"], &["neon", "portable"], false),
-    ("cortex-a72", &["neon"], &["dotprod", "fp16", "i8mm", "sve"], &["neon", "portable"], false),
-    (
-        "cortex-a76",
-        &["neon", "dotprod", "fp16", "lse"],
-        &["i8mm", "sve"],
-        &["neon-dotprod", "neon", "portable"],
-        true,
-    ),
-    (
-        "max",
-        &["neon", "dotprod", "fp16", "i8mm", "sve"],
-        &[],
-        &["neon-i8mm", "neon-dotprod", "neon", "portable"],
-        true,
-    ),
+    Emulated { cpu: "cortex-a7", features: &[], missing: &[], kernels: &["portable"], dots: false },
+    Emulated {
+        cpu: "cortex-a53",
+        features: &["neon"],
+        missing: &["dotprod", "fp16", "i8mm", "sve"],
+        kernels: &["neon", "portable"],
+        dots: false,
+    },
+    Emulated {
+        cpu: "cortex-a72",
+        features: &["neon"],
+        missing: &["dotprod", "fp16", "i8mm", "sve"],
+        kernels: &["neon", "portable"],
+        dots: false,
+    },
+    Emulated {
+        cpu: "cortex-a76",
+        features: &["neon", "dotprod", "fp16", "lse"],
+        missing: &["i8mm", "sve"],
+        kernels: &["neon-dotprod", "neon", "portable"],
+        dots: true,
+    },
+    Emulated {
+        cpu: "max",
+        features: &["neon", "dotprod", "fp16", "i8mm", "sve"],
+        missing: &[],
+        kernels: &["neon-i8mm", "neon-dotprod", "neon", "portable"],
+        dots: true,
+    },
 ];
 
 /// The kernels that a build for this processor's architecture holds, the best first.
@@ -136,15 +155,14 @@ fn this_machine_and_its_kernels_are_described() {
         assert!(dot(&library), "tract was built without its dot products: {library:?}");
         assert_eq!(dot(&runs), features.contains(&"dotprod"), "{features:?} {runs:?}");
     }
-    // Set by cross/aarch64.sh.
+    // Set by cross/suites.sh.
     let Ok(cpu) = std::env::var("OFFSHOOT_EMULATED_CPU") else { return };
-    let known = EMULATED.iter().find(|(name, ..)| *name == cpu);
-    let (_, must, must_not, kernels, dots) =
-        known.unwrap_or_else(|| panic!("no such processor: {cpu}"));
-    assert!(must.iter().all(|f| features.contains(f)), "{cpu}: {features:?}");
-    assert!(!must_not.iter().any(|f| features.contains(f)), "{cpu}: {features:?}");
-    assert_eq!(can_run, *kernels, "{cpu}");
-    assert_eq!(dot(&runs), *dots, "{cpu}: {runs:?}");
+    let known = EMULATED.iter().find(|e| e.cpu == cpu);
+    let known = known.unwrap_or_else(|| panic!("no such processor: {cpu}"));
+    assert!(known.features.iter().all(|f| features.contains(f)), "{cpu}: {features:?}");
+    assert!(!known.missing.iter().any(|f| features.contains(f)), "{cpu}: {features:?}");
+    assert_eq!(can_run, known.kernels, "{cpu}");
+    assert_eq!(dot(&runs), known.dots, "{cpu}: {runs:?}");
 }
 
 #[test]
