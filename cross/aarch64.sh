@@ -5,7 +5,8 @@
 #   cross/aarch64.sh small [ARGS…]       the same of the small one, which runs, switches and trains
 #   cross/aarch64.sh tools               installs what the others need
 #   cross/aarch64.sh test [CPU…]         the tests on emulated processors: cortex-a53, cortex-a76, max;
-#                                        the first named runs all of them, the others all but the slow
+#                                        the first named runs all of them, the others all
+#                                        but the slow and those that know no processor
 #   cross/aarch64.sh kernels [CPU…]      of them those of the kernels alone, built in a minute
 #   cross/aarch64.sh run [CPU] ARGS…     the binary on an emulated processor, cortex-a76 if none is named
 #
@@ -20,8 +21,7 @@ shift || true
 target=aarch64-unknown-linux-gnu
 # Without dot products, with them, with i8mm as well.
 cpus='cortex-a53 cortex-a76 max'
-native=${CARGO_TARGET_DIR:-$PWD/target}
-export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target/cross}
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 built=$CARGO_TARGET_DIR/$target
 binary=$built/release/offshoot
 
@@ -37,7 +37,7 @@ small() {
 
 # Without `-L`: Debian's libc6:arm64 has its loader where programs look for it, and the loader of
 # libc6-arm64-cross is another version, with which that libc never returns from pthread_create.
-emulator() { echo "qemu-aarch64-static -cpu $1"; }
+emulator=qemu-aarch64-static
 
 # A crate of `quant` and `error`, which is all that `quant` imports: its tests build without tract.
 kernels_crate() { # FOLDER
@@ -80,7 +80,7 @@ case $verb in
         build_tests
         for cpu in ${*:-$cpus}; do
             all_tests "$cpu" "${skipped[@]}"
-            skipped=("${not_emulated[@]}" "${on_one_processor[@]}")
+            skipped=("${not_emulated[@]}" "${slow[@]}" "${of_no_processor[@]}")
         done
         printf '%s' "$hung"
         ;;
@@ -99,11 +99,12 @@ case $verb in
         [ -x "$binary" ] || build
         emulate aarch64 ||
             echo "'pack' and 'demo' will not find their worker" >&2
-        export QEMU_CPU=$cpu
-        exec $(emulator "$cpu") "$binary" "$@"
+        QEMU_CPU=$(qemu_cpu "$cpu")
+        export QEMU_CPU
+        exec $emulator "$binary" "$@"
         ;;
     *)
-        sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+        sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
         exit 2
         ;;
 esac

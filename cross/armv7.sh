@@ -10,10 +10,9 @@ cd "$(dirname "$0")/.."
 . cross/suites.sh
 
 target=armv7-unknown-linux-gnueabihf
-native=${CARGO_TARGET_DIR:-$PWD/target}
-export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target/cross}
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 
-emulator() { echo "qemu-arm-static -cpu $1"; }
+emulator=qemu-arm-static
 
 [ "${1:-}" = test ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2 && exit 2; }
 pack_here
@@ -25,5 +24,5 @@ export CC_armv7_unknown_linux_gnueabihf=arm-linux-gnueabihf-gcc
 export CXX_armv7_unknown_linux_gnueabihf=arm-linux-gnueabihf-g++
 build_tests
 # The slow ones are left to aarch64.
-all_tests cortex-a7 "${not_emulated[@]}" "${on_one_processor[@]}"
+all_tests cortex-a7 "${not_emulated[@]}" "${slow[@]}"
 printf '%s' "$hung"

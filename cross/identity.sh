@@ -23,7 +23,7 @@ else
     here=${CARGO_TARGET_DIR:-$PWD/target}/debug/offshoot
     tools_for_arm64
     link_with_gcc_for_arm64
-    export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target/cross}
+    export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
     cargo build --locked --target aarch64-unknown-linux-gnu
     there=$CARGO_TARGET_DIR/aarch64-unknown-linux-gnu/debug/offshoot
 fi

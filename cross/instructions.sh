@@ -14,7 +14,7 @@ link_with_gcc_for_arm64
 # The static qemu takes no plugins.
 command -v qemu-aarch64 >/dev/null || apt-get install -yq --no-install-recommends qemu-user
 target=aarch64-unknown-linux-gnu
-export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target/cross}
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 

@@ -219,3 +219,32 @@ pub(super) fn int_values(tensor: &TensorProto) -> Option<Vec<i64>> {
 fn words<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
     bytes.as_chunks::<N>().0.iter().map(|&chunk| read(chunk)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shaped(dims: &[i64]) -> TensorProto {
+        TensorProto { name: "w".into(), dims: dims.to_vec(), ..TensorProto::default() }
+    }
+
+    #[test]
+    fn elements_are_counted_in_what_addresses_have() {
+        assert_eq!(element_count(&shaped(&[])).unwrap(), 1);
+        assert_eq!(element_count(&shaped(&[3, 0, 5])).unwrap(), 0);
+        assert!(element_count(&shaped(&[2, -1])).is_err());
+        // 2^32: one more than 32 bits hold.
+        let at_the_edge = element_count(&shaped(&[1 << 16, 1 << 16]));
+        if usize::BITS == 32 {
+            assert!(
+                at_the_edge
+                    .unwrap_err()
+                    .to_string()
+                    .contains("'w' of shape [65536, 65536] is too large")
+            );
+        } else {
+            assert_eq!(at_the_edge.unwrap() as u64, 1 << 32);
+        }
+        assert!(element_count(&shaped(&[i64::MAX, 2])).is_err());
+    }
+}
