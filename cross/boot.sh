@@ -65,28 +65,35 @@ rm -f "$disk"
 mke2fs -q -t ext4 -d "$root" "$disk" 3G
 : >"$log"
 
-# Until the console says one of the WORDS (true), or the machine goes off: boot WORDS
+machine=''
+tail -n +1 -F "$log" 2>/dev/null &
+shown=$!
+trap 'kill -9 $machine $shown 2>/dev/null || true' EXIT
+
+# Seconds that a boot may take.
+longest=2400
+
+# Until the console says WORDS (true), the machine is off or takes too long: boot WORDS ARGUMENT
 boot() {
+    local end=$((SECONDS + longest))
     qemu-system-aarch64 -M virt -cpu "$cpu" -smp 2 -m $memory -nographic -no-reboot -nic none \
         -kernel "$root"/boot/vmlinuz-* -initrd "$root"/boot/initrd.img-* \
-        -append 'root=/dev/vda rw console=ttyAMA0 quiet' \
+        -append "root=/dev/vda rw console=ttyAMA0 quiet panic=-1 $2" \
         -drive "file=$disk,format=raw,if=virtio" -device virtio-rng-pci \
         </dev/null >>"$log" 2>&1 &
     machine=$!
-    tail -n +1 -f --pid=$machine "$log" &
     until grep -qE "$1" "$log"; do
-        kill -0 $machine 2>/dev/null || return 1
+        kill -0 $machine 2>/dev/null && [ $SECONDS -lt $end ] || return 1
         sleep 0.2
     done
 }
-trap 'kill -9 $machine 2>/dev/null || true' EXIT
 
-boot 'acknowledged 10\b' || exit 1
-# The power is cut, in the middle of a write as often as not.
+boot 'acknowledged 10\b' ''
+# The power is cut, as often as not in the middle of a write.
 kill -9 $machine
 wait $machine 2>/dev/null || true
-grep -oE 'acknowledged [0-9]+' "$log" | tail -1
-boot 'boot-check: (all shown|failed)' || exit 1
+acknowledged=$(grep -oE 'acknowledged [0-9]+.$' "$log" | grep -oE '[0-9]+' | tail -1)
+boot 'boot-check: (all shown|failed)' "acknowledged=$acknowledged"
 # It goes off by itself.
-wait $machine || true
+timeout 120 tail -f --pid=$machine /dev/null
 grep -q 'boot-check: all shown' "$log"

@@ -4,7 +4,8 @@
 #   cross/package.sh [--no-build] [amd64|arm64|armhf|musl]…    all four; into target/packages
 #
 # On a Debian 12 machine, as root; installs what is missing. Each program is checked
-# (cross/check-binary.sh) and started once, under emulation where it is for another processor.
+# (cross/check-binary.sh) and started once, under emulation where it is for another processor; the one
+# for amd64 runs the demo and is held to the README's figures.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . cross/tools.sh
@@ -54,7 +55,7 @@ for kind in "$@"; do
         arm64) target=aarch64-unknown-linux-gnu ;;
         armhf) target=armv7-unknown-linux-gnueabihf ;;
         musl) target=aarch64-unknown-linux-musl ;;
-        *) sed -n '2,7s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
+        *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2 && exit 2 ;;
     esac
     case $kind in
         arm64 | musl) emulate aarch64 ;;
@@ -63,6 +64,10 @@ for kind in "$@"; do
     [ -z "$build" ] || release_build "$target" --release
     program=$CARGO_TARGET_DIR/$target/release/offshoot
     check_release "$target" "$program"
+    if [ "$kind" = amd64 ]; then
+        .ci/figures "$program"
+        "$program" demo --steps 8
+    fi
     if [ "$kind" = musl ]; then tarball "$target" "$program"; else debian "$target" "$program"; fi
 done
 cd "$out"

@@ -18,11 +18,9 @@ packages() {
 rustup_library() {
     [ -z "${OFFSHOOT_BUILD_STD:-}" ] || return 1
     ! rustup target list --installed 2>/dev/null | grep -xF "$1" >/dev/null || return 0
-    [ ! -d "$2" ] || return 1
-    timeout 60 rustup target add "$1" || {
-        echo "no library for $1 from rustup: Debian's is taken"
-        return 1
-    }
+    [ -d "$2" ] || ! timeout 60 rustup target add "$1" || return 0
+    echo "rustup has no library for $1 here: Debian's is taken"
+    return 1
 }
 
 # All that turns Rust into programs for arm64 with glibc, and runs them: rustup's library, else
