@@ -6,6 +6,7 @@
 #
 # As root on Debian 12; debootstrap makes the system once, in target/arm64-root.
 set -euo pipefail
+[ $# -eq 0 ] || set -- "$(realpath "$1")"
 cd "$(dirname "$0")/.."
 . cross/tools.sh
 
@@ -15,7 +16,7 @@ cd "$(dirname "$0")/.."
 
 suite=bullseye
 root=$PWD/target/arm64-root
-package=$(realpath "${1:-$(ls target/packages/offshoot_*_arm64.deb)}")
+package=$(arm64_package "$@")
 export QEMU_CPU=${QEMU_CPU:-cortex-a72} LC_ALL=C
 
 emulate aarch64

@@ -67,6 +67,7 @@ for kind in "$@"; do
     if [ "$kind" = amd64 ]; then
         .ci/figures "$program"
         "$program" demo --steps 8
+        "$program" demo --text --steps 8
     fi
     if [ "$kind" = musl ]; then tarball "$target" "$program"; else debian "$target" "$program"; fi
 done

@@ -13,6 +13,18 @@ packages() {
     apt-get install -yq --no-install-recommends "$@"
 }
 
+# The arm64 package that a script was given, as a whole path, else the one that cross/package.sh makes.
+arm64_package() { # [WHOLE PATH]
+    local version package
+    version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+    package=${1:-$PWD/target/packages/offshoot_$version-1_arm64.deb}
+    if [ ! -e "$package" ]; then
+        echo "there is no '$package': cross/package.sh arm64 makes one" >&2
+        return 1
+    fi
+    echo "$package"
+}
+
 # rustup's library for a target, unless told to stay away from it. Asks the network only where nothing
 # is there, nor Debian's FOLDER: rustup_library TARGET FOLDER
 rustup_library() {
