@@ -3,7 +3,7 @@
 #
 #   cross/armv7.sh test
 #
-# Installs what is missing (as root). Takes half an hour; not part of .ci/run.
+# Installs what is missing (as root). Takes a quarter of an hour; not part of .ci/run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . cross/tools.sh
@@ -23,6 +23,7 @@ export CARGO_TARGET_ARMV7_UNKNOWN_LINUX_GNUEABIHF_LINKER=arm-linux-gnueabihf-gcc
 export CC_armv7_unknown_linux_gnueabihf=arm-linux-gnueabihf-gcc
 export CXX_armv7_unknown_linux_gnueabihf=arm-linux-gnueabihf-g++
 build_tests
-# The slow ones are left to aarch64.
+# Portable kernels under emulation. The slow ones are left to aarch64.
+longest=1800
 all_tests cortex-a7 "${not_emulated[@]}" "${slow[@]}"
 printf '%s' "$hung"
