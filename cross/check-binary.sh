@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Holds what a program file promises: its processor, the oldest glibc that it runs on, the libraries
-# that it needs, its size, and of its kernels those that have a name of their own. (Which are compiled
-# in says `offshoot doctor`: see check_release in tools.sh.)
+# that it needs, its size, that it is stripped, and of its kernels those that have a name of their own.
+# (Which are compiled in says `offshoot doctor`: see check_release in tools.sh.)
 #
 #   cross/check-binary.sh --arch aarch64|armv7|x86_64 [--glibc 2.31 | --static] [--max-bytes N] FILE
 #   cross/check-binary.sh --self-test
@@ -67,6 +67,8 @@ check() {
     for name in $names; do
         grep -qaF "$name" "$file" || fail "'$file' lacks the kernels '$name'"
     done
+    # No pipe here either.
+    grep -qF .symtab <<<"$(readelf -SW "$file")" && fail "'$file' is not stripped"
     local size
     size=$(stat -c %s "$file")
     [ "$size" -le "${most:-$size}" ] || fail "'$file' has $size bytes, may have $most"
@@ -85,7 +87,8 @@ const char names[] __attribute__((used)) =
 void _start(void) { for (;;); }
 C
     local gcc=aarch64-linux-gnu-gcc
-    $gcc -nostdlib -static -o "$dir/good" "$dir/good.c"
+    $gcc -nostdlib -static -s -o "$dir/good" "$dir/good.c"
+    $gcc -nostdlib -static -o "$dir/long" "$dir/good.c"
     sed 's/neon-i8mm/neon-xxxx/' "$dir/good" >"$dir/nameless"
     sed 's/neon-dotprod/neon-xxxxxxx/' "$dir/good" >"$dir/dotless"
     sed 's/8x8_dot/8x8_xxx/' "$dir/good" >"$dir/slow"
@@ -108,6 +111,7 @@ C
     must_fail "lacks the kernels 'arm64simd_mmm_i32_8x8_dot'" --arch aarch64 --static "$dir/slow"
     must_fail "lacks the kernels 'neon-i8mm'" --arch aarch64 --static "$dir/nameless"
     must_fail "lacks the kernels 'neon-dotprod'" --arch aarch64 --static "$dir/dotless"
+    must_fail "is not stripped" --arch aarch64 --static "$dir/long"
     must_fail "may have 100" --arch aarch64 --static --max-bytes 100 "$dir/good"
     must_fail "needs the library 'libother.so.1'" --arch aarch64 --glibc 2.99 "$dir/needy"
     must_fail "needs glibc 2.34" --arch aarch64 --glibc 2.31 "$dir/new"
