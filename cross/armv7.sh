@@ -23,7 +23,8 @@ export CARGO_TARGET_ARMV7_UNKNOWN_LINUX_GNUEABIHF_LINKER=arm-linux-gnueabihf-gcc
 export CC_armv7_unknown_linux_gnueabihf=arm-linux-gnueabihf-gcc
 export CXX_armv7_unknown_linux_gnueabihf=arm-linux-gnueabihf-g++
 build_tests
-# Portable kernels under emulation. The slow ones are left to aarch64.
+# Portable kernels take longer than aarch64's: engine six minutes and more.
 longest=1800
+# The slow tests are left to aarch64.
 all_tests cortex-a7 "${not_emulated[@]}" "${slow[@]}"
 printf '%s' "$hung"

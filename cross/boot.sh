@@ -11,7 +11,7 @@
 set -euo pipefail
 suite=bullseye
 if [ "${1:-}" = --suite ]; then suite=$2 && shift 2; fi
-[ $# -eq 0 ] || set -- "$(realpath "$1")"
+[ $# -eq 0 ] || set -- "$(realpath -m "$1")"
 cd "$(dirname "$0")/.."
 . cross/tools.sh
 

@@ -41,7 +41,7 @@ check() {
     local needed
     needed=$(needed_glibc "$file")
     if [ -n "$static" ]; then
-        # No pipe: one that grep closes early would count as a failure, and pass the file.
+        # No pipes here and below: one that grep closes early would count as a failure, and pass the file.
         grep -q INTERP <<<"$(readelf -lW "$file")" &&
             fail "'$file' asks for a loader: it is not static"
         grep NEEDED <<<"$(readelf -dW "$file")" && fail "'$file' needs libraries: it is not static"
@@ -67,7 +67,6 @@ check() {
     for name in $names; do
         grep -qaF "$name" "$file" || fail "'$file' lacks the kernels '$name'"
     done
-    # No pipe here either.
     grep -qF .symtab <<<"$(readelf -SW "$file")" && fail "'$file' is not stripped"
     local size
     size=$(stat -c %s "$file")
@@ -88,7 +87,7 @@ void _start(void) { for (;;); }
 C
     local gcc=aarch64-linux-gnu-gcc
     $gcc -nostdlib -static -s -o "$dir/good" "$dir/good.c"
-    $gcc -nostdlib -static -o "$dir/long" "$dir/good.c"
+    $gcc -nostdlib -static -o "$dir/unstripped" "$dir/good.c"
     sed 's/neon-i8mm/neon-xxxx/' "$dir/good" >"$dir/nameless"
     sed 's/neon-dotprod/neon-xxxxxxx/' "$dir/good" >"$dir/dotless"
     sed 's/8x8_dot/8x8_xxx/' "$dir/good" >"$dir/slow"
@@ -111,7 +110,7 @@ C
     must_fail "lacks the kernels 'arm64simd_mmm_i32_8x8_dot'" --arch aarch64 --static "$dir/slow"
     must_fail "lacks the kernels 'neon-i8mm'" --arch aarch64 --static "$dir/nameless"
     must_fail "lacks the kernels 'neon-dotprod'" --arch aarch64 --static "$dir/dotless"
-    must_fail "is not stripped" --arch aarch64 --static "$dir/long"
+    must_fail "is not stripped" --arch aarch64 --static "$dir/unstripped"
     must_fail "may have 100" --arch aarch64 --static --max-bytes 100 "$dir/good"
     must_fail "needs the library 'libother.so.1'" --arch aarch64 --glibc 2.99 "$dir/needy"
     must_fail "needs glibc 2.34" --arch aarch64 --glibc 2.31 "$dir/new"

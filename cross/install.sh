@@ -6,7 +6,7 @@
 #
 # As root on Debian 12; debootstrap makes the system once, in target/arm64-root.
 set -euo pipefail
-[ $# -eq 0 ] || set -- "$(realpath "$1")"
+[ $# -eq 0 ] || set -- "$(realpath -m "$1")"
 cd "$(dirname "$0")/.."
 . cross/tools.sh
 

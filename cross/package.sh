@@ -15,7 +15,6 @@ if [ "${1:-}" = --no-build ]; then build='' && shift; fi
 [ $# -gt 0 ] || set -- amd64 arm64 armhf musl
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 out=$PWD/target/packages
-version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 mkdir -p "$out"
 
 # Manual pages and completions, written by the program itself.

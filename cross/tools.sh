@@ -1,6 +1,8 @@
 # shellcheck shell=bash
 # What the scripts of this folder share: installing what they need on a Debian 12 machine, as root,
-# and building. Sourced.
+# and building. Sourced in the project's root.
+
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 
 # The oldest glibc that our programs run on: Raspberry Pi OS 11, JetPack 5.
 glibc_floor=2.31
@@ -15,9 +17,7 @@ packages() {
 
 # The arm64 package that a script was given, as a whole path, else the one that cross/package.sh makes.
 arm64_package() { # [WHOLE PATH]
-    local version package
-    version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
-    package=${1:-$PWD/target/packages/offshoot_$version-1_arm64.deb}
+    local package=${1-$PWD/target/packages/offshoot_$version-1_arm64.deb}
     if [ ! -e "$package" ]; then
         echo "there is no '$package': cross/package.sh arm64 makes one" >&2
         return 1
