@@ -36,6 +36,11 @@
 #[cfg(test)]
 extern crate self as offshoot;
 
+/// Compiles the README's Rust.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod adapter;
 pub mod bench;
 pub mod cli;

@@ -7,7 +7,7 @@ use crate::pack::SECTION_ALIGN;
 /// Less than this leaves no room for a base and a request beside the system: MiniLM runs in 40 MB,
 /// and Raspberry Pi OS Lite itself takes about 100 MB.
 const LITTLE_MEMORY: u64 = 200 << 20;
-/// Training the models that ship takes up to 290 MB (README).
+/// Training the models that ship takes up to 290 MB (docs/FIGURES.md).
 const TRAINING_MEMORY: u64 = 400 << 20;
 /// Raspberry Pi's firmware starts to slow down here (raspberrypi.com, "frequency management and thermal
 /// control"), which its thermal zone does not say; elsewhere a bound for want of a better one.
