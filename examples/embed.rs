@@ -90,7 +90,7 @@ fn run() -> Result<()> {
     }
     println!("trained {} values: loss {first:.3}, then {last:.3}", trainer.parameter_count());
     let file = folder.0.join("lamps.adapter");
-    trainer.adapter().write(&file, TensorType::F16)?;
+    trainer.adapter()?.write(&file, TensorType::F16)?;
     let trained = Adapter::read(&file)?;
     session.switch(Some(session.engine().bind(&[(&trained, 1.0)])?));
     let found: Vec<String> =

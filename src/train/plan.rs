@@ -6,6 +6,7 @@ use super::gradient::{add_gradients, reaches};
 use super::head::{self, pool};
 use super::loss::{self, Loss};
 use super::options::LossKind;
+use super::parameter::{self, Parameter};
 use super::vjp::rows::sum_rows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{bind_dims, contract_einsums, tract_error};
@@ -32,7 +33,7 @@ pub(crate) struct Setup {
 enum Slot {
     /// The graph's own input at this place.
     Input(usize),
-    /// The trained tensor at this place.
+    /// The parameter at this place.
     Parameter(usize),
     Answers,
     Weights,
@@ -61,8 +62,21 @@ pub(crate) struct Plan {
 struct Wired {
     model: TypedModel,
     loss: Loss,
-    /// lora_a and lora_b of each target, then the head's weight and bias.
-    parameters: Vec<OutletId>,
+    /// The inputs that are trained, by their parameters' names.
+    trained: Vec<(String, OutletId)>,
+}
+
+impl Wired {
+    /// The input of each of `parameters`.
+    fn inputs_of(&self, parameters: &[Parameter]) -> Result<Vec<OutletId>> {
+        let input = |p: &Parameter| {
+            let found = self.trained.iter().find(|(name, _)| *name == p.name);
+            found.map(|(_, outlet)| *outlet).ok_or_else(|| {
+                Error::failed(format!("the trained tensor '{}' is not in the graph", p.name))
+            })
+        };
+        parameters.iter().map(input).collect()
+    }
 }
 
 fn failed(e: TractError) -> Error {
@@ -79,7 +93,7 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
     model.select_output_outlets(&[outlet]).map_err(failed)?;
 
     let nodes = target_nodes(&model);
-    let mut parameters = vec![];
+    let mut trained = vec![];
     for &target in &setup.targets {
         let path = &engine.base().targets()[target].module_path;
         let node = *nodes.get(&target).ok_or_else(|| {
@@ -87,30 +101,44 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
         })?;
         let lora = add_lora(&mut model, node, setup.rank, setup.scaling)
             .map_err(|e| e.at(format!("target '{path}'")))?;
-        parameters.extend([lora.lora_a, lora.lora_b]);
+        for (tensor, outlet) in [("lora_a", lora.lora_a), ("lora_b", lora.lora_b)] {
+            trained.push((parameter::of_target(path, tensor), outlet));
+        }
     }
     // A target's sum may have taken the place of the output.
     let outlet = model.output_outlets().map_err(failed)?[0];
     let pooled = pool(&mut model, setup.features.pool, outlet, mask)?;
     let part = head::head(&mut model, pooled, setup.classes)?;
-    parameters.extend([part.weight, part.bias]);
+    trained.push((head::WEIGHT.to_string(), part.weight));
+    trained.push((head::BIAS.to_string(), part.bias));
     let loss = match setup.loss {
         LossKind::CrossEntropy => loss::cross_entropy(&mut model, part.logits)?,
         LossKind::MeanSquaredError => loss::mean_squared_error(&mut model, part.logits)?,
     };
-    Ok(Wired { model, loss, parameters })
+    Ok(Wired { model, loss, trained })
 }
 
 /// Those of the targets whose gradients reach the loss.
 pub(crate) fn reaching(engine: &Engine, setup: &Setup) -> Result<Vec<bool>> {
     let wired = wire(engine, &Binding::new(), setup)?;
-    let pairs = &wired.parameters[..2 * setup.targets.len()];
-    let lora_b: Vec<OutletId> = pairs.iter().skip(1).step_by(2).copied().collect();
+    let paths = setup.targets.iter().map(|&t| &engine.base().targets()[t].module_path);
+    let outlet = |path: &String| {
+        let name = parameter::of_target(path, "lora_b");
+        let found = wired.trained.iter().find(|(other, _)| *other == name);
+        found.map(|(_, outlet)| *outlet)
+    };
+    let lora_b: Vec<OutletId> = paths.filter_map(outlet).collect();
     reaches(&wired.model, wired.loss.value, &lora_b)
 }
 
 impl Plan {
-    pub(crate) fn build(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Plan> {
+    /// Gives the gradients of `parameters`, in their order.
+    pub(crate) fn build(
+        engine: &Engine,
+        binding: &Binding,
+        setup: &Setup,
+        parameters: &[Parameter],
+    ) -> Result<Plan> {
         let named = |e: Error| {
             let text = engine.original_names(e.message());
             let renamed = Error::new(e.kind(), text);
@@ -119,11 +147,13 @@ impl Plan {
                 None => renamed,
             }
         };
-        let Wired { mut model, loss, parameters } = wire(engine, binding, setup).map_err(named)?;
-        let gradients = add_gradients(&mut model, loss.value, &parameters).map_err(named)?;
+        let wired = wire(engine, binding, setup).map_err(named)?;
+        let trained = wired.inputs_of(parameters)?;
+        let Wired { mut model, loss, .. } = wired;
+        let gradients = add_gradients(&mut model, loss.value, &trained).map_err(named)?;
         let outputs: Vec<OutletId> = std::iter::once(loss.value).chain(gradients).collect();
         model.select_output_outlets(&outputs).map_err(failed)?;
-        let slots = slots(&model, engine.inputs().len(), &loss, &parameters)?;
+        let slots = slots(&model, engine.inputs().len(), &loss, &trained)?;
         let optimizing =
             |e: TractError| named(tract_error(ErrorKind::Unsupported, &e).at("gradient graph"));
         let runnable = optimized(model).and_then(TypedSimplePlan::new).map_err(optimizing)?;
@@ -192,13 +222,13 @@ fn slots(
     model: &TypedModel,
     inputs: usize,
     loss: &Loss,
-    parameters: &[OutletId],
+    trained: &[OutletId],
 ) -> Result<Vec<Slot>> {
     let outlets = model.input_outlets().map_err(failed)?;
     let slot = |(at, outlet): (usize, &OutletId)| {
         if at < inputs {
             Ok(Slot::Input(at))
-        } else if let Some(i) = parameters.iter().position(|p| p == outlet) {
+        } else if let Some(i) = trained.iter().position(|p| p == outlet) {
             Ok(Slot::Parameter(i))
         } else if *outlet == loss.targets {
             Ok(Slot::Answers)

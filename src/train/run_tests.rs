@@ -120,7 +120,7 @@ fn micro_batches_add_up_to_the_batch() {
             assert!(distance(a, b) < 1e-4, "{name}: {}", distance(a, b));
         }
         // The path that serves measures the loss that is trained.
-        let bound = engine.bind(&[(&trainer.adapter(), 1.0)]).unwrap();
+        let bound = engine.bind(&[(&trainer.adapter().unwrap(), 1.0)]).unwrap();
         let served = evaluate(&engine, Some(&bound), &data, 3).unwrap();
         assert!((served.loss - whole.loss).abs() < 1e-4, "{} {}", served.loss, whole.loss);
     }

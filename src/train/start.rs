@@ -1,5 +1,7 @@
 //! First values from a generation before.
 
+use super::head;
+use super::parameter;
 use super::trainer::Trainer;
 use crate::adapter::{Adapter, scaling};
 use crate::error::{Error, Result};
@@ -27,8 +29,8 @@ impl Trainer {
                 ));
             }
             for (name, values) in [("lora_a", &pair.lora_a), ("lora_b", &pair.lora_b)] {
-                let name = format!("{path}.{name}");
-                if !self.names.contains(&name) {
+                let name = parameter::of_target(path, name);
+                if self.value(&name).is_err() {
                     return other(format!("adapts '{path}', which is not trained"));
                 }
                 self.set_parameter(&name, values)?;
@@ -41,16 +43,19 @@ impl Trainer {
         {
             return other(format!("reads '{}' with pool {}", head.output, head.pool.name()));
         }
-        let (width, at) = (features.width, 2 * self.setup.targets.len());
+        let width = features.width;
         for (row, label) in head.labels.iter().enumerate() {
             let Some(place) = self.labels.iter().position(|l| l == label) else {
                 return other(format!("knows the label '{label}', which is not trained"));
             };
             let from = head.weight.get(row * width..(row + 1) * width).zip(head.bias.get(row));
-            let to = self.values[at].get_mut(place * width..(place + 1) * width);
-            if let (Some((weight, bias)), Some(to)) = (from, to) {
+            let Some((weight, bias)) = from else { continue };
+            let to = self.value_mut(head::WEIGHT)?;
+            if let Some(to) = to.get_mut(place * width..(place + 1) * width) {
                 to.copy_from_slice(weight);
-                self.values[at + 1][place] = *bias;
+            }
+            if let Some(to) = self.value_mut(head::BIAS)?.get_mut(place) {
+                *to = *bias;
             }
         }
         Ok(())

@@ -1,9 +1,11 @@
 //! Gradients and steps over micro-batches: what a training run is made of.
 
 use super::features::{choose_features, choose_targets};
+use super::head;
 use super::init;
 use super::optimizer::{Optimizer, Rule, clip_global_norm};
 use super::options::{LossKind, OptimizerKind, TrainOptions};
+use super::parameter::{self, Group, Parameter};
 use super::plan::{Answers as Tensors, Plan, Setup, floats, reaching};
 use crate::adapter::{Adapter, Head, Kind, TargetAdapter, scaling};
 use crate::error::{Error, ErrorKind, Result};
@@ -61,8 +63,9 @@ pub struct Trainer {
     options: TrainOptions,
     pub(super) labels: Vec<String>,
     skipped: Vec<String>,
-    pub(super) names: Vec<String>,
-    pub(super) values: Vec<Vec<f32>>,
+    parameters: Vec<Parameter>,
+    /// Of each parameter.
+    values: Vec<Vec<f32>>,
     optimizer: Optimizer,
     plans: Mutex<Vec<(Binding, Arc<Plan>)>>,
 }
@@ -111,19 +114,20 @@ impl Trainer {
                 .collect(),
             _ => vec![],
         };
-        let (mut names, mut values) = (vec![], vec![]);
+        let mut parameters = vec![];
         for &target in &setup.targets {
             let t = &table[target];
-            let name = format!("{}.lora_a", t.module_path);
-            values.push(init::lora_a(options.seed, &name, setup.rank, t.in_features as usize));
-            names.push(name);
-            names.push(format!("{}.lora_b", t.module_path));
-            values.push(init::lora_b(t.out_features as usize, setup.rank));
+            let (inputs, outputs) = (t.in_features as usize, t.out_features as usize);
+            let name = parameter::of_target(&t.module_path, "lora_a");
+            let initial = init::lora_a(options.seed, &name, setup.rank, inputs);
+            let (shape, group) = (vec![setup.rank, inputs], Group::Targets);
+            parameters.push(Parameter { name, shape, group, initial });
+            let name = parameter::of_target(&t.module_path, "lora_b");
+            let initial = init::lora_b(outputs, setup.rank);
+            parameters.push(Parameter { name, shape: vec![outputs, setup.rank], group, initial });
         }
         let width = setup.features.width;
-        let (weight, bias) = init::head(options.seed, "head", labels.len(), width);
-        names.extend(["head.weight".to_string(), "head.bias".to_string()]);
-        values.extend([weight, bias]);
+        parameters.extend(parameter::of_head(options.seed, labels.len(), width));
         let weight_decay = f64::from(options.weight_decay);
         let rule = match options.optimizer {
             OptimizerKind::AdamW => {
@@ -133,7 +137,7 @@ impl Trainer {
                 Rule::Sgd { momentum: momentum.into(), weight_decay, nesterov: false }
             }
         };
-        let lengths = names.iter().zip(&values).map(|(n, v)| (n.clone(), v.len()));
+        let lengths = parameters.iter().map(|p| (p.name.clone(), p.initial.len()));
         let optimizer = Optimizer::new(rule, lengths)?;
         Ok(Trainer {
             engine: engine.clone(),
@@ -141,8 +145,8 @@ impl Trainer {
             options: options.clone(),
             labels,
             skipped,
-            names,
-            values,
+            values: parameters.iter().map(|p| p.initial.clone()).collect(),
+            parameters,
             optimizer,
             plans: Mutex::new(vec![]),
         })
@@ -172,7 +176,7 @@ impl Trainer {
     /// The trained tensors: `PATH.lora_a` (R, in_features) and `PATH.lora_b` (out_features, R) of
     /// each target, then `head.weight` (labels, features) and `head.bias` (labels).
     pub fn parameters(&self) -> impl Iterator<Item = (&str, &[f32])> {
-        self.names.iter().zip(&self.values).map(|(n, v)| (n.as_str(), v.as_slice()))
+        self.parameters.iter().zip(&self.values).map(|(p, v)| (p.name.as_str(), v.as_slice()))
     }
 
     /// Number of trained values.
@@ -182,20 +186,26 @@ impl Trainer {
 
     /// Sets one of the trained tensors; an error if there is none of that name and length.
     pub fn set_parameter(&mut self, name: &str, values: &[f32]) -> Result<()> {
-        let at = self.names.iter().position(|n| n == name);
-        let slot = at.and_then(|at| self.values.get_mut(at));
-        match slot {
-            Some(slot) if slot.len() == values.len() => {
-                slot.copy_from_slice(values);
-                Ok(())
-            }
-            Some(slot) => Err(Error::mismatch(format!(
+        let slot = self.value_mut(name)?;
+        if slot.len() != values.len() {
+            return Err(Error::mismatch(format!(
                 "'{name}' has {} values, got {}",
                 slot.len(),
                 values.len()
-            ))),
-            None => Err(Error::usage(format!("no tensor '{name}' is trained"))),
+            )));
         }
+        slot.copy_from_slice(values);
+        Ok(())
+    }
+
+    /// The values of one of the trained tensors; an error if there is none of that name.
+    pub(super) fn value(&self, name: &str) -> Result<&[f32]> {
+        Ok(&self.values[parameter::place(&self.parameters, name)?])
+    }
+
+    /// As [`Trainer::value`], to change them.
+    pub(super) fn value_mut(&mut self, name: &str) -> Result<&mut [f32]> {
+        Ok(&mut self.values[parameter::place(&self.parameters, name)?])
     }
 
     pub(super) fn values(&self) -> &[Vec<f32>] {
@@ -232,7 +242,7 @@ impl Trainer {
         if let Some((_, plan)) = plans.iter().find(|(b, _)| b == binding) {
             return Ok(plan.clone());
         }
-        let plan = Arc::new(Plan::build(&self.engine, binding, &self.setup)?);
+        let plan = Arc::new(Plan::build(&self.engine, binding, &self.setup, &self.parameters)?);
         if plans.len() == MAX_PLANS {
             plans.remove(0);
         }
@@ -313,19 +323,8 @@ impl Trainer {
     }
 
     fn parameter_tensors(&self) -> Result<Vec<Arc<Tensor>>> {
-        let width = self.setup.features.width;
-        let rank = self.setup.rank;
-        let pairs = 2 * self.setup.targets.len();
-        let tensors = self.values.iter().enumerate().map(|(i, v)| {
-            let shape: Vec<usize> = match i {
-                i if i < pairs && i % 2 == 0 => vec![rank, v.len() / rank],
-                i if i < pairs => vec![v.len() / rank, rank],
-                i if i == pairs => vec![self.setup.classes, width],
-                _ => vec![self.setup.classes],
-            };
-            Ok(Arc::new(tensor(&shape, v)?))
-        });
-        tensors.collect()
+        let tensors = self.parameters.iter().zip(&self.values);
+        tensors.map(|(p, v)| Ok(Arc::new(tensor(&p.shape, v)?))).collect()
     }
 
     fn run_one(
@@ -396,9 +395,9 @@ impl Trainer {
         if let Some(clip) = self.options.clip {
             clip_global_norm(&mut gradients.values, clip.into())?;
         }
-        let head = 2 * self.setup.targets.len();
-        let times = f64::from(self.options.head_rate);
-        let rate_of = |tensor: usize| if tensor < head { rate } else { rate * times };
+        let factors: Vec<f64> =
+            self.parameters.iter().map(|p| p.group.factor(&self.options)).collect();
+        let rate_of = |place: usize| rate * factors[place];
         self.optimizer.step_each(rate_of, &mut self.values, &gradients.values)
     }
 
@@ -410,29 +409,26 @@ impl Trainer {
     }
 
     /// The adapter with the values as they are now; no training record, no probes.
-    pub fn adapter(&self) -> Adapter {
+    pub fn adapter(&self) -> Result<Adapter> {
         let table = self.engine.base().targets();
-        let pairs = self.setup.targets.iter().zip(self.values.chunks(2));
-        let targets = pairs
-            .map(|(&t, pair)| TargetAdapter {
-                module_path: table[t].module_path.clone(),
-                rank: self.options.rank,
-                alpha: self.options.alpha,
-                lora_a: pair[0].clone(),
-                lora_b: pair[1].clone(),
-            })
-            .collect();
-        let pairs = 2 * self.setup.targets.len();
+        let mut targets = vec![];
+        for &target in &self.setup.targets {
+            let module_path = table[target].module_path.clone();
+            let tensor = |name| Ok(self.value(&parameter::of_target(&module_path, name))?.to_vec());
+            let (lora_a, lora_b) = (tensor("lora_a")?, tensor("lora_b")?);
+            let (rank, alpha) = (self.options.rank, self.options.alpha);
+            targets.push(TargetAdapter { module_path, rank, alpha, lora_a, lora_b });
+        }
         let head = Head {
             name: "head".into(),
             output: self.setup.features.name.clone(),
             pool: self.setup.features.pool,
             labels: self.labels.clone(),
             features: self.setup.features.width as u32,
-            weight: self.values[pairs].clone(),
-            bias: self.values[pairs + 1].clone(),
+            weight: self.value(head::WEIGHT)?.to_vec(),
+            bias: self.value(head::BIAS)?.to_vec(),
         };
-        Adapter {
+        Ok(Adapter {
             name: self.options.name.clone(),
             kind: Kind::Lora,
             base: Some(self.engine.base().fingerprint()),
@@ -441,7 +437,7 @@ impl Trainer {
             head: Some(head),
             training: None,
             probes: vec![],
-        }
+        })
     }
 }
 

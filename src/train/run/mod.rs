@@ -225,7 +225,7 @@ impl<'a> Run<'a> {
         let begun = match self.resume(&hash, &mut sampler)? {
             Some(resumed) => Some(resumed),
             None => {
-                let before = self.evaluate(&self.trainer.adapter(), &mut go_on)?;
+                let before = self.evaluate(&self.trainer.adapter()?, &mut go_on)?;
                 before.map(|before| SoFar::new(options.patience, before))
             }
         };
@@ -291,7 +291,7 @@ impl<'a> Run<'a> {
         if let Some(best) = so_far.best.take() {
             self.trainer.set_values(best);
         }
-        let mut adapter = self.trainer.adapter();
+        let mut adapter = self.trainer.adapter()?;
         let Some(after) = self.evaluate(&adapter, &mut || !progress.stop())? else {
             return stopped(so_far.step);
         };
@@ -394,7 +394,7 @@ impl<'a> Run<'a> {
     /// Measures the hold-out; whether to stop.
     fn look(&self, so_far: &mut SoFar, progress: &mut dyn Progress) -> Result<bool> {
         // To its end: a checkpoint can't say that a look is still to be done.
-        let metrics = self.evaluate(&self.trainer.adapter(), &mut || true)?.unwrap_or_default();
+        let metrics = self.evaluate(&self.trainer.adapter()?, &mut || true)?.unwrap_or_default();
         let loss = metrics.iter().find(|(name, _)| name == "loss");
         let Some(loss) = loss.map(|(_, v)| f64::from(*v)) else { return Ok(false) };
         let verdict = so_far.stopping.look(-loss, so_far.step);
