@@ -56,6 +56,7 @@ pub mod graph;
 pub mod host;
 #[cfg(feature = "import")]
 pub mod import;
+pub mod limits;
 pub mod npy;
 pub mod pack;
 pub mod quant;

@@ -2,8 +2,8 @@
 
 use crate::adapter::{Adapter, Target, TargetAdapter, TargetKind};
 use crate::error::{Error, Result};
-use crate::pack::IoSpec;
-use crate::runtime::{Engine, MASK_INPUT, Named};
+use crate::pack::{IoSpec, Role};
+use crate::runtime::{Engine, Named};
 use crate::shape::{Array, DType, Data};
 
 /// Token ids where the base has no embedding that says how many there are.
@@ -48,9 +48,9 @@ fn input(spec: &IoSpec, sizes: Sizes, vocabulary: usize) -> Result<Array> {
     let count = count.filter(|&n| n <= isize::MAX as usize / 8).ok_or_else(|| {
         Error::usage(format!("input '{}' of shape {shape:?} is too large", spec.name))
     })?;
-    let id = |i: usize| match &spec.name {
-        n if n.ends_with(MASK_INPUT) => 1,
-        n if n.contains("type") => 0,
+    let id = |i: usize| match spec.role {
+        Role::Mask | Role::EncodedMask => 1,
+        Role::Types => 0,
         _ => (1 + spread(i)) % vocabulary.max(1),
     };
     match spec.dtype {
@@ -110,11 +110,12 @@ mod tests {
 
     fn spec(name: &str, dtype: DType, dims: &[&str]) -> IoSpec {
         let dims = dims.iter().map(|d| d.to_string()).collect();
-        IoSpec { name: name.into(), safe_name: "x0".into(), dtype, dims }
+        let role = if name.ends_with("mask") { Role::Mask } else { Role::Other };
+        IoSpec { name: name.into(), safe_name: "x0".into(), dtype, dims, role }
     }
 
     #[test]
-    fn free_dimensions_and_values_follow_the_inputs_names() {
+    fn free_dimensions_and_values_follow_the_inputs_roles() {
         let sizes = Sizes { rows: 2, length: 5 };
         let ids = input(&spec("input_ids", DType::I64, &["batch", "seq"]), sizes, 7).unwrap();
         assert_eq!(ids.shape(), [2, 5]);

@@ -370,7 +370,7 @@ fn check_effect(index: usize, probe: &ProbeEffect, found: f32) -> Result<()> {
 fn import(args: &ImportArgs, out: &Out) -> Result<()> {
     let base = Base::open(&args.base)?;
     if let Some(output) = &args.head_output {
-        let outputs = &base.record().outputs;
+        let outputs = &base.graph_record(0)?.outputs;
         if !outputs.iter().any(|o| o.name == *output) {
             let names: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).collect();
             return Err(Error::mismatch(format!("the base has no output '{output}'"))

@@ -1,7 +1,7 @@
 //! `offshoot demo`: the whole way on a real network, with what the repository ships.
 
 use super::output::{Out, bytes, table};
-use super::pack::{self, IMAGENET};
+use super::pack;
 use super::progress::Bar;
 use super::train::processors;
 use super::worker::{Files, Request};
@@ -127,12 +127,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let path = folder.0.join("demo.base");
 
     let mut request = Request::of(Scheme::Q8, &ImportOptions::default());
-    request.image = show.image.map(|size| ImageSpec {
-        size: [size, size],
-        mean: IMAGENET.0,
-        std: IMAGENET.1,
-        channels_first: true,
-    });
+    request.image = show.image.map(|size| ImageSpec { size: [size, size], ..ImageSpec::default() });
     let tokenizer = show.tokenizer.map(|name| models.join(name));
     let source = models.join(show.model);
     let files =

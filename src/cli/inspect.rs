@@ -10,7 +10,7 @@ use super::worker::{self, Files, Request};
 use crate::adapter::{Adapter, TargetKind};
 use crate::error::{Error, Result};
 use crate::fs::open_regular;
-use crate::pack::{Base, SectionInfo};
+use crate::pack::{Base, Fit, IoSpec, Role, SectionInfo};
 #[cfg(feature = "import")]
 use crate::quant::Scheme;
 use serde_json::json;
@@ -82,13 +82,14 @@ fn base(base: &Base, verify: bool, out: &Out) -> Result<()> {
         base.verify()?;
     }
     let record = base.record();
+    let main = base.graph_record(0)?;
     let preprocess = base.preprocess();
     let error_of = |i: usize| record.errors.iter().find(|e| e.target as usize == i);
     if out.json() {
-        let io = |specs: &[crate::pack::IoSpec]| -> Vec<_> {
+        let io = |specs: &[IoSpec]| -> Vec<_> {
             specs
                 .iter()
-                .map(|s| json!({"name": s.name, "dtype": s.dtype, "dims": s.dims}))
+                .map(|s| json!({"name": s.name, "dtype": s.dtype, "dims": s.dims, "role": s.role}))
                 .collect()
         };
         let targets: Vec<_> = base
@@ -113,29 +114,55 @@ fn base(base: &Base, verify: bool, out: &Out) -> Result<()> {
             .iter()
             .map(|s| json!({"name": s.name, "offset": s.offset, "bytes": s.len, "hash": s.hash}))
             .collect();
+        let graphs: Vec<_> = base
+            .graphs()
+            .zip(&record.graphs)
+            .map(|(name, g)| {
+                json!({
+                    "name": name,
+                    "inputs": io(&g.inputs),
+                    "outputs": io(&g.outputs),
+                    "source_name": g.source_name,
+                    "source_hash": g.source_hash,
+                    "source_bytes": g.source_bytes,
+                    "opset": g.opset,
+                    "dims": g.dims,
+                    "fixed_inputs": g.fixed_inputs,
+                    "fixed_values": g.fixed_values,
+                    "properties": g.properties,
+                })
+            })
+            .collect();
+        let texts: Vec<_> = base
+            .texts()?
+            .iter()
+            .map(|(name, text)| json!({"name": name, "bytes": text.len()}))
+            .collect();
         return out.document(&json!({
             "kind": "base",
             "file": base.path(),
             "bytes": base.file_len(),
             "fingerprint": base.fingerprint().to_string(),
             "verified": verify,
-            "inputs": io(&record.inputs),
-            "outputs": io(&record.outputs),
+            "inputs": io(&main.inputs),
+            "outputs": io(&main.outputs),
+            "graphs": graphs,
             "targets": targets,
             "weights": base.weight_count(),
             "sections": sections,
             "preprocess": preprocess,
             "tokenizer": base.tokenizer()?.is_some(),
+            "texts": texts,
             "record": {
                 "tool": record.tool,
-                "source_name": record.source_name,
-                "source_hash": record.source_hash,
-                "source_bytes": record.source_bytes,
-                "opset": record.opset,
-                "dims": record.dims,
-                "fixed_inputs": record.fixed_inputs,
-                "fixed_values": record.fixed_values,
-                "properties": record.properties,
+                "source_name": main.source_name,
+                "source_hash": main.source_hash,
+                "source_bytes": main.source_bytes,
+                "opset": main.opset,
+                "dims": main.dims,
+                "fixed_inputs": main.fixed_inputs,
+                "fixed_values": main.fixed_values,
+                "properties": main.properties,
             },
         }));
     }
@@ -144,28 +171,35 @@ fn base(base: &Base, verify: bool, out: &Out) -> Result<()> {
     if verify {
         out.line("every section equals its hash");
     }
-    out.line(format!(
-        "packed by {} from {} ({}, opset {}, blake3 {})",
-        record.tool,
-        record.source_name,
-        bytes(record.source_bytes),
-        record.opset,
-        record.source_hash.get(..12).unwrap_or(&record.source_hash)
-    ));
-    for (title, specs) in [("inputs", &record.inputs), ("outputs", &record.outputs)] {
-        let rows: Vec<Vec<String>> = specs
-            .iter()
-            .map(|s| vec![s.name.clone(), s.dtype.name().into(), dims(&s.dims)])
-            .collect();
-        block(out, title, &rows);
+    out.line(format!("packed by {}", record.tool));
+    for (name, graph) in base.graphs().zip(&record.graphs) {
+        out.line(format!(
+            "graph '{name}' from {} ({}, opset {}, blake3 {})",
+            graph.source_name,
+            bytes(graph.source_bytes),
+            graph.opset,
+            graph.source_hash.get(..12).unwrap_or(&graph.source_hash)
+        ));
+        for (title, specs) in [("inputs", &graph.inputs), ("outputs", &graph.outputs)] {
+            let rows: Vec<Vec<String>> = specs.iter().map(io_row).collect();
+            block(out, title, &rows);
+        }
     }
     if let Some(image) = &preprocess.image {
         let [h, w] = image.size;
-        out.line(format!("pictures {h} x {w}, mean {:?}, std {:?}", image.mean, image.std));
+        let fit = match image.fit {
+            Fit::Stretch => String::new(),
+            Fit::Exact([h, w]) => format!("the middle of {h} x {w}, "),
+            Fit::Shortest(side) => format!("the middle of those with a shorter side of {side}, "),
+        };
+        out.line(format!("pictures {h} x {w}, {fit}mean {:?}, std {:?}", image.mean, image.std));
     }
     if base.tokenizer()?.is_some() {
         let most = preprocess.max_tokens.map_or(String::new(), |n| format!(", at most {n} tokens"));
         out.line(format!("sentences by its own tokenizer{most}"));
+    }
+    for (name, text) in base.texts()? {
+        out.line(format!("keeps {name}, {}", bytes(text.len() as u64)));
     }
     if !preprocess.labels.is_empty() {
         out.line(format!("{} labels", preprocess.labels.len()));
@@ -183,9 +217,18 @@ fn base(base: &Base, verify: bool, out: &Out) -> Result<()> {
         })
         .collect();
     block(out, &format!("{} targets (scheme, quantization error)", rows.len()), &rows);
-    let row = |s: &SectionInfo| vec![s.name.to_string(), bytes(s.len), format!("at {}", s.offset)];
+    let row = |s: &SectionInfo| vec![s.name.clone(), bytes(s.len), format!("at {}", s.offset)];
     block(out, "sections", &base.sections().iter().map(row).collect::<Vec<_>>());
     Ok(())
+}
+
+fn io_row(spec: &IoSpec) -> Vec<String> {
+    let role = match spec.role {
+        Role::Other => String::new(),
+        Role::State(n) => format!("state {n}"),
+        role => role.name().into(),
+    };
+    vec![spec.name.clone(), spec.dtype.name().into(), dims(&spec.dims), role]
 }
 
 /// Says what an adapter is.

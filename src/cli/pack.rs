@@ -13,9 +13,6 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Mean and standard deviation of ImageNet's pictures, what most vision models are trained with.
-pub const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
-
 /// Targets whose error is printed.
 const WORST: usize = 5;
 
@@ -122,9 +119,10 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     request.max_tokens = args.max_tokens;
     request.image = args.image.map(|size| ImageSpec {
         size,
-        mean: args.mean.unwrap_or(IMAGENET.0),
-        std: args.std.unwrap_or(IMAGENET.1),
+        mean: args.mean.unwrap_or(ImageSpec::default().mean),
+        std: args.std.unwrap_or(ImageSpec::default().std),
         channels_first: !args.channels_last,
+        ..ImageSpec::default()
     });
     let files = Files {
         source: &args.model,
@@ -192,7 +190,7 @@ fn report(base: &Base, out: &Path, start: Instant) -> Report {
     Report {
         out: out.to_path_buf(),
         fingerprint: base.fingerprint().to_string(),
-        source_bytes: base.record().source_bytes,
+        source_bytes: base.record().graphs.iter().map(|g| g.source_bytes).sum(),
         base_bytes: base.file_len(),
         targets: base.targets().len(),
         schemes,

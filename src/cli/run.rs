@@ -7,6 +7,7 @@ use super::train::at_least_one;
 use crate::error::{Error, Result};
 use crate::fs::{peak_rss_bytes, unshared_bytes};
 use crate::npy;
+use crate::pack::Role;
 use crate::runtime::{Engine, Named, Prediction, apply_head, base_predictions};
 use crate::shape::{Array, Data};
 use serde_json::{Value, json};
@@ -58,7 +59,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let planned = start.elapsed();
     let outputs = engine.run(&inputs, adapter.as_ref())?;
     let predictions = match adapter.as_ref().and_then(|a| a.head.as_ref()) {
-        Some(head) => apply_head(head, &inputs, &outputs)?,
+        Some(head) => apply_head(head, engine.given(&inputs, Role::Mask), &outputs)?,
         None => base_predictions(engine.base(), &outputs),
     };
     let ran = start.elapsed();

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::fs::{open_regular, read_limited, read_text};
 use crate::import::{ImportOptions, InputSpec};
 use crate::import::{Limits, apply_limits, run_limited, run_worker};
+use crate::limits;
 use crate::pack::ImageSpec;
 use crate::quant::Scheme;
 use crate::runtime::PackOptions;
@@ -20,13 +21,6 @@ use std::time::Duration;
 const VERB: &str = "import-worker";
 /// Words of a worker's command line, the program's name included.
 const WORDS: usize = 8;
-
-/// Longest tokenizer.json.
-const MAX_TOKENIZER: u64 = 256 << 20;
-/// Longest file of labels.
-const MAX_LABELS: u64 = 4 << 20;
-/// Larger ONNX files are refused; protobuf itself stops there.
-const MAX_ONNX: u64 = 1 << 31;
 
 /// What the worker is to do, paths apart (they need not be UTF-8).
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -114,7 +108,7 @@ pub struct Files<'a> {
 /// The worker's own; unsupported if it died, hung or grew past its limits.
 pub fn call(request: &Request, files: Files<'_>) -> Result<Option<OnnxSummary>> {
     // Before a process is made; a FIFO must not be waited for.
-    let len = open_regular(files.source, MAX_ONNX)?.len;
+    let len = open_regular(files.source, limits::ONNX)?.len;
     let limits = limits(len, files.out.is_some());
     let program = std::env::current_exe()
         .map_err(|e| Error::failed(format!("this program's own file can't be found: {e}")))?;
@@ -170,7 +164,7 @@ pub fn main(arguments: &[OsString]) -> u8 {
             return serde_json::to_string(&summary)
                 .map_err(|e| Error::failed(format!("the summary can't be written: {e}")));
         };
-        let tokenizer = path(tokenizer).map(|p| read_limited(&p, MAX_TOKENIZER)).transpose()?;
+        let tokenizer = path(tokenizer).map(|p| read_limited(&p, limits::TOKENIZER)).transpose()?;
         let options = PackOptions {
             scheme: request.scheme,
             import: request.import(),
@@ -178,6 +172,7 @@ pub fn main(arguments: &[OsString]) -> u8 {
             image: request.image.clone(),
             labels: path(labels).map(|p| read_labels(&p)).transpose()?.unwrap_or_default(),
             max_tokens: request.max_tokens,
+            ..PackOptions::default()
         };
         crate::runtime::pack(source, &out, &options)?;
         Ok(String::new())
@@ -191,7 +186,7 @@ fn text(word: &OsStr) -> Result<String> {
 
 /// One label a line; empty lines at the end are dropped.
 fn read_labels(path: &Path) -> Result<Vec<String>> {
-    let text = read_text(path, MAX_LABELS)?;
+    let text = read_text(path, limits::LABELS)?;
     let labels: Vec<String> = text.trim_end().lines().map(|l| l.trim().to_string()).collect();
     match labels.iter().position(String::is_empty) {
         Some(at) => {

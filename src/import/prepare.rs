@@ -6,14 +6,12 @@ use super::targets::{FrozenMatrix, find_and_rewrite};
 use super::validate::validate;
 use crate::adapter::Target;
 use crate::error::{Error, Result};
+use crate::limits;
 use prost::Message;
 use std::path::Path;
 use tract_onnx::pb::tensor_shape_proto::dimension::Value as Dim;
 use tract_onnx::pb::type_proto::Value as TypeValue;
 use tract_onnx::pb::{GraphProto, ModelProto, ValueInfoProto};
-
-/// Larger ONNX files than this are refused (protobuf itself stops at 2 GiB).
-const MAX_FILE: u64 = 1 << 31;
 
 /// An ONNX file, checked, with its target layers rewritten and their weights taken out.
 pub struct Prepared {
@@ -50,7 +48,7 @@ pub struct InputInfo {
 /// it in a process with limits.
 pub fn prepare(path: &Path, options: &ImportOptions) -> Result<Prepared> {
     let place = path.display();
-    let bytes = crate::fs::read_limited(path, MAX_FILE)?;
+    let bytes = crate::fs::read_limited(path, limits::ONNX)?;
     if bytes.is_empty() {
         return Err(Error::bad_input(format!("{place}: the file is empty")));
     }

@@ -1,8 +1,11 @@
 //! An opened base: views into its mapping.
 
-use super::header::{Header, KINDS, Kind, SectionInfo, decode};
+use super::header::{
+    ALWAYS, FURTHER, Header, Kind, MUST, Section, SectionInfo, decode, section_name,
+};
 use super::mapping::Mapping;
-use super::record::{ConstType, ImportRecord, Preprocess, WeightSpec, check_targets};
+use super::preprocess::{Activation, Preprocess, Subspace};
+use super::record::{ConstType, GraphRecord, ImportRecord, WeightSpec, check_targets};
 use crate::adapter::{Target, TargetKind};
 use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;
@@ -14,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// An opened `.base` file. Cheap to clone, usable from several threads.
 ///
 /// Holding one proves: a regular file without an open writer (where the system can tell), of
-/// exactly the stated length, whose header and small tables are intact and consistent. The graph,
+/// exactly the stated length, whose header and small tables are intact and consistent. The graphs,
 /// the constants and the tokenizer are checked against their hashes when first asked for; the
 /// weights only by [`Base::verify`].
 #[derive(Clone, Debug)]
@@ -29,11 +32,13 @@ struct Inner {
     targets: Vec<Target>,
     preprocess: Preprocess,
     record: ImportRecord,
-    /// Which sections have been found to equal their hashes.
-    intact: [AtomicBool; 7],
+    /// One for each target; empty where all are the default.
+    activations: Vec<Activation>,
+    /// Which known sections have been found to equal their hashes.
+    intact: [AtomicBool; ALWAYS.len() + FURTHER.len()],
 }
 
-/// A small constant of the graph.
+/// A small constant of a graph.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ConstantRef<'a> {
     /// Its name in the graph.
@@ -60,8 +65,9 @@ impl Base {
     fn from_mapping(path: &Path, mapping: Mapping) -> Result<Base> {
         let header = Header::parse(mapping.bytes())?;
         let table = |kind: Kind| -> Result<&[u8]> {
-            let bytes = section_bytes(&mapping, &header, kind)?;
-            check_hash(&header, kind, bytes)?;
+            let section = known(&header, kind)?;
+            let bytes = bytes_of(&mapping, section)?;
+            check_hash(section, bytes)?;
             Ok(bytes)
         };
         let place = |kind: Kind| move |e: Error| e.at(format_args!("section '{}'", kind.name()));
@@ -71,7 +77,12 @@ impl Base {
             decode(table(Kind::Preprocess)?).map_err(place(Kind::Preprocess))?;
         preprocess.check()?;
         let record: ImportRecord = decode(table(Kind::Record)?).map_err(place(Kind::Record))?;
-        record.check(&targets)?;
+        record.check(header.graphs.len(), &targets)?;
+        let activations: Vec<Activation> = match header.section(Kind::Activations) {
+            None => vec![],
+            Some(_) => decode(table(Kind::Activations)?).map_err(place(Kind::Activations))?,
+        };
+        check_activations(&activations, &targets)?;
         let fingerprint = header.fingerprint()?;
         Ok(Base(Arc::new(Inner {
             path: path.to_path_buf(),
@@ -81,6 +92,7 @@ impl Base {
             targets,
             preprocess,
             record,
+            activations,
             intact: Default::default(),
         })))
     }
@@ -91,19 +103,18 @@ impl Base {
         let inner = &*self.0;
         let place = |e: Error| e.at(format_args!("'{}'", inner.path.display()));
         let mut end = None;
-        for kind in KINDS {
-            let section = &inner.header.sections[kind.index()];
+        for section in &inner.header.sections {
+            let name = section_name(section.kind);
             if let Some(end) = end {
                 let padding = range(inner.mapping.bytes(), end, section.offset - end);
                 if !padding.is_some_and(|p| p.iter().all(|&b| b == 0)) {
                     return Err(place(Error::bad_input(format!(
-                        "padding before section '{}' is not zero",
-                        kind.name()
+                        "padding before section {name} is not zero"
                     ))));
                 }
             }
-            let bytes = section_bytes(&inner.mapping, &inner.header, kind).map_err(place)?;
-            check_hash(&inner.header, kind, bytes).map_err(place)?;
+            let bytes = bytes_of(&inner.mapping, section).map_err(place)?;
+            check_hash(section, bytes).map_err(place)?;
             end = Some(section.offset + section.len);
         }
         inner.mapping.check(&inner.path)
@@ -115,47 +126,68 @@ impl Base {
         self.0.mapping.check(&self.0.path)
     }
 
-    /// The base's name: blake3 over graph, constants, targets and weights with their tables.
+    /// The base's name: blake3 over graphs, constants, targets and weights with their tables.
     pub fn fingerprint(&self) -> BaseFingerprint {
         self.0.fingerprint
     }
 
-    /// The graph section's text. Errors: damaged or not UTF-8 (bad input).
-    pub fn graph(&self) -> Result<&str> {
-        let bytes = self.checked(Kind::Graph)?;
+    /// The names of the graphs: the first is the main one.
+    pub fn graphs(&self) -> impl Iterator<Item = &str> {
+        self.0.header.graphs.iter().map(|g| g.name.as_str())
+    }
+
+    /// The number of the graph of this name.
+    pub fn graph_index(&self, name: &str) -> Option<usize> {
+        self.graphs().position(|g| g == name)
+    }
+
+    /// The text of graph `index`. Errors: no such graph, damaged or not UTF-8 (bad input).
+    pub fn graph(&self, index: usize) -> Result<&str> {
+        let entry = self.graph_entry(index)?;
+        let bytes = self.checked(Kind::Graphs)?;
+        let start = self.0.header.graphs.iter().take(index).map(|g| g.text).sum();
+        let bytes = range(bytes, start, entry.text).unwrap_or_default();
         std::str::from_utf8(bytes).map_err(|e| {
             Error::bad_input(format!(
-                "'{}': section 'graph' is not UTF-8 (byte {})",
+                "'{}': graph '{}' is not UTF-8 (byte {})",
                 self.0.path.display(),
+                entry.name,
                 e.valid_up_to()
             ))
         })
     }
 
-    /// The small constants, in the order in which they were added. Errors: damaged (bad input).
-    pub fn constants(&self) -> Result<impl Iterator<Item = ConstantRef<'_>>> {
+    fn graph_entry(&self, index: usize) -> Result<&super::header::GraphEntry> {
+        self.0.header.graphs.get(index).ok_or_else(|| {
+            Error::bad_input(format!(
+                "'{}' has no graph {index}, only {}",
+                self.0.path.display(),
+                self.0.header.graphs.len()
+            ))
+        })
+    }
+
+    /// The small constants that graph `index` reads. Errors: no such graph, damaged (bad input).
+    pub fn constants(&self, index: usize) -> Result<impl Iterator<Item = ConstantRef<'_>>> {
+        let entry = self.graph_entry(index)?;
         let bytes = self.checked(Kind::Constants)?;
-        let constants: Vec<ConstantRef<'_>> = self
-            .0
-            .header
+        let table = &self.0.header.constants;
+        let constants: Vec<ConstantRef<'_>> = entry
             .constants
             .iter()
-            .map(|c| {
-                let found = c
-                    .dtype
-                    .byte_len(&c.shape)
-                    .and_then(|len| range(bytes, c.offset, len))
-                    .filter(|b| c.dtype != ConstType::Bool || b.iter().all(|&v| v <= 1));
-                match found {
-                    Some(bytes) => {
-                        Ok(ConstantRef { name: &c.name, dtype: c.dtype, shape: &c.shape, bytes })
-                    }
-                    None => Err(Error::bad_input(format!(
-                        "'{}': constant '{}' has booleans that are neither 0 nor 1",
-                        self.0.path.display(),
-                        c.name
-                    ))),
-                }
+            .map(|(name, at)| {
+                let found = table.get(*at as usize).and_then(|c| {
+                    let len = c.dtype.byte_len(&c.shape)?;
+                    let bytes = range(bytes, c.offset, len)
+                        .filter(|b| c.dtype != ConstType::Bool || b.iter().all(|&v| v <= 1))?;
+                    Some(ConstantRef { name, dtype: c.dtype, shape: &c.shape, bytes })
+                });
+                found.ok_or_else(|| {
+                    Error::bad_input(format!(
+                        "'{}': constant '{name}' has booleans that are neither 0 nor 1",
+                        self.0.path.display()
+                    ))
+                })
             })
             .collect::<Result<_>>()?;
         Ok(constants.into_iter())
@@ -194,7 +226,7 @@ impl Base {
                 self.weight_count()
             ))
         })?;
-        let section = section_bytes(&inner.mapping, &inner.header, Kind::Weights)?;
+        let section = bytes_of(&inner.mapping, known(&inner.header, Kind::Weights)?)?;
         let spec = entry.spec;
         let bytes = spec.byte_len().and_then(|len| range(section, entry.offset, len));
         PackedRef::new(
@@ -220,12 +252,52 @@ impl Base {
         &self.0.record
     }
 
+    /// Where graph `index` comes from, its inputs and outputs. Errors: no such graph (bad input).
+    pub fn graph_record(&self, index: usize) -> Result<&GraphRecord> {
+        self.graph_entry(index)?;
+        // As many as there are graphs: checked at open.
+        self.0.record.graphs.get(index).ok_or_else(|| Error::failed("a graph without a record"))
+    }
+
+    /// How the inputs of target `index` are quantized.
+    pub fn activation(&self, index: usize) -> Activation {
+        self.0.activations.get(index).copied().unwrap_or_default()
+    }
+
+    /// The directions of the targets' inputs that the base's knowledge lives in, read in place; none
+    /// where they were not measured. Errors: damaged (bad input).
+    pub fn subspaces(&self) -> Result<Vec<Subspace<'_>>> {
+        let Some(bytes) = self.further(Kind::Subspaces)? else { return Ok(vec![]) };
+        let place = |e: Error| e.at(format_args!("'{}'", self.0.path.display()));
+        let subspaces: Vec<Subspace<'_>> = decode(bytes).map_err(place)?;
+        for subspace in &subspaces {
+            let target = self.0.targets.get(subspace.target as usize);
+            subspace.check(target.map(|t| t.in_features)).map_err(place)?;
+        }
+        Ok(subspaces)
+    }
+
+    /// A file of the export folder that was kept as it is: `generation_config.json`. Errors: damaged
+    /// (bad input).
+    pub fn text(&self, name: &str) -> Result<Option<&str>> {
+        let texts = self.texts()?;
+        Ok(texts.into_iter().find(|(n, _)| *n == name).map(|(_, text)| text))
+    }
+
+    /// All those, name and contents.
+    pub fn texts(&self) -> Result<Vec<(&str, &str)>> {
+        let Some(bytes) = self.further(Kind::Texts)? else { return Ok(vec![]) };
+        decode(bytes).map_err(|e| e.at(format_args!("'{}'", self.0.path.display())))
+    }
+
     /// Every section: name, place, hash.
     pub fn sections(&self) -> Vec<SectionInfo> {
-        let sections = KINDS.into_iter().zip(&self.0.header.sections);
+        let sections = self.0.header.sections.iter();
         sections
-            .map(|(kind, s)| SectionInfo {
-                name: kind.name(),
+            .map(|s| SectionInfo {
+                name: Kind::of(s.kind)
+                    .map_or_else(|| section_name(s.kind), |k| k.name().to_string()),
+                required: s.flags & MUST != 0,
                 offset: s.offset,
                 len: s.len,
                 hash: blake3::Hash::from_bytes(s.hash).to_hex().to_string(),
@@ -251,7 +323,7 @@ impl Base {
     /// Asks the kernel to read the weights ahead of use. Best effort; for machines whose free
     /// memory is well above the file's length.
     pub fn will_need(&self) {
-        let section = &self.0.header.sections[Kind::Weights.index()];
+        let Some(section) = self.0.header.section(Kind::Weights) else { return };
         if let (Ok(offset), Ok(len)) = (section.offset.try_into(), section.len.try_into()) {
             self.0.mapping.will_need(offset, len);
         }
@@ -264,13 +336,22 @@ impl Base {
         self.0.mapping.lock(&self.0.path)
     }
 
+    /// The bytes of a section that only some bases have, hashed once.
+    fn further(&self, kind: Kind) -> Result<Option<&[u8]>> {
+        match self.0.header.section(kind) {
+            None => Ok(None),
+            Some(_) => self.checked(kind).map(Some),
+        }
+    }
+
     /// The bytes of a section, hashed once.
     fn checked(&self, kind: Kind) -> Result<&[u8]> {
         let inner = &*self.0;
-        let bytes = section_bytes(&inner.mapping, &inner.header, kind)?;
+        let section = known(&inner.header, kind)?;
+        let bytes = bytes_of(&inner.mapping, section)?;
         let intact = &inner.intact[kind.index()];
         if !intact.load(Ordering::Relaxed) {
-            check_hash(&inner.header, kind, bytes)
+            check_hash(section, bytes)
                 .map_err(|e| e.at(format_args!("'{}'", inner.path.display())))?;
             intact.store(true, Ordering::Relaxed);
         }
@@ -278,19 +359,41 @@ impl Base {
     }
 }
 
-fn section_bytes<'a>(mapping: &'a Mapping, header: &Header, kind: Kind) -> Result<&'a [u8]> {
-    let section = &header.sections[kind.index()];
+/// One for each target, or none.
+pub(super) fn check_activations(activations: &[Activation], targets: &[Target]) -> Result<()> {
+    if !activations.is_empty() && activations.len() != targets.len() {
+        return Err(Error::bad_input(format!(
+            "{} activation ranges for {} targets",
+            activations.len(),
+            targets.len()
+        )));
+    }
+    activations.iter().try_for_each(Activation::check)
+}
+
+fn known(header: &Header, kind: Kind) -> Result<&Section> {
+    let missing = || Error::bad_input(format!("section '{}' is missing", kind.name()));
+    header.section(kind).ok_or_else(missing)
+}
+
+fn bytes_of<'a>(mapping: &'a Mapping, section: &Section) -> Result<&'a [u8]> {
     range(mapping.bytes(), section.offset, section.len).ok_or_else(|| {
-        Error::bad_input(format!("section '{}' reaches past the file's end", kind.name()))
+        Error::bad_input(format!(
+            "section {} reaches past the file's end",
+            section_name(section.kind)
+        ))
     })
 }
 
-fn check_hash(header: &Header, kind: Kind, bytes: &[u8]) -> Result<()> {
-    if *blake3::hash(bytes).as_bytes() == header.sections[kind.index()].hash {
+fn check_hash(section: &Section, bytes: &[u8]) -> Result<()> {
+    if *blake3::hash(bytes).as_bytes() == section.hash {
         return Ok(());
     }
-    Err(Error::bad_input(format!("section '{}' is damaged (its hash differs)", kind.name()))
-        .hint("pack the ONNX file again"))
+    Err(Error::bad_input(format!(
+        "section {} is damaged (its hash differs)",
+        section_name(section.kind)
+    ))
+    .hint("pack the ONNX file again"))
 }
 
 fn range(bytes: &[u8], offset: u64, len: u64) -> Option<&[u8]> {

@@ -4,13 +4,14 @@
 use super::record::{ConstType, WeightSpec};
 use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;
+use crate::limits;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
 /// The first eight bytes of every base.
 pub const MAGIC: [u8; 8] = *b"offbase\n";
 /// The one format version that this crate writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Alignment of every section in the file: the largest page size of the boards.
 pub const SECTION_ALIGN: u64 = 64 << 10;
 /// Alignment of every weight and constant in its section.
@@ -22,28 +23,24 @@ pub(super) const FILE_LEN_AT: usize = HEADER_LEN_AT + 4;
 pub(super) const RESERVED_AT: usize = FILE_LEN_AT + 8;
 pub(super) const HASH_AT: usize = RESERVED_AT + 8;
 pub(super) const PREFIX_LEN: usize = HASH_AT + 32;
-/// Largest header.
-pub(super) const MAX_HEADER: usize = 1 << 20;
-/// Largest section of a kind that is decoded into structs at open (target table, preprocessing,
-/// import record): bounds what opening a hostile file can allocate.
-const MAX_TABLE: u64 = 8 << 20;
-/// Largest graph text and largest tokenizer.
-const MAX_TEXT: u64 = 256 << 20;
-
-/// The sections, in the order in which they stand in the file.
+/// The sections that this program knows, in the order in which they stand in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    Graph = 1,
+    Graphs = 1,
     Constants = 2,
     Targets = 3,
     Preprocess = 4,
     Tokenizer = 5,
     Record = 6,
     Weights = 7,
+    Activations = 8,
+    Subspaces = 9,
+    Texts = 10,
 }
 
-pub(super) const KINDS: [Kind; 7] = [
-    Kind::Graph,
+/// Those that every base has; further ones follow them where they are needed.
+pub(super) const ALWAYS: [Kind; 7] = [
+    Kind::Graphs,
     Kind::Constants,
     Kind::Targets,
     Kind::Preprocess,
@@ -52,37 +49,67 @@ pub(super) const KINDS: [Kind; 7] = [
     Kind::Weights,
 ];
 
+pub(super) const FURTHER: [Kind; 3] = [Kind::Activations, Kind::Subspaces, Kind::Texts];
+
+/// Flag of a section that a program must understand to run the base as it was meant; without it one
+/// that doesn't know the kind passes over it.
+pub(super) const MUST: u8 = 1;
+
 impl Kind {
     pub(super) fn name(self) -> &'static str {
         match self {
-            Kind::Graph => "graph",
+            Kind::Graphs => "graphs",
             Kind::Constants => "constants",
             Kind::Targets => "targets",
             Kind::Preprocess => "preprocess",
             Kind::Tokenizer => "tokenizer",
             Kind::Record => "record",
             Kind::Weights => "weights",
+            Kind::Activations => "activations",
+            Kind::Subspaces => "subspaces",
+            Kind::Texts => "texts",
         }
+    }
+
+    /// The kind of this number, where it is known.
+    pub(super) fn of(number: u8) -> Option<Kind> {
+        ALWAYS.into_iter().chain(FURTHER).find(|k| *k as u8 == number)
     }
 
     pub(super) fn index(self) -> usize {
         self as usize - 1
     }
 
+    /// What it must be understood for: whatever decides what the base computes, and all that stood
+    /// in the first version that had flags.
+    pub(super) fn flags(self) -> u8 {
+        if matches!(self, Kind::Subspaces | Kind::Texts) { 0 } else { MUST }
+    }
+
     fn max_len(self) -> u64 {
         match self {
-            Kind::Targets | Kind::Preprocess | Kind::Record => MAX_TABLE,
-            Kind::Graph | Kind::Tokenizer => MAX_TEXT,
-            Kind::Constants | Kind::Weights => u64::MAX,
+            Kind::Targets | Kind::Preprocess | Kind::Record => limits::TABLE,
+            Kind::Activations | Kind::Texts => limits::TABLE,
+            Kind::Graphs => limits::GRAPH_TEXT,
+            Kind::Tokenizer => limits::TOKENIZER,
+            Kind::Constants | Kind::Weights | Kind::Subspaces => u64::MAX,
         }
     }
+}
+
+/// What messages call a section of this number.
+pub(super) fn section_name(number: u8) -> String {
+    Kind::of(number).map_or_else(|| format!("kind {number}"), |k| format!("'{}'", k.name()))
 }
 
 /// Where a section stands, for people and tools.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SectionInfo {
-    /// `graph`, `constants`, `targets`, `preprocess`, `tokenizer`, `record` or `weights`.
-    pub name: &'static str,
+    /// `graphs`, `constants`, `targets`, `preprocess`, `tokenizer`, `record`, `weights`, or one of
+    /// the further ones; `kind N` for one that this program does not know.
+    pub name: String,
+    /// Whether a program must understand it.
+    pub required: bool,
     /// Offset in the file, a multiple of [`SECTION_ALIGN`].
     pub offset: u64,
     /// Bytes without the padding that follows.
@@ -94,6 +121,7 @@ pub struct SectionInfo {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Section {
     pub kind: u8,
+    pub flags: u8,
     // Fixed width, so that the header's length does not depend on the offsets.
     #[serde(with = "postcard::fixint::le")]
     pub offset: u64,
@@ -111,18 +139,29 @@ pub(super) struct WeightEntry {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct ConstEntry {
-    pub name: String,
     pub dtype: ConstType,
     pub shape: Vec<u64>,
     /// From the start of the constants section.
     pub offset: u64,
 }
 
+/// One graph: its text is the next `text` bytes of the graphs section.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct GraphEntry {
+    pub name: String,
+    pub text: u64,
+    /// The constants that the text reads: its name there, index in the constant table.
+    pub constants: Vec<(String, u32)>,
+}
+
 /// The decoded header. Holding one from [`Header::parse`] proves: sections in order, contiguous up
-/// to the end of the file; weights and constants within their sections, aligned, without overlap.
+/// to the end of the file, those that every base has at the front, none that must be understood and
+/// isn't; at least one graph, their names unique, their texts within their section; weights and
+/// constants within their sections, aligned, without overlap.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Header {
-    pub sections: [Section; 7],
+    pub sections: Vec<Section>,
+    pub graphs: Vec<GraphEntry>,
     pub weights: Vec<WeightEntry>,
     pub constants: Vec<ConstEntry>,
 }
@@ -151,10 +190,11 @@ impl Header {
     fn body(&self) -> Result<Vec<u8>> {
         let body = postcard::to_stdvec(self)
             .map_err(|e| Error::failed(format!("the header can't be encoded: {e}")))?;
-        if body.len() > MAX_HEADER {
+        if body.len() > limits::HEADER {
             return Err(Error::unsupported(format!(
-                "the header would take {} bytes, at most {MAX_HEADER} are allowed ({} weights, {} constants)",
+                "the header would take {} bytes, at most {} are allowed ({} weights, {} constants)",
                 body.len(),
+                limits::HEADER,
                 self.weights.len(),
                 self.constants.len()
             )));
@@ -192,10 +232,11 @@ impl Header {
         }
         let header_len = u32_at(prefix, HEADER_LEN_AT) as usize;
         let body = match rest.get(..header_len) {
-            Some(body) if header_len <= MAX_HEADER => body,
+            Some(body) if header_len <= limits::HEADER => body,
             _ => {
                 return Err(Error::bad_input(format!(
-                    "header length {header_len} is past the file's end or the limit of {MAX_HEADER}"
+                    "header length {header_len} is past the file's end or the limit of {}",
+                    limits::HEADER
                 )));
             }
         };
@@ -208,8 +249,8 @@ impl Header {
         }
         let header: Header = decode(body).map_err(|e| e.at("header"))?;
         header.check(found, (PREFIX_LEN + header_len) as u64)?;
-        let first = header.sections[0].offset as usize;
-        match rest.get(header_len..first - PREFIX_LEN) {
+        let first = header.sections.first().map_or(0, |s| s.offset) as usize;
+        match rest.get(header_len..first.saturating_sub(PREFIX_LEN)) {
             Some(padding) if padding.iter().all(|&b| b == 0) => Ok(header),
             _ => Err(Error::bad_input("padding after the header is not zero")),
         }
@@ -217,35 +258,67 @@ impl Header {
 
     /// Geometry: see the type.
     pub(super) fn check(&self, file_len: u64, header_end: u64) -> Result<()> {
-        let mut end = header_end;
-        for (kind, section) in KINDS.into_iter().zip(&self.sections) {
-            let name = kind.name();
-            if section.kind != kind as u8 {
+        if self.sections.len() > limits::SECTIONS {
+            return Err(Error::bad_input(format!(
+                "{} sections, at most {} are allowed",
+                self.sections.len(),
+                limits::SECTIONS
+            )));
+        }
+        for (i, kind) in ALWAYS.into_iter().enumerate() {
+            let found = self.sections.get(i).map_or(0, |s| s.kind);
+            if found != kind as u8 {
                 return Err(Error::bad_input(format!(
-                    "section table: expected kind {} ('{name}'), found {}",
-                    kind as u8, section.kind
+                    "section table: expected kind {} ('{}'), found {found}",
+                    kind as u8,
+                    kind.name()
                 )));
+            }
+        }
+        let mut end = header_end;
+        let mut before = 0;
+        for section in &self.sections {
+            let name = section_name(section.kind);
+            let kind = Kind::of(section.kind);
+            if section.kind <= before {
+                return Err(Error::bad_input(format!(
+                    "section table: {name} stands behind kind {before}"
+                )));
+            }
+            before = section.kind;
+            if section.flags & !MUST != 0 || kind.is_some_and(|k| k.flags() != section.flags) {
+                return Err(Error::bad_input(format!(
+                    "section {name} has the flags {}",
+                    section.flags
+                )));
+            }
+            if kind.is_none() && section.flags & MUST != 0 {
+                return Err(Error::unsupported(format!(
+                    "base has a section of kind {}, which must be understood and isn't known here",
+                    section.kind
+                ))
+                .hint("a newer program made it: use that, or pack the ONNX file again"));
             }
             let expected = align_up(end, SECTION_ALIGN);
             if expected != Some(section.offset) {
                 return Err(Error::bad_input(format!(
-                    "section '{name}' is at {}, expected {}",
+                    "section {name} is at {}, expected {}",
                     section.offset,
                     expected.unwrap_or(u64::MAX)
                 )));
             }
-            if section.len > kind.max_len() {
+            let most = kind.map_or(u64::MAX, Kind::max_len);
+            if section.len > most {
                 return Err(Error::bad_input(format!(
-                    "section '{name}' has {} bytes, at most {} are allowed",
-                    section.len,
-                    kind.max_len()
+                    "section {name} has {} bytes, at most {most} are allowed",
+                    section.len
                 )));
             }
             end = match section.offset.checked_add(section.len) {
                 Some(end) if end <= file_len => end,
                 _ => {
                     return Err(Error::bad_input(format!(
-                        "section '{name}' of {} bytes reaches past the file's end",
+                        "section {name} of {} bytes reaches past the file's end",
                         section.len
                     )));
                 }
@@ -255,7 +328,47 @@ impl Header {
             return Err(Error::bad_input(format!("sections end at {end}, the file at {file_len}")));
         }
         self.check_weights()?;
-        self.check_constants()
+        self.check_constants()?;
+        self.check_graphs()
+    }
+
+    fn check_graphs(&self) -> Result<()> {
+        if self.graphs.is_empty() || self.graphs.len() > limits::GRAPHS {
+            return Err(Error::bad_input(format!(
+                "{} graphs, expected 1 to {}",
+                self.graphs.len(),
+                limits::GRAPHS
+            )));
+        }
+        let mut end = 0u64;
+        let mut graphs = HashSet::new();
+        for graph in &self.graphs {
+            let name = &graph.name;
+            if !is_graph_name(name) || !graphs.insert(name) {
+                return Err(Error::bad_input(format!(
+                    "graph name '{}' is no plain word or stands twice",
+                    name.escape_debug()
+                )));
+            }
+            end = end.checked_add(graph.text).ok_or_else(|| {
+                Error::bad_input(format!("graph '{name}' has {} bytes", graph.text))
+            })?;
+            let mut seen = HashSet::new();
+            for (constant, index) in &graph.constants {
+                if constant.is_empty() || !seen.insert(constant.as_str()) {
+                    return Err(Error::bad_input(format!(
+                        "constant name '{constant}' is empty or stands twice in graph '{name}'"
+                    )));
+                }
+                if *index as usize >= self.constants.len() {
+                    return Err(Error::bad_input(format!(
+                        "constant '{constant}' of graph '{name}' is number {index} of {}",
+                        self.constants.len()
+                    )));
+                }
+            }
+        }
+        self.covers(Kind::Graphs, end)
     }
 
     fn check_weights(&self) -> Result<()> {
@@ -280,21 +393,14 @@ impl Header {
 
     fn check_constants(&self) -> Result<()> {
         let mut end = 0u64;
-        let mut seen = HashSet::new();
-        for constant in &self.constants {
-            let name = &constant.name;
-            if name.is_empty() || !seen.insert(name.as_str()) {
-                return Err(Error::bad_input(format!(
-                    "constant name '{name}' is empty or stands twice"
-                )));
-            }
+        for (i, constant) in self.constants.iter().enumerate() {
             let len = constant.dtype.byte_len(&constant.shape);
             let next = len.and_then(|len| constant.offset.checked_add(len));
             match next {
                 Some(next) if Some(constant.offset) == align_up(end, WEIGHT_ALIGN) => end = next,
                 _ => {
                     return Err(Error::bad_input(format!(
-                        "constant '{name}' of shape {:?} at {} is too large or not where it belongs",
+                        "constant {i} of shape {:?} at {} is too large or not where it belongs",
                         constant.shape, constant.offset
                     )));
                 }
@@ -304,7 +410,7 @@ impl Header {
     }
 
     fn covers(&self, kind: Kind, end: u64) -> Result<()> {
-        let len = self.sections[kind.index()].len;
+        let len = self.sections.get(kind.index()).map_or(0, |s| s.len);
         if end == len {
             return Ok(());
         }
@@ -316,29 +422,44 @@ impl Header {
 
     /// Length of the file.
     pub(super) fn end(&self) -> Option<u64> {
-        let last = &self.sections[Kind::Weights.index()];
+        let last = self.sections.last()?;
         last.offset.checked_add(last.len)
     }
 
-    /// Everything that decides what the base computes: graph, constants and weights with their
-    /// tables, and the targets that adapters attach to. Not where it came from, nor preprocessing.
+    /// The section of this kind, where the base has one.
+    pub(super) fn section(&self, kind: Kind) -> Option<&Section> {
+        self.sections.iter().find(|s| s.kind == kind as u8)
+    }
+
+    /// Everything that decides what the base computes: graphs, constants and weights with their
+    /// tables, the targets that adapters attach to, and what else must be understood. Not where it
+    /// came from, nor preprocessing.
     pub(super) fn fingerprint(&self) -> Result<BaseFingerprint> {
-        let mut hasher = blake3::Hasher::new_derive_key("offshoot base fingerprint 1");
-        for kind in [Kind::Graph, Kind::Constants, Kind::Targets, Kind::Weights] {
-            let section = &self.sections[kind.index()];
-            hasher.update(&section.len.to_le_bytes());
-            hasher.update(&section.hash);
+        let mut hasher = blake3::Hasher::new_derive_key("offshoot base fingerprint 2");
+        let apart = [Kind::Preprocess, Kind::Tokenizer, Kind::Record].map(|k| k as u8);
+        for section in &self.sections {
+            if section.flags & MUST != 0 && !apart.contains(&section.kind) {
+                hasher.update(&[section.kind]);
+                hasher.update(&section.len.to_le_bytes());
+                hasher.update(&section.hash);
+            }
         }
-        let tables = postcard::to_stdvec(&(&self.weights, &self.constants))
-            .map_err(|e| Error::failed(format!("the weight table can't be encoded: {e}")))?;
+        let tables = postcard::to_stdvec(&(&self.graphs, &self.weights, &self.constants))
+            .map_err(|e| Error::failed(format!("the tables can't be encoded: {e}")))?;
         hasher.update(&(tables.len() as u64).to_le_bytes());
         hasher.update(&tables);
         Ok(BaseFingerprint(*hasher.finalize().as_bytes()))
     }
 }
 
+/// Whether a graph may have this name: `main`, `step`, `decoder_2`.
+pub(super) fn is_graph_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
 /// Decodes a whole postcard value; bytes left over are an error.
-pub(super) fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+pub(super) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
     match postcard::take_from_bytes(bytes) {
         Ok((value, [])) => Ok(value),
         Ok((_, rest)) => Err(Error::bad_input(format!("{} bytes are left over", rest.len()))),

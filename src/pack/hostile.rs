@@ -20,7 +20,7 @@ fn every_truncation_is_refused_at_open() {
     let len = file.bytes.len();
     let header = Header::parse(&file.bytes).unwrap();
     let mut cuts: Vec<usize> = (0..=header_end(&file.bytes)).collect();
-    for section in header.sections {
+    for section in &header.sections {
         let (start, end) = (section.offset as usize, (section.offset + section.len) as usize);
         cuts.extend([start - 1, start, start + 1, end - 1, end, end + 1]);
     }
@@ -59,7 +59,7 @@ fn bit_flips_behind_it_are_found_by_open_use_or_verify() {
     let mut places: Vec<usize> = (0..60)
         .map(|_| SECTION_ALIGN as usize + random.below(file.bytes.len() - SECTION_ALIGN as usize))
         .collect();
-    for section in header.sections {
+    for section in &header.sections {
         places.extend([section.offset as usize, (section.offset + section.len) as usize - 1]);
     }
     let mut bytes = file.bytes.clone();
@@ -72,8 +72,8 @@ fn bit_flips_behind_it_are_found_by_open_use_or_verify() {
                 let s = &header.sections[kind.index()];
                 (s.offset..s.offset + s.len).contains(&(at as u64))
             };
-            assert_eq!(base.graph().is_err(), within(Kind::Graph));
-            assert_eq!(base.constants().is_err(), within(Kind::Constants));
+            assert_eq!(base.graph(0).is_err(), within(Kind::Graphs));
+            assert_eq!(base.constants(0).is_err(), within(Kind::Constants));
             assert_eq!(base.tokenizer().is_err(), within(Kind::Tokenizer));
             assert!(!within(Kind::Targets) && !within(Kind::Record) && !within(Kind::Preprocess));
         }
@@ -95,10 +95,14 @@ fn other_kinds_of_files_are_told_apart() {
     refused(file.open(b"\x08\x07\x12\x07pytorch"), "not a base file");
     refused(file.open(&[0x55; 5000]), "not a base file");
     let mut bytes = file.bytes.clone();
-    bytes[VERSION_AT] = 7;
-    let e = file.open(&bytes).unwrap_err();
-    assert_eq!(e.kind(), ErrorKind::Unsupported);
-    assert!(e.message().contains("format version 7, this program reads version 1"), "{e}");
+    for version in [1, 7] {
+        bytes[VERSION_AT] = version;
+        let e = file.open(&bytes).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Unsupported);
+        let words = format!("format version {version}, this program reads version 2");
+        assert!(e.message().contains(&words), "{e}");
+        assert!(e.hint_text().unwrap().contains("pack the ONNX file again"), "{e}");
+    }
     let dir = tempfile::tempdir().unwrap();
     assert!(Base::open(dir.path()).unwrap_err().message().contains("not a regular file"));
     let fifo = dir.path().join("fifo");
@@ -111,7 +115,7 @@ fn other_kinds_of_files_are_told_apart() {
 #[test]
 fn prefix_fields_are_capped() {
     let file = File::new();
-    for len in [MAX_HEADER as u32 + 1, u32::MAX, file.bytes.len() as u32] {
+    for len in [crate::limits::HEADER as u32 + 1, u32::MAX, file.bytes.len() as u32] {
         let mut bytes = file.bytes.clone();
         bytes[HEADER_LEN_AT..][..4].copy_from_slice(&len.to_le_bytes());
         refused(file.open(&bytes), "header length");
@@ -151,14 +155,73 @@ fn section_tables_that_lie_are_refused() {
     refused(file.resealed(|h| h.sections[weights].len += 64), "past the file's end");
     refused(file.resealed(|h| h.sections[weights].len -= 64), "sections end at");
     refused(file.resealed(|h| h.sections[0].len = u64::MAX - 65536), "at most");
-    refused(file.resealed(|h| h.sections[0].len = (256 << 20) + 1), "at most");
-    refused(file.resealed(|h| h.sections[0].hash[0] ^= 1).and_then(graph), "'graph' is damaged");
+    refused(file.resealed(|h| h.sections[0].len = (64 << 20) + 1), "at most");
+    refused(file.resealed(|h| h.sections[0].hash[0] ^= 1).and_then(graph), "'graphs' is damaged");
     refused(file.resealed(|h| h.sections[5].hash[0] ^= 1), "'record' is damaged");
 }
 
 fn graph(base: Base) -> Result<Base, Error> {
-    base.graph()?;
+    base.graph(0)?;
     Ok(base)
+}
+
+#[test]
+fn further_sections_are_skipped_or_understood() {
+    let file = File::new();
+    let mut longer = file.bytes.clone();
+    longer.resize(longer.len().next_multiple_of(SECTION_ALIGN as usize), 0);
+    let offset = longer.len() as u64;
+    longer.extend([7; 5]);
+    let section = |kind, flags| {
+        let hash = *blake3::hash(&[7; 5]).as_bytes();
+        Section { kind, flags, offset, len: 5, hash }
+    };
+    let with = |section: Section| {
+        let mut more = File::new();
+        more.bytes = longer.clone();
+        more.resealed_to(longer.len() as u64, |h| h.sections.push(section))
+    };
+    let base = with(section(77, 0)).unwrap();
+    base.verify().unwrap();
+    assert_eq!(base.sections()[7].name, "kind 77");
+    assert!(!base.sections()[7].required);
+    refused(with(section(77, MUST)), "kind 77, which must be understood");
+    refused(with(section(77, 2)), "flags 2");
+    refused(with(section(6, MUST)), "stands behind kind 7");
+    refused(with(Section { len: 6, ..section(77, 0) }), "past the file's end");
+    refused(with(Section { offset: offset + 1, ..section(77, 0) }), "expected");
+    let mut damaged = section(77, 0);
+    damaged.hash[3] ^= 1;
+    refused(with(damaged).and_then(|b| b.verify().map(|()| b)), "kind 77 is damaged");
+    // What is there stays required, and what may be passed over doesn't become so.
+    refused(file.resealed(|h| h.sections[2].flags = 0), "flags 0");
+    let full = File::of(&full_sample());
+    refused(full.resealed(|h| h.sections[7].flags = 0), "flags 0");
+    refused(full.resealed(|h| h.sections[9].flags = MUST), "flags 1");
+    refused(full.resealed(|h| h.sections[7].hash[0] ^= 1), "'activations' is damaged");
+    let e = full.resealed(|h| h.sections[8].hash[0] ^= 1).unwrap().subspaces().unwrap_err();
+    assert!(e.message().contains("'subspaces' is damaged"), "{e}");
+    refused(file.resealed(|h| h.sections.truncate(6)), "expected kind 7");
+    refused(file.resealed(|h| h.sections.clear()), "expected kind 1");
+    refused(
+        file.resealed(|h| h.sections.extend((0..60).map(|_| Section::default()))),
+        "67 sections",
+    );
+}
+
+#[test]
+fn graph_tables_that_lie_are_refused() {
+    let file = File::new();
+    let graph = |alter: fn(&mut GraphEntry)| file.resealed(|h| alter(&mut h.graphs[1]));
+    refused(graph(|g| g.name = "main".into()), "stands twice");
+    refused(graph(|g| g.name = "a\u{1b}b".into()), "no plain word");
+    refused(graph(|g| g.text += 1), "covers");
+    refused(graph(|g| g.text = u64::MAX), "");
+    refused(graph(|g| g.constants[0].1 = 3), "number 3 of 3");
+    refused(graph(|g| g.constants[0].0.clear()), "is empty");
+    refused(graph(|g| g.constants.push(g.constants[0].clone())), "stands twice");
+    refused(file.resealed(|h| h.graphs.clear()), "0 graphs");
+    refused(file.resealed(|h| drop(h.graphs.pop())), "covers");
 }
 
 #[test]
@@ -191,22 +254,20 @@ fn weight_and_constant_tables_that_lie_are_refused() {
     refused(constant(|c| c.shape = vec![1 << 32, 1 << 32, 0]), "too large");
     refused(constant(|c| c.shape = vec![1; 17]), "too large");
     refused(constant(|c| c.shape = vec![65]), "not where it belongs");
-    refused(constant(|c| c.name = "bias".into()), "stands twice");
-    refused(constant(|c| c.name = String::new()), "is empty");
     refused(file.resealed(|h| h.constants.clear()), "covers 0 bytes");
 }
 
 #[test]
 fn counts_past_the_end_allocate_nothing() {
     let file = File::new();
-    let sections = 7 * (1 + 8 + 8 + 32);
-    // Lengths of the weight table: 2^32, 2^63, and a varint that never ends.
+    // Lengths of the section and of the graph table: 2^32, 2^63, and a varint that never ends.
     for varint in [&[0x80, 0x80, 0x80, 0x80, 0x10][..], &[0xff; 9], &[0xff; 32]] {
-        let mut bytes = file.bytes.clone();
-        let at = PREFIX_LEN + sections;
-        bytes[at..at + varint.len()].copy_from_slice(varint);
-        seal(&mut bytes);
-        refused(file.open(&bytes), "header");
+        for at in [PREFIX_LEN, PREFIX_LEN + 1 + 7 * (2 + 8 + 8 + 32)] {
+            let mut bytes = file.bytes.clone();
+            bytes[at..at + varint.len()].copy_from_slice(varint);
+            seal(&mut bytes);
+            refused(file.open(&bytes), "header");
+        }
     }
 }
 

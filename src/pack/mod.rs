@@ -4,7 +4,9 @@
 
 mod base;
 mod header;
+mod io;
 mod mapping;
+mod preprocess;
 mod record;
 mod writer;
 
@@ -17,8 +19,10 @@ mod tests;
 
 pub use base::{Base, ConstantRef};
 pub use header::{MAGIC, SECTION_ALIGN, SectionInfo, VERSION, WEIGHT_ALIGN};
+pub use io::{IoSpec, Role};
 pub(crate) use mapping::prepare_heap;
 #[cfg(feature = "daemon")]
 pub(crate) use mapping::{release_heap, share_heaps};
-pub use record::{ConstType, ImageSpec, ImportRecord, IoSpec, Preprocess, TargetError, WeightSpec};
+pub use preprocess::{Activation, Filter, Fit, ImageSpec, Preprocess, Problem, Subspace};
+pub use record::{ConstType, GraphRecord, ImportRecord, TargetError, WeightSpec};
 pub use writer::BaseWriter;

@@ -1,12 +1,12 @@
-//! What a base says about itself: constants' types, weight shapes, preprocessing, import record.
+//! What a base says about itself: constants' types, weight shapes, import record.
 //!
 //! These structs are stored with postcard, so the order of their fields and variants is part of the
 //! format: a change needs a new format version.
 
+use super::io::IoSpec;
 use crate::adapter::{Target, TargetKind};
 use crate::error::{Error, Result};
 use crate::quant::{Scheme, packed_len};
-use crate::shape::DType;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
@@ -76,68 +76,6 @@ impl WeightSpec {
     }
 }
 
-/// How a picture becomes the input tensor: resize, `(value / 255 - mean) / std` per channel.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ImageSpec {
-    /// Height and width, 1 to 16384.
-    pub size: [u32; 2],
-    /// Mean of red, green, blue.
-    pub mean: [f32; 3],
-    /// Standard deviation of red, green, blue; not zero.
-    pub std: [f32; 3],
-    /// Whether the tensor is (1, 3, height, width), else (1, height, width, 3).
-    pub channels_first: bool,
-}
-
-/// How raw inputs become tensors and outputs become names. The tokenizer has a section of its own.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Preprocess {
-    /// For bases that take pictures.
-    pub image: Option<ImageSpec>,
-    /// Names of the classes that the base's own output has, in order; empty if unknown.
-    pub labels: Vec<String>,
-    /// Longest token sequence that the base takes; at least 1.
-    pub max_tokens: Option<u32>,
-}
-
-impl Preprocess {
-    pub(super) fn check(&self) -> Result<()> {
-        if let Some(image) = &self.image {
-            if image.size.iter().any(|d| !(1..=16384).contains(d)) {
-                return Err(Error::bad_input(format!(
-                    "image size {:?} is not within 1 to 16384",
-                    image.size
-                )));
-            }
-            if image.mean.iter().any(|v| !v.is_finite())
-                || image.std.iter().any(|v| !v.is_finite() || *v == 0.0)
-            {
-                return Err(Error::bad_input(format!(
-                    "image mean {:?} or std {:?} is not finite or is zero",
-                    image.mean, image.std
-                )));
-            }
-        }
-        if self.max_tokens == Some(0) {
-            return Err(Error::bad_input("max_tokens is 0"));
-        }
-        Ok(())
-    }
-}
-
-/// One input or output of the graph.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IoSpec {
-    /// Its name in the ONNX file.
-    pub name: String,
-    /// Its safe identifier in the graph section.
-    pub safe_name: String,
-    /// Element type at the public interface.
-    pub dtype: DType,
-    /// Dimensions as text: a number or a symbol's expression.
-    pub dims: Vec<String>,
-}
-
 /// Quantization error of one target's weight against the ONNX file's values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TargetError {
@@ -151,11 +89,9 @@ pub struct TargetError {
     pub max_abs: f32,
 }
 
-/// Where a base comes from and what was decided when it was packed.
+/// Where one graph comes from, its names, and what its inputs and outputs are.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct ImportRecord {
-    /// `offshoot` and its version.
-    pub tool: String,
+pub struct GraphRecord {
     /// The ONNX file's name without folders.
     pub source_name: String,
     /// Hex blake3 of the ONNX file.
@@ -178,14 +114,29 @@ pub struct ImportRecord {
     pub inputs: Vec<IoSpec>,
     /// The graph's outputs, in its order.
     pub outputs: Vec<IoSpec>,
-    /// Quantization error per target.
-    pub errors: Vec<TargetError>,
     /// The ONNX file's metadata properties.
     pub properties: Vec<(String, String)>,
 }
 
+/// Where a base comes from and what was decided when it was packed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ImportRecord {
+    /// `offshoot` and its version.
+    pub tool: String,
+    /// One for each graph of the base, in their order.
+    pub graphs: Vec<GraphRecord>,
+    /// Quantization error per target.
+    pub errors: Vec<TargetError>,
+}
+
 impl ImportRecord {
-    pub(super) fn check(&self, targets: &[Target]) -> Result<()> {
+    pub(super) fn check(&self, graphs: usize, targets: &[Target]) -> Result<()> {
+        if self.graphs.len() != graphs {
+            return Err(Error::bad_input(format!(
+                "the record describes {} graphs, the base has {graphs}",
+                self.graphs.len()
+            )));
+        }
         match self.errors.iter().find(|e| e.target as usize >= targets.len()) {
             Some(e) => Err(Error::bad_input(format!(
                 "quantization error names target {} of {}",

@@ -31,10 +31,15 @@ pub(super) fn target(
 
 pub(super) fn sample() -> BaseWriter {
     let mut w = BaseWriter::new();
-    w.graph("version 1.0;\n\ngraph net(x) -> (y) { y = offshoot_linear(x); }\n");
-    w.constant("bias", ConstType::F32, &[3], &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]).unwrap();
-    w.constant("flag", ConstType::Bool, &[], &[1]).unwrap();
-    w.constant("none", ConstType::I64, &[0, 4], &[]).unwrap();
+    let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+    let bias = w.constant(ConstType::F32, &[3], &bytes).unwrap();
+    let flag = w.constant(ConstType::Bool, &[], &[1]).unwrap();
+    let none = w.constant(ConstType::I64, &[0, 4], &[]).unwrap();
+    assert_eq!(w.constant(ConstType::F32, &[3], &bytes).unwrap(), bias);
+    let named = |names: &[(&str, u32)]| names.iter().map(|(n, i)| (n.to_string(), *i)).collect();
+    let all = named(&[("bias", bias), ("flag", flag), ("none", none)]);
+    w.graph("main", "version 1.0;\n\ngraph net(x) -> (y) { y = offshoot_linear(x); }\n", all);
+    w.graph("step", "version 1.0;\n", named(&[("again", bias)]));
     let a = w.weight(matrix()).unwrap();
     let b = w.weight(Packed::pack(Scheme::F32, 5, 7, &values(35)).unwrap()).unwrap();
     let again = w.weight(matrix()).unwrap();
@@ -49,14 +54,23 @@ pub(super) fn sample() -> BaseWriter {
             size: [24, 32],
             mean: [0.5; 3],
             std: [0.25; 3],
-            channels_first: true,
+            ..ImageSpec::default()
         }),
+        problem: Some(Problem::Classes),
         labels: vec!["no".into(), "yes".into()],
         max_tokens: Some(128),
     });
     w.tokenizer(b"{\"model\":{}}".to_vec());
     w.record(ImportRecord {
         tool: "offshoot test".into(),
+        graphs: vec![main_record(), GraphRecord::default()],
+        errors: vec![TargetError { target: 2, scheme: Scheme::Q8, relative: 0.01, max_abs: 0.5 }],
+    });
+    w
+}
+
+fn main_record() -> GraphRecord {
+    GraphRecord {
         source_name: "net.onnx".into(),
         source_hash: blake3::hash(b"net").to_hex().to_string(),
         source_bytes: 1234,
@@ -71,11 +85,21 @@ pub(super) fn sample() -> BaseWriter {
             safe_name: "x".into(),
             dtype: DType::F32,
             dims: vec!["1".into(), "s0".into()],
+            role: Role::State(3),
         }],
         outputs: vec![],
-        errors: vec![TargetError { target: 2, scheme: Scheme::Q8, relative: 0.01, max_abs: 0.5 }],
         properties: vec![("character".into(), "a\nb\"".into())],
-    });
+    }
+}
+
+/// The sample with everything that only some bases have.
+pub(super) fn full_sample() -> BaseWriter {
+    let mut w = sample();
+    let ranged = Activation::Static { low: -1.0, high: 2.5 };
+    w.activations(vec![Activation::Row, Activation::Block, ranged]);
+    let basis: Vec<u8> = (0..160).map(|i| i as u8).collect();
+    w.subspace(&Subspace { target: 0, rank: 2, energy: 0.9, basis: &basis }).unwrap();
+    w.text("generation_config.json", "{\"eos_token_id\": 2}");
     w
 }
 
@@ -87,9 +111,13 @@ pub(super) struct File {
 
 impl File {
     pub(super) fn new() -> File {
+        File::of(&sample())
+    }
+
+    pub(super) fn of(writer: &BaseWriter) -> File {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("net.base");
-        sample().write(&path).unwrap();
+        writer.write(&path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         File { _dir: dir, path, bytes }
     }
@@ -102,7 +130,17 @@ impl File {
 
     /// Opens the file with an altered header whose hash and lengths are right again.
     pub(super) fn resealed(&self, alter: impl FnOnce(&mut Header)) -> Result<Base, Error> {
-        let mut header = Header::parse(&self.bytes).unwrap();
+        self.resealed_to(self.bytes.len() as u64, alter)
+    }
+
+    /// The same of a file that has grown to `len` bytes; its header still is as it was.
+    pub(super) fn resealed_to(
+        &self,
+        len: u64,
+        alter: impl FnOnce(&mut Header),
+    ) -> Result<Base, Error> {
+        let old = u64::from_le_bytes(self.bytes[FILE_LEN_AT..][..8].try_into().unwrap());
+        let mut header = Header::parse(&self.bytes[..old as usize]).unwrap();
         alter(&mut header);
         let old = header_end(&self.bytes);
         let body = postcard::to_stdvec(&header).unwrap();
@@ -110,6 +148,7 @@ impl File {
         bytes[PREFIX_LEN..old].fill(0);
         bytes[PREFIX_LEN..PREFIX_LEN + body.len()].copy_from_slice(&body);
         bytes[HEADER_LEN_AT..][..4].copy_from_slice(&(body.len() as u32).to_le_bytes());
+        bytes[FILE_LEN_AT..][..8].copy_from_slice(&len.to_le_bytes());
         seal(&mut bytes);
         self.open(&bytes)
     }

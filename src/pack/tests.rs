@@ -17,8 +17,14 @@ fn what_was_written_reads_back() {
     base.will_need();
     let w = sample();
     assert_eq!(base.fingerprint(), w.fingerprint().unwrap());
-    assert!(base.graph().unwrap().contains("offshoot_linear"));
-    let constants: Vec<ConstantRef> = base.constants().unwrap().collect();
+    assert!(base.graph(0).unwrap().contains("offshoot_linear"));
+    assert_eq!(base.graph(1).unwrap(), "version 1.0;\n");
+    assert_eq!(base.graphs().collect::<Vec<_>>(), ["main", "step"]);
+    assert_eq!(base.graph_index("step"), Some(1));
+    assert!(base.graph(2).is_err() && base.constants(2).is_err() && base.graph_record(2).is_err());
+    let again: Vec<ConstantRef> = base.constants(1).unwrap().collect();
+    assert_eq!((again.len(), again[0].name, again[0].bytes.len()), (1, "again", 12));
+    let constants: Vec<ConstantRef> = base.constants(0).unwrap().collect();
     assert_eq!(constants.len(), 3);
     assert_eq!((constants[0].name, constants[0].dtype), ("bias", ConstType::F32));
     assert_eq!((constants[0].shape, constants[0].bytes.len()), (&[3u64][..], 12));
@@ -33,7 +39,8 @@ fn what_was_written_reads_back() {
     assert_eq!(base.targets()[2].kind, TargetKind::Conv { kernel: [2, 5], one_axis: false });
     assert_eq!(base.preprocess().labels, ["no", "yes"]);
     assert_eq!(base.tokenizer().unwrap(), Some(&b"{\"model\":{}}"[..]));
-    assert_eq!(base.record().properties[0].1, "a\nb\"");
+    assert_eq!(base.record().graphs[0].properties[0].1, "a\nb\"");
+    assert_eq!(base.graph_record(0).unwrap().inputs[0].role, Role::State(3));
     assert_eq!(base.file_len(), file.bytes.len() as u64);
     assert_eq!(base.sections().len(), 7);
     assert_eq!(base.path(), file.path);
@@ -49,12 +56,37 @@ fn the_same_parts_give_the_same_bytes() {
 fn an_empty_base_is_a_base() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("empty.base");
-    BaseWriter::new().write(&path).unwrap();
+    assert!(BaseWriter::new().write(&path).unwrap_err().message().contains("0 graphs"));
+    one_graph().write(&path).unwrap();
     let base = Base::open(&path).unwrap();
     base.verify().unwrap();
-    assert_eq!(base.graph().unwrap(), "");
+    assert_eq!(base.graph(0).unwrap(), "");
     assert_eq!(base.tokenizer().unwrap(), None);
-    assert_eq!(base.constants().unwrap().count(), 0);
+    assert_eq!(base.constants(0).unwrap().count(), 0);
+    assert_eq!(base.activation(0), Activation::Block);
+    assert!(base.subspaces().unwrap().is_empty() && base.texts().unwrap().is_empty());
+}
+
+/// A writer with an empty graph.
+fn one_graph() -> BaseWriter {
+    let mut w = BaseWriter::new();
+    w.graph("main", "", vec![]);
+    w.record(ImportRecord { graphs: vec![GraphRecord::default()], ..ImportRecord::default() });
+    w
+}
+
+#[test]
+fn what_only_some_bases_have_reads_back() {
+    let file = File::of(&full_sample());
+    let base = Base::open(&file.path).unwrap();
+    base.verify().unwrap();
+    assert_eq!(base.sections().len(), 10);
+    assert_eq!(base.activation(0), Activation::Row);
+    assert_eq!(base.activation(2), Activation::Static { low: -1.0, high: 2.5 });
+    let subspaces = base.subspaces().unwrap();
+    assert_eq!((subspaces.len(), subspaces[0].rank, subspaces[0].basis[3]), (1, 2, 3));
+    assert_eq!(base.text("generation_config.json").unwrap().unwrap().len(), 19);
+    assert_eq!(base.text("config.json").unwrap(), None);
 }
 
 #[test]
@@ -65,22 +97,38 @@ fn the_fingerprint_follows_the_function_and_nothing_else() {
         alter(&mut w);
         w.fingerprint().unwrap() != name
     };
-    assert!(!differs(&|w| w.record(ImportRecord::default())));
+    assert!(!differs(&|w| {
+        let graphs = vec![GraphRecord::default(); 2];
+        w.record(ImportRecord { graphs, ..ImportRecord::default() });
+    }));
+    assert!(!differs(&|w| w.text("config.json", "{}")));
+    assert!(!differs(&|w| {
+        let basis = [0; 80];
+        w.subspace(&Subspace { target: 0, rank: 1, energy: 0.5, basis: &basis }).unwrap();
+    }));
+    assert!(differs(&|w| w.activations(vec![Activation::Row; 3])));
+    assert!(!differs(&|w| w.activations(vec![Activation::Block; 3])));
     assert!(!differs(&|w| w.tokenizer(vec![])));
     assert!(!differs(&|w| w.preprocess(Preprocess::default())));
-    assert!(differs(&|w| w.graph("other")));
+    assert!(differs(&|w| {
+        w.graph("other", "", vec![]);
+        let graphs = vec![GraphRecord::default(); 3];
+        w.record(ImportRecord { graphs, ..ImportRecord::default() });
+    }));
     assert!(differs(&|w| {
         let names = ["renamed", "b", "c"];
         w.targets(names.map(|n| target(n, TargetKind::Linear, 0, 40, 20)).to_vec());
     }));
-    assert!(differs(&|w| w.constant("more", ConstType::U8, &[], &[0]).unwrap()));
+    assert!(differs(&|w| assert_eq!(w.constant(ConstType::U8, &[], &[0]).unwrap(), 3)));
     assert!(differs(&|w| {
         w.weight(Packed::pack(Scheme::F16, 5, 7, &values(35)).unwrap()).unwrap();
     }));
     // The same bytes under another type or name.
     let named = |name: &str, dtype| {
         let mut w = BaseWriter::new();
-        w.constant(name, dtype, &[1], &[0; 4]).unwrap();
+        let index = w.constant(dtype, &[1], &[0; 4]).unwrap();
+        w.graph("main", "", vec![(name.to_string(), index)]);
+        w.record(ImportRecord { graphs: vec![GraphRecord::default()], ..Default::default() });
         w.fingerprint().unwrap()
     };
     assert_ne!(named("a", ConstType::F32), named("b", ConstType::F32));
@@ -92,10 +140,30 @@ fn the_writer_refuses_what_the_reader_would() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.base");
     let mut w = sample();
-    assert!(w.constant("short", ConstType::F32, &[2], &[0; 7]).is_err());
-    w.constant("bias", ConstType::U8, &[], &[0]).unwrap();
-    let e = w.write(&path).unwrap_err();
-    assert!(e.message().contains("'bias' is empty or stands twice"), "{e}");
+    assert!(w.constant(ConstType::F32, &[2], &[0; 7]).is_err());
+    for (name, constants, words) in [
+        ("main", vec![], "is no plain word or stands twice"),
+        ("Main 2", vec![], "is no plain word or stands twice"),
+        ("", vec![], "is no plain word or stands twice"),
+        ("third", vec![("a", 0), ("a", 1)], "'a' is empty or stands twice"),
+        ("third", vec![("", 0)], "'' is empty or stands twice"),
+        ("third", vec![("a", 3)], "is number 3 of 3"),
+    ] {
+        let mut w = sample();
+        let graphs = vec![GraphRecord::default(); 3];
+        w.record(ImportRecord { graphs, ..ImportRecord::default() });
+        w.graph(name, "", constants.into_iter().map(|(n, i)| (n.to_string(), i)).collect());
+        let e = w.write(&path).unwrap_err();
+        assert!(e.message().contains(words), "{e}");
+    }
+    w.graph("third", "", vec![]);
+    assert!(w.write(&path).unwrap_err().message().contains("describes 2 graphs, the base has 3"));
+    for activations in [vec![Activation::Row], vec![Activation::Static { low: 1.0, high: 1.0 }; 3]]
+    {
+        let mut w = sample();
+        w.activations(activations);
+        assert_eq!(w.write(&path).unwrap_err().kind(), ErrorKind::BadInput);
+    }
     for bad in [
         target("q", TargetKind::Linear, 9, 40, 20),
         target("q", TargetKind::Linear, 0, 20, 40),
@@ -112,9 +180,10 @@ fn the_writer_refuses_what_the_reader_would() {
     w.preprocess(Preprocess { max_tokens: Some(0), ..Default::default() });
     assert!(w.write(&path).is_err());
     let mut w = BaseWriter::new();
-    for i in 0..40_000 {
-        w.constant(format!("a constant with a long name {i}"), ConstType::U8, &[1], &[0]).unwrap();
-    }
+    let index = w.constant(ConstType::U8, &[1], &[0]).unwrap();
+    let many = (0..40_000).map(|i| (format!("a constant with a long name {i}"), index)).collect();
+    w.graph("main", "", many);
+    w.record(ImportRecord { graphs: vec![GraphRecord::default()], ..Default::default() });
     assert_eq!(w.write(&path).unwrap_err().kind(), ErrorKind::Unsupported);
     assert!(!path.exists());
 }
@@ -124,12 +193,12 @@ fn the_writer_refuses_what_the_reader_would() {
 fn saving_again_under_a_live_mapping_keeps_the_old_base_whole() {
     let file = File::new();
     let old = Base::open(&file.path).unwrap();
-    let mut w = sample();
-    w.graph("another graph");
+    let mut w = one_graph();
+    w.weight(matrix()).unwrap();
     let new = w.write(&file.path).unwrap();
     assert_ne!(old.fingerprint(), new);
     old.verify().unwrap();
-    assert!(old.graph().unwrap().contains("offshoot_linear"));
+    assert!(old.graph(0).unwrap().contains("offshoot_linear"));
     assert_eq!(Base::open(&file.path).unwrap().fingerprint(), new);
     std::fs::remove_file(&file.path).unwrap();
     old.verify().unwrap();
@@ -144,7 +213,7 @@ fn a_base_serves_several_threads() {
             let base = base.clone();
             scope.spawn(move || {
                 for _ in 0..50 {
-                    assert_eq!(base.constants().unwrap().count(), 3);
+                    assert_eq!(base.constants(0).unwrap().count(), 3);
                     assert_eq!(base.weight(1).unwrap().dequantize(), values(35));
                 }
             });
@@ -156,7 +225,7 @@ fn a_base_serves_several_threads() {
 fn opening_does_not_read_the_weights() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("large.base");
-    let mut w = BaseWriter::new();
+    let mut w = one_graph();
     w.weight(Packed::pack(Scheme::F32, 1024, 4096, &values(4 << 20)).unwrap()).unwrap();
     w.write(&path).unwrap();
     let base = Base::open(&path).unwrap();
@@ -180,18 +249,19 @@ fn mapped_resident(path: &Path) -> u64 {
 fn golden_bytes() {
     let file = File::new();
     let bytes = &file.bytes;
-    assert_eq!(bytes[..24], *b"offbase\n\x01\0\0\0\x7e\x01\0\0\x40\x0a\x07\0\0\0\0\0");
-    // Section table: kind, offset, length, hash.
+    assert_eq!(bytes[..24], *b"offbase\n\x02\0\0\0\x9f\x01\0\0\x40\x0a\x07\0\0\0\0\0");
+    // Section table: count, then kind, flags, offset, length, hash.
     let first = &bytes[PREFIX_LEN..];
-    assert_eq!(first[..9], [1, 0, 0, 1, 0, 0, 0, 0, 0]);
-    assert_eq!(first[9..17], 62u64.to_le_bytes());
-    assert_eq!(first[17..49], *blake3::hash(&bytes[65536..65536 + 62]).as_bytes());
-    // Behind seven entries: the weight table (scheme, rows, cols, offset), then the constants.
-    let tables = &bytes[PREFIX_LEN + 7 * 49..PREFIX_LEN + 0x17e];
-    assert_eq!(tables[..10], [2, 0, 20, 40, 0, 3, 5, 7, 0x80, 0x11]);
-    assert_eq!(tables[10..20], *b"\x03\x04bias\0\x01\x03\0");
-    assert_eq!(tables[20..28], *b"\x04flag\x0b\0\x40");
-    assert_eq!(tables[28..], *b"\x04none\x06\x02\0\x04\x80\x01");
+    assert_eq!(first[..11], [7, 1, MUST, 0, 0, 1, 0, 0, 0, 0, 0]);
+    assert_eq!(first[11..19], 75u64.to_le_bytes());
+    assert_eq!(first[19..51], *blake3::hash(&bytes[65536..65536 + 75]).as_bytes());
+    // Behind seven entries: the graphs (name, bytes of text, constants), the weight table (scheme,
+    // rows, cols, offset), then the constants.
+    let tables = &bytes[PREFIX_LEN + 1 + 7 * 50..PREFIX_LEN + 0x19f];
+    assert_eq!(tables[..26], *b"\x02\x04main\x3e\x03\x04bias\0\x04flag\x01\x04none\x02");
+    assert_eq!(tables[26..40], *b"\x04step\x0d\x01\x05again\0");
+    assert_eq!(tables[40..50], [2, 0, 20, 40, 0, 3, 5, 7, 0x80, 0x11]);
+    assert_eq!(tables[50..], [3, 0, 1, 3, 0, 11, 0, 64, 6, 2, 0, 4, 0x80, 1]);
     assert_eq!(blake3::hash(bytes).to_hex().as_str(), GOLDEN_FILE);
     assert_eq!(sample().fingerprint().unwrap().to_string(), GOLDEN_FINGERPRINT);
 }
@@ -230,7 +300,7 @@ fn the_format_page_has_the_codes_offsets() {
         assert!(page.contains(&format!("| {at} | {len} | {name} |")), "{name} at {at}");
     }
     assert!(page.contains(&format!("| {PREFIX_LEN} | header length | header |")));
-    for kind in KINDS {
+    for kind in ALWAYS.into_iter().chain(FURTHER) {
         assert!(page.contains(&format!("| {} | `{}` |", kind as u8, kind.name())), "{kind:?}");
     }
     assert!(page.contains(&format!("Format version {VERSION}")));

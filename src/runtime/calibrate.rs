@@ -48,16 +48,20 @@ impl WeightSource for Mixed {
     }
 }
 
-/// Gives the indices of matrices to store finer, and `coarse` back. Nothing is promoted where the
-/// model can't be run on made-up inputs; the error says why.
+/// Gives the indices of matrices to store finer, and `coarse` back. Those that `decided` names stay
+/// as they are. Nothing is promoted where the model can't be run on made-up inputs; the error says why.
 ///
 /// The answer depends on the machine's rounding only where two layers harm equally: harm is
 /// compared in steps of a power of two.
 pub(super) fn promote(
     prepared: &Prepared,
     coarse: Vec<Packed>,
+    decided: &[bool],
     scheme: Scheme,
 ) -> Result<(Vec<usize>, Vec<Packed>)> {
+    if decided.iter().all(|d| *d) {
+        return Ok((vec![], coarse));
+    }
     let mut exact = vec![];
     for (matrix, packed) in prepared.matrices.iter().zip(&coarse) {
         exact.push(match packed.scheme() {
@@ -67,7 +71,7 @@ pub(super) fn promote(
     }
     let use_exact = coarse.iter().map(|_| AtomicBool::new(true)).collect();
     let mixed = Arc::new(Mixed { exact, coarse, use_exact });
-    let chosen = choose(prepared, &mixed, scheme);
+    let chosen = choose(prepared, &mixed, decided, scheme);
     let mixed = Arc::try_unwrap(mixed)
         .map_err(|_| Error::failed("the weights are still in use after calibration"))?;
     match chosen {
@@ -81,12 +85,18 @@ pub(super) fn promote(
     }
 }
 
-fn choose(prepared: &Prepared, mixed: &Arc<Mixed>, scheme: Scheme) -> Result<Vec<usize>> {
+fn choose(
+    prepared: &Prepared,
+    mixed: &Arc<Mixed>,
+    decided: &[bool],
+    scheme: Scheme,
+) -> Result<Vec<usize>> {
     let trial = Trial::new(prepared, mixed)?;
     let expected: Vec<Vec<Vec<f32>>> = trial.outputs()?;
     let set = |index: usize, exact: bool| mixed.use_exact[index].store(exact, Ordering::Relaxed);
     let candidates: Vec<usize> = (0..mixed.coarse.len())
         .filter(|&i| mixed.coarse[i].scheme() == scheme && mixed.exact[i].is_some())
+        .filter(|&i| decided.get(i) != Some(&true))
         .collect();
     let mut harms: Vec<(i32, usize)> = vec![];
     for &i in &candidates {

@@ -8,7 +8,7 @@ use crate::graph::{
     ActiveAdapter, FrozenWeights, RowAdapters, WeightSource, bind_dims, fuse, optimized,
     read_graph, shared_macs, tract_error,
 };
-use crate::pack::{Base, IoSpec, prepare_heap};
+use crate::pack::{Base, GraphRecord, IoSpec, Role, prepare_heap};
 use crate::quant::{PackedRef, Threads, check_kernels};
 use crate::shape::Array;
 use std::collections::BTreeMap;
@@ -30,12 +30,27 @@ const LEAST_SHARED: usize = 1 << 27;
 pub(crate) type Binding = BTreeMap<String, i64>;
 
 /// A mapped base and its plans, shared by all sessions and threads. Cheap to clone.
+///
+/// It runs one graph of its base: the main one, or that which [`Engine::graph_named`] gives. All
+/// graphs share the base, its targets and so every bound adapter; each has its own plans.
 #[derive(Clone)]
-pub struct Engine(Arc<Inner>, Threads);
+pub struct Engine {
+    shared: Arc<Shared>,
+    graph: Arc<Graph>,
+    threads: Threads,
+}
 
-struct Inner {
+struct Shared {
     base: Base,
-    graph: TypedModel,
+    weights: FrozenWeights,
+    /// Those that have been asked for.
+    graphs: Mutex<Vec<Arc<Graph>>>,
+}
+
+struct Graph {
+    /// Its number in the base.
+    index: usize,
+    model: TypedModel,
     plans: Mutex<Vec<(Binding, Arc<Plan>)>>,
 }
 
@@ -82,10 +97,38 @@ impl Engine {
         if available_bytes().is_some_and(|free| free / 2 > base.file_len()) {
             base.will_need();
         }
-        let place = base.path().display().to_string();
-        let graph = read(&base).map_err(|e| e.at(place))?;
-        let inner = Inner { base, graph, plans: Mutex::new(vec![]) };
-        Ok(Engine(Arc::new(inner), Threads::default()))
+        let weights = FrozenWeights::new(base.clone());
+        let graph = Arc::new(Graph::read(&base, &weights, 0)?);
+        let shared = Shared { base, weights, graphs: Mutex::new(vec![graph.clone()]) };
+        Ok(Engine { shared: Arc::new(shared), graph, threads: Threads::default() })
+    }
+
+    /// The same base with another of its graphs, which is read when it is first asked for.
+    ///
+    /// # Errors
+    /// No graph of this name ([`ErrorKind::Mismatch`]); a damaged one ([`ErrorKind::BadInput`]).
+    pub fn graph_named(&self, name: &str) -> Result<Engine> {
+        let base = &self.shared.base;
+        let index = base.graph_index(name).ok_or_else(|| {
+            Error::mismatch(format!("'{}' has no graph '{name}'", base.path().display()))
+                .hint(format!("its graphs are {}", base.graphs().collect::<Vec<_>>().join(", ")))
+        })?;
+        let mut graphs = self.shared.graphs.lock().unwrap_or_else(PoisonError::into_inner);
+        let graph = match graphs.iter().find(|g| g.index == index) {
+            Some(graph) => graph.clone(),
+            None => {
+                let graph = Arc::new(Graph::read(base, &self.shared.weights, index)?);
+                graphs.push(graph.clone());
+                graph
+            }
+        };
+        drop(graphs);
+        Ok(Engine { shared: self.shared.clone(), graph, threads: self.threads.clone() })
+    }
+
+    /// The name of the graph that this one runs.
+    pub fn graph_name(&self) -> &str {
+        self.shared.base.graphs().nth(self.graph.index).unwrap_or_default()
     }
 
     /// The same base and plans, with runs whose larger steps share their work between `threads`
@@ -95,27 +138,43 @@ impl Engine {
     /// # Errors
     /// Those of [`Threads::new`].
     pub fn with_threads(self, threads: usize) -> Result<Engine> {
-        Ok(Engine(self.0, Threads::new(threads)?))
+        Ok(Engine { threads: Threads::new(threads)?, ..self })
     }
 
     /// The base.
     pub fn base(&self) -> &Base {
-        &self.0.base
+        &self.shared.base
     }
 
     /// The graph with its dimensions free.
     pub(crate) fn graph(&self) -> &TypedModel {
-        &self.0.graph
+        &self.graph.model
+    }
+
+    /// What was decided about the graph when it was packed.
+    pub(crate) fn record(&self) -> Option<&GraphRecord> {
+        self.shared.base.record().graphs.get(self.graph.index)
     }
 
     /// The graph's inputs.
     pub fn inputs(&self) -> &[IoSpec] {
-        &self.0.base.record().inputs
+        self.record().map_or(&[], |r| &r.inputs)
     }
 
     /// The graph's outputs.
     pub fn outputs(&self) -> &[IoSpec] {
-        &self.0.base.record().outputs
+        self.record().map_or(&[], |r| &r.outputs)
+    }
+
+    /// The graph's first input of this role.
+    pub fn input(&self, role: Role) -> Option<&IoSpec> {
+        self.inputs().iter().find(|s| s.role == role)
+    }
+
+    /// The value that `inputs` give the graph's input of this role.
+    pub fn given<'a>(&self, inputs: &'a [(String, Array)], role: Role) -> Option<&'a Array> {
+        let name = &self.input(role)?.name;
+        inputs.iter().find(|(n, _)| n == name).map(|(_, array)| array)
     }
 
     /// Makes adapters ready to run on this base, stacked with their weights: all or nothing.
@@ -142,11 +201,10 @@ impl Engine {
         let binding = self.binding(&ordered)?;
         let plan = self.plan(&binding)?;
         let mut tensors = tvec![];
-        for ((spec, array), outlet) in self.inputs().iter().zip(&ordered).zip(&self.0.graph.inputs)
+        for ((spec, array), outlet) in self.inputs().iter().zip(&ordered).zip(&self.graph().inputs)
         {
             let fact = self
-                .0
-                .graph
+                .graph()
                 .outlet_fact(*outlet)
                 .map_err(|e| tract_error(ErrorKind::Failed, &e))?;
             tensors.push(to_tensor(&spec.name, array, fact.datum_type)?.into_tvalue());
@@ -166,7 +224,7 @@ impl Engine {
         }
         // A state that failed in the middle of a run is not used again.
         let outputs = match plan.shares {
-            true => self.1.during(|| state.run(tensors)),
+            true => self.threads.during(|| state.run(tensors)),
             false => state.run(tensors),
         };
         let outputs = outputs.map_err(|e| self.run_error(&e))?;
@@ -221,7 +279,7 @@ impl Engine {
     /// Matches the shapes given with the graph's: numbers must agree, free dimensions take the
     /// value found.
     pub(crate) fn binding(&self, ordered: &[&Array]) -> Result<Binding> {
-        let graph = &self.0.graph;
+        let graph = self.graph();
         let mut binding = Binding::new();
         let mut derived = vec![];
         for ((spec, array), outlet) in self.inputs().iter().zip(ordered).zip(&graph.inputs) {
@@ -269,8 +327,8 @@ impl Engine {
         Ok(binding)
     }
 
-    fn symbol_name<'a>(&'a self, safe: &'a str) -> &'a str {
-        let symbols = &self.0.base.record().symbols;
+    pub(super) fn symbol_name<'a>(&'a self, safe: &'a str) -> &'a str {
+        let symbols = self.record().map_or(&[][..], |r| &r.symbols);
         symbols.iter().find(|(s, _)| s == safe).map_or(safe, |(_, name)| name)
     }
 
@@ -286,7 +344,7 @@ impl Engine {
     }
 
     fn plan(&self, binding: &Binding) -> Result<Arc<Plan>> {
-        let lock = || self.0.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || self.graph.plans.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let mut plans = lock();
             if let Some(at) = plans.iter().position(|(b, _)| b == binding) {
@@ -298,7 +356,7 @@ impl Engine {
         }
         // Built outside the lock: runs at other dimensions go on meanwhile.
         let dims: Vec<(String, i64)> = binding.iter().map(|(k, v)| (k.clone(), *v)).collect();
-        let bound = bind_dims(&self.0.graph, &dims)?;
+        let bound = bind_dims(self.graph(), &dims)?;
         let built = || {
             let (model, fused) = fuse(bound)?;
             let model = optimized(model)?;
@@ -333,7 +391,7 @@ impl Engine {
         let mut named = String::with_capacity(text.len());
         for word in text.split_inclusive(|c: char| !(c.is_ascii_alphanumeric() || c == '_')) {
             let end = word.trim_end_matches(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-            let names = &self.0.base.record().node_names;
+            let names = self.record().map_or(&[][..], |r| &r.node_names);
             match names.iter().find(|(safe, _)| safe == end) {
                 Some((_, name)) => named.push_str(&format!("{name}{}", &word[end.len()..])),
                 None => named.push_str(word),
@@ -343,22 +401,30 @@ impl Engine {
     }
 }
 
-fn read(base: &Base) -> Result<TypedModel> {
-    let mut constants = vec![];
-    for c in base.constants()? {
-        constants.push((c.name.to_string(), constant(&c)?));
+impl Graph {
+    fn read(base: &Base, weights: &FrozenWeights, index: usize) -> Result<Graph> {
+        let read = || -> Result<TypedModel> {
+            let mut constants = vec![];
+            for c in base.constants(index)? {
+                constants.push((c.name.to_string(), constant(&c)?));
+            }
+            let graph = read_graph(base.graph(index)?, constants, weights)?;
+            let record = base.graph_record(index)?;
+            let (ins, outs) = (record.inputs.len(), record.outputs.len());
+            if graph.inputs.len() != ins || graph.outputs.len() != outs {
+                return Err(Error::bad_input(format!(
+                    "the graph has {} inputs and {} outputs, the record names {ins} and {outs}",
+                    graph.inputs.len(),
+                    graph.outputs.len(),
+                )));
+            }
+            Ok(graph)
+        };
+        let name = base.graphs().nth(index).unwrap_or_default();
+        let place = match base.graphs().count() {
+            1 => base.path().display().to_string(),
+            _ => format!("{}: graph '{name}'", base.path().display()),
+        };
+        Ok(Graph { index, model: read().map_err(|e| e.at(place))?, plans: Mutex::new(vec![]) })
     }
-    let weights = FrozenWeights::new(base.clone());
-    let graph = read_graph(base.graph()?, constants, &weights)?;
-    let record = base.record();
-    if graph.inputs.len() != record.inputs.len() || graph.outputs.len() != record.outputs.len() {
-        return Err(Error::bad_input(format!(
-            "the graph has {} inputs and {} outputs, the record names {} and {}",
-            graph.inputs.len(),
-            graph.outputs.len(),
-            record.inputs.len(),
-            record.outputs.len()
-        )));
-    }
-    Ok(graph)
 }

@@ -5,14 +5,6 @@ use crate::error::{Error, Result};
 use crate::pack::Base;
 use crate::shape::Array;
 
-/// The name by which token masks are known among a graph's inputs.
-pub const MASK_INPUT: &str = "attention_mask";
-
-/// Whether an input of this name is the token mask: [`MASK_INPUT`], perhaps with a prefix.
-pub(crate) fn is_mask(name: &str) -> bool {
-    name.ends_with(MASK_INPUT)
-}
-
 /// What a head says of one row of a batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prediction {
@@ -41,13 +33,14 @@ impl Prediction {
     }
 }
 
-/// Applies `head` to the output it reads: one prediction a row.
+/// Applies `head` to the output it reads: one prediction a row. `mask` says which tokens count, where
+/// the base takes one: [`Engine::given`](super::Engine::given).
 ///
 /// # Errors
 /// The output is missing or of another shape ([`crate::error::ErrorKind::Mismatch`]).
 pub fn apply_head(
     head: &Head,
-    inputs: &[(String, Array)],
+    mask: Option<&Array>,
     outputs: &[(String, Array)],
 ) -> Result<Vec<Prediction>> {
     let (_, output) = outputs.iter().find(|(name, _)| *name == head.output).ok_or_else(|| {
@@ -55,7 +48,6 @@ pub fn apply_head(
         Error::mismatch(format!("head '{}' reads the output '{}'", head.name, head.output))
             .hint(format!("the base's outputs are {}", names.join(", ")))
     })?;
-    let mask = inputs.iter().find(|(name, _)| is_mask(name)).map(|(_, a)| a);
     let features = pool(head.pool, output, mask)?;
     let width = head.features as usize;
     if features.first().is_some_and(|row| row.len() != width) {

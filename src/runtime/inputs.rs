@@ -1,34 +1,28 @@
 //! From sentences and pictures to the inputs of a base.
 
 use super::engine::{Engine, Named};
-use super::head::is_mask;
 use super::picture;
 use super::text::{EncodedText, TextEncoder, Tokens, bucket};
 use crate::error::{Error, Result};
-use crate::pack::{Base, ImageSpec, IoSpec};
+use crate::pack::{Base, ImageSpec, IoSpec, Role};
 use crate::shape::{Array, Data};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Token ids among a graph's inputs, by the end of the name.
-const IDS_INPUT: &str = "input_ids";
-/// Token segments among a graph's inputs, by the end of the name.
-const TYPES_INPUT: &str = "token_type_ids";
 
 /// Longest token sequence where the base states none.
 const DEFAULT_MAX_TOKENS: usize = 512;
 
 /// Makes inputs as the base's preprocessing says. The tokenizer is read at the first sentence.
 pub struct Preprocessor {
-    base: Base,
+    engine: Engine,
     max_tokens: Option<usize>,
     encoder: Mutex<Option<Arc<TextEncoder>>>,
 }
 
 impl Preprocessor {
-    /// For the engine's base.
+    /// For the engine's graph.
     pub fn new(engine: &Engine) -> Preprocessor {
-        Preprocessor { base: engine.base().clone(), max_tokens: None, encoder: Mutex::new(None) }
+        Preprocessor { engine: engine.clone(), max_tokens: None, encoder: Mutex::new(None) }
     }
 
     /// Cuts sentences at `max_tokens` (special tokens included) where that is less than the base's
@@ -41,13 +35,13 @@ impl Preprocessor {
 
     /// The most tokens a sentence gets.
     pub fn max_tokens(&self) -> usize {
-        let stored = self.base.preprocess().max_tokens.map(|n| n as usize);
+        let stored = self.base().preprocess().max_tokens.map(|n| n as usize);
         let limits = [stored, self.max_tokens, self.fixed_length()];
         limits.into_iter().flatten().min().unwrap_or(DEFAULT_MAX_TOKENS)
     }
 
-    /// A batch of sentences, padded to a common length: `input_ids`, `attention_mask`,
-    /// `token_type_ids`, those of them that the graph has.
+    /// A batch of sentences, padded to a common length: ids, mask and types, those of them that the
+    /// graph has.
     ///
     /// # Errors
     /// Unsupported: a base without tokenizer, or with inputs that are none of these.
@@ -82,17 +76,16 @@ impl Preprocessor {
         let longest = rows.iter().map(|r| r.ids.len()).max().unwrap_or(0);
         let length = self.padded_length(longest);
         let EncodedText { ids, mask, types } = self.encoder()?.batch_of_length(rows, length)?;
-        let named = self.base.record().inputs.iter().map(|spec| {
+        let named = self.engine.inputs().iter().map(|spec| {
             let name = spec.name.clone();
-            if name.ends_with(IDS_INPUT) {
-                Ok((name, ids.clone()))
-            } else if is_mask(&name) {
-                Ok((name, mask.clone()))
-            } else if name.ends_with(TYPES_INPUT) {
-                Ok((name, types.clone()))
-            } else {
-                Err(Error::unsupported(format!("sentences don't give the base's input '{name}'"))
-                    .hint("give all inputs as arrays"))
+            match spec.role {
+                Role::Ids => Ok((name, ids.clone())),
+                Role::Mask => Ok((name, mask.clone())),
+                Role::Types => Ok((name, types.clone())),
+                _ => Err(Error::unsupported(format!(
+                    "sentences don't give the base's input '{name}'"
+                ))
+                .hint("give all inputs as arrays")),
             }
         });
         named.collect()
@@ -116,17 +109,18 @@ impl Preprocessor {
 
     fn image_spec(&self) -> Result<&ImageSpec> {
         self.image_input()?;
-        self.base.preprocess().image.as_ref().ok_or_else(|| {
-            Error::unsupported(format!("base '{}' takes no pictures", self.base.path().display()))
+        self.base().preprocess().image.as_ref().ok_or_else(|| {
+            let place = self.base().path().display();
+            Error::unsupported(format!("base '{place}' takes no pictures"))
                 .hint("pack it with --image SIZE")
         })
     }
 
     fn image_input(&self) -> Result<&IoSpec> {
-        match self.base.record().inputs.as_slice() {
-            [spec] if spec.dims.len() == 4 => Ok(spec),
+        match self.engine.inputs() {
+            [spec] if spec.role == Role::Pixels => Ok(spec),
             inputs => Err(Error::unsupported(format!(
-                "pictures need a base with one input of four axes, this one has {}",
+                "pictures need a base with one input for them, this one has {}",
                 describe(inputs)
             ))),
         }
@@ -137,14 +131,15 @@ impl Preprocessor {
         if let Some(encoder) = &*slot {
             return Ok(encoder.clone());
         }
-        if !self.base.record().inputs.iter().any(|s| s.name.ends_with(IDS_INPUT)) {
+        if self.engine.input(Role::Ids).is_none() {
             return Err(Error::unsupported(format!(
-                "sentences need a base with an input '{IDS_INPUT}', this one has {}",
-                describe(&self.base.record().inputs)
+                "sentences need a base with an input of token ids, this one has {}",
+                describe(self.engine.inputs())
             )));
         }
-        let bytes = self.base.tokenizer()?.ok_or_else(|| {
-            Error::unsupported(format!("base '{}' has no tokenizer", self.base.path().display()))
+        let bytes = self.base().tokenizer()?.ok_or_else(|| {
+            let place = self.base().path().display();
+            Error::unsupported(format!("base '{place}' has no tokenizer"))
                 .hint("pack it with --tokenizer tokenizer.json")
         })?;
         let encoder = Arc::new(TextEncoder::from_bytes(bytes, self.max_tokens())?);
@@ -154,9 +149,11 @@ impl Preprocessor {
 
     /// The number of tokens, where the graph leaves no choice.
     fn fixed_length(&self) -> Option<usize> {
-        let inputs = &self.base.record().inputs;
-        let ids = inputs.iter().find(|s| s.name.ends_with(IDS_INPUT))?;
-        ids.dims.get(1)?.parse().ok()
+        self.engine.input(Role::Ids)?.dims.get(1)?.parse().ok()
+    }
+
+    fn base(&self) -> &Base {
+        self.engine.base()
     }
 }
 

@@ -11,6 +11,10 @@ mod library;
 #[cfg(feature = "import")]
 mod packing;
 pub mod picture;
+#[cfg(feature = "import")]
+mod pool;
+#[cfg(feature = "import")]
+mod roles;
 mod rows;
 mod session;
 #[cfg(all(test, feature = "import"))]
@@ -22,11 +26,10 @@ mod wordpiece;
 pub(crate) use convert::to_tensor;
 pub(crate) use engine::Binding;
 pub use engine::{Engine, Named};
-pub(crate) use head::is_mask;
-pub use head::{MASK_INPUT, Prediction, apply_head, base_predictions, pool};
+pub use head::{Prediction, apply_head, base_predictions, pool};
 pub use inputs::Preprocessor;
 pub(crate) use inputs::concat_rows;
 pub use library::{LibraryKernels, library_kernels};
 #[cfg(feature = "import")]
-pub use packing::{PackOptions, pack};
+pub use packing::{GraphSource, PackOptions, pack, pack_graphs};
 pub use session::Session;

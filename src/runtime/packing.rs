@@ -1,27 +1,26 @@
-//! `pack`: an ONNX file becomes a base.
+//! `pack`: ONNX files become a base.
 
-use super::calibrate;
+use super::pool::{Pool, Table};
+use super::roles::Roles;
 use crate::adapter::{Target, TargetKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fingerprint::BaseFingerprint;
 use crate::graph::{FrozenWeights, lower, tract_error, write_graph};
-use crate::import::{ImportOptions, InputInfo, Prepared, Quantized, prepare, quantize};
+use crate::import::{ImportOptions, InputInfo, Prepared, prepare};
 use crate::pack::{
-    BaseWriter, ConstType, ImageSpec, ImportRecord, IoSpec, Preprocess, TargetError,
+    BaseWriter, ConstType, GraphRecord, ImageSpec, ImportRecord, IoSpec, Preprocess, Problem, Role,
 };
-use crate::quant::{Packed, Scheme};
+use crate::quant::Scheme;
 use crate::shape::DType;
-use std::collections::HashMap;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use tract_core::internal::{DatumType, Tensor, TypedModel};
 
-/// How an ONNX file is packed.
+/// How ONNX files are packed.
 #[derive(Clone, Debug)]
 pub struct PackOptions {
     /// Scheme of the weights.
     pub scheme: Scheme,
-    /// What is fixed of the graph.
+    /// What is fixed of the main graph.
     pub import: ImportOptions,
     /// Bytes of tokenizer.json, for bases that take text.
     pub tokenizer: Option<Vec<u8>>,
@@ -29,8 +28,14 @@ pub struct PackOptions {
     pub image: Option<ImageSpec>,
     /// Names of the base's own classes.
     pub labels: Vec<String>,
+    /// What the base's own scores say, where it is known.
+    pub problem: Option<Problem>,
     /// Longest token sequence; found from the position table if not given.
     pub max_tokens: Option<u32>,
+    /// What inputs and outputs stand for, by name, where it is not to be guessed.
+    pub roles: Vec<(String, Role)>,
+    /// Files that the base keeps as they are: name and contents.
+    pub texts: Vec<(String, String)>,
 }
 
 impl Default for PackOptions {
@@ -41,9 +46,23 @@ impl Default for PackOptions {
             tokenizer: None,
             image: None,
             labels: vec![],
+            problem: None,
             max_tokens: None,
+            roles: vec![],
+            texts: vec![],
         }
     }
+}
+
+/// One graph of a base to be packed.
+#[derive(Clone, Debug)]
+pub struct GraphSource {
+    /// Its name in the base: `main`, `step`, `encoder`, `decoder`.
+    pub name: String,
+    /// The ONNX file.
+    pub path: PathBuf,
+    /// What is fixed of it.
+    pub import: ImportOptions,
 }
 
 /// Packs `source` into the base file `out`, atomically. Runs in the calling process: hostile files
@@ -52,135 +71,108 @@ impl Default for PackOptions {
 /// # Errors
 /// Bad or unsupported input, naming node and operation; I/O on writing.
 pub fn pack(source: &Path, out: &Path, options: &PackOptions) -> Result<BaseFingerprint> {
-    let prepared = prepare(source, &options.import)?;
-    let place = source.display();
-    write(source, prepared, out, options).map_err(|e| match e.kind() {
-        ErrorKind::Failed => e,
-        _ => e.at(place),
-    })
+    let (name, path) = ("main".to_string(), source.to_path_buf());
+    pack_graphs(&[GraphSource { name, path, import: options.import.clone() }], out, options)
 }
 
-fn write(
-    source: &Path,
-    mut prepared: Prepared,
+/// Packs several graphs into one base, their equal weights and constants once. The first is the
+/// main graph; `options.import` is not used. See [`pack`].
+pub fn pack_graphs(
+    sources: &[GraphSource],
     out: &Path,
     options: &PackOptions,
 ) -> Result<BaseFingerprint> {
-    let (weights, errors) = quantize_all(&mut prepared, options.scheme)?;
-    let weights = Arc::new(weights);
-    let table = FrozenWeights(weights.clone());
-    let model = lower(&prepared.model, &table).map_err(|e| add_hint(e, &prepared))?;
-    let text = write_graph(&model)?;
-    let inputs = io_specs(&model, &prepared.inputs, &text.inputs, true)?;
-    let outputs = io_specs(&model, &prepared.outputs, &text.outputs, false)?;
-    drop(model);
-    drop(table);
-
-    let mut writer = BaseWriter::new();
-    for (name, tensor) in &text.constants {
-        let (dtype, bytes) = const_bytes(name, tensor)?;
-        let shape: Vec<u64> = tensor.shape().iter().map(|&d| d as u64).collect();
-        writer.constant(name, dtype, &shape, &bytes)?;
+    let mut making = Making::default();
+    for source in sources {
+        let prepared = prepare(&source.path, &source.import)?;
+        making.add(source, prepared, options).map_err(|e| match e.kind() {
+            ErrorKind::Failed => e,
+            _ => e.at(source.path.display()),
+        })?;
     }
-    let weights = Arc::try_unwrap(weights)
-        .map_err(|_| Error::failed("the weights are still in use after the graph was written"))?;
-    for packed in weights {
-        writer.weight(packed)?;
-    }
-    let max_tokens = match (&options.tokenizer, options.max_tokens) {
-        (None, _) => None,
-        (_, Some(n)) => Some(n),
-        (Some(_), None) => position_rows(&prepared.targets),
-    };
-    writer.graph(text.text);
-    writer.targets(prepared.targets);
-    writer.preprocess(Preprocess {
-        image: options.image.clone(),
-        labels: options.labels.clone(),
-        max_tokens,
-    });
-    writer.tokenizer(options.tokenizer.clone().unwrap_or_default());
-    writer.record(ImportRecord {
-        tool: concat!("offshoot ", env!("CARGO_PKG_VERSION")).into(),
-        source_name: source.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        source_hash: prepared.source_hash,
-        source_bytes: prepared.source_bytes,
-        opset: prepared.opset.max(0) as u64,
-        dims: options.import.dims.clone(),
-        fixed_inputs: options
-            .import
-            .inputs
-            .iter()
-            .map(|spec| (spec.name.clone(), spec.to_string()))
-            .collect(),
-        fixed_values: options.import.consts.clone(),
-        node_names: text.node_names,
-        symbols: text.symbols,
-        inputs,
-        outputs,
-        errors,
-        properties: prepared.properties,
-    });
-    writer.write(out)
+    making.write(out, options)
 }
 
-/// Packs every matrix; equal ones are stored once and the targets' indices follow. The rewritten
-/// nodes carry indices too.
-fn quantize_all(
-    prepared: &mut Prepared,
-    scheme: Scheme,
-) -> Result<(Vec<Packed>, Vec<TargetError>)> {
-    let embedding: Vec<bool> = (0..prepared.matrices.len())
-        .map(|i| {
-            prepared
-                .targets
+/// A base in the making.
+#[derive(Default)]
+struct Making {
+    writer: BaseWriter,
+    pool: Pool,
+    roles: Roles,
+    record: ImportRecord,
+}
+
+impl Making {
+    fn add(
+        &mut self,
+        source: &GraphSource,
+        mut prepared: Prepared,
+        options: &PackOptions,
+    ) -> Result<()> {
+        self.pool.take(&mut prepared, &source.name, options.scheme)?;
+        let table = FrozenWeights::new(Table(self.pool.weights.clone()));
+        let model = lower(&prepared.model, &table).map_err(|e| add_hint(e, &prepared))?;
+        let text = write_graph(&model)?;
+        let mut inputs = io_specs(&model, &prepared.inputs, &text.inputs, true)?;
+        let mut outputs = io_specs(&model, &prepared.outputs, &text.outputs, false)?;
+        drop(model);
+        self.roles.decide(&mut inputs, &mut outputs, &options.roles)?;
+        let mut constants = vec![];
+        for (name, tensor) in &text.constants {
+            let (dtype, bytes) = const_bytes(name, tensor)?;
+            let shape: Vec<u64> = tensor.shape().iter().map(|&d| d as u64).collect();
+            constants.push((name.clone(), self.writer.constant(dtype, &shape, &bytes)?));
+        }
+        self.writer.graph(&source.name, &text.text, constants);
+        let import = &source.import;
+        self.record.graphs.push(GraphRecord {
+            source_name: source.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            source_hash: prepared.source_hash,
+            source_bytes: prepared.source_bytes,
+            opset: prepared.opset.max(0) as u64,
+            dims: import.dims.clone(),
+            fixed_inputs: import
+                .inputs
                 .iter()
-                .any(|t| t.weight as usize == i && t.kind == TargetKind::Embedding)
-        })
-        .collect();
-    let mut coarse = vec![];
-    let mut measured = vec![];
-    for (matrix, &embedding) in prepared.matrices.iter().zip(&embedding) {
-        let q: Quantized = quantize(matrix, scheme, embedding)?;
-        measured.push((q.packed.scheme(), q.relative, q.max_abs));
-        coarse.push(q.packed);
+                .map(|spec| (spec.name.clone(), spec.to_string()))
+                .collect(),
+            fixed_values: import.consts.clone(),
+            node_names: text.node_names,
+            symbols: text.symbols,
+            inputs,
+            outputs,
+            properties: prepared.properties,
+        });
+        Ok(())
     }
-    if matches!(scheme, Scheme::Q4 | Scheme::Q8) {
-        let (promoted, kept) = calibrate::promote(prepared, coarse, scheme)?;
-        coarse = kept;
-        for i in promoted {
-            let q = quantize(&prepared.matrices[i], calibrate::finer(scheme), embedding[i])?;
-            measured[i] = (q.packed.scheme(), q.relative, q.max_abs);
-            coarse[i] = q.packed;
+
+    fn write(self, out: &Path, options: &PackOptions) -> Result<BaseFingerprint> {
+        let Making { mut writer, pool, roles: _, mut record } = self;
+        let Pool { weights, targets, errors, .. } = pool;
+        for packed in weights {
+            writer.weight(packed)?;
         }
-    }
-    prepared.matrices.clear();
-    let mut packed: Vec<Packed> = vec![];
-    let mut known: HashMap<(blake3::Hash, Scheme, usize, usize), u32> = HashMap::new();
-    let mut moved = vec![];
-    for p in coarse {
-        let key = (blake3::hash(p.bytes()), p.scheme(), p.rows(), p.cols());
-        let index = *known.entry(key).or_insert(packed.len() as u32);
-        if index as usize == packed.len() {
-            packed.push(p);
+        let max_tokens = match (&options.tokenizer, options.max_tokens) {
+            (None, _) => None,
+            (_, Some(n)) => Some(n),
+            (Some(_), None) => position_rows(&targets),
+        };
+        writer.targets(targets);
+        writer.preprocess(Preprocess {
+            image: options.image.clone(),
+            labels: options.labels.clone(),
+            problem: options.problem,
+            max_tokens,
+        });
+        writer.tokenizer(options.tokenizer.clone().unwrap_or_default());
+        for (name, contents) in &options.texts {
+            writer.text(name, contents);
         }
-        moved.push(index);
+        record.tool = concat!("offshoot ", env!("CARGO_PKG_VERSION")).into();
+        record.errors = errors;
+        writer.record(record);
+        writer.write(out)
     }
-    let mut errors = vec![];
-    for (i, target) in prepared.targets.iter_mut().enumerate() {
-        let old = target.weight as usize;
-        let (scheme, relative, max_abs) = measured[old];
-        errors.push(TargetError { target: i as u32, scheme, relative, max_abs });
-        target.weight = moved[old];
-    }
-    for node in prepared.model.graph.iter_mut().flat_map(|g| &mut g.node) {
-        if node.op_type.starts_with("Offshoot") {
-            for attribute in node.attribute.iter_mut().filter(|a| a.name == "weight") {
-                attribute.i = moved[attribute.i as usize] as i64;
-            }
-        }
-    }
-    Ok((packed, errors))
 }
 
 /// The longest sequence that a learned position table allows.
@@ -244,6 +236,7 @@ fn io_specs(
             safe_name: safe.clone(),
             dtype: public_type(&info.name, fact.datum_type)?,
             dims: fact.shape.iter().map(|d| d.to_string()).collect(),
+            role: Role::Other,
         });
     }
     Ok(specs)

@@ -2,10 +2,11 @@
 
 use crate::error::{Error, Result};
 use crate::fs::read_limited;
-use crate::pack::ImageSpec;
+use crate::pack::{Filter, Fit, ImageSpec};
 use crate::shape::Array;
 use image::imageops::{FilterType, resize};
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
+use std::borrow::Cow;
 use std::io::Cursor;
 use std::path::Path;
 
@@ -20,7 +21,12 @@ pub const MAX_DECODE_BYTES: u64 = 128 << 20;
 
 /// An error if the size is none that [`MAX_SIDE`] allows or a number is no usable divisor.
 fn check(spec: &ImageSpec) -> Result<()> {
-    if spec.size.iter().any(|&side| side == 0 || side > MAX_SIDE) {
+    let sides = match spec.fit {
+        Fit::Stretch => spec.size,
+        Fit::Exact(sides) => sides,
+        Fit::Shortest(side) => [side; 2],
+    };
+    if spec.size.iter().chain(&sides).any(|&side| side == 0 || side > MAX_SIDE) {
         return Err(Error::bad_input(format!(
             "picture size {}x{} is not within 1 to {MAX_SIDE}",
             spec.size[0], spec.size[1]
@@ -41,9 +47,9 @@ pub fn from_file(path: &Path, spec: &ImageSpec) -> Result<Array> {
 }
 
 /// Turns an encoded picture into a base's input, f32 [1, 3, H, W] or [1, H, W, 3]: decoded to RGB
-/// (grey repeated, transparency laid over white), resized without keeping its proportions by
-/// Catmull-Rom (bicubic with a = -0.5, widened when shrinking, as PIL's BICUBIC), then
-/// (value/255 - mean)/std.
+/// (grey repeated, transparency laid over white), resized as the base's `fit` and `filter` say
+/// (filters are widened when shrinking, as PIL's are), the middle cut out, then
+/// (value * scale - mean)/std. Where the middle reaches past a resized picture it is black.
 ///
 /// Bytes that are no PNG or JPEG, are damaged, or decode to more than the limits are an error.
 pub fn from_bytes(bytes: &[u8], spec: &ImageSpec) -> Result<Array> {
@@ -103,25 +109,74 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
 pub fn tensor(picture: &RgbImage, spec: &ImageSpec) -> Result<Array> {
     check(spec)?;
     let [height, width] = spec.size;
-    let resized;
-    let pixels = if picture.dimensions() == (width, height) {
-        picture
-    } else {
-        resized = resize(picture, width, height, FilterType::CatmullRom);
-        &resized
+    let pixels = middle(resized(picture, spec)?, width, height);
+    // 1/255 is what nearly all are divided by: that exactly, not its reciprocal's product.
+    let unit = spec.scale == 1.0 / 255.0;
+    let normal = |c: usize, v: u8| {
+        let value = if unit { f32::from(v) / 255.0 } else { f32::from(v) * spec.scale };
+        (value - spec.mean[c]) / spec.std[c]
     };
-    let normal = |c: usize, v: u8| (f32::from(v) / 255.0 - spec.mean[c]) / spec.std[c];
+    let order = if spec.bgr { [2, 1, 0] } else { [0, 1, 2] };
     let (height, width) = (height as usize, width as usize);
     let mut values = Vec::with_capacity(3 * height * width);
     if spec.channels_first {
-        for c in 0..3 {
+        for c in order {
             values.extend(pixels.pixels().map(|p| normal(c, p.0[c])));
         }
         Array::f32([1, 3, height, width], values)
     } else {
-        values.extend(pixels.pixels().flat_map(|p| [0, 1, 2].map(|c| normal(c, p.0[c]))));
+        values.extend(pixels.pixels().flat_map(|p| order.map(|c| normal(c, p.0[c]))));
         Array::f32([1, height, width, 3], values)
     }
+}
+
+fn resized<'a>(picture: &'a RgbImage, spec: &ImageSpec) -> Result<Cow<'a, RgbImage>> {
+    let (width, height) = picture.dimensions();
+    let [to_height, to_width] = match spec.fit {
+        Fit::Stretch => spec.size,
+        Fit::Exact(sides) => sides,
+        // As transformers has it: the other side is rounded down.
+        Fit::Shortest(side) => {
+            let other =
+                |long: u32, short: u32| u64::from(side) * u64::from(long) / u64::from(short);
+            let other = if width < height { other(height, width) } else { other(width, height) };
+            let other = u32::try_from(other).ok().filter(|&o| o <= MAX_SIDE).ok_or_else(|| {
+                Error::bad_input(format!(
+                    "picture of {width}x{height} would be larger than {MAX_SIDE} on one side"
+                ))
+            })?;
+            if width < height { [other, side] } else { [side, other] }
+        }
+    };
+    if (width, height) == (to_width, to_height) {
+        return Ok(Cow::Borrowed(picture));
+    }
+    let filter = match spec.filter {
+        Filter::Nearest => FilterType::Nearest,
+        Filter::Bilinear => FilterType::Triangle,
+        Filter::Bicubic => FilterType::CatmullRom,
+        Filter::Lanczos => FilterType::Lanczos3,
+    };
+    Ok(Cow::Owned(resize(picture, to_width, to_height, filter)))
+}
+
+/// The middle of `width` x `height`, black where the picture has none.
+fn middle(picture: Cow<'_, RgbImage>, width: u32, height: u32) -> Cow<'_, RgbImage> {
+    let (w, h) = picture.dimensions();
+    if (w, h) == (width, height) {
+        return picture;
+    }
+    // In 64 bits; below 0 where the picture is the smaller one. Rounded down, as transformers does.
+    let left = (i64::from(w) - i64::from(width)).div_euclid(2);
+    let top = (i64::from(h) - i64::from(height)).div_euclid(2);
+    Cow::Owned(RgbImage::from_fn(width, height, |x, y| {
+        let from = (u32::try_from(left + i64::from(x)), u32::try_from(top + i64::from(y)));
+        let pixel = match from {
+            (Ok(x), Ok(y)) => picture.get_pixel_checked(x, y).copied(),
+            _ => None,
+        };
+        pixel.unwrap_or(image::Rgb([0; 3]))
+    }))
 }
 
 /// To RGB; what is transparent shows white.
@@ -163,8 +218,16 @@ mod tests {
     use crate::error::ErrorKind;
     use image::{GrayImage, LumaA, Rgb, Rgba, RgbaImage};
 
-    const PLAIN: ImageSpec =
-        ImageSpec { size: [2, 3], mean: [0.0; 3], std: [1.0; 3], channels_first: false };
+    const PLAIN: ImageSpec = ImageSpec {
+        size: [2, 3],
+        fit: Fit::Stretch,
+        filter: Filter::Bicubic,
+        scale: 1.0 / 255.0,
+        mean: [0.0; 3],
+        std: [1.0; 3],
+        channels_first: false,
+        bgr: false,
+    };
 
     fn encode(picture: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());

@@ -4,6 +4,7 @@ use super::engine::{Engine, Named};
 use super::head::{Prediction, apply_head};
 use crate::adapter::Bound;
 use crate::error::{Error, Result};
+use crate::pack::Role;
 use crate::shape::Array;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -52,6 +53,6 @@ impl Session {
             Error::usage("no head is active").hint("switch to an adapter that was trained with one")
         })?;
         let outputs = self.engine.run(inputs, active.as_ref())?;
-        apply_head(head, inputs, &outputs)
+        apply_head(head, self.engine.given(inputs, Role::Mask), &outputs)
     }
 }

@@ -8,9 +8,6 @@ pub use with_tokenizers::TextEncoder;
 #[cfg(not(feature = "text"))]
 pub use without_tokenizers::TextEncoder;
 
-/// Largest `tokenizer.json` that is read, in bytes.
-pub const MAX_TOKENIZER_BYTES: usize = 32 << 20;
-
 /// Longest sentence that is taken, in bytes.
 pub const MAX_SENTENCE_BYTES: usize = 1 << 20;
 
@@ -100,6 +97,7 @@ fn pad(rows: &[&Tokens], length: usize, padding: Padding) -> Result<EncodedText>
 #[cfg(feature = "text")]
 mod with_tokenizers {
     use super::*;
+    use crate::limits;
     use crate::runtime::wordpiece::WordPiece;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use tokenizers::{
@@ -136,10 +134,11 @@ mod with_tokenizers {
         /// Bytes that are no tokenizer are an error, as is a `max_tokens` that leaves no room
         /// beside the special tokens.
         pub fn from_bytes(tokenizer_json: &[u8], max_tokens: usize) -> Result<TextEncoder> {
-            if tokenizer_json.len() > MAX_TOKENIZER_BYTES {
+            if tokenizer_json.len() as u64 > limits::TOKENIZER {
                 return Err(Error::bad_input(format!(
-                    "tokenizer of {} bytes is larger than the limit of {MAX_TOKENIZER_BYTES}",
-                    tokenizer_json.len()
+                    "tokenizer of {} bytes is larger than the limit of {}",
+                    tokenizer_json.len(),
+                    limits::TOKENIZER
                 )));
             }
             let encoder = guarded("reading the tokenizer", || {
@@ -419,7 +418,7 @@ mod tests {
                 assert_eq!(e.kind(), ErrorKind::BadInput, "{e}");
                 assert!(!e.message().contains('\n'));
             }
-            let large = vec![b' '; MAX_TOKENIZER_BYTES + 1];
+            let large = vec![b' '; crate::limits::TOKENIZER as usize + 1];
             assert!(TextEncoder::from_bytes(&large, 16).unwrap_err().message().contains("larger"));
         }
 

@@ -5,7 +5,9 @@ use super::metrics::{Confusion, argmax};
 use super::samples::Samples;
 use crate::adapter::Bound;
 use crate::error::{Error, Result};
+use crate::pack::Role;
 use crate::runtime::{Engine, Named, apply_head};
+use crate::shape::Array;
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -169,7 +171,7 @@ pub(super) fn each_row(
         }
         let inputs = samples.inputs(&group, rows)?;
         let outputs = engine.run(&inputs, adapter)?;
-        let logits = logits(adapter, classes, &inputs, &outputs)?;
+        let logits = logits(adapter, classes, engine.given(&inputs, Role::Mask), &outputs)?;
         for (&sample, row) in group.iter().zip(&logits) {
             take(sample, row)?;
         }
@@ -180,11 +182,11 @@ pub(super) fn each_row(
 fn logits(
     adapter: Option<&Arc<Bound>>,
     classes: usize,
-    inputs: &Named,
+    mask: Option<&Array>,
     outputs: &Named,
 ) -> Result<Vec<Vec<f32>>> {
     if let Some(head) = adapter.and_then(|a| a.head.as_ref()) {
-        let predictions = apply_head(head, inputs, outputs)?;
+        let predictions = apply_head(head, mask, outputs)?;
         return Ok(predictions.into_iter().map(|p| p.logits).collect());
     }
     let own = outputs.iter().find(|(_, a)| a.shape().len() == 2 && a.shape()[1] == classes);

@@ -4,7 +4,8 @@ use super::options::TargetChoice;
 use crate::adapter::{Pool, TargetKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{FrozenConv, FrozenEmbedding, FrozenLinear, tract_error};
-use crate::runtime::{Engine, is_mask};
+use crate::pack::Role;
+use crate::runtime::Engine;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use tract_core::internal::*;
 
@@ -78,7 +79,7 @@ fn default_output(engine: &Engine) -> Result<Option<usize>> {
         }
     }
     let [flat, tokens] = of_rank;
-    let has_mask = engine.inputs().iter().any(|s| is_mask(&s.name));
+    let has_mask = engine.input(Role::Mask).is_some();
     if let (true, Some(&first)) = (has_mask, tokens.first()) {
         return Ok(Some(first));
     }

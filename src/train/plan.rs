@@ -10,7 +10,8 @@ use super::parameter::{self, Parameter};
 use super::vjp::rows::sum_rows;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{bind_dims, contract_einsums, tract_error};
-use crate::runtime::{Binding, Engine, is_mask};
+use crate::pack::Role;
+use crate::runtime::{Binding, Engine};
 use std::sync::{Arc, Mutex, PoisonError};
 use tract_core::internal::*;
 use tract_core::ops::konst::Const;
@@ -86,7 +87,7 @@ fn failed(e: TractError) -> Error {
 fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
     let dims: Vec<(String, i64)> = binding.iter().map(|(k, v)| (k.clone(), *v)).collect();
     let mut model = bind_dims(engine.graph(), &dims)?;
-    let mask = engine.inputs().iter().position(|s| is_mask(&s.name));
+    let mask = engine.inputs().iter().position(|s| s.role == Role::Mask);
     let mask = mask.and_then(|at| model.inputs.get(at).copied());
     let outlet = model.output_outlets().map_err(failed)?.get(setup.features.output).copied();
     let outlet = outlet.ok_or_else(|| Error::failed("the head's output is gone"))?;

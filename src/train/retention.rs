@@ -3,7 +3,8 @@
 use super::metrics::argmax;
 use crate::adapter::{Bound, Head};
 use crate::error::{Error, Result};
-use crate::runtime::{Engine, MASK_INPUT, Named, pool};
+use crate::pack::Role;
+use crate::runtime::{Engine, Named, pool};
 use crate::shape::Array;
 use serde::Serialize;
 use std::sync::Arc;
@@ -47,7 +48,8 @@ pub fn retention(
         let inputs = inputs?;
         let base = engine.run(&inputs, None)?;
         let adapted = engine.run(&inputs, Some(bound))?;
-        let features = |outputs: &Named| features(&output, bound.head.as_ref(), &inputs, outputs);
+        let mask = engine.given(&inputs, Role::Mask);
+        let features = |outputs: &Named| features(&output, bound.head.as_ref(), mask, outputs);
         let (from, to) = (features(&base)?, features(&adapted)?);
         cosines.push(cosine(&from, &to));
         moved += from.iter().zip(&to).map(|(a, b)| f64::from((a - b).abs())).sum::<f64>();
@@ -96,12 +98,11 @@ fn own_classes(engine: &Engine) -> Option<String> {
 fn features(
     output: &str,
     head: Option<&Head>,
-    inputs: &Named,
+    mask: Option<&Array>,
     outputs: &Named,
 ) -> Result<Vec<f32>> {
     let array = find(outputs, output)?;
     let Some(head) = head else { return Ok(array.as_f32()?.to_vec()) };
-    let mask = inputs.iter().find(|(name, _)| name.ends_with(MASK_INPUT)).map(|(_, a)| a);
     Ok(pool(head.pool, array, mask)?.concat())
 }
 

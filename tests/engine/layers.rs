@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Lowest first. The modules of layer 0 are single files that may use each other.
 const LAYERS: &[&[&str]] = &[
-    &["error", "shape", "fingerprint", "fs", "host", "npy"],
+    &["error", "shape", "fingerprint", "fs", "host", "limits", "npy"],
     &["quant", "adapter"],
     &["pack", "import"],
     &["graph"],

@@ -5,7 +5,7 @@ use offshoot::adapter::Pool;
 use offshoot::adapter::peft::{HeadSpec, ImportOptions, import};
 use offshoot::npy::read_npz;
 use offshoot::quant::Scheme;
-use offshoot::runtime::{Engine, MASK_INPUT, Named, PackOptions, apply_head, pool};
+use offshoot::runtime::{Engine, Named, PackOptions, apply_head, pool};
 use offshoot::shape::Array;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -56,7 +56,7 @@ fn check(directory: &str) {
     let engine = minilm(&shared);
     let folder = shared.join("reference/minilm").join(directory);
     let (expected, base) = peft_says(&folder);
-    let mask = named(&expected.inputs, MASK_INPUT);
+    let mask = named(&expected.inputs, "attention_mask");
     let head = HeadSpec { output: "last_hidden_state".into(), pool: Pool::Mean, labels: None };
     let options = ImportOptions {
         base: Some(engine.base().fingerprint()),
@@ -80,7 +80,7 @@ fn check(directory: &str) {
     assert!(apart <= 1e-3, "pooled_mean: {apart}");
 
     let head = bound.head.as_ref().unwrap();
-    let predictions = apply_head(head, &expected.inputs, &found).unwrap();
+    let predictions = apply_head(head, Some(mask), &found).unwrap();
     let logits: Vec<f32> = predictions.iter().flat_map(|p| p.logits.clone()).collect();
     let apart = max_difference(&logits, named(&expected.outputs, "logits").as_f32().unwrap());
     println!("{directory} logits: {apart:.1e}");
@@ -114,7 +114,7 @@ fn on_quantized_weights_the_adapter_costs_no_accuracy() {
     let engine = packed(&shared.join("models/minilm-l6.onnx"), &options);
     let folder = shared.join("reference/minilm/peft_adapter");
     let (expected, base) = peft_says(&folder);
-    let mask = named(&expected.inputs, MASK_INPUT);
+    let mask = named(&expected.inputs, "attention_mask");
     let options =
         ImportOptions { base: Some(engine.base().fingerprint()), ..ImportOptions::default() };
     let imported = import(&folder, engine.base().targets(), &options).unwrap();

@@ -7,6 +7,7 @@ use offshoot::daemon::learn::{Learner, Place, Settings};
 use offshoot::error::Result;
 use offshoot::host::Root;
 use offshoot::npy;
+use offshoot::pack::Role;
 use offshoot::runtime::{Engine, Named, PackOptions, Preprocessor, apply_head, pack};
 use offshoot::shape::Array;
 use offshoot::store::{
@@ -40,7 +41,7 @@ impl Desk {
 pub fn answer(engine: &Engine, bound: &Arc<Bound>, inputs: &Named) -> String {
     let outputs = engine.run(inputs, Some(bound)).unwrap();
     let head = bound.head.as_ref().unwrap();
-    apply_head(head, inputs, &outputs).unwrap()[0].top(1)[0].0.clone()
+    apply_head(head, engine.given(inputs, Role::Mask), &outputs).unwrap()[0].top(1)[0].0.clone()
 }
 
 impl Serving for Desk {

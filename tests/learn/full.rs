@@ -176,12 +176,7 @@ fn weeks_with_minilm() {
 #[test]
 #[ignore = "many minutes: cargo test --release --test learn -- --ignored --nocapture efficientnet"]
 fn a_week_with_efficientnet() {
-    let image = ImageSpec {
-        size: [224, 224],
-        mean: [0.485, 0.456, 0.406],
-        std: [0.229, 0.224, 0.225],
-        channels_first: true,
-    };
+    let image = ImageSpec::default();
     let options = PackOptions { image: Some(image), ..PackOptions::default() };
     let mut settings = willing();
     // 1,280 features, none negative: a step moves an answer several times as far as MiniLM's.

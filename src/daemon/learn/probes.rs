@@ -1,8 +1,8 @@
 //! Inputs that no adapter is trained on, to see how far it still answers as the base does.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::pack::IoSpec;
-use crate::runtime::{Engine, Named, Preprocessor, is_mask};
+use crate::pack::{IoSpec, Role};
+use crate::runtime::{Engine, Named, Preprocessor};
 use crate::shape::{Array, DType, Data, volume};
 use crate::train::random::{below, stream, unit};
 
@@ -92,11 +92,9 @@ fn made_up(spec: &IoSpec, shape: &[usize], ids: u64, n: u64) -> Result<(String, 
             Data::F32((0..len).map(value).collect())
         }
         DType::I64 | DType::I32 => {
-            let mask = is_mask(&spec.name);
-            let types = spec.name.ends_with("token_type_ids");
-            let value = |_| match (mask, types) {
-                (true, _) => 1,
-                (_, true) => 0,
+            let value = |_| match spec.role {
+                Role::Mask | Role::EncodedMask => 1,
+                Role::Types => 0,
                 _ => below(&mut rng, ids) as i64,
             };
             let values = (0..len).map(value);
@@ -118,12 +116,13 @@ mod tests {
     #[test]
     fn masks_and_types_are_no_ids_whatever_their_width() {
         for dtype in [DType::I64, DType::I32] {
-            let values = |name: &str| {
+            let values = |role: Role| {
                 let spec = IoSpec {
-                    name: name.into(),
-                    safe_name: name.into(),
+                    name: role.name().into(),
+                    safe_name: "x0".into(),
                     dtype,
                     dims: vec!["batch".into(), "seq".into()],
+                    role,
                 };
                 let array = made_up(&spec, &shape(&spec, 24), 1000, 0).unwrap().1;
                 assert_eq!((array.shape(), array.dtype()), (&[1, 24][..], dtype));
@@ -133,9 +132,9 @@ mod tests {
                     other => panic!("{other:?}"),
                 }
             };
-            assert_eq!(values("attention_mask"), [1; 24]);
-            assert_eq!(values("token_type_ids"), [0; 24]);
-            assert!(values("input_ids").iter().any(|&id| id > 1));
+            assert_eq!(values(Role::Mask), [1; 24]);
+            assert_eq!(values(Role::Types), [0; 24]);
+            assert!(values(Role::Ids).iter().any(|&id| id > 1));
         }
     }
 

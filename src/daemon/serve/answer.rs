@@ -5,6 +5,7 @@ use super::problem::Problem;
 use super::roster::{Roster, Served};
 use crate::daemon::Tensor;
 use crate::error::Result;
+use crate::pack::Role;
 use crate::runtime::text::Tokens;
 use crate::runtime::{Engine, Named, Prediction, Preprocessor, apply_head, base_predictions};
 use crate::shape::{Array, DType, Data};
@@ -150,7 +151,7 @@ impl Answerer {
         let outputs = self.engine.run(inputs, bound)?;
         let head = bound.and_then(|b| b.head.as_ref());
         let predictions = match head {
-            Some(head) => apply_head(head, inputs, &outputs)?,
+            Some(head) => apply_head(head, self.engine.given(inputs, Role::Mask), &outputs)?,
             None => base_predictions(self.engine.base(), &outputs),
         };
         if predictions.iter().flat_map(|p| &p.logits).any(|v| !v.is_finite()) {

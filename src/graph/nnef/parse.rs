@@ -10,9 +10,8 @@ use tract_nnef::ast::{
 };
 
 use crate::error::{Error, Result};
+use crate::limits;
 
-/// Most bytes of a graph text.
-const MAX_TEXT: usize = 64 << 20;
 /// Most nested brackets. Dimensions after many strided layers nest about twenty.
 const MAX_DEPTH: usize = 64;
 
@@ -21,10 +20,11 @@ const MAX_DEPTH: usize = 64;
 /// # Errors
 /// The line, what was expected and what was found.
 pub fn parse(text: &str) -> Result<Document> {
-    if text.len() > MAX_TEXT {
-        let n = text.len();
+    if text.len() as u64 > limits::GRAPH_TEXT {
         return Err(Error::bad_input(format!(
-            "graph text of {n} bytes, expected at most {MAX_TEXT}"
+            "graph text of {} bytes, expected at most {}",
+            text.len(),
+            limits::GRAPH_TEXT
         )));
     }
     let mut parser = Parser { text, at: 0, depth: 0 };
