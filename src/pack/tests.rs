@@ -310,6 +310,6 @@ fn the_format_page_has_the_codes_offsets() {
     }
 }
 
-const GOLDEN_FILE: &str = "6d7e47b198731cfddf12133b8e6239d11f44c58ece3e0062fa14a66452c1b445";
+const GOLDEN_FILE: &str = "431987cb676fe379ce67dfac22a7de2f2ac03a8934e69ea51325bd73a4aaf1dc";
 const GOLDEN_FINGERPRINT: &str =
-    "blake3:8b8e6b78823eb4a65230007789b8136826a8e22bcf7dda40c4a75393f0b24360";
+    "blake3:6b0b39bf3c342ef5f614ee28660dd4143a010c81c17ecc38bbfd6f8beff29ee3";
