@@ -132,7 +132,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let source = models.join(show.model);
     let files =
         Files { source: &source, out: Some(&path), tokenizer: tokenizer.as_deref(), labels: None };
-    let packed = pack::pack(&request, files, &path)?;
+    let packed = pack::pack(&request, files, &path, out.json())?;
     out.line(format!(
         "packed {} ({}) as int8 in {:.1} s: {}, {} layers can learn",
         show.model,

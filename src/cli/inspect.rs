@@ -52,7 +52,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         "onnx" => {
             let request = Request::of(Scheme::Q8, &args.import.options());
             let files = Files { source: path, out: None, tokenizer: None, labels: None };
-            match worker::call(&request, files)? {
+            match worker::call(&request, files, &mut |_| ())? {
                 Some(summary) => onnx(&summary, path, out),
                 None => Err(Error::failed("the import worker gave no answer")),
             }
@@ -129,6 +129,7 @@ fn base(base: &Base, verify: bool, out: &Out) -> Result<()> {
                     "dims": g.dims,
                     "fixed_inputs": g.fixed_inputs,
                     "fixed_values": g.fixed_values,
+                    "bound": g.bound,
                     "properties": g.properties,
                 })
             })
@@ -162,6 +163,7 @@ fn base(base: &Base, verify: bool, out: &Out) -> Result<()> {
                 "dims": main.dims,
                 "fixed_inputs": main.fixed_inputs,
                 "fixed_values": main.fixed_values,
+                "bound": main.bound,
                 "properties": main.properties,
             },
         }));

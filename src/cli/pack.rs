@@ -1,11 +1,12 @@
 //! `offshoot pack`.
 
 use super::output::{Out, bytes, count, table};
+use super::progress::Stages;
 use super::worker::{self, Files, Request};
 use crate::error::{Error, Result};
 use crate::fs::{remove_stale_temps, sync_folder};
 use crate::import::{ImportOptions, InputSpec};
-use crate::pack::{Base, ImageSpec, TargetError};
+use crate::pack::{Base, Bound, ImageSpec, TargetError};
 use crate::quant::Scheme;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -90,6 +91,8 @@ pub struct Report {
     pub base_bytes: u64,
     /// Number of layers that can carry an adapter.
     pub targets: usize,
+    /// What the importer fixed without being asked.
+    pub bound: Vec<Bound>,
     /// Weights per scheme.
     pub schemes: BTreeMap<&'static str, usize>,
     /// Mean of the targets' relative errors.
@@ -130,7 +133,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         tokenizer: args.tokenizer.as_deref(),
         labels: args.labels.as_deref(),
     };
-    let report = pack(&request, files, &args.out)?;
+    let report = pack(&request, files, &args.out, out.json())?;
     out.line(format!(
         "{}: {}, {} targets, from {} of ONNX in {:.1} s",
         args.out.display(),
@@ -139,6 +142,10 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         bytes(report.source_bytes),
         report.seconds
     ));
+    for bound in &report.bound {
+        let (name, to, why) = (&bound.name, &bound.to, &bound.why);
+        out.line(format!("bound {name}={to}: {why} (--dim, --input or --const chooses)"));
+    }
     out.line(format!("fingerprint {}", report.fingerprint));
     let schemes: Vec<String> =
         report.schemes.iter().map(|(name, n)| format!("{} {name}", count(*n as u64))).collect();
@@ -156,14 +163,17 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
 }
 
 /// Has the worker pack into a hidden file beside `out`, looks it over and puts it in its place. On
-/// any error `out` stays as it was.
-pub fn pack(request: &Request, files: Files<'_>, out: &Path) -> Result<Report> {
+/// any error `out` stays as it was. On a terminal it shows how far it has come, but not if `quiet`.
+pub fn pack(request: &Request, files: Files<'_>, out: &Path, quiet: bool) -> Result<Report> {
     let start = Instant::now();
     if std::fs::metadata(out).is_ok_and(|m| !m.is_file()) {
         return Err(Error::usage(format!("'{}' exists and is not a regular file", out.display())));
     }
     let staged = Staged::beside(out)?;
-    let result = worker::call(request, Files { out: Some(&staged.path), ..files });
+    let bar = Stages::new(files.source, quiet);
+    let result =
+        worker::call(request, Files { out: Some(&staged.path), ..files }, &mut |s| bar.show(&s));
+    drop(bar);
     if result.is_err() {
         // What a killed worker was writing; its own error matters more than this one's.
         let _ = remove_stale_temps(&staged.folder);
@@ -193,6 +203,7 @@ fn report(base: &Base, out: &Path, start: Instant) -> Report {
         source_bytes: base.record().graphs.iter().map(|g| g.source_bytes).sum(),
         base_bytes: base.file_len(),
         targets: base.targets().len(),
+        bound: base.record().graphs.iter().flat_map(|g| g.bound.clone()).collect(),
         schemes,
         mean_error: mean,
         worst: worst_errors(base, WORST),

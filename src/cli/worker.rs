@@ -4,8 +4,8 @@
 use super::onnx::{self, OnnxSummary};
 use crate::error::{Error, Result};
 use crate::fs::{open_regular, read_limited, read_text};
-use crate::import::{ImportOptions, InputSpec};
-use crate::import::{Limits, apply_limits, run_limited, run_worker};
+use crate::import::{ImportOptions, InputSpec, Stage};
+use crate::import::{Limits, enter_worker, run_limited, run_worker};
 use crate::limits;
 use crate::pack::ImageSpec;
 use crate::quant::Scheme;
@@ -102,11 +102,16 @@ pub struct Files<'a> {
     pub labels: Option<&'a Path>,
 }
 
-/// Has a worker do `request`: packs, or gives back what is in the ONNX file.
+/// Has a worker do `request`: packs, or gives back what is in the ONNX file. `heard` gets how far it
+/// has come.
 ///
 /// # Errors
 /// The worker's own; unsupported if it died, hung or grew past its limits.
-pub fn call(request: &Request, files: Files<'_>) -> Result<Option<OnnxSummary>> {
+pub fn call(
+    request: &Request,
+    files: Files<'_>,
+    heard: &mut dyn FnMut(Stage),
+) -> Result<Option<OnnxSummary>> {
     // Before a process is made; a FIFO must not be waited for.
     let len = open_regular(files.source, limits::ONNX)?.len;
     let limits = limits(len, files.out.is_some());
@@ -120,7 +125,7 @@ pub fn call(request: &Request, files: Files<'_>) -> Result<Option<OnnxSummary>> 
     command.args([path(files.out), path(files.tokenizer), path(files.labels)]);
     // Else tract's errors come with a stack trace in their text.
     command.env_remove("RUST_BACKTRACE").env("RUST_LIB_BACKTRACE", "0");
-    let output = run_limited(command, &limits, files.source)?;
+    let output = run_limited(command, &limits, files.source, heard)?;
     if files.out.is_some() {
         return Ok(None);
     }
@@ -130,16 +135,17 @@ pub fn call(request: &Request, files: Files<'_>) -> Result<Option<OnnxSummary>> 
 }
 
 /// 2 GiB of address space or twelve times the file, 64 MiB of stack; two minutes of CPU time to
-/// look at a file, twenty to pack it. Packing runs the network a few times for each layer:
-/// EfficientNet-Lite0 takes 3 minutes on an emulated Cortex-A76, ResNet-50 has ten times its sums.
+/// look at a file, twenty to pack it (it runs the network some dozens of times: EfficientNet-Lite0
+/// takes a minute on an emulated Cortex-A76), and more for large files: one second for each 100 KiB.
 fn limits(file: u64, packing: bool) -> Limits {
     let minutes = if packing { 20 } else { 2 };
+    let seconds = minutes * 60 + file / (100 << 10);
     Limits {
         memory_bytes: (2u64 << 30).max(file.saturating_mul(12)),
         stack_bytes: 64 << 20,
-        cpu_seconds: minutes * 60,
+        cpu_seconds: seconds,
         // More than the CPU time: other work may be going on.
-        deadline: Duration::from_secs(minutes * 90),
+        deadline: Duration::from_secs(seconds + seconds / 2),
     }
 }
 
@@ -154,7 +160,7 @@ pub fn main(arguments: &[OsString]) -> u8 {
         let [_, _, limits, request, source, out, tokenizer, labels] = arguments else {
             return Err(Error::usage(format!("'{VERB}' is for the program's own use")));
         };
-        apply_limits(&Limits::from_argument(&text(limits)?)?)?;
+        enter_worker(&text(limits)?)?;
         let request: Request = serde_json::from_str(&text(request)?)
             .map_err(|e| Error::usage(format!("the request to the import worker: {e}")))?;
         let path = |p: &OsStr| (!p.is_empty()).then(|| PathBuf::from(p));

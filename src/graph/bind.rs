@@ -33,6 +33,18 @@ pub fn bind_dims(model: &TypedModel, dims: &[(String, i64)]) -> Result<TypedMode
     substitute(model, &subs).map_err(|e| tract_error(ErrorKind::BadInput, &e))
 }
 
+/// The one symbol of `dim` that `known` lacks, and the value that makes `dim` equal `size`, where
+/// `dim` grows with it evenly (`32*h`); `None` for other expressions, or if no whole number fits.
+pub fn solve(dim: &TDim, size: i64, known: &SymbolValues) -> Option<(Symbol, i64)> {
+    let rest = dim.eval(known);
+    let symbols = rest.symbols();
+    let symbol = symbols.iter().next().filter(|_| symbols.len() == 1)?.clone();
+    let at = |v: i64| rest.eval(&SymbolValues::default().with(&symbol, v)).to_i64().ok();
+    let (zero, step) = (at(0)?, at(1)?.checked_sub(at(0)?)?);
+    let value = size.checked_sub(zero)?.checked_div(step)?;
+    (value >= 0 && at(value) == Some(size)).then_some((symbol, value))
+}
+
 /// The graph with symbols replaced, in the bodies of loops and conditions too.
 pub fn substitute(model: &TypedModel, subs: &HashMap<Symbol, TDim>) -> TractResult<TypedModel> {
     if subs.is_empty() {
@@ -85,6 +97,19 @@ mod tests {
         assert_eq!(bound.output_fact(0).unwrap().shape.to_tvec(), tvec![batch, TDim::Val(16)]);
         let both = bind_dims(&bound, &[("batch".into(), 3)]).unwrap();
         assert_eq!(both.output_fact(0).unwrap().shape.as_concrete().unwrap(), &[3, 16]);
+    }
+
+    #[test]
+    fn multiples_are_solved() {
+        let scope = SymbolScope::default();
+        let (h, w) = (scope.sym("h"), scope.sym("w"));
+        let none = SymbolValues::default();
+        assert_eq!(solve(&(h.to_dim() * 32), 96, &none), Some((h.clone(), 3)));
+        assert_eq!(solve(&(h.to_dim() * 32), 100, &none), None);
+        let sum = h.to_dim() * 2 + w.to_dim();
+        assert_eq!(solve(&sum, 9, &none), None);
+        assert_eq!(solve(&sum, 9, &none.with(&w, 1)), Some((h, 4)));
+        assert_eq!(solve(&TDim::Val(4), 4, &SymbolValues::default()), None);
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub fn lower(model: &ModelProto, weights: &FrozenWeights) -> Result<TypedModel> 
     onnx.op_register.insert(op::CONV, read_layer);
     onnx.op_register.insert(op::DEPTHWISE, read_layer);
     onnx.op_register.insert(op::EMBEDDING, read_layer);
+    super::shapes::register(&mut onnx.op_register);
     if let Some(graph) = &model.graph {
         check_operations(graph, &onnx.op_register.0)?;
     }
@@ -36,8 +37,10 @@ pub fn lower(model: &ModelProto, weights: &FrozenWeights) -> Result<TypedModel> 
             layer.weights = Some(weights.clone());
         }
     }
-    let typed = graph.into_typed().map_err(|e| tract_error(ErrorKind::Unsupported, &e))?;
+    let mut typed = graph.into_typed().map_err(|e| tract_error(ErrorKind::Unsupported, &e))?;
     check_axes(&typed)?;
+    super::shapes::free_factors_as_integers(&mut typed)
+        .map_err(|e| tract_error(ErrorKind::Unsupported, &e))?;
     super::channels_last(typed).map_err(|e| tract_error(ErrorKind::Unsupported, &e))
 }
 
@@ -173,6 +176,17 @@ impl Layer {
         Ok(out)
     }
 
+    /// The axis of an input of this rank whose size the weight states, and that size.
+    fn given_size(&self, rank: usize) -> Option<(usize, usize)> {
+        match &self.kind {
+            LayerKind::Linear => Some((rank.checked_sub(1)?, self.in_features)),
+            LayerKind::Conv(c) => {
+                (rank > 1).then(|| (1, self.in_features / window(c).area().max(1)))
+            }
+            LayerKind::Depthwise(_) | LayerKind::Embedding => None,
+        }
+    }
+
     fn weights(&self) -> TractResult<&FrozenWeights> {
         self.weights.as_ref().context("a layer without its weights")
     }
@@ -231,6 +245,12 @@ impl Expansion for Layer {
             s.equals(&outputs[0].datum_type, &inputs[0].datum_type)?;
         }
         s.given(&inputs[0].shape, move |s, shape| {
+            // A free dimension that must have one size is told by its name.
+            if let Some((axis, size)) = self.given_size(shape.len())
+                && matches!(shape[axis], TDim::Sym(_))
+            {
+                s.equals(&inputs[0].shape[axis], size.to_dim())?;
+            }
             s.equals(&outputs[0].shape, self.output_shape(&shape)?)
         })
     }

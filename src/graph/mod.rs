@@ -18,13 +18,15 @@ mod lower;
 mod nnef;
 mod optimize;
 mod patches;
+#[cfg(feature = "import")]
+mod shapes;
 #[cfg(test)]
 mod testing;
 mod weights;
 mod window;
 
 pub use attention::Attention;
-pub use bind::{bind_dims, substitute};
+pub use bind::{bind_dims, solve, substitute};
 pub use contraction::{Contraction, contract_einsums};
 pub use conv::{FrozenConv, FrozenConvInputGradient};
 pub use depthwise::{DepthwiseInputGradient, FrozenDepthwise};

@@ -1,14 +1,15 @@
 //! The import worker: a short-lived child process with limits on memory, stack, CPU time, and a
 //! deadline, because ONNX files make parsers panic, hang and overflow their stacks.
 //!
-//! The parent calls [`run_limited`]; the child calls [`apply_limits`] before it reads anything, and
+//! The parent calls [`run_limited`]; the child calls [`enter_worker`] before it reads anything, and
 //! does its work inside [`run_worker`], which turns errors and panics into one JSON line on stderr
-//! that [`run_limited`] turns back.
+//! that [`run_limited`] turns back. The child ends with its parent, and has the deadline itself too.
 
+use super::stage::{Stage, begin, listen};
 use crate::error::{Error, ErrorKind, Result};
 use rustix::process::{
-    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getrlimit, kill_process_group, prlimit,
-    setrlimit, waitid,
+    Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getppid, getrlimit, kill_process_group,
+    prlimit, set_parent_process_death_signal, setrlimit, waitid,
 };
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
@@ -24,6 +25,9 @@ use std::time::{Duration, Instant};
 const STDOUT_CAP: usize = 4 << 20;
 /// Bytes of a worker's standard error that are kept; the rest is dropped.
 const STDERR_CAP: usize = 64 << 10;
+
+/// How long after the deadline a worker ends by itself.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// What a worker may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,21 +56,23 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// One word for the worker's command line.
+    /// One word for the worker's command line: the limits, and which process gave them.
     pub fn to_argument(&self) -> String {
         let Limits { memory_bytes, stack_bytes, cpu_seconds, deadline } = self;
-        format!("{memory_bytes},{stack_bytes},{cpu_seconds},{}", deadline.as_millis())
+        let (millis, parent) = (deadline.as_millis(), std::process::id());
+        format!("{memory_bytes},{stack_bytes},{cpu_seconds},{millis},{parent}")
     }
 
-    /// Reads [`Limits::to_argument`]. Errors: another form (usage).
-    pub fn from_argument(text: &str) -> Result<Limits> {
+    /// Reads [`Limits::to_argument`]: the limits and the parent's process number. Errors: another
+    /// form (usage).
+    fn from_argument(text: &str) -> Result<(Limits, u64)> {
         let numbers: Option<Vec<u64>> = text.split(',').map(|n| n.parse().ok()).collect();
         match numbers.as_deref() {
-            Some(&[memory_bytes, stack_bytes, cpu_seconds, millis]) => {
+            Some(&[memory_bytes, stack_bytes, cpu_seconds, millis, parent]) => {
                 let deadline = Duration::from_millis(millis);
-                Ok(Limits { memory_bytes, stack_bytes, cpu_seconds, deadline })
+                Ok((Limits { memory_bytes, stack_bytes, cpu_seconds, deadline }, parent))
             }
-            _ => Err(Error::usage(format!("'{text}' is not four limits"))),
+            _ => Err(Error::usage(format!("'{text}' is not four limits and a parent"))),
         }
     }
 
@@ -89,9 +95,36 @@ pub struct WorkerOutput {
     pub stderr: String,
 }
 
-/// Puts the calling process under `limits` (not the deadline), for good. For the worker, before it
-/// reads anything. Errors: what the system says (failed).
-pub fn apply_limits(limits: &Limits) -> Result<()> {
+/// Puts the calling process under the limits in `argument` ([`Limits::to_argument`]), for good: it
+/// ends with its parent too, and a while after the deadline whatever the parent does. For the worker,
+/// before it reads anything.
+///
+/// # Errors
+/// Usage: another form of argument. Failed: what the system says, or the parent is gone.
+pub fn enter_worker(argument: &str) -> Result<()> {
+    let (limits, parent) = Limits::from_argument(argument)?;
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| {
+        Error::failed(format!("the import worker can't be tied to its parent: {e}"))
+    })?;
+    // It may have ended before the line above.
+    if getppid().map(|p| p.as_raw_nonzero().get() as u64) != Some(parent) {
+        return Err(Error::failed("the process that started the import worker is gone"));
+    }
+    apply_limits(&limits)?;
+    begin();
+    // The parent kills at the deadline, and says so; this is for one that is stopped.
+    let after = limits.deadline.saturating_add(GRACE);
+    std::thread::Builder::new()
+        .stack_size(64 << 10)
+        .spawn(move || {
+            std::thread::sleep(after);
+            std::process::exit(ErrorKind::Unsupported.exit_code().into());
+        })
+        .map_err(|e| Error::failed(format!("the import worker's deadline can't be set: {e}")))?;
+    Ok(())
+}
+
+fn apply_limits(limits: &Limits) -> Result<()> {
     for (resource, value) in limits.resources() {
         setrlimit(resource, capped(resource, value))
             .map_err(|e| Error::failed(format!("limit {resource:?} can't be set: {e}")))?;
@@ -131,11 +164,16 @@ pub fn run_worker(work: impl FnOnce() -> Result<String>) -> u8 {
 
 /// Runs `command` as a process group of its own under `limits`, waits, and returns what it printed.
 /// Its standard input is empty. `source` is the file that it reads, for messages. Whatever the
-/// worker left running is killed.
+/// worker left running is killed. `heard` gets what the worker says of its progress.
 ///
 /// Errors: the worker's own error as [`run_worker`] reports it; a worker that died of a signal,
 /// panicked, took too long or printed too much (unsupported); one that can't be started (failed).
-pub fn run_limited(mut command: Command, limits: &Limits, source: &Path) -> Result<WorkerOutput> {
+pub fn run_limited(
+    mut command: Command,
+    limits: &Limits,
+    source: &Path,
+    heard: &mut dyn FnMut(Stage),
+) -> Result<WorkerOutput> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let child = command
         .spawn()
@@ -148,11 +186,13 @@ pub fn run_limited(mut command: Command, limits: &Limits, source: &Path) -> Resu
         let _ = prlimit(pid, resource, capped(resource, value));
     }
     let stdout = worker.child.stdout.take().map(|pipe| capture(pipe, STDOUT_CAP));
-    let stderr = worker.child.stderr.take().map(|pipe| capture(pipe, STDERR_CAP));
-    let in_time = worker.wait(limits.deadline)?;
+    let (sender, stages) = std::sync::mpsc::channel();
+    let stderr = worker.child.stderr.take();
+    let stderr = stderr.map(|pipe| std::thread::spawn(move || listen(pipe, STDERR_CAP, &sender)));
+    let in_time = worker.wait(limits.deadline, &mut || stages.try_iter().for_each(&mut *heard))?;
     let status = worker.end()?;
     let (stdout, too_much) = joined(stdout);
-    let (stderr, _) = joined(stderr);
+    let stderr = stderr.and_then(|t| t.join().ok()).unwrap_or_default();
     let stderr = String::from_utf8_lossy(&stderr).into_owned();
     let source = source.display();
     if !in_time {
@@ -184,12 +224,14 @@ impl Worker {
     }
 
     /// Waits until the child has ended, without reaping it; `false` if the deadline came first.
-    fn wait(&mut self, deadline: Duration) -> Result<bool> {
+    /// `meanwhile` is called again and again.
+    fn wait(&mut self, deadline: Duration, meanwhile: &mut dyn FnMut()) -> Result<bool> {
         let start = Instant::now();
         let mut pause = Duration::from_millis(1);
         let Some(pid) = self.pid() else { return Ok(false) };
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
         loop {
+            meanwhile();
             match waitid(WaitId::Pid(pid), options) {
                 Ok(Some(_)) => return Ok(true),
                 Ok(None) | Err(rustix::io::Errno::INTR) => {}

@@ -14,7 +14,7 @@ fn shell(script: &str) -> Result<WorkerOutput> {
 fn shell_within(script: &str, limits: &Limits) -> Result<WorkerOutput> {
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(script);
-    run_limited(command, limits, Path::new(SOURCE))
+    run_limited(command, limits, Path::new(SOURCE), &mut |_| ())
 }
 
 #[track_caller]
@@ -36,7 +36,7 @@ fn the_workers_own_error_comes_back_whole() {
     let line = WorkerError::of(&original).line();
     let mut command = Command::new("/bin/sh");
     command.args(["-c", "echo noise >&2; printf '%s\\n' \"$0\" >&2; echo more >&2; exit 4", &line]);
-    let e = run_limited(command, &limits(), Path::new(SOURCE)).unwrap_err();
+    let e = run_limited(command, &limits(), Path::new(SOURCE), &mut |_| ()).unwrap_err();
     assert_eq!(e.to_string(), original.to_string());
     assert_eq!(e.kind(), ErrorKind::Mismatch);
     for (kind, _) in KINDS {
@@ -59,7 +59,8 @@ fn exit_codes_without_a_message() {
         "panicked while reading 'dir/x.onnx': thread 'main' panicked at a.rs:1:2: index out of bounds",
     );
     let missing = Command::new("/nonexistent/worker");
-    fails(run_limited(missing, &limits(), Path::new("x")), ErrorKind::Failed, "can't be started");
+    let missing = run_limited(missing, &limits(), Path::new("x"), &mut |_| ());
+    fails(missing, ErrorKind::Failed, "can't be started");
 }
 
 #[test]
@@ -107,8 +108,9 @@ fn limits_reach_a_worker_that_sets_none() {
 #[test]
 fn limits_travel_as_one_word() {
     let l = limits();
-    assert_eq!(Limits::from_argument(&l.to_argument()).unwrap(), l);
-    for bad in ["", "1,2,3", "1,2,3,4,5", "1,2,3,x", "-1,2,3,4"] {
+    let parent = std::process::id().into();
+    assert_eq!(Limits::from_argument(&l.to_argument()).unwrap(), (l, parent));
+    for bad in ["", "1,2,3", "1,2,3,4", "1,2,3,4,5,6", "1,2,3,x,5", "-1,2,3,4,5"] {
         assert_eq!(Limits::from_argument(bad).unwrap_err().kind(), ErrorKind::Usage);
     }
 }
@@ -118,7 +120,7 @@ fn limits_travel_as_one_word() {
 fn worker_child() {
     let Ok(what) = std::env::var("OFFSHOOT_TEST_WORKER") else { return };
     let limits = std::env::var("OFFSHOOT_TEST_LIMITS").unwrap();
-    apply_limits(&Limits::from_argument(&limits).unwrap()).unwrap();
+    enter_worker(&limits).unwrap();
     let code = run_worker(|| match what.as_str() {
         "good" => Ok("fine".into()),
         "error" => Err(Error::bad_input("node 'n': bad").hint("try --dim")),
@@ -144,7 +146,7 @@ fn worker(what: &str, limits: &Limits) -> Result<WorkerOutput> {
         .args(["--exact", "import::child::tests::worker_child", "--nocapture"])
         .env("OFFSHOOT_TEST_WORKER", what)
         .env("OFFSHOOT_TEST_LIMITS", limits.to_argument());
-    run_limited(command, limits, Path::new(SOURCE))
+    run_limited(command, limits, Path::new(SOURCE), &mut |_| ())
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing about adapters' values or how operations run.
 
+mod binding;
 mod child;
 mod names;
 mod nbits;
@@ -9,15 +10,18 @@ mod options;
 mod prepare;
 mod quantize;
 mod rewritten;
+mod stage;
 mod targets;
 mod tensor;
 mod validate;
 mod weights;
 
-pub use child::{Limits, WorkerOutput, apply_limits, run_limited, run_worker};
+pub use binding::{Bound, fit};
+pub use child::{Limits, WorkerOutput, enter_worker, run_limited, run_worker};
 pub use options::{ImportOptions, InputSpec};
 pub use prepare::{InputInfo, Prepared, prepare};
 pub use quantize::{Quantized, quantize};
 pub use rewritten::{ConvAttributes, Padding, op};
+pub use stage::{Stage, tell};
 pub use targets::FrozenMatrix;
 pub use weights::MatrixValues;

@@ -92,12 +92,10 @@ pub(super) fn apply(graph: &mut GraphProto, options: &ImportOptions) -> Result<(
         format!("inputs are {}", names.join(", "))
     };
     for (name, text) in &options.consts {
-        let Some(info) = graph.input.iter().find(|i| &i.name == name) else {
+        if !graph.input.iter().any(|i| &i.name == name) {
             return Err(Error::usage(format!("--const: no input '{name}'")).hint(names(graph)));
-        };
-        let tensor = scalar(name, elem_type(info), text)?;
-        graph.input.retain(|i| &i.name != name);
-        graph.initializer.push(tensor);
+        }
+        make_constant(graph, name, text)?;
     }
     for spec in &options.inputs {
         let hint = names(graph);
@@ -146,6 +144,19 @@ pub(super) fn apply(graph: &mut GraphProto, options: &ImportOptions) -> Result<(
                 .hint(format!("free dimensions are {}", known.join(", "))));
         }
     }
+    Ok(())
+}
+
+/// Takes the input `name` out of the graph's inputs and puts a constant in its place, the last of the
+/// initializers.
+pub(super) fn make_constant(graph: &mut GraphProto, name: &str, text: &str) -> Result<()> {
+    let at = graph.input.iter().position(|i| i.name == name);
+    let at = at.ok_or_else(|| Error::usage(format!("no input '{name}'")))?;
+    let mut tensor = scalar(name, elem_type(&graph.input[at]), text)?;
+    // A vector of one value stays one.
+    tensor.dims = vec![1; shape_of(&mut graph.input[at]).map_or(0, |s| s.len())];
+    graph.input.remove(at);
+    graph.initializer.push(tensor);
     Ok(())
 }
 

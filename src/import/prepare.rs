@@ -92,7 +92,7 @@ fn prepare_bytes(bytes: &[u8], path: &Path, options: &ImportOptions) -> Result<P
 }
 
 /// The inputs a caller gives: those without a default value among the initializers.
-fn described_inputs(graph: &GraphProto) -> Vec<InputInfo> {
+pub(super) fn described_inputs(graph: &GraphProto) -> Vec<InputInfo> {
     graph
         .input
         .iter()

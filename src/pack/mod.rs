@@ -24,5 +24,5 @@ pub(crate) use mapping::prepare_heap;
 #[cfg(feature = "daemon")]
 pub(crate) use mapping::{release_heap, share_heaps};
 pub use preprocess::{Activation, Filter, Fit, ImageSpec, Preprocess, Problem, Subspace};
-pub use record::{ConstType, GraphRecord, ImportRecord, TargetError, WeightSpec};
+pub use record::{Bound, ConstType, GraphRecord, ImportRecord, TargetError, WeightSpec};
 pub use writer::BaseWriter;

@@ -89,6 +89,18 @@ pub struct TargetError {
     pub max_abs: f32,
 }
 
+/// A free dimension or scalar input that the importer fixed, because the graph can't be built with
+/// it free.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    /// The dimension's or input's name in the ONNX file.
+    pub name: String,
+    /// A number, another dimension's name, or a multiple of one.
+    pub to: String,
+    /// The reason, for people.
+    pub why: String,
+}
+
 /// Where one graph comes from, its names, and what its inputs and outputs are.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GraphRecord {
@@ -106,6 +118,8 @@ pub struct GraphRecord {
     pub fixed_inputs: Vec<(String, String)>,
     /// Inputs fixed by `--const`: name and text of the value.
     pub fixed_values: Vec<(String, String)>,
+    /// What the importer fixed without being asked.
+    pub bound: Vec<Bound>,
     /// Safe identifier in the graph, name in the ONNX file.
     pub node_names: Vec<(String, String)>,
     /// Safe identifier in the graph, symbol in the ONNX file.

@@ -78,6 +78,7 @@ fn main_record() -> GraphRecord {
         dims: vec![("batch".into(), 1)],
         fixed_inputs: vec![("x".into(), "1x40,f32".into())],
         fixed_values: vec![("sr".into(), "16000".into())],
+        bound: vec![Bound { name: "n".into(), to: "1".into(), why: "left free".into() }],
         node_names: vec![("n0".into(), "/layer.0/query/MatMul".into())],
         symbols: vec![("s0".into(), "batch.size".into())],
         inputs: vec![IoSpec {

@@ -2,16 +2,22 @@
 //! worst of them are stored finer until the outputs agree with the unquantized model.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{FrozenWeights, WeightSource, bind_dims, lower, tract_error};
-use crate::import::Prepared;
+use crate::graph::{
+    FrozenConv, FrozenEmbedding, FrozenLinear, FrozenWeights, WeightSource, bind_dims, lower,
+    tract_error,
+};
+use crate::import::{Prepared, tell};
 use crate::quant::{Packed, PackedRef, Scheme};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tract_core::internal::*;
 
 /// Inputs made up for each model.
 const PROBES: u64 = 3;
+
+/// Layers are judged one by one up to this many, else in groups of neighbours.
+const MAX_GROUPS: usize = 48;
 
 /// Value of a free dimension other than the batch.
 const FREE_DIM: i64 = 24;
@@ -92,43 +98,72 @@ fn choose(
     scheme: Scheme,
 ) -> Result<Vec<usize>> {
     let trial = Trial::new(prepared, mixed)?;
-    let expected: Vec<Vec<Vec<f32>>> = trial.outputs()?;
-    let set = |index: usize, exact: bool| mixed.use_exact[index].store(exact, Ordering::Relaxed);
-    let candidates: Vec<usize> = (0..mixed.coarse.len())
+    let set = |indices: &[usize], exact: bool| {
+        indices.iter().for_each(|&i| mixed.use_exact[i].store(exact, Ordering::Relaxed));
+    };
+    let every: Vec<usize> = (0..mixed.coarse.len()).collect();
+    let candidates: Vec<usize> = every
+        .iter()
+        .copied()
         .filter(|&i| mixed.coarse[i].scheme() == scheme && mixed.exact[i].is_some())
         .filter(|&i| decided.get(i) != Some(&true))
         .collect();
-    let mut harms: Vec<(i32, usize)> = vec![];
-    for &i in &candidates {
-        set(i, false);
-        let harm = turned(&expected, &trial.outputs()?);
-        set(i, true);
-        let size = (mixed.coarse[i].rows() * mixed.coarse[i].cols()) as f64;
-        harms.push((-((harm / size).max(1e-18).log2().round() as i32), i));
+    let run = |probe: usize| trial.outputs(probe);
+    tell("judging the weights", 0, 0);
+    let expected = (0..trial.probes.len()).map(run).collect::<Result<Vec<Floats>>>()?;
+    set(&every, false);
+    let harm_of = |probe: usize| Ok(turned(&expected[probe], &run(probe)?));
+    let coarse = (0..trial.probes.len()).map(harm_of).collect::<Result<Vec<f64>>>()?;
+    let worst = (0..coarse.len()).max_by(|&a, &b| coarse[a].total_cmp(&coarse[b])).unwrap_or(0);
+    if coarse.iter().all(|&harm| harm <= allowed(scheme)) {
+        return Ok(vec![]);
     }
+    set(&every, true);
+    let groups: Vec<Vec<usize>> = candidates
+        .chunks(candidates.len().div_ceil(MAX_GROUPS).max(1))
+        .map(<[usize]>::to_vec)
+        .collect();
+    let mut harms: Vec<(i32, &Vec<usize>)> = vec![];
+    trial.each_alone(worst, &groups, &set, |group, outputs| {
+        tell("judging layers", harms.len(), groups.len());
+        let harm = turned(&expected[worst], &outputs);
+        let values = |&i: &usize| (mixed.coarse[i].rows() * mixed.coarse[i].cols()) as f64;
+        let size: f64 = group.iter().map(values).sum();
+        harms.push((-((harm / size).max(1e-18).log2().round() as i32), group));
+    })?;
     harms.sort_unstable();
-    for i in 0..mixed.coarse.len() {
-        set(i, false);
-    }
-    let mut promoted = vec![];
-    let mut left = harms.into_iter();
-    while turned(&expected, &trial.outputs()?) > allowed(scheme) {
-        // A few at a time: one run for each would be slow for deep models.
-        let some: Vec<usize> =
-            left.by_ref().take((candidates.len() / 24).max(1)).map(|(_, i)| i).collect();
-        if some.is_empty() {
-            break;
+    set(&every, false);
+    let finer = |count: usize, on: bool| {
+        harms.iter().take(count).for_each(|(_, group)| set(group, on));
+    };
+    // The fewest of the worst groups that are enough for the worst probe, then for all probes; all
+    // groups where even that is not.
+    let (mut low, mut high) = (0, harms.len());
+    while low + 1 < high {
+        let middle = (low + high) / 2;
+        tell("choosing layers to store finer", middle, harms.len());
+        finer(middle, true);
+        if harm_of(worst)? <= allowed(scheme) {
+            high = middle
+        } else {
+            low = middle
         }
-        some.iter().for_each(|&i| set(i, true));
-        promoted.extend(some);
+        finer(middle, false);
     }
-    Ok(promoted)
+    finer(high, true);
+    for probe in (0..trial.probes.len()).filter(|&p| p != worst) {
+        while high < harms.len() && harm_of(probe)? > allowed(scheme) {
+            high += 1;
+            finer(high, true);
+        }
+    }
+    Ok(harms[..high].iter().flat_map(|(_, group)| group.iter().copied()).collect())
 }
 
-/// Largest 1 - cosine over probes and outputs.
-fn turned(expected: &[Vec<Vec<f32>>], found: &[Vec<Vec<f32>>]) -> f64 {
+/// Largest 1 - cosine over the outputs.
+fn turned(expected: &Floats, found: &Floats) -> f64 {
     let mut worst = 0f64;
-    for (e, f) in expected.iter().flatten().zip(found.iter().flatten()) {
+    for (e, f) in expected.iter().zip(found) {
         let dot = |a: &[f32], b: &[f32]| -> f64 {
             a.iter().zip(b).map(|(x, y)| *x as f64 * *y as f64).sum()
         };
@@ -140,6 +175,9 @@ fn turned(expected: &[Vec<Vec<f32>>], found: &[Vec<Vec<f32>>]) -> f64 {
     worst
 }
 
+/// The float outputs of one run.
+type Floats = Vec<Vec<f32>>;
+
 /// The model ready to run on its probes.
 struct Trial {
     plan: Arc<TypedSimplePlan>,
@@ -148,7 +186,6 @@ struct Trial {
 
 impl Trial {
     fn new(prepared: &Prepared, mixed: &Arc<Mixed>) -> Result<Trial> {
-        let failed = |e: TractError| tract_error(ErrorKind::Unsupported, &e);
         let graph = lower(&prepared.model, &FrozenWeights(mixed.clone()))?;
         let mut batch = HashSet::new();
         let mut dims: Vec<(String, i64)> = vec![];
@@ -187,23 +224,136 @@ impl Trial {
         Ok(Trial { plan, probes })
     }
 
-    /// The float outputs for every probe.
-    fn outputs(&self) -> Result<Vec<Vec<Vec<f32>>>> {
-        let failed = |e: TractError| tract_error(ErrorKind::Unsupported, &e);
-        let mut all = vec![];
-        for probe in &self.probes {
-            let mut floats = vec![];
-            for value in self.plan.run(probe.clone()).map_err(failed)? {
-                if value.datum_type().is_float() {
-                    let cast = value.cast_to::<f32>().map_err(failed)?;
-                    let plain = cast.try_as_plain_ram().map_err(failed)?;
-                    floats.push(plain.as_slice::<f32>().map_err(failed)?.to_vec());
-                }
-            }
-            all.push(floats);
-        }
-        Ok(all)
+    /// The float outputs for one probe.
+    fn outputs(&self, probe: usize) -> Result<Floats> {
+        self.plan.run(self.probes[probe].clone()).and_then(floats).map_err(failed)
     }
+
+    /// Gives `judge` the outputs for one probe with each group alone as `set(group, false)` has it.
+    /// What comes before a group's first layer is run once for all of them.
+    fn each_alone<'a>(
+        &self,
+        probe: usize,
+        groups: &'a [Vec<usize>],
+        set: &impl Fn(&[usize], bool),
+        mut judge: impl FnMut(&'a Vec<usize>, Floats),
+    ) -> Result<()> {
+        let model = self.plan.model();
+        let order = self.plan.order_without_consts();
+        // Sizes that are only known in the run are the plan's own business.
+        let open = |n: &TypedNode| {
+            n.outputs.iter().any(|o| o.fact.shape.iter().any(|d| !d.symbols().is_empty()))
+        };
+        let whole = model.nodes().iter().any(open);
+        let step_of: HashMap<usize, usize> = match whole {
+            true => HashMap::new(),
+            false => first_steps(model, order),
+        };
+        let start = |group: &Vec<usize>| {
+            group.iter().map(|i| step_of.get(i).copied().unwrap_or(0)).min().unwrap_or(0)
+        };
+        let mut sorted: Vec<(usize, &Vec<usize>)> = groups.iter().map(|g| (start(g), g)).collect();
+        sorted.sort();
+        let mut exact = Walk::new(&self.plan, self.probes[probe].clone()).map_err(failed)?;
+        for (step, group) in sorted {
+            if !whole {
+                exact.run_to(step).map_err(failed)?;
+            }
+            set(group, false);
+            let outputs = match whole {
+                true => self.outputs(probe),
+                false => exact.branch().and_then(Walk::finish).and_then(floats).map_err(failed),
+            };
+            set(group, true);
+            judge(group, outputs?);
+        }
+        Ok(())
+    }
+}
+
+/// By weight, the first step of `order` that reads it. Those inside of loops are not among them.
+fn first_steps(model: &TypedModel, order: &[usize]) -> HashMap<usize, usize> {
+    let mut first = HashMap::new();
+    for (step, &node) in order.iter().enumerate() {
+        let node = model.node(node);
+        let linear = node.op_as::<FrozenLinear>().map(|op| op.weight);
+        let conv = || node.op_as::<FrozenConv>().map(|op| op.weight);
+        let embedding = || node.op_as::<FrozenEmbedding>().map(|op| op.weight);
+        if let Some(weight) = linear.or_else(conv).or_else(embedding) {
+            first.entry(weight).or_insert(step);
+        }
+    }
+    first
+}
+
+/// A run that can be stopped at a step and gone on with twice.
+struct Walk<'a> {
+    plan: &'a Arc<TypedSimplePlan>,
+    state: TypedSimpleState,
+    /// By step, the nodes whose values nobody reads after it.
+    done: Arc<Vec<Vec<usize>>>,
+    step: usize,
+}
+
+impl<'a> Walk<'a> {
+    fn new(plan: &'a Arc<TypedSimplePlan>, inputs: TVec<TValue>) -> TractResult<Walk<'a>> {
+        let model = plan.model();
+        let order = plan.order_without_consts();
+        let mut last: HashMap<usize, usize> = HashMap::new();
+        for (step, &node) in order.iter().enumerate() {
+            last.insert(node, step);
+            last.extend(model.node(node).inputs.iter().map(|i| (i.node, step)));
+        }
+        let mut done = vec![vec![]; order.len()];
+        let kept: HashSet<usize> = model.output_outlets()?.iter().map(|o| o.node).collect();
+        for (node, step) in last {
+            if !kept.contains(&node) && !model.node(node).op_is::<tract_core::ops::konst::Const>() {
+                done[step].push(node);
+            }
+        }
+        let mut state = plan.spawn()?;
+        state.set_inputs(inputs)?;
+        Ok(Walk { plan, state, done: Arc::new(done), step: 0 })
+    }
+
+    fn run_to(&mut self, step: usize) -> TractResult<()> {
+        let plan = self.plan.clone();
+        let order = plan.order_without_consts();
+        while self.step < step.min(order.len()) {
+            self.state.compute_one(order[self.step])?;
+            for &node in &self.done[self.step] {
+                self.state.turn_state.values[node] = None;
+            }
+            self.step += 1;
+        }
+        Ok(())
+    }
+
+    /// A second run from here on.
+    fn branch(&self) -> TractResult<Walk<'a>> {
+        let mut state = self.state.clone();
+        // tract's clone of a state leaves them out.
+        state.turn_state.values = self.state.turn_state.values.clone();
+        Ok(Walk { plan: self.plan, state, done: self.done.clone(), step: self.step })
+    }
+
+    fn finish(mut self) -> TractResult<TVec<TValue>> {
+        self.run_to(usize::MAX)?;
+        self.state.outputs()
+    }
+}
+
+fn failed(e: TractError) -> Error {
+    tract_error(ErrorKind::Unsupported, &e)
+}
+
+fn floats(outputs: TVec<TValue>) -> TractResult<Floats> {
+    let mut all = vec![];
+    for value in outputs.iter().filter(|v| v.datum_type().is_float()) {
+        let cast = value.cast_to::<f32>()?;
+        all.push(cast.try_as_plain_ram()?.as_slice::<f32>()?.to_vec());
+    }
+    Ok(all)
 }
 
 /// Noise for float inputs; for integers masks of ones, types of zeros, else indices within the
@@ -214,7 +364,6 @@ fn made_up(
     prepared: &Prepared,
     random: &mut Random,
 ) -> Result<Tensor> {
-    let failed = |e: TractError| tract_error(ErrorKind::Unsupported, &e);
     let shape = fact.shape.as_concrete().ok_or_else(|| {
         Error::unsupported(format!("input '{name}' has the open shape {:?}", fact.shape))
     })?;

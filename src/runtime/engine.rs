@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fs::available_bytes;
 use crate::graph::{
     ActiveAdapter, FrozenWeights, RowAdapters, WeightSource, bind_dims, fuse, optimized,
-    read_graph, shared_macs, tract_error,
+    read_graph, shared_macs, solve, tract_error,
 };
 use crate::pack::{Base, GraphRecord, IoSpec, Role, prepare_heap};
 use crate::quant::{PackedRef, Threads, check_kernels};
@@ -319,6 +319,10 @@ impl Engine {
                 if let Some(&v) = binding.get(&symbol.to_string()) {
                     values.set(&symbol, v);
                 }
+            }
+            if let Some((symbol, v)) = solve(&expression, found as i64, &values) {
+                values.set(&symbol, v);
+                binding.insert(symbol.to_string(), v);
             }
             if expression.eval(&values).to_i64().ok() != Some(found as i64) {
                 return Err(error);

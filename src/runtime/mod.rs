@@ -5,6 +5,8 @@
 mod calibrate;
 mod convert;
 mod engine;
+#[cfg(feature = "import")]
+mod fitting;
 mod head;
 mod inputs;
 mod library;

@@ -8,7 +8,8 @@ use crate::fingerprint::BaseFingerprint;
 use crate::graph::{FrozenWeights, lower, tract_error, write_graph};
 use crate::import::{ImportOptions, InputInfo, Prepared, prepare};
 use crate::pack::{
-    BaseWriter, ConstType, GraphRecord, ImageSpec, ImportRecord, IoSpec, Preprocess, Problem, Role,
+    BaseWriter, Bound, ConstType, GraphRecord, ImageSpec, ImportRecord, IoSpec, Preprocess,
+    Problem, Role,
 };
 use crate::quant::Scheme;
 use crate::shape::DType;
@@ -109,9 +110,9 @@ impl Making {
         mut prepared: Prepared,
         options: &PackOptions,
     ) -> Result<()> {
-        self.pool.take(&mut prepared, &source.name, options.scheme)?;
+        let bound = self.pool.take(&mut prepared, &source.name, options.scheme)?;
         let table = FrozenWeights::new(Table(self.pool.weights.clone()));
-        let model = lower(&prepared.model, &table).map_err(|e| add_hint(e, &prepared))?;
+        let model = lower(&prepared.model, &table)?;
         let text = write_graph(&model)?;
         let mut inputs = io_specs(&model, &prepared.inputs, &text.inputs, true)?;
         let mut outputs = io_specs(&model, &prepared.outputs, &text.outputs, false)?;
@@ -137,6 +138,10 @@ impl Making {
                 .map(|spec| (spec.name.clone(), spec.to_string()))
                 .collect(),
             fixed_values: import.consts.clone(),
+            bound: bound
+                .into_iter()
+                .map(|b| Bound { name: b.name, to: b.to, why: b.why })
+                .collect(),
             node_names: text.node_names,
             symbols: text.symbols,
             inputs,
@@ -182,33 +187,6 @@ fn position_rows(targets: &[Target]) -> Option<u32> {
         .filter(|t| t.kind == TargetKind::Embedding)
         .find(|t| t.module_path.contains("position"))
         .map(|t| t.in_features)
-}
-
-/// What to try when a graph can't be typed: its free dimensions and inputs.
-fn add_hint(error: Error, prepared: &Prepared) -> Error {
-    if error.hint_text().is_some() {
-        return error;
-    }
-    let free: Vec<String> = prepared
-        .inputs
-        .iter()
-        .filter(|i| i.dims.iter().any(|d| d.parse::<i64>().is_err()))
-        .map(|i| format!("--input {}={}", i.name, i.dims.join("x")))
-        .collect();
-    let scalars: Vec<String> = prepared
-        .inputs
-        .iter()
-        .filter(|i| i.dims.is_empty())
-        .map(|i| format!("--const {}=VALUE", i.name))
-        .collect();
-    let tries: Vec<String> = free.into_iter().chain(scalars).collect();
-    if tries.is_empty() {
-        return error;
-    }
-    error.hint(format!(
-        "fix what the file leaves open, names replaced by numbers: {}",
-        tries.join(" ")
-    ))
 }
 
 fn io_specs(

@@ -1,10 +1,10 @@
 //! The weights and targets of all graphs of a base: what is equal is there once.
 
-use super::calibrate;
+use super::{calibrate, fitting};
 use crate::adapter::{Target, TargetKind};
 use crate::error::{Error, Result};
 use crate::graph::WeightSource;
-use crate::import::{FrozenMatrix, MatrixValues, Prepared, quantize};
+use crate::import::{Bound, FrozenMatrix, MatrixValues, Prepared, quantize, tell};
 use crate::pack::TargetError;
 use crate::quant::{Packed, PackedRef, Scheme};
 use std::collections::{HashMap, HashSet};
@@ -44,13 +44,14 @@ impl WeightSource for Table {
 
 impl Pool {
     /// Quantizes what a graph brings and is not there yet, and puts the indices of this pool into
-    /// its rewritten nodes. `prepared` loses its matrices and targets.
+    /// its rewritten nodes. `prepared` loses its matrices and targets, and where the graph can't be
+    /// built with them, free dimensions, which it gives back.
     pub(super) fn take(
         &mut self,
         prepared: &mut Prepared,
         graph: &str,
         scheme: Scheme,
-    ) -> Result<()> {
+    ) -> Result<Vec<Bound>> {
         let mut keys = vec![];
         for (i, matrix) in prepared.matrices.iter().enumerate() {
             let gathered = |t: &Target| t.weight as usize == i && t.kind == TargetKind::Embedding;
@@ -60,6 +61,7 @@ impl Pool {
         let mut packed: Vec<Packed> = vec![];
         let mut measured = vec![];
         for (matrix, key) in prepared.matrices.iter().zip(&keys) {
+            tell("packing weights", packed.len(), keys.len());
             match self.known.get(key) {
                 Some(known) => {
                     packed.push(Packed::clone(&self.weights[known.weight as usize]));
@@ -72,6 +74,7 @@ impl Pool {
                 }
             }
         }
+        let (mut packed, bound) = fitting::fit_dims(prepared, packed)?;
         if matches!(scheme, Scheme::Q4 | Scheme::Q8) {
             let (promoted, kept) = calibrate::promote(prepared, packed, &decided, scheme)?;
             packed = kept;
@@ -104,7 +107,7 @@ impl Pool {
                 }
             }
         }
-        Ok(())
+        Ok(bound)
     }
 
     fn store(&mut self, packed: Packed) -> u32 {

