@@ -169,6 +169,11 @@ impl<T> Search<'_, T> {
             extended(&one, rest.collect())
         };
         ways.extend([all(320, 128), all(224, 16), all(640, 16000)]);
+        // Readers of lines of text take pictures of one height.
+        if let Some(height) = sides.first() {
+            let lines = [48, 32, 64, 96].map(|size| vec![(height.clone(), Dim::DimValue(size))]);
+            ways.extend(lines.map(|line| extended(&one, line)));
+        }
         ways.dedup();
         ways
     }

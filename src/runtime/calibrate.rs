@@ -19,6 +19,9 @@ const PROBES: u64 = 3;
 /// Layers are judged one by one up to this many, else in groups of neighbours.
 const MAX_GROUPS: usize = 48;
 
+/// Layers that are tried once more in the coarse scheme after enough of them are finer.
+const MAX_BACK: usize = 8;
+
 /// Value of a free dimension other than the batch.
 const FREE_DIM: i64 = 24;
 
@@ -123,13 +126,14 @@ fn choose(
         .chunks(candidates.len().div_ceil(MAX_GROUPS).max(1))
         .map(<[usize]>::to_vec)
         .collect();
+    let values = |group: &[usize]| -> usize {
+        group.iter().map(|&i| mixed.coarse[i].rows() * mixed.coarse[i].cols()).sum()
+    };
     let mut harms: Vec<(i32, &Vec<usize>)> = vec![];
     trial.each_alone(worst, &groups, &set, |group, outputs| {
         tell("judging layers", harms.len(), groups.len());
         let harm = turned(&expected[worst], &outputs);
-        let values = |&i: &usize| (mixed.coarse[i].rows() * mixed.coarse[i].cols()) as f64;
-        let size: f64 = group.iter().map(values).sum();
-        harms.push((-((harm / size).max(1e-18).log2().round() as i32), group));
+        harms.push((-((harm / values(group) as f64).max(1e-18).log2().round() as i32), group));
     })?;
     harms.sort_unstable();
     set(&every, false);
@@ -151,13 +155,31 @@ fn choose(
         finer(middle, false);
     }
     finer(high, true);
-    for probe in (0..trial.probes.len()).filter(|&p| p != worst) {
-        while high < harms.len() && harm_of(probe)? > allowed(scheme) {
-            high += 1;
-            finer(high, true);
+    // Large ones that come back without harm: what is left of the harm is not spread evenly.
+    let mut large: Vec<&Vec<usize>> = harms[..high].iter().map(|(_, group)| *group).collect();
+    large.sort_by_key(|group| std::cmp::Reverse(values(group)));
+    let mut back: Vec<&Vec<usize>> = vec![];
+    for group in large.into_iter().take(MAX_BACK) {
+        set(group, false);
+        match harm_of(worst)? <= allowed(scheme) {
+            true => back.push(group),
+            false => set(group, true),
         }
     }
-    Ok(harms[..high].iter().flat_map(|(_, group)| group.iter().copied()).collect())
+    for probe in (0..trial.probes.len()).filter(|&p| p != worst) {
+        while harm_of(probe)? > allowed(scheme) {
+            match back.pop() {
+                Some(group) => set(group, true),
+                None if high < harms.len() => {
+                    set(harms[high].1, true);
+                    high += 1;
+                }
+                None => break,
+            }
+        }
+    }
+    let chosen = harms[..high].iter().filter(|(_, group)| !back.contains(group));
+    Ok(chosen.flat_map(|(_, group)| group.iter().copied()).collect())
 }
 
 /// Largest 1 - cosine over the outputs.
@@ -197,8 +219,10 @@ impl Trial {
                     if axis == 0 {
                         batch.insert(name.clone());
                     }
+                    // Of a multiple (`32*h`) few are enough.
+                    let plain = matches!(dim, TDim::Sym(_));
                     if !dims.iter().any(|(n, _)| *n == name) {
-                        dims.push((name, FREE_DIM));
+                        dims.push((name, if plain { FREE_DIM } else { 2 }));
                     }
                 }
             }
