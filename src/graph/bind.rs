@@ -2,6 +2,7 @@
 
 use tract_core::internal::*;
 use tract_core::model::translator::Translate;
+use tract_core::ops::cnn::{MaxPool, SumPool};
 use tract_core::ops::logic::IfThenElse;
 
 use super::tract_error;
@@ -30,7 +31,30 @@ pub fn bind_dims(model: &TypedModel, dims: &[(String, i64)]) -> Result<TypedMode
         }
         subs.insert(symbol, TDim::Val(*value));
     }
-    substitute(model, &subs).map_err(|e| tract_error(ErrorKind::BadInput, &e))
+    let bound = substitute(model, &subs).map_err(|e| tract_error(ErrorKind::BadInput, &e))?;
+    check_pools(&bound)?;
+    Ok(bound)
+}
+
+/// tract gives a pool whose window doesn't fit an output of no values, of which means are infinite.
+fn check_pools(model: &TypedModel) -> Result<()> {
+    for node in model.nodes() {
+        if !node.op_is::<MaxPool>() && !node.op_is::<SumPool>() {
+            continue;
+        }
+        let empty = |fact: &TypedFact| fact.shape.iter().any(|d| *d == TDim::Val(0));
+        let input = node.inputs.first().and_then(|o| model.outlet_fact(*o).ok());
+        if let (Some(output), Some(input)) = (node.outputs.first(), input)
+            && empty(&output.fact)
+            && !empty(input)
+        {
+            return Err(Error::bad_input(format!(
+                "node '{}': its window does not fit an input of {:?}",
+                node.name, input.shape
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The one symbol of `dim` that `known` lacks, and the value that makes `dim` equal `size`, where

@@ -8,6 +8,7 @@ use super::validate::attribute;
 use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 use tract_onnx::pb::tensor_shape_proto::dimension::Value as Dim;
 use tract_onnx::pb::type_proto::Value as TypeValue;
@@ -52,6 +53,14 @@ pub fn fit<T>(
     prepared: &mut Prepared,
     mut attempt: impl FnMut(&Prepared) -> Result<T>,
 ) -> Result<(T, Vec<Bound>)> {
+    // tract panics over some sizes and takes others.
+    let mut attempt = |prepared: &Prepared| {
+        catch_unwind(AssertUnwindSafe(|| attempt(prepared))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(Error::unsupported(format!("the importer gave up: {text}")))
+        })
+    };
     let first = match attempt(prepared) {
         Ok(made) => return Ok((made, vec![])),
         Err(e) if e.kind() == ErrorKind::Failed => return Err(e),
@@ -168,11 +177,11 @@ impl<T> Search<'_, T> {
             });
             extended(&one, rest.collect())
         };
-        ways.extend([all(320, 128), all(224, 16), all(640, 16000)]);
+        ways.extend([all(320, 128), all(224, 16), all(640, 16000), all(256, 512)]);
         // Readers of lines of text take pictures of one height.
         if let Some(height) = sides.first() {
             let lines = [48, 32, 64, 96].map(|size| vec![(height.clone(), Dim::DimValue(size))]);
-            ways.extend(lines.map(|line| extended(&one, line)));
+            ways.extend(lines.map(|line| extended(&all(320, 128), line)));
         }
         ways.dedup();
         ways

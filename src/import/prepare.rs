@@ -73,8 +73,8 @@ fn prepare_bytes(bytes: &[u8], path: &Path, options: &ImportOptions) -> Result<P
     let properties: Vec<(String, String)> =
         model.metadata_props.drain(..).map(|e| (e.key, e.value)).collect();
     let graph = model.graph.as_mut().ok_or_else(|| Error::bad_input("the file holds no graph"))?;
-    options::apply(graph, options)?;
     name_unknown_dims(graph);
+    options::apply(graph, options)?;
     let inputs = described_inputs(graph);
     let outputs = graph.output.iter().map(describe).collect();
     let found = find_and_rewrite(graph, &scopes)?;

@@ -310,6 +310,6 @@ fn the_format_page_has_the_codes_offsets() {
     }
 }
 
-const GOLDEN_FILE: &str = "431987cb676fe379ce67dfac22a7de2f2ac03a8934e69ea51325bd73a4aaf1dc";
+const GOLDEN_FILE: &str = "07bc47e3a04ba5c2ded658c05db26838b0bac1ec9e789485e7bb6387966c3d8a";
 const GOLDEN_FINGERPRINT: &str =
     "blake3:6b0b39bf3c342ef5f614ee28660dd4143a010c81c17ecc38bbfd6f8beff29ee3";

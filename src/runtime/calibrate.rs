@@ -1,12 +1,13 @@
 //! Which layers a coarse scheme harms: measured at pack time on made-up inputs, so that the
 //! worst of them are stored finer until the outputs agree with the unquantized model.
 
+use super::fitting::{Fitted, fit_dims};
+use super::made_up::made_up;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
-    FrozenConv, FrozenEmbedding, FrozenLinear, FrozenWeights, WeightSource, bind_dims, lower,
-    tract_error,
+    FrozenConv, FrozenEmbedding, FrozenLinear, FrozenWeights, WeightSource, bind_dims, tract_error,
 };
-use crate::import::{Prepared, tell};
+use crate::import::{Bound, Prepared, tell};
 use crate::quant::{Packed, PackedRef, Scheme};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -21,9 +22,6 @@ const MAX_GROUPS: usize = 48;
 
 /// Layers that are tried once more in the coarse scheme after enough of them are finer.
 const MAX_BACK: usize = 8;
-
-/// Value of a free dimension other than the batch.
-const FREE_DIM: i64 = 24;
 
 /// How far the outputs may turn from the unquantized model's, as 1 - cosine, worst output of the
 /// worst probe. Tighter than what is promised for real inputs (0.03 and 0.001).
@@ -57,50 +55,67 @@ impl WeightSource for Mixed {
     }
 }
 
-/// Gives the indices of matrices to store finer, and `coarse` back. Those that `decided` names stay
-/// as they are. Nothing is promoted where the model can't be run on made-up inputs; the error says why.
+/// What [`settle`] decided.
+pub(super) struct Settled {
+    /// Indices of matrices to store finer.
+    pub(super) finer: Vec<usize>,
+    /// The matrices as they were given.
+    pub(super) coarse: Vec<Packed>,
+    /// What the importer bound.
+    pub(super) bound: Vec<Bound>,
+}
+
+/// Binds the free dimensions of `prepared` that stop its graph, and says which matrices to store
+/// finer. Those that `decided` names stay as they are. Nothing is stored finer where the model can't
+/// be run on made-up inputs.
 ///
 /// The answer depends on the machine's rounding only where two layers harm equally: harm is
 /// compared in steps of a power of two.
-pub(super) fn promote(
-    prepared: &Prepared,
+///
+/// # Errors
+/// The graph can't be built whatever is bound.
+pub(super) fn settle(
+    prepared: &mut Prepared,
     coarse: Vec<Packed>,
     decided: &[bool],
     scheme: Scheme,
-) -> Result<(Vec<usize>, Vec<Packed>)> {
-    if decided.iter().all(|d| *d) {
-        return Ok((vec![], coarse));
-    }
+) -> Result<Settled> {
+    let judged = matches!(scheme, Scheme::Q4 | Scheme::Q8) && !decided.iter().all(|d| *d);
     let mut exact = vec![];
     for (matrix, packed) in prepared.matrices.iter().zip(&coarse) {
         exact.push(match packed.scheme() {
+            _ if !judged => None,
             Scheme::F32 => None,
             _ => Some(Packed::pack(Scheme::F32, matrix.rows, matrix.cols, &matrix.floats())?),
         });
     }
     let use_exact = coarse.iter().map(|_| AtomicBool::new(true)).collect();
     let mixed = Arc::new(Mixed { exact, coarse, use_exact });
-    let chosen = choose(prepared, &mixed, decided, scheme);
-    let mixed = Arc::try_unwrap(mixed)
-        .map_err(|_| Error::failed("the weights are still in use after calibration"))?;
-    match chosen {
-        Ok(indices) => Ok((indices, mixed.coarse)),
-        Err(e) => {
-            tracing::warn!(
-                "no layer is stored finer: the model doesn't run on made-up inputs: {e}"
-            );
-            Ok((vec![], mixed.coarse))
+    let (fitted, bound) = fit_dims(prepared, FrozenWeights(mixed.clone()))?;
+    let chosen = match judged {
+        true => choose(fitted, prepared, &mixed, decided, scheme),
+        false => {
+            drop(fitted);
+            Ok(vec![])
         }
-    }
+    };
+    let Mixed { coarse, .. } = Arc::try_unwrap(mixed)
+        .map_err(|_| Error::failed("the weights are still in use after calibration"))?;
+    let finer = chosen.unwrap_or_else(|e| {
+        tracing::warn!("no layer is stored finer: the model doesn't run on made-up inputs: {e}");
+        vec![]
+    });
+    Ok(Settled { finer, coarse, bound })
 }
 
 fn choose(
+    fitted: Fitted,
     prepared: &Prepared,
     mixed: &Arc<Mixed>,
     decided: &[bool],
     scheme: Scheme,
 ) -> Result<Vec<usize>> {
-    let trial = Trial::new(prepared, mixed)?;
+    let trial = Trial::new(fitted, prepared)?;
     let set = |indices: &[usize], exact: bool| {
         indices.iter().for_each(|&i| mixed.use_exact[i].store(exact, Ordering::Relaxed));
     };
@@ -207,43 +222,12 @@ struct Trial {
 }
 
 impl Trial {
-    fn new(prepared: &Prepared, mixed: &Arc<Mixed>) -> Result<Trial> {
-        let graph = lower(&prepared.model, &FrozenWeights(mixed.clone()))?;
-        let mut batch = HashSet::new();
-        let mut dims: Vec<(String, i64)> = vec![];
-        for outlet in graph.input_outlets().map_err(failed)? {
-            let fact = graph.outlet_fact(*outlet).map_err(failed)?;
-            for (axis, dim) in fact.shape.iter().enumerate() {
-                for symbol in dim.symbols() {
-                    let name = symbol.to_string();
-                    if axis == 0 {
-                        batch.insert(name.clone());
-                    }
-                    // Of a multiple (`32*h`) few are enough.
-                    let plain = matches!(dim, TDim::Sym(_));
-                    if !dims.iter().any(|(n, _)| *n == name) {
-                        dims.push((name, if plain { FREE_DIM } else { 2 }));
-                    }
-                }
-            }
-        }
-        for (name, value) in &mut dims {
-            if batch.contains(name) {
-                *value = 1;
-            }
-        }
-        let graph = bind_dims(&graph, &dims)?;
-        let mut probes = vec![];
-        for seed in 0..PROBES {
-            let mut random = Random(seed + 1);
-            let mut inputs = tvec![];
-            for (slot, outlet) in graph.input_outlets().map_err(failed)?.iter().enumerate() {
-                let fact = graph.outlet_fact(*outlet).map_err(failed)?;
-                let name = prepared.inputs.get(slot).map_or("", |i| i.name.as_str());
-                inputs.push(made_up(name, fact, prepared, &mut random)?.into_tvalue());
-            }
-            probes.push(inputs);
-        }
+    fn new(fitted: Fitted, prepared: &Prepared) -> Result<Trial> {
+        let Fitted { graph, runs } = fitted;
+        let runs = runs.ok_or_else(|| Error::unsupported("no size or value fits"))?;
+        let graph = bind_dims(&graph, &runs.dims)?;
+        let probe = |seed| made_up(&graph, prepared, seed, runs.filling);
+        let probes = (1..=PROBES).map(probe).collect::<Result<_>>()?;
         let plan = graph.into_optimized().and_then(TypedSimplePlan::new).map_err(failed)?;
         Ok(Trial { plan, probes })
     }
@@ -378,62 +362,4 @@ fn floats(outputs: TVec<TValue>) -> TractResult<Floats> {
         all.push(cast.try_as_plain_ram()?.as_slice::<f32>()?.to_vec());
     }
     Ok(all)
-}
-
-/// Noise for float inputs; for integers masks of ones, types of zeros, else indices within the
-/// largest embedding.
-fn made_up(
-    name: &str,
-    fact: &TypedFact,
-    prepared: &Prepared,
-    random: &mut Random,
-) -> Result<Tensor> {
-    let shape = fact.shape.as_concrete().ok_or_else(|| {
-        Error::unsupported(format!("input '{name}' has the open shape {:?}", fact.shape))
-    })?;
-    let count: usize = shape.iter().product();
-    if count > 1 << 26 {
-        return Err(Error::unsupported(format!("input '{name}' has {count} values")));
-    }
-    let rows = prepared
-        .targets
-        .iter()
-        .filter(|t| t.kind == crate::adapter::TargetKind::Embedding)
-        .map(|t| t.in_features as u64)
-        .max()
-        .unwrap_or(2);
-    let dtype = fact.datum_type;
-    let tensor = if dtype.is_float() {
-        let values: Vec<f32> = (0..count).map(|_| random.normal()).collect();
-        Tensor::from_shape(shape, &values)
-    } else {
-        let values: Vec<i64> = (0..count)
-            .map(|_| match name {
-                n if n.contains("mask") || dtype == bool::datum_type() => 1,
-                n if n.contains("type") => 0,
-                _ => (random.next() % rows) as i64,
-            })
-            .collect();
-        Tensor::from_shape(shape, &values)
-    };
-    tensor.and_then(|t| t.cast_to_dt(dtype).map(|t| t.into_owned())).map_err(failed)
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Near enough to a normal: the sum of twelve uniforms less six (no library function, so the
-    /// same on every machine).
-    fn normal(&mut self) -> f32 {
-        (0..12).map(|_| (self.next() >> 40) as f32 / (1u32 << 24) as f32).sum::<f32>() - 6.0
-    }
 }

@@ -11,6 +11,8 @@ mod head;
 mod inputs;
 mod library;
 #[cfg(feature = "import")]
+mod made_up;
+#[cfg(feature = "import")]
 mod packing;
 pub mod picture;
 #[cfg(feature = "import")]
@@ -22,6 +24,8 @@ mod session;
 #[cfg(all(test, feature = "import"))]
 pub mod testing;
 pub mod text;
+#[cfg(feature = "import")]
+mod trial;
 #[cfg(feature = "text")]
 mod wordpiece;
 

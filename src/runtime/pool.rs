@@ -1,6 +1,6 @@
 //! The weights and targets of all graphs of a base: what is equal is there once.
 
-use super::{calibrate, fitting};
+use super::calibrate::{self, Settled};
 use crate::adapter::{Target, TargetKind};
 use crate::error::{Error, Result};
 use crate::graph::WeightSource;
@@ -74,15 +74,12 @@ impl Pool {
                 }
             }
         }
-        let (mut packed, bound) = fitting::fit_dims(prepared, packed)?;
-        if matches!(scheme, Scheme::Q4 | Scheme::Q8) {
-            let (promoted, kept) = calibrate::promote(prepared, packed, &decided, scheme)?;
-            packed = kept;
-            for i in promoted {
-                let q = quantize(&prepared.matrices[i], calibrate::finer(scheme), keys[i].3)?;
-                measured[i] = (q.relative, q.max_abs);
-                packed[i] = q.packed;
-            }
+        let Settled { finer, coarse: mut packed, bound } =
+            calibrate::settle(prepared, packed, &decided, scheme)?;
+        for i in finer {
+            let q = quantize(&prepared.matrices[i], calibrate::finer(scheme), keys[i].3)?;
+            measured[i] = (q.relative, q.max_abs);
+            packed[i] = q.packed;
         }
         prepared.matrices.clear();
         let mut moved = vec![];

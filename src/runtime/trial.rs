@@ -1,0 +1,164 @@
+//! Whether a graph runs: on made-up inputs, at two sizes of each free dimension.
+
+use super::made_up::{Filling, FreeSymbol, free_symbols, made_up};
+use crate::error::{Error, ErrorKind, Result};
+use crate::graph::{bind_dims, optimized, tract_error};
+use crate::import::Prepared;
+use tract_core::internal::*;
+
+/// Sizes of free dimensions other than the batch, small ones first; the second is for the second run.
+const SIZES: [(i64, i64); 4] = [(24, 40), (96, 160), (320, 256), (16000, 24000)];
+/// From here on only inputs of floats are tried: tokens are never so many, and memory is not endless.
+const LONG: i64 = 1000;
+/// The batch of the second run.
+const BATCH: i64 = 3;
+
+/// Sizes and values with which a graph runs.
+pub(super) struct Runs {
+    pub(super) dims: Vec<(String, i64)>,
+    pub(super) filling: Filling,
+}
+
+/// Runs `graph`; `None` for one that runs on no inputs that are made up here.
+///
+/// # Errors
+/// It runs, but not with another batch, or not with another size of a free dimension.
+pub(super) fn try_out(graph: &TypedModel, prepared: &Prepared) -> Result<Option<Runs>> {
+    let free = free_symbols(graph).map_err(failed)?;
+    let floats = |o: &OutletId| graph.outlet_fact(*o).is_ok_and(|fact| fact.datum_type.is_float());
+    let long = graph.inputs.iter().all(floats) && free.iter().any(|s| !s.leads);
+    let sizes: Vec<(i64, i64)> = match free.iter().any(|s| !s.leads) {
+        true => SIZES.into_iter().filter(|(size, _)| long || *size < LONG).collect(),
+        false => vec![SIZES[0]],
+    };
+    let dims = |batch: i64, size: i64, multiple: i64| -> Vec<(String, i64)> {
+        let value = |s: &FreeSymbol| match (s.leads, s.plain) {
+            (true, _) => batch,
+            (_, true) => size,
+            (_, false) => multiple,
+        };
+        free.iter().map(|s| (s.name.clone(), value(s))).collect()
+    };
+    // What stands first need not be a batch: steps of time, of which a window takes several.
+    let leading = |size: i64| match free.iter().any(|s| s.leads) {
+        true => vec![(1, BATCH), (size, size + BATCH)],
+        false => vec![(1, 1)],
+    };
+    let ways = [Filling::Random, Filling::Zeros].into_iter().flat_map(|filling| {
+        let of_size = move |(size, second): (i64, i64)| {
+            leading(size).into_iter().map(move |lead| (filling, size, second, lead))
+        };
+        sizes.iter().copied().flat_map(of_size).collect::<Vec<_>>()
+    });
+    let works = |(filling, size, _, (lead, _)): &(Filling, i64, i64, (i64, i64))| {
+        run(graph, prepared, &dims(*lead, *size, 1), *filling).is_ok()
+    };
+    let Some((filling, size, second, (lead, more))) = ways.into_iter().find(works) else {
+        return Ok(None);
+    };
+    if more != lead {
+        run(graph, prepared, &dims(more, size, 1), filling)
+            .map_err(|e| e.at(format!("with a batch of {more}")))?;
+    }
+    let mut last = Ok(());
+    if free.iter().any(|s| !s.leads) {
+        let others = sizes.iter().flat_map(|(a, b)| [*b, *a]).filter(|s| *s != size);
+        for other in std::iter::once(second).chain(others.filter(|s| *s != second)) {
+            last = run(graph, prepared, &dims(lead, other, 2), filling)
+                .map_err(|e| e.at(format!("with sizes of {other}")));
+            if last.is_ok() {
+                break;
+            }
+        }
+    }
+    last.map(|()| Some(Runs { dims: dims(lead, size, 1), filling }))
+}
+
+fn run(
+    graph: &TypedModel,
+    prepared: &Prepared,
+    dims: &[(String, i64)],
+    filling: Filling,
+) -> Result<()> {
+    let bound = bind_dims(graph, dims)?;
+    let inputs = made_up(&bound, prepared, 1, filling)?;
+    let plan = optimized(bound).and_then(TypedSimplePlan::new).map_err(failed)?;
+    plan.run(inputs).map(drop).map_err(failed)
+}
+
+fn failed(e: TractError) -> Error {
+    tract_error(ErrorKind::Unsupported, &e)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes inputs of some sizes only, as a reshape to numbers does.
+    #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+    struct Picky {
+        axis: usize,
+        sizes: Vec<usize>,
+    }
+
+    impl Op for Picky {
+        fn name(&self) -> StaticName {
+            "Picky".into()
+        }
+
+        op_as_typed_op!();
+    }
+
+    impl EvalOp for Picky {
+        op_out_of_plan!();
+
+        fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+            let found = inputs[0].shape()[self.axis];
+            ensure!(self.sizes.contains(&found), "{found} is not among {:?}", self.sizes);
+            Ok(inputs)
+        }
+    }
+
+    impl TypedOp for Picky {
+        fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+            Ok(tvec![inputs[0].without_value()])
+        }
+
+        as_op!();
+    }
+
+    fn tried(axis: usize, sizes: &[usize]) -> Result<Option<Vec<(String, i64)>>> {
+        let mut graph = TypedModel::default();
+        let dims = [graph.sym("n").to_dim(), graph.sym("t").to_dim()];
+        let x = graph.add_source("x", f32::fact(dims)).unwrap();
+        let op = Picky { axis, sizes: sizes.to_vec() };
+        let y = graph.wire_node("y", op, &[x]).unwrap();
+        graph.select_output_outlets(&y).unwrap();
+        let prepared = Prepared {
+            model: Default::default(),
+            targets: vec![],
+            matrices: vec![],
+            inputs: vec![],
+            outputs: vec![],
+            source_hash: String::new(),
+            source_bytes: 0,
+            opset: 17,
+            properties: vec![],
+        };
+        Ok(try_out(&graph, &prepared)?.map(|runs| runs.dims))
+    }
+
+    #[test]
+    fn each_free_dimension_is_tried_at_two_sizes() {
+        let sizes = |n: i64, t: i64| Some(vec![("n".to_string(), n), ("t".to_string(), t)]);
+        assert_eq!(tried(0, &[1, 3]).unwrap(), sizes(1, 24));
+        assert_eq!(tried(1, &[160, 96]).unwrap(), sizes(1, 96));
+        // Steps of time, of which one is too few.
+        assert_eq!(tried(0, &[24, 27]).unwrap(), sizes(24, 24));
+        assert_eq!(tried(0, &[]).unwrap(), None);
+        let e = tried(0, &[1]).err().unwrap();
+        assert!(e.message().starts_with("with a batch of 3: "), "{e}");
+        let e = tried(1, &[96]).err().unwrap();
+        assert!(e.message().contains("is not among [96]"), "{e}");
+    }
+}
