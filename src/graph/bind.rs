@@ -2,7 +2,7 @@
 
 use tract_core::internal::*;
 use tract_core::model::translator::Translate;
-use tract_core::ops::cnn::{MaxPool, SumPool};
+use tract_core::ops::cnn::{MaxPool, PaddingSpec, SumPool};
 use tract_core::ops::logic::IfThenElse;
 
 use super::tract_error;
@@ -36,22 +36,34 @@ pub fn bind_dims(model: &TypedModel, dims: &[(String, i64)]) -> Result<TypedMode
     Ok(bound)
 }
 
-/// tract gives a pool whose window doesn't fit an output of no values, of which means are infinite.
+/// tract runs pools whose window is larger than what there is, to values without a meaning.
 fn check_pools(model: &TypedModel) -> Result<()> {
     for node in model.nodes() {
-        if !node.op_is::<MaxPool>() && !node.op_is::<SumPool>() {
+        let max = node.op_as::<MaxPool>().map(|op| &op.pool_spec);
+        let Some(spec) = max.or_else(|| node.op_as::<SumPool>().map(|op| &op.pool_spec)) else {
             continue;
-        }
-        let empty = |fact: &TypedFact| fact.shape.iter().any(|d| *d == TDim::Val(0));
-        let input = node.inputs.first().and_then(|o| model.outlet_fact(*o).ok());
-        if let (Some(output), Some(input)) = (node.outputs.first(), input)
-            && empty(&output.fact)
-            && !empty(input)
-        {
-            return Err(Error::bad_input(format!(
-                "node '{}': its window does not fit an input of {:?}",
-                node.name, input.shape
-            )));
+        };
+        let Some(fact) = node.inputs.first().and_then(|o| model.outlet_fact(*o).ok()) else {
+            continue;
+        };
+        let first = if spec.data_format.has_n() { 1 } else { 0 };
+        let first = first + usize::from(!spec.data_format.c_is_last());
+        for (axis, &kernel) in spec.kernel_shape.iter().enumerate() {
+            let around = match &spec.padding {
+                PaddingSpec::Valid => 0,
+                PaddingSpec::Explicit(before, after)
+                | PaddingSpec::ExplicitOnnxPool(before, after, _) => before[axis] + after[axis],
+                PaddingSpec::SameUpper | PaddingSpec::SameLower => continue,
+            };
+            let dilation = spec.dilations.as_ref().map_or(1, |d| d[axis]);
+            let window = kernel.saturating_sub(1) * dilation + 1;
+            let size = fact.shape.get(first + axis).and_then(|d| d.to_usize().ok());
+            if size.is_some_and(|size| size + around < window) {
+                return Err(Error::bad_input(format!(
+                    "node '{}': its window of {window} does not fit an input of {:?}",
+                    node.name, fact.shape
+                )));
+            }
         }
     }
     Ok(())

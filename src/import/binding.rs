@@ -382,7 +382,7 @@ fn scalar_text(tensor: &TensorProto) -> Option<String> {
 fn compared_scalars(graph: &GraphProto) -> Vec<(String, String)> {
     let mut constants: HashMap<&str, &TensorProto> =
         graph.initializer.iter().map(|t| (t.name.as_str(), t)).collect();
-    // What a value is made of without being changed.
+    // What a value of one element is made of without being changed.
     let mut origin: HashMap<&str, &str> = HashMap::new();
     let mut found: Vec<(String, String)> = vec![];
     let given = |name: &str| {
@@ -397,7 +397,7 @@ fn compared_scalars(graph: &GraphProto) -> Vec<(String, String)> {
                     constants.insert(output, t);
                 }
             }
-            "Identity" | "Cast" | "Squeeze" | "Unsqueeze" | "Reshape" => {
+            "Identity" | "Cast" | "Squeeze" | "Unsqueeze" | "Reshape" | "Gather" => {
                 let Some(input) = node.input.first() else { continue };
                 let from = origin.get(input.as_str()).copied().unwrap_or(input);
                 origin.insert(output, from);

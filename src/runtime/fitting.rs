@@ -3,7 +3,7 @@
 
 use super::trial::{Runs, try_out};
 use crate::error::Result;
-use crate::graph::{FrozenWeights, lower, write_graph};
+use crate::graph::{FrozenWeights, lower, read_graph, write_graph};
 use crate::import::{Bound, Prepared, fit, tell};
 use tract_core::internal::TypedModel;
 
@@ -28,7 +28,10 @@ pub(super) fn fit_dims(
         tries += 1;
         tell(if tries == 1 { "building the graph" } else { "trying other dimensions" }, tries, 0);
         let graph = lower(&prepared.model, &weights)?;
-        write_graph(&graph)?;
+        let text = write_graph(&graph)?;
+        drop(graph);
+        // What is served is what can be read back.
+        let graph = read_graph(&text.text, text.constants, &weights)?;
         let runs = try_out(&graph, prepared)?;
         Ok(Fitted { graph, runs })
     })
