@@ -6,7 +6,7 @@ round by round, so that the machine's other work meets all of them alike. A late
 the rounds of a process's median; a ratio above 1 says that Offshoot is faster (or smaller).
 
     benches/rivals.sh                     (makes the environment and builds, then runs this)
-    benches/rivals.py --rivals DIR --offshoot target/release/offshoot [--cpu 1] [--rounds 5] [WORD]...
+    benches/rivals.py --rivals DIR --offshoot target/dist/offshoot [--cpu 1] [--rounds 5] [WORD]...
 
 DIR holds `venv` (onnxruntime, numpy; torch, transformers and peft if they are to be measured),
 `venv19` (onnxruntime-training 1.19.2, if it is to be measured), `models/NAME/model.onnx` with the

@@ -60,7 +60,7 @@ if [ "$torch" = 1 ] && [ ! -f ortt/lora_art/training_model.onnx ]; then
 fi
 
 cd "$root"
-cargo build --locked --release --bin offshoot --example plain_tract
+cargo build --locked --profile dist --bin offshoot --example plain_tract
 cargo build --locked --release --manifest-path benches/ort_start/Cargo.toml --target-dir "$dir/ort_start"
-benches/rivals.py --rivals "$dir" --offshoot target/release/offshoot \
-    --tract target/release/examples/plain_tract --ort-start "$dir/ort_start/release/ort_start" "$@"
+benches/rivals.py --rivals "$dir" --offshoot target/dist/offshoot \
+    --tract target/dist/examples/plain_tract --ort-start "$dir/ort_start/release/ort_start" "$@"

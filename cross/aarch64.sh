@@ -23,10 +23,10 @@ target=aarch64-unknown-linux-gnu
 cpus='cortex-a53 cortex-a76 max'
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 built=$CARGO_TARGET_DIR/$target
-binary=$built/release/offshoot
+binary=$built/dist/offshoot
 
 build() {
-    release_build $target --release "$@"
+    release_build $target --profile dist "$@"
     check_release $target "$binary" --max-bytes 25000000
 }
 

@@ -30,7 +30,7 @@ papers() { # PROGRAM
 debian() { # TARGET PROGRAM
     papers "$2"
     tools_cargo_deb
-    cargo deb --no-build --no-strip --locked --target "$1" --output "$out"
+    cargo deb --no-build --no-strip --locked --profile dist --target "$1" --output "$out"
 }
 
 tarball() { # TARGET PROGRAM
@@ -60,8 +60,8 @@ for kind in "$@"; do
         arm64 | musl) emulate aarch64 ;;
         armhf) emulate arm ;;
     esac
-    [ -z "$build" ] || release_build "$target" --release
-    program=$CARGO_TARGET_DIR/$target/release/offshoot
+    [ -z "$build" ] || release_build "$target" --profile dist
+    program=$CARGO_TARGET_DIR/$target/dist/offshoot
     check_release "$target" "$program"
     if [ "$kind" = amd64 ]; then
         .ci/figures "$program"

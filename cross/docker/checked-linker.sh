@@ -11,7 +11,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 case $output in
-    */release/deps/offshoot-* | */small/deps/offshoot-*) ;;
+    */dist/deps/offshoot-* | */release/deps/offshoot-* | */small/deps/offshoot-*) ;;
     *) exit 0 ;;
 esac
 case $output in *.so | *.rlib) exit 0 ;; esac
