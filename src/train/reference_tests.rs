@@ -102,16 +102,16 @@ fn minilm_trains_as_pytorch_does() {
     let mut worst = 0f64;
     for ((name, _), gradient) in trainer.parameters().zip(&gradients.values) {
         let off = distance(gradient, reference.tensor("grad1", name));
-        assert!(off < 1e-3, "gradient of {name}: {off}");
+        assert!(off < 1e-5, "gradient of {name}: {off}");
         worst = worst.max(off);
     }
     let first = (gradients.loss - reference.losses()[0]).abs();
-    assert!(first < 1e-3, "the first loss differs by {first}");
+    assert!(first < 1e-5, "the first loss differs by {first}");
     if emulated() {
         return;
     }
     let loss = losses(&mut trainer, &reference);
-    assert!(loss < 1e-3, "losses differ by {loss}");
+    assert!(loss < 1e-4, "losses differ by {loss}");
     let mut moved = 0f64;
     for (name, values) in trainer.parameters() {
         let off = distance(values, reference.tensor("after20", name));
@@ -128,5 +128,5 @@ fn minilm_on_the_quantized_base_stays_close() {
     let engine = engine(&shared, Scheme::Q8);
     let loss = losses(&mut trainer(&engine, &reference), &reference);
     println!("q8: losses within {loss:.1e}");
-    assert!(loss < 2e-2, "losses differ by {loss}");
+    assert!(loss < 5e-3, "losses differ by {loss}");
 }

@@ -10,6 +10,7 @@ mod layers;
 mod merged;
 mod names;
 mod peft;
+mod shipped;
 mod support;
 mod switch;
 mod threads;

@@ -30,16 +30,8 @@ fn minilm(prefix: &str) -> Vec<Target> {
     targets
 }
 
-/// The reference files, which a clone of the repository alone does not have.
 fn reference(name: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("OFFSHOOT_SHARED")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let dir = root.join("reference/minilm").join(name);
-    if !dir.is_dir() {
-        println!("skipped: '{}' is not there", dir.display());
-        return None;
-    }
-    Some(dir)
+    Some(crate::common::shared()?.join("reference/minilm").join(name))
 }
 
 #[test]
