@@ -77,12 +77,10 @@ fn median(times: impl Iterator<Item = f64>) -> f64 {
 fn adapter(session: &Session, seed: usize) -> Adapter {
     let base = session.engine().base();
     let targets = base.targets().iter().filter(|t| t.kind == TargetKind::Linear);
-    let pair = |t: &offshoot::adapter::Target| TargetAdapter {
-        module_path: t.module_path.clone(),
-        rank: RANK,
-        alpha: 16.0,
-        lora_a: values((RANK * t.in_features) as usize, seed),
-        lora_b: values((RANK * t.out_features) as usize, seed + 1),
+    let pair = |t: &offshoot::adapter::Target| {
+        let a = values((RANK * t.in_features) as usize, seed);
+        let b = values((RANK * t.out_features) as usize, seed + 1);
+        TargetAdapter::lora(&t.module_path, RANK, 16.0, a, b)
     };
     Adapter {
         name: format!("adapter {seed}"),

@@ -117,12 +117,9 @@ fn adapter(name: &str, seed: u32, base: &offshoot::pack::Base) -> Adapter {
     let values = |n: u32, salt: u32| -> Vec<f32> {
         (0..n).map(|i| ((i * 37 + salt * 53) % 101) as f32 / 250.0 - 0.2).collect()
     };
-    let pair = |t: &Target| TargetAdapter {
-        module_path: t.module_path.clone(),
-        rank: 2,
-        alpha: 4.0,
-        lora_a: values(2 * t.in_features, seed),
-        lora_b: values(2 * t.out_features, seed + 7),
+    let pair = |t: &Target| {
+        let (a, b) = (values(2 * t.in_features, seed), values(2 * t.out_features, seed + 7));
+        TargetAdapter::lora(&t.module_path, 2, 4.0, a, b)
     };
     Adapter {
         name: name.into(),

@@ -1,60 +1,65 @@
-//! Tying adapters to a base: all or nothing, several at once as one stacked pair per target.
+//! Tying adapters to a base: all or nothing, several at once as one sum per target.
 
-use super::config::{Adapter, Head, Kind, TargetAdapter};
+use super::config::{Adapter, Head, TargetAdapter};
+use super::kind::{Layer, Part};
 use super::names::{nearest_hint, shown};
-use super::target::{Target, TargetKind};
+use super::sum::Sum;
+use super::target::Target;
 use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;
-use crate::quant::LowRank;
+use crate::quant::{Change, WeightSource};
 use std::collections::HashMap;
 
 /// Adapters tied to a base. One that [`bind`] returned proves that every adapter was made for that
-/// base, that every pair found its target with the right shapes, and that all values are finite.
+/// base, that every target was found with the right shapes, and that all values are finite.
 #[derive(Clone, Default)]
 pub struct Bound {
     /// One entry for each of the base's targets, in their order; `None` leaves the target as the
-    /// base has it, bit for bit. Scaling and weights are folded into lora_b; several adapters stand side
-    /// by side along R.
-    pub targets: Vec<Option<LowRank>>,
+    /// base has it, bit for bit. Scaling and weights are folded in; several adapters stand side by
+    /// side.
+    pub targets: Vec<Option<Change>>,
     /// The head, if one of the adapters has one. Weights don't apply to it.
     pub head: Option<Head>,
     /// The adapters' names and weights.
     pub names: Vec<(String, f32)>,
 }
 
-/// Ties `adapters`, each with its weight, to the base `base` with the target table `targets`.
-/// A pair whose lora_b is all zero, or whose weight or alpha is zero, adds nothing and is left out.
+/// Ties `adapters`, each with its weight, to the base `base` with the target table `targets` over
+/// the weight table `weights`. What changes nothing (a pair whose lora_b is all zero, a weight or
+/// an alpha of zero) is left out.
 ///
 /// # Errors
-/// Mismatch: an adapter of another base, of none (an import not yet tied to one), a pair without a
+/// Mismatch: an adapter of another base, of none (an import not yet tied to one), tensors without a
 /// target or of other shapes, two different heads. Bad input: what [`Adapter::check`] refuses.
-/// Usage: a weight that is not finite. Unsupported: a pair on an embedding.
+/// Usage: a weight that is not finite. Unsupported: a kind on a layer that it has no form for, and
+/// kinds that have no sum.
 pub fn bind(
     adapters: &[(&Adapter, f32)],
     targets: &[Target],
     base: &BaseFingerprint,
+    weights: &dyn WeightSource,
 ) -> Result<Bound> {
     let mut index = HashMap::with_capacity(targets.len());
     for (i, target) in targets.iter().enumerate() {
         index.insert(target.module_path.as_str(), i);
     }
-    let mut parts: Vec<Vec<Part>> = targets.iter().map(|_| Vec::new()).collect();
+    let mut sums: Vec<Sum> = targets.iter().map(|_| Sum::default()).collect();
     let mut head: Option<(&Head, &str)> = None;
     for &(adapter, weight) in adapters {
         let place = |e: Error| e.at(format_args!("adapter '{}'", shown(&adapter.name)));
         check_base(adapter, base).map_err(place)?;
         adapter.check().map_err(place)?;
         check_weight(weight).map_err(place)?;
-        match adapter.kind {
-            Kind::Lora => {}
-        }
-        for pair in &adapter.targets {
-            let at = match_target(pair, targets, &index).map_err(place)?;
-            if let Some(parts) = parts.get_mut(at) {
-                parts.extend(Part::of(adapter, pair, weight));
+        for target in &adapter.targets {
+            let at = match_target(target, targets, &index).map_err(place)?;
+            if let (Some(sum), Some(layer)) = (sums.get_mut(at), targets.get(at)) {
+                let layer = Some(Layer { target: layer, weights });
+                let part = Part { target, weight, layer };
+                let place = |e: Error| place(e.at(at_target(target)));
+                target.kind.rules().add(&part, sum).map_err(place)?;
             }
         }
-        if let Some(own) = &adapter.head {
+        if let Some(own) = one_head(adapter).map_err(place)? {
             match head {
                 Some((other, name)) if other != own => {
                     return Err(two_heads(other, name, own, adapter));
@@ -63,30 +68,27 @@ pub fn bind(
             }
         }
     }
-    let targets = targets
-        .iter()
-        .zip(&parts)
-        .map(
-            |(target, parts)| {
-                if parts.is_empty() { Ok(None) } else { pack(target, parts).map(Some) }
-            },
-        )
-        .collect::<Result<Vec<_>>>()?;
+    let bound = |(target, sum): (&Target, Sum)| {
+        let features = [target.in_features as usize, target.out_features as usize];
+        let place = |e: Error| e.at(format_args!("target '{}'", shown(&target.module_path)));
+        sum.bound(features).map_err(place)
+    };
+    let targets = targets.iter().zip(sums).map(bound).collect::<Result<Vec<_>>>()?;
     let names = adapters.iter().map(|(a, weight)| (a.name.clone(), *weight)).collect();
     Ok(Bound { targets, head: head.map(|(h, _)| h.clone()), names })
 }
 
-/// A pair and what multiplies it: weight · scaling.
-pub(super) struct Part<'a> {
-    pub pair: &'a TargetAdapter,
-    factor: f32,
+/// Where an error of a target's tensors arose.
+pub(super) fn at_target(target: &TargetAdapter) -> String {
+    format!("target '{}'", shown(&target.module_path))
 }
 
-impl<'a> Part<'a> {
-    /// `None` for what adds nothing.
-    pub(super) fn of(adapter: &Adapter, pair: &'a TargetAdapter, weight: f32) -> Option<Part<'a>> {
-        let factor = weight * adapter.scaling(pair);
-        (factor != 0.0 && !pair.is_zero()).then_some(Part { pair, factor })
+/// The head of an adapter that is to answer.
+pub(super) fn one_head(adapter: &Adapter) -> Result<Option<&Head>> {
+    match adapter.heads.as_slice() {
+        [] => Ok(None),
+        [head] => Ok(Some(head)),
+        more => Err(Error::unsupported(format!("it has {} heads, one can be served", more.len()))),
     }
 }
 
@@ -111,11 +113,11 @@ fn check_base(adapter: &Adapter, base: &BaseFingerprint) -> Result<()> {
 }
 
 fn match_target(
-    pair: &TargetAdapter,
+    found: &TargetAdapter,
     targets: &[Target],
     index: &HashMap<&str, usize>,
 ) -> Result<usize> {
-    let path = pair.module_path.as_str();
+    let path = found.module_path.as_str();
     let Some((at, target)) = index.get(path).and_then(|&i| Some((i, targets.get(i)?))) else {
         let error = Error::mismatch(format!("the base has no target '{}'", shown(path)));
         let names = targets.iter().map(|t| t.module_path.as_str());
@@ -124,23 +126,17 @@ fn match_target(
             None => error,
         });
     };
-    if target.kind == TargetKind::Embedding {
-        return Err(Error::unsupported(format!(
-            "target '{}' is an embedding, which can't carry a low-rank pair yet",
-            shown(path)
-        )));
-    }
-    let expected = (target.in_features as usize, target.out_features as usize);
-    let found = (pair.in_features(), pair.out_features());
-    if expected != found {
-        return Err(Error::mismatch(format!(
-            "target '{}': expected {} in_features and {} out_features, found {} and {}",
-            shown(path),
-            expected.0,
-            expected.1,
-            found.0,
-            found.1
-        )));
+    let features = found.features()?;
+    for (side, expected, found) in [
+        ("in", target.in_features as usize, features.inputs),
+        ("out", target.out_features as usize, features.outputs),
+    ] {
+        if let Some(found) = found.filter(|found| *found != expected) {
+            return Err(Error::mismatch(format!(
+                "target '{}': expected {expected} {side}_features, found {found}",
+                shown(path)
+            )));
+        }
     }
     Ok(at)
 }
@@ -156,40 +152,16 @@ pub(super) fn two_heads(other: &Head, other_adapter: &str, own: &Head, adapter: 
     .hint("only one of the adapters used together may have a head")
 }
 
-fn pack(target: &Target, parts: &[Part]) -> Result<LowRank> {
-    let place = |e: Error| e.at(format_args!("target '{}'", shown(&target.module_path)));
-    let (rank, a, b) = stack(parts).map_err(place)?;
-    let features = [target.in_features as usize, target.out_features as usize];
-    LowRank::new(rank, features, &a, &b).map_err(place)
-}
-
-/// R, lora_a's below each other as (R, in_features), and lora_b's side by side with their factors
-/// folded in as (out_features, R). Errors: a value is not finite then.
-pub(super) fn stack(parts: &[Part]) -> Result<(usize, Vec<f32>, Vec<f32>)> {
-    let rank: usize = parts.iter().map(|p| p.pair.rank as usize).sum();
-    let outputs = parts.first().map_or(0, |p| p.pair.out_features());
-    let mut a = Vec::with_capacity(parts.iter().map(|p| p.pair.lora_a.len()).sum());
-    let mut b = Vec::with_capacity(parts.iter().map(|p| p.pair.lora_b.len()).sum());
-    for part in parts {
-        a.extend_from_slice(&part.pair.lora_a);
-    }
-    for out in 0..outputs {
-        for part in parts {
-            let r = part.pair.rank as usize;
-            let row = part.pair.lora_b.get(out * r..out * r + r).unwrap_or_default();
-            b.extend(row.iter().map(|v| v * part.factor));
-        }
-    }
-    super::check::finite("scaled lora_b", &b)?;
-    Ok((rank, a, b))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::{base, delta, head, linear, pair, small, values};
     use super::*;
     use crate::error::ErrorKind;
-    use crate::quant::product;
+    use crate::quant::{LowRank, Packed, Scheme, product};
+
+    fn frozen() -> Vec<Packed> {
+        vec![Packed::pack(Scheme::F32, 4, 6, &values(24, 3)).unwrap()]
+    }
 
     fn targets() -> Vec<Target> {
         vec![linear("a.b", 6, 4), linear("z", 2, 2), linear("c", 5, 3)]
@@ -203,40 +175,41 @@ mod tests {
     }
 
     fn refused(adapter: &Adapter, weight: f32) -> Error {
-        bind(&[(adapter, weight)], &targets(), &base(1)).err().expect("must be refused")
+        bind(&[(adapter, weight)], &targets(), &base(1), &frozen()).err().expect("must be refused")
     }
 
     #[test]
     fn a_sum_of_adapters_is_the_sum_of_their_deltas() {
         let first = small();
         let mut second = small();
-        second.rslora = true;
         second.targets = vec![pair("a.b", 4, 3.0, 6, 4)];
-        let bound = bind(&[(&first, 0.5), (&second, -2.0)], &targets(), &base(1)).unwrap();
+        second.targets[0].rslora = true;
+        let bound =
+            bind(&[(&first, 0.5), (&second, -2.0)], &targets(), &base(1), &frozen()).unwrap();
         assert_eq!(bound.names.len(), 2);
-        assert_eq!(bound.head, first.head);
+        assert_eq!(bound.head.as_ref(), first.head());
         assert!(bound.targets[1].is_none());
-        let stacked = bound.targets[0].as_ref().unwrap();
+        let stacked = bound.targets[0].as_ref().unwrap().low_rank.as_ref().unwrap();
         assert_eq!(stacked.rank(), 6);
         let x = values(6, 9);
-        let one = delta(&first, &first.targets[0], 0.5, &x);
-        let two = delta(&second, &second.targets[0], -2.0, &x);
+        let one = delta(&first.targets[0], 0.5, &x);
+        let two = delta(&second.targets[0], -2.0, &x);
         for ((y, one), two) in applied(stacked, &x, 4).iter().zip(one).zip(two) {
             assert!((y - one - two).abs() < 1e-4, "{y} {one} {two}");
         }
-        assert_eq!(bound.targets[2].as_ref().unwrap().rank(), 1);
+        assert_eq!(bound.targets[2].as_ref().unwrap().low_rank.as_ref().unwrap().rank(), 1);
     }
 
     #[test]
     fn what_adds_nothing_is_left_out() {
         let mut adapter = small();
-        adapter.targets[0].lora_b.fill(-0.0);
+        adapter.targets[0].tensors[1].values.fill(-0.0);
         adapter.targets[1].alpha = 0.0;
-        let bound = bind(&[(&adapter, 1.0)], &targets(), &base(1)).unwrap();
+        let bound = bind(&[(&adapter, 1.0)], &targets(), &base(1), &frozen()).unwrap();
         assert!(bound.targets.iter().all(Option::is_none));
-        let bound = bind(&[(&small(), 0.0)], &targets(), &base(1)).unwrap();
+        let bound = bind(&[(&small(), 0.0)], &targets(), &base(1), &frozen()).unwrap();
         assert!(bound.targets.iter().all(Option::is_none));
-        assert!(bind(&[], &targets(), &base(1)).unwrap().targets.len() == 3);
+        assert!(bind(&[], &targets(), &base(1), &frozen()).unwrap().targets.len() == 3);
     }
 
     #[test]
@@ -270,28 +243,28 @@ mod tests {
         assert!(error.message().contains("expected 6 in_features"), "{error}");
 
         let mut adapter = small();
-        adapter.targets[1].lora_a[2] = f32::NAN;
+        adapter.targets[1].tensors[0].values[2] = f32::NAN;
         assert_eq!(refused(&adapter, 1.0).kind(), ErrorKind::BadInput);
         assert_eq!(refused(&small(), f32::INFINITY).kind(), ErrorKind::Usage);
 
         let mut adapter = small();
         adapter.targets[0].alpha = f32::MAX;
-        adapter.targets[0].lora_b[0] = f32::MAX;
+        adapter.targets[0].tensors[1].values[0] = f32::MAX;
         assert!(refused(&adapter, 1.0).message().contains("not finite"));
 
-        let mut table = targets();
-        table[0].kind = TargetKind::Embedding;
-        let error = bind(&[(&small(), 1.0)], &table, &base(1)).err().unwrap();
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        let mut adapter = small();
+        adapter.heads.push(head("second"));
+        assert_eq!(refused(&adapter, 1.0).kind(), ErrorKind::Unsupported);
     }
 
     #[test]
     fn heads_must_agree() {
         let (one, mut two) = (small(), small());
-        assert!(bind(&[(&one, 1.0), (&two, 1.0)], &targets(), &base(1)).is_ok());
+        assert!(bind(&[(&one, 1.0), (&two, 1.0)], &targets(), &base(1), &frozen()).is_ok());
         two.name = "other".into();
-        two.head = Some(head("score"));
-        let error = bind(&[(&one, 1.0), (&two, 1.0)], &targets(), &base(1)).err().unwrap();
+        two.heads = vec![head("score")];
+        let error =
+            bind(&[(&one, 1.0), (&two, 1.0)], &targets(), &base(1), &frozen()).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Mismatch);
         for name in ["classifier", "täst", "score", "other"] {
             assert!(error.message().contains(name), "{error}");

@@ -1,6 +1,6 @@
 //! The limits of an adapter and the check that one keeps them.
 
-use super::config::{Adapter, Head, TargetAdapter};
+use super::config::{Adapter, Head, NamedTensor, TargetAdapter};
 use super::names::shown;
 use crate::error::{Error, Result};
 use crate::shape::Data;
@@ -21,8 +21,8 @@ pub const MAX_AXES: usize = 8;
 
 impl Adapter {
     /// Whether it keeps the limits of the format: names of at most [`MAX_NAME`] bytes without
-    /// control characters, no target twice, ranks of 1 to [`MAX_RANK`], tensors of the lengths that
-    /// rank and labels ask for, finite values. What was read from a file has passed it.
+    /// control characters, no target twice, ranks of 1 to [`MAX_RANK`], the tensors that kinds and
+    /// labels ask for, finite values. What was read from a file has passed it.
     ///
     /// # Errors
     /// Bad input, naming the first fault.
@@ -40,7 +40,15 @@ impl Adapter {
                 )));
             }
         }
-        if let Some(head) = &self.head {
+        count("heads", self.heads.len(), MAX_LIST)?;
+        let mut heads = HashSet::new();
+        for head in &self.heads {
+            if !heads.insert(head.name.as_str()) {
+                return Err(Error::bad_input(format!(
+                    "head '{}' appears twice",
+                    shown(&head.name)
+                )));
+            }
             check_head(head).map_err(|e| e.at(format_args!("head '{}'", shown(&head.name))))?;
         }
         if let Some(record) = &self.training {
@@ -66,6 +74,19 @@ impl Adapter {
                 }
             }
         }
+        count("activation ranges", self.ranges.len(), MAX_TARGETS)?;
+        for range in &self.ranges {
+            name("module path", &range.module_path)?;
+            finite("activation range", &[range.low, range.high])?;
+        }
+        count("extra sections", self.extras.len(), MAX_LIST)?;
+        for (at, extra) in self.extras.iter().enumerate() {
+            name("section", &extra.name)?;
+            if extra.name.is_empty() || self.extras.iter().take(at).any(|e| e.name == extra.name) {
+                let name = shown(&extra.name);
+                return Err(Error::bad_input(format!("section '{name}' has no name of its own")));
+            }
+        }
         Ok(())
     }
 }
@@ -76,28 +97,45 @@ pub(super) fn check_target(target: &TargetAdapter) -> Result<()> {
     if path.is_empty() {
         return Err(Error::bad_input("a target has an empty module path"));
     }
-    let place = || format!("target '{}'", shown(path));
-    if target.rank == 0 || target.rank > MAX_RANK {
-        return Err(
-            Error::bad_input(format!("rank {} is not in 1 to {MAX_RANK}", target.rank)).at(place())
-        );
+    check_values(target).map_err(|e| e.at(format_args!("target '{}'", shown(path))))
+}
+
+fn check_values(target: &TargetAdapter) -> Result<()> {
+    let TargetAdapter { kind, rank, alpha, rslora, .. } = *target;
+    if kind.is_ranked() && (rank == 0 || rank > MAX_RANK) {
+        return Err(Error::bad_input(format!("rank {rank} is not in 1 to {MAX_RANK}")));
     }
-    finite("alpha", &[target.alpha]).map_err(|e| e.at(place()))?;
-    for (name, values, features) in [
-        ("lora_a", &target.lora_a, target.in_features()),
-        ("lora_b", &target.lora_b, target.out_features()),
-    ] {
-        if features == 0 || u32::try_from(features).is_err() {
-            return Err(Error::bad_input(format!(
-                "{name} has {} values, expected a multiple of rank {}",
-                values.len(),
-                target.rank
-            ))
-            .at(place()));
+    if !kind.is_ranked() && (rank != 0 || alpha != 0.0) {
+        return Err(Error::bad_input(format!("kind '{}' has no rank nor alpha", kind.name())));
+    }
+    if rslora && !kind.has_rslora() {
+        return Err(Error::bad_input(format!("kind '{}' has no rsLoRA", kind.name())));
+    }
+    finite("alpha", &[alpha])?;
+    for tensor in &target.tensors {
+        name("tensor name", &tensor.name)?;
+        check_tensor(tensor)?;
+    }
+    let features = target.features()?;
+    for side in [features.inputs, features.outputs].into_iter().flatten() {
+        if side == 0 || u32::try_from(side).is_err() {
+            return Err(Error::bad_input(format!("tensors for a layer of {side} features")));
         }
-        finite(name, values).map_err(|e| e.at(place()))?;
     }
     Ok(())
+}
+
+fn check_tensor(tensor: &NamedTensor) -> Result<()> {
+    count("dimensions", tensor.shape.len(), MAX_AXES)?;
+    if crate::shape::volume(&tensor.shape) != Some(tensor.values.len()) {
+        return Err(Error::bad_input(format!(
+            "{} has {} values for shape {:?}",
+            shown(&tensor.name),
+            tensor.values.len(),
+            tensor.shape
+        )));
+    }
+    finite(&tensor.name, &tensor.values)
 }
 
 fn check_head(head: &Head) -> Result<()> {
@@ -127,6 +165,21 @@ fn check_head(head: &Head) -> Result<()> {
             head.classes(),
             head.features
         )));
+    }
+    name("task", &head.task)?;
+    if head.task.is_empty() {
+        return Err(Error::bad_input("its task has no name"));
+    }
+    if !head.thresholds.is_empty() && head.thresholds.len() != head.labels.len() {
+        return Err(Error::bad_input(format!(
+            "{} thresholds for {} labels",
+            head.thresholds.len(),
+            head.labels.len()
+        )));
+    }
+    finite("thresholds", &head.thresholds)?;
+    if !(head.temperature.is_finite() && head.temperature > 0.0) {
+        return Err(Error::bad_input(format!("temperature {} is not positive", head.temperature)));
     }
     finite("weight", &head.weight)?;
     finite("bias", &head.bias)

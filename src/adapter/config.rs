@@ -1,5 +1,7 @@
 //! What an adapter is made of: per-target tensors, a head, the record of its training.
 
+use super::kind::{Features, Kind};
+use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;
 use crate::shape::Array;
 use serde::{Deserialize, Serialize};
@@ -14,30 +16,6 @@ pub fn scaling(alpha: f32, rank: u32, rslora: bool) -> f32 {
     // f64 so that the quotient is the one PEFT's Python floats give, rounded once.
     let (alpha, rank) = (f64::from(alpha), f64::from(rank));
     (if rslora { alpha / rank.sqrt() } else { alpha / rank }) as f32
-}
-
-/// How an adapter changes its targets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Kind {
-    /// y = base(x) + scaling · (x·lora_aᵀ)·lora_bᵀ (rsLoRA is this with another scaling).
-    #[default]
-    Lora,
-}
-
-impl Kind {
-    /// The name used on the command line and in files: `lora`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Lora => "lora",
-        }
-    }
-
-    /// The kind of this name.
-    pub fn parse(name: &str) -> Option<Kind> {
-        [Kind::Lora].into_iter().find(|k| k.name() == name)
-    }
 }
 
 /// How a head turns an output with a token axis (B, T, features) into one row per sample.
@@ -75,43 +53,92 @@ impl Pool {
     }
 }
 
-/// The low-rank pair of one target.
-#[derive(Clone, Debug, PartialEq)]
+/// A tensor by its name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NamedTensor {
+    /// Unique within its target or head.
+    pub name: String,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// Its values, row-major.
+    pub values: Vec<f32>,
+}
+
+impl NamedTensor {
+    /// A tensor of these dimensions.
+    pub fn new(name: &str, shape: &[usize], values: Vec<f32>) -> NamedTensor {
+        NamedTensor { name: name.into(), shape: shape.to_vec(), values }
+    }
+}
+
+/// What an adapter has for one target.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TargetAdapter {
     /// The target's [`module_path`](super::Target::module_path).
     pub module_path: String,
-    /// R, 1 to 4096.
+    /// How it changes the target.
+    pub kind: Kind,
+    /// R, 1 to 4096; 0 where the kind has no rank.
     pub rank: u32,
-    /// Numerator of [`scaling`].
+    /// Numerator of [`scaling`]; 0 where the kind has no rank.
     pub alpha: f32,
-    /// (R, in_features) row-major; for a convolution (R, kh·kw·in_channels), channels innermost.
-    pub lora_a: Vec<f32>,
-    /// (out_features, R) row-major.
-    pub lora_b: Vec<f32>,
+    /// Whether [`scaling`] divides by sqrt(rank).
+    pub rslora: bool,
+    /// What the kind asks for, in its order.
+    pub tensors: Vec<NamedTensor>,
 }
 
 impl TargetAdapter {
-    /// Columns of lora_a; 0 where the number of values is no multiple of the rank.
-    pub fn in_features(&self) -> usize {
-        features(self.lora_a.len(), self.rank)
+    /// A low-rank pair: `lora_a` (rank, in_features) row-major, for a convolution (rank,
+    /// kh·kw·in_channels), channels innermost; `lora_b` (out_features, rank).
+    pub fn lora(
+        module_path: &str,
+        rank: u32,
+        alpha: f32,
+        lora_a: Vec<f32>,
+        lora_b: Vec<f32>,
+    ) -> TargetAdapter {
+        let r = rank as usize;
+        let of = |values: &[f32]| values.len().checked_div(r).unwrap_or(0);
+        let (inputs, outputs) = (of(&lora_a), of(&lora_b));
+        TargetAdapter {
+            module_path: module_path.into(),
+            kind: Kind::default(),
+            rank,
+            alpha,
+            rslora: false,
+            tensors: vec![
+                NamedTensor::new("lora_a", &[r, inputs], lora_a),
+                NamedTensor::new("lora_b", &[outputs, r], lora_b),
+            ],
+        }
     }
 
-    /// Rows of lora_b; 0 where the number of values is no multiple of the rank.
-    pub fn out_features(&self) -> usize {
-        features(self.lora_b.len(), self.rank)
+    /// The tensor of this name.
+    ///
+    /// # Errors
+    /// Bad input: there is none.
+    pub fn tensor(&self, name: &str) -> Result<&NamedTensor> {
+        let found = self.tensors.iter().find(|t| t.name == name);
+        found.ok_or_else(|| Error::bad_input(format!("tensor '{name}' is missing")))
     }
 
-    /// Whether lora_b is all zero, so that the target stays as the base has it.
-    pub fn is_zero(&self) -> bool {
-        self.lora_b.iter().all(|&v| v == 0.0)
+    /// The values of the tensor of this name; errors as [`TargetAdapter::tensor`].
+    pub fn values(&self, name: &str) -> Result<&[f32]> {
+        Ok(&self.tensor(name)?.values)
     }
-}
 
-fn features(values: usize, rank: u32) -> usize {
-    match rank as usize {
-        0 => 0,
-        rank if values.is_multiple_of(rank) => values / rank,
-        _ => 0,
+    /// What its product is multiplied with; 0 where the kind has no rank.
+    pub fn scaling(&self) -> f32 {
+        scaling(self.alpha, self.rank, self.rslora)
+    }
+
+    /// The features that its tensors are for, as far as they tell.
+    ///
+    /// # Errors
+    /// Bad input: tensors that are not those of its kind.
+    pub fn features(&self) -> Result<Features> {
+        self.kind.rules().features(self)
     }
 }
 
@@ -120,6 +147,8 @@ fn features(values: usize, rank: u32) -> usize {
 pub struct Head {
     /// Its name (PEFT's module name: `classifier`).
     pub name: String,
+    /// What it answers: `classes`, `numbers`.
+    pub task: String,
     /// The graph output that it reads; empty where an import could not know it.
     pub output: String,
     /// How tokens are pooled before it.
@@ -132,6 +161,27 @@ pub struct Head {
     pub weight: Vec<f32>,
     /// (classes).
     pub bias: Vec<f32>,
+    /// From where on a label counts, one a label; empty where the task asks for none.
+    pub thresholds: Vec<f32>,
+    /// What logits are divided by before they become probabilities.
+    pub temperature: f32,
+}
+
+impl Default for Head {
+    fn default() -> Head {
+        Head {
+            name: "head".into(),
+            task: "classes".into(),
+            output: String::new(),
+            pool: Pool::default(),
+            labels: vec![],
+            features: 0,
+            weight: vec![],
+            bias: vec![],
+            thresholds: vec![],
+            temperature: 1.0,
+        }
+    }
 }
 
 impl Head {
@@ -177,39 +227,74 @@ pub struct ProbeEffect {
     pub effect: f32,
 }
 
-/// A small change of a base: low-rank pairs per target, perhaps a head. Plain data; what
+/// The values that a layer's input took while an adapter was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ActivationRange {
+    /// The layer: a target's module path.
+    pub module_path: String,
+    /// The least value.
+    pub low: f32,
+    /// The greatest value.
+    pub high: f32,
+}
+
+/// Something that an adapter file carries beside what this version knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extra {
+    /// Its name.
+    pub name: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A small change of a base: tensors per target, perhaps a head. Plain data; what
 /// [`bind`](super::bind) returns is what proves that it fits a base.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Adapter {
     /// Its name, for people.
     pub name: String,
-    /// How it changes its targets.
-    pub kind: Kind,
     /// The base that it was made for; `None` only until an import is tied to one.
     pub base: Option<BaseFingerprint>,
-    /// Whether [`scaling`] divides by sqrt(rank).
-    pub rslora: bool,
-    /// The pairs, each target at most once.
+    /// What it changes, each target at most once.
     pub targets: Vec<TargetAdapter>,
-    /// The head, if it has one.
-    pub head: Option<Head>,
+    /// Its heads.
+    pub heads: Vec<Head>,
     /// How it was trained, if this tool did.
     pub training: Option<TrainingRecord>,
     /// Its measured effect.
     pub probes: Vec<ProbeEffect>,
+    /// The values that layers' inputs took while its effect was measured; may be empty.
+    pub ranges: Vec<ActivationRange>,
+    /// Sections that this version doesn't know and that may be skipped: kept as they were read.
+    pub extras: Vec<Extra>,
 }
 
 impl Adapter {
-    /// The scaling of one of its targets.
-    pub fn scaling(&self, target: &TargetAdapter) -> f32 {
-        scaling(target.alpha, target.rank, self.rslora)
+    /// The head that answers, if there is one.
+    pub fn head(&self) -> Option<&Head> {
+        self.heads.first()
     }
 
-    /// Number of trained values: all pairs and the head.
+    /// Number of trained values: all targets and heads.
     pub fn parameters(&self) -> u64 {
-        let pairs: usize = self.targets.iter().map(|t| t.lora_a.len() + t.lora_b.len()).sum();
-        let head = self.head.as_ref().map_or(0, |h| h.weight.len() + h.bias.len());
-        (pairs + head) as u64
+        let tensors = self.targets.iter().flat_map(|t| &t.tensors);
+        let targets: usize = tensors.map(|t| t.values.len()).sum();
+        let heads: usize = self.heads.iter().map(|h| h.weight.len() + h.bias.len()).sum();
+        (targets + heads) as u64
+    }
+
+    /// The names of the kinds of its targets, each once, in the order in which they come; rsLoRA by
+    /// its own.
+    pub fn kinds(&self) -> Vec<String> {
+        let mut names: Vec<String> = vec![];
+        for target in &self.targets {
+            let name = target.kind.name();
+            let name = if target.rslora { format!("{name} (rslora)") } else { name.to_string() };
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
     }
 }
 
@@ -228,20 +313,15 @@ mod tests {
     #[test]
     fn names_read_back() {
         assert!(Pool::ALL.into_iter().all(|p| Pool::parse(p.name()) == Some(p)));
-        assert_eq!(Kind::parse("lora"), Some(Kind::Lora));
-        assert_eq!(Kind::parse("dora"), None);
+        assert!(Kind::all().all(|k| Kind::parse(k.name()) == Some(k)));
+        assert_eq!(Kind::parse("lora"), Some(Kind::default()));
+        assert_eq!(Kind::parse("hydra"), None);
     }
 
     #[test]
     fn features_come_from_the_rank() {
-        let t = TargetAdapter {
-            module_path: "a".into(),
-            rank: 2,
-            alpha: 1.0,
-            lora_a: vec![0.0; 6],
-            lora_b: vec![0.0; 5],
-        };
-        assert_eq!((t.in_features(), t.out_features()), (3, 0));
-        assert!(t.is_zero());
+        let target = |b| TargetAdapter::lora("a", 2, 1.0, vec![0.0; 6], vec![0.0; b]);
+        assert_eq!(target(8).features().unwrap(), Features::both(3, 4));
+        assert!(target(1).features().is_err());
     }
 }

@@ -1,6 +1,8 @@
 //! A summary of an adapter for people and for `--json`.
 
 use super::config::{Adapter, Head, Pool, ProbeEffect, TargetAdapter, TrainingRecord};
+use super::kind::{Kind, Part};
+use super::sum::Sum;
 use serde::Serialize;
 
 /// What [`Adapter::describe`] tells. `null` in JSON where there is nothing to tell.
@@ -8,10 +10,8 @@ use serde::Serialize;
 pub struct Description {
     /// The adapter's name.
     pub name: String,
-    /// Its kind: `lora`.
-    pub kind: &'static str,
-    /// Whether its scaling divides by sqrt(rank).
-    pub rslora: bool,
+    /// The kinds of its targets: `lora`, `lora (rslora)`.
+    pub kinds: Vec<String>,
     /// The base's fingerprint, `blake3:<hex>`.
     pub base: Option<String>,
     /// The ranks that occur, ascending.
@@ -20,13 +20,13 @@ pub struct Description {
     pub parameters: u64,
     /// Bytes of those values as f32.
     pub bytes_f32: u64,
-    /// The head.
-    pub head: Option<HeadDescription>,
+    /// The heads.
+    pub heads: Vec<HeadDescription>,
     /// How it was trained.
     pub training: Option<TrainingRecord>,
     /// Its measured effects.
     pub probes: Vec<ProbeDescription>,
-    /// Norms of the deltas over all targets; `None` without targets.
+    /// Norms of the deltas over all targets that have one; `None` where none has.
     pub norms: Option<Norms>,
     /// Every target, in the adapter's order.
     pub targets: Vec<TargetDescription>,
@@ -37,18 +37,22 @@ pub struct Description {
 pub struct TargetDescription {
     /// The target's name.
     pub module_path: String,
-    /// R.
+    /// Its kind.
+    pub kind: Kind,
+    /// R; 0 where the kind has none.
     pub rank: u32,
     /// Numerator of the scaling.
     pub alpha: f32,
     /// What the product is multiplied with.
     pub scaling: f32,
-    /// Columns of lora_a.
-    pub in_features: usize,
-    /// Rows of lora_b.
-    pub out_features: usize,
-    /// Frobenius norm of scaling · lora_b·lora_a.
-    pub norm: f64,
+    /// The layer's in_features, where the tensors tell.
+    pub in_features: Option<usize>,
+    /// The layer's out_features, where the tensors tell.
+    pub out_features: Option<usize>,
+    /// Names and shapes of its tensors.
+    pub tensors: Vec<(String, Vec<usize>)>,
+    /// Frobenius norm of what is added to the weight, where it can be told without the base.
+    pub norm: Option<f64>,
 }
 
 /// A head of a [`Description`].
@@ -60,6 +64,8 @@ pub struct HeadDescription {
     pub output: String,
     /// How tokens are pooled before it.
     pub pool: Pool,
+    /// What it answers.
+    pub task: String,
     /// Its classes.
     pub labels: Vec<String>,
     /// Features that it reads.
@@ -89,39 +95,42 @@ pub struct Norms {
 }
 
 impl Adapter {
-    /// Its summary. Norms take R² · (in_features + out_features) multiplications a target.
+    /// Its summary. A norm takes R² · (in_features + out_features) multiplications.
     pub fn describe(&self) -> Description {
-        let mut ranks: Vec<u32> = self.targets.iter().map(|t| t.rank).collect();
+        let mut ranks: Vec<u32> = self.targets.iter().map(|t| t.rank).filter(|r| *r > 0).collect();
         ranks.sort_unstable();
         ranks.dedup();
         let targets: Vec<TargetDescription> =
-            self.targets.iter().map(|t| self.describe_target(t)).collect();
+            self.targets.iter().map(TargetDescription::of).collect();
         Description {
             name: self.name.clone(),
-            kind: self.kind.name(),
-            rslora: self.rslora,
+            kinds: self.kinds(),
             base: self.base.map(|b| b.to_string()),
             ranks,
             parameters: self.parameters(),
             bytes_f32: self.parameters() * 4,
-            head: self.head.as_ref().map(HeadDescription::of),
+            heads: self.heads.iter().map(HeadDescription::of).collect(),
             training: self.training.clone(),
             probes: self.probes.iter().map(ProbeDescription::of).collect(),
-            norms: Norms::of(targets.iter().map(|t| t.norm).collect()),
+            norms: Norms::of(targets.iter().filter_map(|t| t.norm).collect()),
             targets,
         }
     }
+}
 
-    fn describe_target(&self, t: &TargetAdapter) -> TargetDescription {
-        let scaling = self.scaling(t);
+impl TargetDescription {
+    fn of(t: &TargetAdapter) -> TargetDescription {
+        let features = t.features().unwrap_or_default();
         TargetDescription {
             module_path: t.module_path.clone(),
+            kind: t.kind,
             rank: t.rank,
             alpha: t.alpha,
-            scaling,
-            in_features: t.in_features(),
-            out_features: t.out_features(),
-            norm: f64::from(scaling).abs() * product_norm(t),
+            scaling: t.scaling(),
+            in_features: features.inputs,
+            out_features: features.outputs,
+            tensors: t.tensors.iter().map(|t| (t.name.clone(), t.shape.clone())).collect(),
+            norm: norm(t),
         }
     }
 }
@@ -130,6 +139,7 @@ impl HeadDescription {
     fn of(h: &Head) -> HeadDescription {
         HeadDescription {
             name: h.name.clone(),
+            task: h.task.clone(),
             output: h.output.clone(),
             pool: h.pool,
             labels: h.labels.clone(),
@@ -154,20 +164,27 @@ impl Norms {
     }
 }
 
+/// Of what a target adds to its layer's weight, where that is a low-rank product.
+fn norm(target: &TargetAdapter) -> Option<f64> {
+    let mut sum = Sum::default();
+    target.kind.rules().add(&Part { target, weight: 1.0, layer: None }, &mut sum).ok()?;
+    let (rank, a, b) = sum.as_pair()?;
+    Some(product_norm(rank, &a, &b))
+}
+
 /// ‖B·A‖ without the product: ‖B·A‖² = Σᵢⱼ (A·Aᵀ)ᵢⱼ (Bᵀ·B)ᵢⱼ.
-fn product_norm(t: &TargetAdapter) -> f64 {
-    let rank = t.rank as usize;
-    let (inputs, outputs) = (t.in_features(), t.out_features());
+fn product_norm(rank: usize, a: &[f32], b: &[f32]) -> f64 {
+    let of = |values: &[f32]| values.len().checked_div(rank).unwrap_or(0);
+    let (inputs, outputs) = (of(a), of(b));
     if inputs == 0 || outputs == 0 {
         return 0.0;
     }
     let dot = |x: &[f32], y: &[f32]| -> f64 {
         x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
     };
-    let a: Vec<&[f32]> = t.lora_a.chunks_exact(inputs).collect();
+    let a: Vec<&[f32]> = a.chunks_exact(inputs).collect();
     // Columns of lora_b, made rows.
-    let b: Vec<f32> =
-        (0..rank).flat_map(|r| t.lora_b.iter().skip(r).step_by(rank).copied()).collect();
+    let b: Vec<f32> = (0..rank).flat_map(|r| b.iter().skip(r).step_by(rank).copied()).collect();
     let b: Vec<&[f32]> = b.chunks_exact(outputs).collect();
     let mut sum = 0.0;
     for (i, (a_i, b_i)) in a.iter().zip(&b).enumerate() {
@@ -188,16 +205,16 @@ mod tests {
     #[test]
     fn the_norm_is_that_of_the_product() {
         let t = pair("a", 3, 1.0, 7, 5);
+        let (a, b) = (&t.tensors[0].values, &t.tensors[1].values);
         let mut square = 0.0;
         for o in 0..5 {
             for i in 0..7 {
-                let v: f64 = (0..3)
-                    .map(|r| f64::from(t.lora_b[o * 3 + r]) * f64::from(t.lora_a[r * 7 + i]))
-                    .sum();
+                let v: f64 =
+                    (0..3).map(|r| f64::from(b[o * 3 + r]) * f64::from(a[r * 7 + i])).sum();
                 square += v * v;
             }
         }
-        assert!((product_norm(&t) - square.sqrt()).abs() < 1e-9);
+        assert!((product_norm(3, a, b) - square.sqrt()).abs() < 1e-9);
     }
 
     #[test]
@@ -210,9 +227,9 @@ mod tests {
         assert!(norms.min < norms.median && norms.median < norms.max);
         assert_eq!(d.targets[0].scaling, 2.0);
         let json = serde_json::to_value(&d).unwrap();
-        assert_eq!(json["kind"], "lora");
-        assert_eq!(json["head"]["pool"], "cls");
-        assert_eq!(json["head"]["labels"][1], "yes");
+        assert_eq!(json["kinds"][0], "lora");
+        assert_eq!(json["heads"][0]["pool"], "cls");
+        assert_eq!(json["heads"][0]["labels"][1], "yes");
         assert_eq!(json["training"]["steps"], 75);
         assert_eq!(json["probes"][0]["inputs"][0][0], "input_ids");
         assert!(json["base"].as_str().unwrap().starts_with("blake3:"));

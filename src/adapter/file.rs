@@ -5,21 +5,26 @@
 //! | at | bytes | meaning |
 //! |---|---|---|
 //! | 0 | 8 | magic `offadpt\n` |
-//! | 8 | 4 | format version, 1 |
+//! | 8 | 4 | format version, 2 |
 //! | 12 | 4 | length of the header, 1 to 1 MiB |
 //! | 16 | 32 | blake3 of the bytes 0..16 and 48.. |
-//! | 48 | | header, postcard: name, kind, base, flags, targets, head, record, probes, tensor table |
-//! | next multiple of 64 | | the tensors in the table's order, each at a multiple of 64 |
+//! | 48 | | header, postcard: name, base, targets, heads, record, probes, ranges, sections |
+//! | next multiple of 64 | | the blocks in the header's order, each at a multiple of 64 |
 //!
-//! Gaps are zero and as short as the alignment allows; the file ends with the last tensor's last
-//! byte. The tensors are, in this order: per target `PATH.lora_a` (R, in_features) and `PATH.lora_b`
-//! (out_features, R), then `head.weight` (classes, features) and `head.bias` (classes), all f16 or
-//! f32; then `probe.N.INPUT` per probe and input, in the type of the input.
+//! Gaps are zero and as short as the alignment allows; the file ends with the last block's last byte.
+//! Blocks are, in this order: each target's tensors, each head's `weight` (classes, features) and
+//! `bias` (classes), each probe's inputs, each section. Where one starts follows from the types and
+//! shapes of those before, so that they can't overlap or leave holes.
 
+use super::blocks::{ALIGN, Entry, Reader, Writer};
 use super::check;
-use super::config::{Adapter, Head, Kind, Pool, ProbeEffect, TargetAdapter, TrainingRecord};
+use super::config::{
+    ActivationRange, Adapter, Extra, Head, NamedTensor, Pool, ProbeEffect, TargetAdapter,
+    TrainingRecord,
+};
+use super::kind::Kind;
 use super::names::shown;
-use super::tensor::{Stored, TensorType, decode, decode_f32, encode, encode_f32};
+use super::tensor::{TensorType, decode, encode};
 use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;
 use crate::fs::{Access, read_limited, write_atomic_bytes};
@@ -29,7 +34,7 @@ use std::path::Path;
 /// The first bytes of a `.adapter` file.
 pub const MAGIC: [u8; 8] = *b"offadpt\n";
 /// The format version that this crate writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest header in bytes.
 pub const MAX_HEADER: usize = 1 << 20;
 /// Longest file in bytes.
@@ -39,52 +44,57 @@ const VERSION_AT: usize = MAGIC.len();
 const HEADER_LEN_AT: usize = VERSION_AT + 4;
 const HASH_AT: usize = HEADER_LEN_AT + 4;
 const HEADER_AT: usize = HASH_AT + 32;
-const ALIGN: usize = 64;
+
+/// A target's only flag so far.
+const RSLORA: &str = "rslora";
 
 /// The order of fields, and of the variants of what is in them, is the format.
 #[derive(Serialize, Deserialize)]
 struct Header {
     name: String,
-    kind: String,
     base: Option<BaseFingerprint>,
-    rslora: bool,
     targets: Vec<TargetHeader>,
-    head: Option<HeadHeader>,
+    heads: Vec<HeadHeader>,
     training: Option<TrainingRecord>,
     probes: Vec<ProbeHeader>,
-    tensors: Vec<Entry>,
+    ranges: Vec<ActivationRange>,
+    sections: Vec<SectionHeader>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct TargetHeader {
     module_path: String,
+    kind: String,
     rank: u32,
     alpha: f32,
+    flags: Vec<String>,
+    tensors: Vec<Entry>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct HeadHeader {
     name: String,
+    task: String,
     output: String,
     pool: Pool,
     labels: Vec<String>,
-    features: u32,
+    thresholds: Vec<f32>,
+    temperature: f32,
+    tensors: Vec<Entry>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct ProbeHeader {
-    inputs: Vec<String>,
+    inputs: Vec<Entry>,
     output: String,
     effect: f32,
 }
 
-/// One tensor; `offset` counts from the first tensor's start.
+/// What a version doesn't know it skips, unless it must be understood.
 #[derive(Serialize, Deserialize)]
-struct Entry {
+struct SectionHeader {
     name: String,
-    dtype: Stored,
-    shape: Vec<u64>,
-    offset: u64,
+    must_be_understood: bool,
     len: u64,
 }
 
@@ -107,50 +117,56 @@ impl Adapter {
         write_atomic_bytes(path.as_ref(), Access::Private, &bytes)
     }
 
-    /// The bytes of its `.adapter` file, with the pairs and the head as `dtype`; probe inputs keep
-    /// their types. The same adapter gives the same bytes.
+    /// The bytes of its `.adapter` file, with the tensors of targets and heads as `dtype`; probe
+    /// inputs keep their types. The same adapter gives the same bytes.
     ///
     /// # Errors
-    /// Bad input: what [`Adapter::check`] refuses, a value too large for f16, a lora_b that f16
+    /// Bad input: what [`Adapter::check`] refuses, a value too large for f16, a tensor that f16
     /// would round to zero as a whole, a header longer than [`MAX_HEADER`].
     pub fn to_bytes(&self, dtype: TensorType) -> Result<Vec<u8>> {
         self.check()?;
-        let mut tensors = Writer::default();
-        for t in &self.targets {
-            let (rank, path) = (t.rank as usize, &t.module_path);
-            tensors.floats(format!("{path}.lora_a"), dtype, &[rank, t.in_features()], &t.lora_a)?;
-            tensors.floats(
-                format!("{path}.lora_b"),
-                dtype,
-                &[t.out_features(), rank],
-                &t.lora_b,
-            )?;
+        let mut blocks = Writer::default();
+        let mut targets = Vec::with_capacity(self.targets.len());
+        for target in &self.targets {
+            targets.push(TargetHeader {
+                module_path: target.module_path.clone(),
+                kind: target.kind.name().into(),
+                rank: target.rank,
+                alpha: target.alpha,
+                flags: if target.rslora { vec![RSLORA.into()] } else { vec![] },
+                tensors: blocks
+                    .tensors(&target.tensors, dtype)
+                    .map_err(|e| e.at(super::algebra::at_target(target)))?,
+            });
         }
-        if let Some(h) = &self.head {
-            let shape = [h.classes(), h.features as usize];
-            tensors.floats("head.weight".into(), dtype, &shape, &h.weight)?;
-            tensors.floats("head.bias".into(), dtype, &[h.classes()], &h.bias)?;
+        let mut heads = Vec::with_capacity(self.heads.len());
+        for head in &self.heads {
+            let place = |e: Error| e.at(format_args!("head '{}'", shown(&head.name)));
+            heads.push(HeadHeader::of(head, &mut blocks, dtype).map_err(place)?);
         }
-        for (i, probe) in self.probes.iter().enumerate() {
-            for (input, values) in &probe.inputs {
-                let (stored, bytes) = encode(values.data());
-                tensors.push(format!("probe.{i}.{input}"), stored, values.shape(), &bytes);
-            }
+        let mut probes = Vec::with_capacity(self.probes.len());
+        for probe in &self.probes {
+            probes.push(ProbeHeader::of(probe, &mut blocks));
+        }
+        let mut sections = Vec::with_capacity(self.extras.len());
+        for Extra { name, bytes } in &self.extras {
+            blocks.push(bytes);
+            let (name, len) = (name.clone(), bytes.len() as u64);
+            sections.push(SectionHeader { name, must_be_understood: false, len });
         }
         let header = Header {
             name: self.name.clone(),
-            kind: self.kind.name().into(),
             base: self.base,
-            rslora: self.rslora,
-            targets: self.targets.iter().map(TargetHeader::of).collect(),
-            head: self.head.as_ref().map(HeadHeader::of),
+            targets,
+            heads,
             training: self.training.clone(),
-            probes: self.probes.iter().map(ProbeHeader::of).collect(),
-            tensors: tensors.entries,
+            probes,
+            ranges: self.ranges.clone(),
+            sections,
         };
         let header = postcard::to_allocvec(&header)
             .map_err(|e| Error::failed(format!("the header can't be encoded: {e}")))?;
-        assemble(&header, &tensors.data)
+        assemble(&header, &blocks.0)
     }
 
     /// Reads the bytes of a `.adapter` file. Never panics, whatever the bytes; allocates no more
@@ -163,25 +179,29 @@ impl Adapter {
             let extra = rest.len();
             return Err(Error::bad_input(format!("{extra} bytes after the adapter's header")));
         }
-        let kind = Kind::parse(&header.kind).ok_or_else(|| {
-            Error::unsupported(format!("adapter kind '{}' is unknown", shown(&header.kind)))
-                .hint("a newer version of offshoot may read it")
-        })?;
         check::count("targets", header.targets.len(), check::MAX_TARGETS)?;
-        let mut tensors = Reader { data, end: 0, entries: header.tensors.into_iter() };
+        let mut blocks = Reader::new(data);
         let mut targets = Vec::with_capacity(header.targets.len());
-        for t in header.targets {
-            targets.push(t.read(&mut tensors)?);
+        for target in header.targets {
+            let place = format!("target '{}'", shown(&target.module_path));
+            targets.push(target.read(&mut blocks).map_err(|e| e.at(place))?);
         }
-        let head = header.head.map(|h| h.read(&mut tensors)).transpose()?;
-        let mut probes = Vec::with_capacity(header.probes.len());
+        let mut heads = vec![];
+        for head in header.heads {
+            let place = format!("head '{}'", shown(&head.name));
+            heads.push(head.read(&mut blocks).map_err(|e| e.at(place))?);
+        }
+        let mut probes = vec![];
         for (i, probe) in header.probes.into_iter().enumerate() {
-            probes.push(probe.read(i, &mut tensors)?);
+            probes.push(probe.read(&mut blocks).map_err(|e| e.at(format_args!("probe {i}")))?);
         }
-        tensors.finish()?;
-        let (name, base, rslora, training) =
-            (header.name, header.base, header.rslora, header.training);
-        let adapter = Adapter { name, kind, base, rslora, targets, head, training, probes };
+        let mut extras = vec![];
+        for section in header.sections {
+            extras.push(section.read(&mut blocks)?);
+        }
+        blocks.finish()?;
+        let Header { name, base, training, ranges, .. } = header;
+        let adapter = Adapter { name, base, targets, heads, training, probes, ranges, extras };
         adapter.check()?;
         Ok(adapter)
     }
@@ -242,9 +262,12 @@ fn open(bytes: &[u8]) -> Result<(&[u8], &[u8])> {
     };
     let version = word(VERSION_AT)?;
     if version != VERSION {
-        return Err(Error::unsupported(format!(
-            "adapter format version {version}, expected {VERSION}"
-        )));
+        let error =
+            Error::unsupported(format!("adapter format version {version}, expected {VERSION}"));
+        return Err(error.hint(match version < VERSION {
+            true => "train it again, or import it again from PEFT's directory",
+            false => "a newer version of offshoot may read it",
+        }));
     }
     let header_len = word(HEADER_LEN_AT)? as usize;
     if header_len == 0 || header_len > MAX_HEADER {
@@ -269,170 +292,114 @@ fn open(bytes: &[u8]) -> Result<(&[u8], &[u8])> {
     Ok((header, data))
 }
 
-#[derive(Default)]
-struct Writer {
-    entries: Vec<Entry>,
-    data: Vec<u8>,
-}
-
-impl Writer {
-    fn floats(
-        &mut self,
-        name: String,
-        dtype: TensorType,
-        shape: &[usize],
-        v: &[f32],
-    ) -> Result<()> {
-        let bytes = encode_f32(v, dtype).map_err(|e| e.at(format_args!("tensor '{name}'")))?;
-        self.push(name, dtype.stored(), shape, &bytes);
-        Ok(())
-    }
-
-    fn push(&mut self, name: String, dtype: Stored, shape: &[usize], bytes: &[u8]) {
-        self.data.resize(self.data.len().next_multiple_of(ALIGN), 0);
-        let shape = shape.iter().map(|&d| d as u64).collect();
-        let (offset, len) = (self.data.len() as u64, bytes.len() as u64);
-        self.entries.push(Entry { name, dtype, shape, offset, len });
-        self.data.extend(bytes);
-    }
-}
-
-/// Walks the tensor table and the bytes together: the next entry must have the name asked for and
-/// start where the one before ended, rounded up.
-struct Reader<'a> {
-    data: &'a [u8],
-    end: usize,
-    entries: std::vec::IntoIter<Entry>,
-}
-
-impl<'a> Reader<'a> {
-    fn next(&mut self, name: &str) -> Result<(Stored, Vec<usize>, &'a [u8])> {
-        let entry = self.entries.next().ok_or_else(|| {
-            Error::bad_input(format!("tensor '{}' is missing from the table", shown(name)))
-        })?;
-        if entry.name != name {
-            return Err(Error::bad_input(format!(
-                "tensor '{}' where '{}' is expected",
-                shown(&entry.name),
-                shown(name)
-            )));
-        }
-        let bad = |text: String| Error::bad_input(format!("tensor '{}': {text}", shown(name)));
-        check::count("dimensions", entry.shape.len(), check::MAX_AXES)
-            .map_err(|e| e.at(format_args!("tensor '{}'", shown(name))))?;
-        if entry.dtype == Stored::Bf16 {
-            return Err(bad("type Bf16 is not allowed here".into()));
-        }
-        let shape =
-            entry.shape.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<Vec<_>>>();
-        let (shape, size) = shape
-            .and_then(|s| {
-                let n = crate::shape::volume(&s)?.checked_mul(entry.dtype.size())?;
-                Some((s, n))
-            })
-            .ok_or_else(|| bad(format!("shape {:?} is too large", entry.shape)))?;
-        if size as u64 != entry.len {
-            return Err(bad(format!("{} bytes for shape {shape:?}, expected {size}", entry.len)));
-        }
-        let start = self.end.next_multiple_of(ALIGN);
-        if entry.offset != start as u64 {
-            return Err(bad(format!("starts at {}, expected {start}", entry.offset)));
-        }
-        if self.data.get(self.end..start).is_none_or(|gap| gap.iter().any(|&b| b != 0)) {
-            return Err(bad("the gap before it is not zero".into()));
-        }
-        let end = start.checked_add(size).ok_or_else(|| bad("its end overflows".into()))?;
-        let bytes = self
-            .data
-            .get(start..end)
-            .ok_or_else(|| bad(format!("ends at {end} of {} bytes", self.data.len())))?;
-        self.end = end;
-        Ok((entry.dtype, shape, bytes))
-    }
-
-    /// The next tensor as floats with its two dimensions (one dimension reads as (n, 1)).
-    fn floats(&mut self, name: &str, expected: [Option<usize>; 2]) -> Result<Vec<f32>> {
-        let (dtype, shape, bytes) = self.next(name)?;
-        let fits = match (shape.as_slice(), expected) {
-            (&[n], [Some(a), Some(1)]) => n == a,
-            (&[n, m], [a, b]) => a.is_none_or(|a| a == n) && b.is_none_or(|b| b == m),
-            _ => false,
-        };
-        if !fits {
-            let side = |d: Option<usize>| d.map_or("any".to_string(), |d| d.to_string());
-            return Err(Error::bad_input(format!(
-                "tensor '{}' has shape {shape:?}, expected [{}, {}]",
-                shown(name),
-                side(expected[0]),
-                side(expected[1])
-            )));
-        }
-        decode_f32(dtype, bytes).map_err(|e| e.at(format_args!("tensor '{}'", shown(name))))
-    }
-
-    fn finish(mut self) -> Result<()> {
-        if let Some(entry) = self.entries.next() {
-            let name = shown(&entry.name);
-            return Err(Error::bad_input(format!("tensor '{name}' belongs to nothing")));
-        }
-        if self.end != self.data.len() {
-            let extra = self.data.len() - self.end;
-            return Err(Error::bad_input(format!("{extra} bytes after the adapter's last tensor")));
-        }
-        Ok(())
-    }
-}
-
 impl TargetHeader {
-    fn of(t: &TargetAdapter) -> TargetHeader {
-        TargetHeader { module_path: t.module_path.clone(), rank: t.rank, alpha: t.alpha }
-    }
-
-    fn read(self, tensors: &mut Reader) -> Result<TargetAdapter> {
-        let TargetHeader { module_path, rank, alpha } = self;
-        let r = Some(rank as usize);
-        let lora_a = tensors.floats(&format!("{module_path}.lora_a"), [r, None])?;
-        let lora_b = tensors.floats(&format!("{module_path}.lora_b"), [None, r])?;
-        Ok(TargetAdapter { module_path, rank, alpha, lora_a, lora_b })
+    fn read(self, blocks: &mut Reader) -> Result<TargetAdapter> {
+        let newer =
+            |what: String| Error::unsupported(what).hint("a newer version of offshoot may read it");
+        let kind = Kind::parse(&self.kind)
+            .ok_or_else(|| newer(format!("adapter kind '{}' is unknown", shown(&self.kind))))?;
+        if let Some(flag) = self.flags.iter().find(|f| *f != RSLORA) {
+            return Err(newer(format!("flag '{}' is unknown", shown(flag))));
+        }
+        let TargetHeader { module_path, rank, alpha, flags, tensors, .. } = self;
+        let tensors = tensors.into_iter().map(|t| blocks.floats(t)).collect::<Result<Vec<_>>>()?;
+        let rslora = !flags.is_empty();
+        Ok(TargetAdapter { module_path, kind, rank, alpha, rslora, tensors })
     }
 }
 
 impl HeadHeader {
-    fn of(h: &Head) -> HeadHeader {
-        HeadHeader {
+    fn of(h: &Head, blocks: &mut Writer, dtype: TensorType) -> Result<HeadHeader> {
+        let shape = [h.classes(), h.features as usize];
+        let tensors = vec![
+            blocks.floats("weight", dtype, &shape, &h.weight)?,
+            blocks.floats("bias", dtype, &shape[..1], &h.bias)?,
+        ];
+        Ok(HeadHeader {
             name: h.name.clone(),
+            task: h.task.clone(),
             output: h.output.clone(),
             pool: h.pool,
             labels: h.labels.clone(),
-            features: h.features,
-        }
+            thresholds: h.thresholds.clone(),
+            temperature: h.temperature,
+            tensors,
+        })
     }
 
-    fn read(self, tensors: &mut Reader) -> Result<Head> {
-        let HeadHeader { name, output, pool, labels, features } = self;
-        let classes = Some(labels.len());
-        let weight = tensors.floats("head.weight", [classes, Some(features as usize)])?;
-        let bias = tensors.floats("head.bias", [classes, Some(1)])?;
-        Ok(Head { name, output, pool, labels, features, weight, bias })
+    fn read(self, blocks: &mut Reader) -> Result<Head> {
+        let HeadHeader { name, task, output, pool, labels, thresholds, temperature, tensors } =
+            self;
+        let tensors = tensors.into_iter().map(|t| blocks.floats(t)).collect::<Result<Vec<_>>>()?;
+        let [weight, bias] = <[NamedTensor; 2]>::try_from(tensors)
+            .ok()
+            .filter(|[weight, bias]| weight.name == "weight" && bias.name == "bias")
+            .ok_or_else(|| Error::bad_input("its tensors are not 'weight' and 'bias'"))?;
+        let features = match (weight.shape.as_slice(), bias.shape.as_slice()) {
+            (&[classes, features], &[rows]) if classes == rows => u32::try_from(features).ok(),
+            _ => None,
+        };
+        let features = features.ok_or_else(|| {
+            Error::bad_input(format!(
+                "a weight of {:?} and a bias of {:?} are no linear layer",
+                weight.shape, bias.shape
+            ))
+        })?;
+        let (weight, bias) = (weight.values, bias.values);
+        Ok(Head {
+            name,
+            task,
+            output,
+            pool,
+            labels,
+            features,
+            weight,
+            bias,
+            thresholds,
+            temperature,
+        })
     }
 }
 
 impl ProbeHeader {
-    fn of(p: &ProbeEffect) -> ProbeHeader {
-        let inputs = p.inputs.iter().map(|(name, _)| name.clone()).collect();
+    fn of(p: &ProbeEffect, blocks: &mut Writer) -> ProbeHeader {
+        let input = |(name, values): &(String, crate::shape::Array)| {
+            let (stored, bytes) = encode(values.data());
+            blocks.push(&bytes);
+            Entry::new(name, stored, values.shape())
+        };
+        let inputs = p.inputs.iter().map(input).collect();
         ProbeHeader { inputs, output: p.output.clone(), effect: p.effect }
     }
 
-    fn read(self, index: usize, tensors: &mut Reader) -> Result<ProbeEffect> {
+    fn read(self, blocks: &mut Reader) -> Result<ProbeEffect> {
+        check::count("probe inputs", self.inputs.len(), check::MAX_LIST)?;
         let mut inputs = Vec::with_capacity(self.inputs.len());
-        for input in self.inputs {
-            let name = format!("probe.{index}.{input}");
-            let (dtype, shape, bytes) = tensors.next(&name)?;
-            let values = decode(dtype, shape, bytes)
-                .map_err(|e| e.at(format_args!("tensor '{}'", shown(&name))))?;
-            inputs.push((input, values));
+        for entry in self.inputs {
+            let read =
+                blocks.tensor(&entry).and_then(|(dtype, shape, bytes)| decode(dtype, shape, bytes));
+            let values = read.map_err(|e| e.at(format_args!("input '{}'", shown(&entry.name))))?;
+            inputs.push((entry.name, values));
         }
         Ok(ProbeEffect { inputs, output: self.output, effect: self.effect })
+    }
+}
+
+impl SectionHeader {
+    fn read(self, blocks: &mut Reader) -> Result<Extra> {
+        let SectionHeader { name, must_be_understood, len } = self;
+        if must_be_understood {
+            return Err(Error::unsupported(format!(
+                "section '{}' is unknown and must be understood",
+                shown(&name)
+            ))
+            .hint("a newer version of offshoot may read it"));
+        }
+        let bytes = usize::try_from(len)
+            .map_err(|_| Error::bad_input(format!("{len} bytes")))
+            .and_then(|len| blocks.next(len))
+            .map_err(|e| e.at(format_args!("section '{}'", shown(&name))))?;
+        Ok(Extra { name, bytes: bytes.to_vec() })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Adapters and targets for the layer's tests.
 
-use super::{Adapter, Head, Kind, Pool, ProbeEffect, Target, TargetAdapter, TargetKind};
-use super::{TrainingRecord, scaling};
+use super::{ActivationRange, TrainingRecord};
+use super::{Adapter, Head, Pool, ProbeEffect, Target, TargetAdapter, TargetKind};
 use crate::fingerprint::BaseFingerprint;
 use crate::shape::{Array, Data};
 
@@ -33,13 +33,8 @@ pub fn pair(
     outputs: usize,
 ) -> TargetAdapter {
     let seed = module_path.bytes().map(u32::from).sum::<u32>() + rank;
-    TargetAdapter {
-        module_path: module_path.into(),
-        rank,
-        alpha,
-        lora_a: values(rank as usize * inputs, seed),
-        lora_b: values(rank as usize * outputs, seed + 1),
-    }
+    let (a, b) = (rank as usize * inputs, rank as usize * outputs);
+    TargetAdapter::lora(module_path, rank, alpha, values(a, seed), values(b, seed + 1))
 }
 
 pub fn head(name: &str) -> Head {
@@ -51,6 +46,9 @@ pub fn head(name: &str) -> Head {
         features: 3,
         weight: values(6, 5),
         bias: vec![0.5, -0.25],
+        thresholds: vec![0.25, 0.75],
+        temperature: 1.5,
+        ..Head::default()
     }
 }
 
@@ -58,11 +56,9 @@ pub fn head(name: &str) -> Head {
 pub fn small() -> Adapter {
     Adapter {
         name: "täst".into(),
-        kind: Kind::Lora,
         base: Some(base(1)),
-        rslora: false,
         targets: vec![pair("a.b", 2, 4.0, 6, 4), pair("c", 1, 0.5, 5, 3)],
-        head: Some(head("classifier")),
+        heads: vec![head("classifier")],
         training: Some(TrainingRecord {
             samples: 200,
             steps: 75,
@@ -84,19 +80,22 @@ pub fn small() -> Adapter {
             output: "logits".into(),
             effect: 0.03125,
         }],
+        ranges: vec![ActivationRange { module_path: "c".into(), low: -1.5, high: 2.0 }],
+        extras: vec![],
     }
 }
 
 /// y += weight · scaling · (x·lora_aᵀ)·lora_bᵀ by plain loops.
-pub fn delta(adapter: &Adapter, pair: &TargetAdapter, weight: f32, x: &[f32]) -> Vec<f32> {
-    let factor = weight * scaling(pair.alpha, pair.rank, adapter.rslora);
+pub fn delta(pair: &TargetAdapter, weight: f32, x: &[f32]) -> Vec<f32> {
+    let factor = weight * pair.scaling();
     let rank = pair.rank as usize;
-    (0..pair.out_features())
+    let (a, b) = (&pair.tensors[0].values, &pair.tensors[1].values);
+    (0..b.len() / rank)
         .map(|o| {
             let mut sum = 0.0;
             for r in 0..rank {
-                let down: f32 = x.iter().zip(&pair.lora_a[r * x.len()..]).map(|(x, a)| x * a).sum();
-                sum += down * pair.lora_b[o * rank + r];
+                let down: f32 = x.iter().zip(&a[r * x.len()..]).map(|(x, a)| x * a).sum();
+                sum += down * b[o * rank + r];
             }
             factor * sum
         })

@@ -71,13 +71,9 @@ pub fn adapter(engine: &Engine, rank: u32, seed: usize) -> Option<Adapter> {
             let count = rank as usize * n as usize;
             (0..count).map(|j| 0.02 * signed(j + 977 * seed)).collect()
         };
-        TargetAdapter {
-            module_path: t.module_path.clone(),
-            rank,
-            alpha: 16.0,
-            lora_a: values(t.in_features, seed + 2 * i),
-            lora_b: values(t.out_features, seed + 2 * i + 1),
-        }
+        let a = values(t.in_features, seed + 2 * i);
+        let b = values(t.out_features, seed + 2 * i + 1);
+        TargetAdapter::lora(&t.module_path, rank, 16.0, a, b)
     };
     let targets: Vec<TargetAdapter> = base
         .targets()

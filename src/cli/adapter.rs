@@ -237,7 +237,7 @@ fn add(
     })?;
     if let Some(base) = base {
         let base = Base::open(base)?;
-        crate::adapter::bind(&[(&adapter, 1.0)], base.targets(), &base.fingerprint())?;
+        crate::adapter::bind(&[(&adapter, 1.0)], base.targets(), &base.fingerprint(), &base)?;
     }
     let added = put(&Store::of_user()?, name, &adapter, activate)?;
     let generation = added.generation;
@@ -306,12 +306,12 @@ fn verify(text: &str, base: Option<&Path>, out: &Out) -> Result<()> {
 fn export(text: &str, base: &Path, dir: &Path, out: &Out) -> Result<()> {
     let adapter = Choice { source: text.into(), weight: 1.0 }.load()?;
     let base = Base::open(base)?;
-    crate::adapter::bind(&[(&adapter, 1.0)], base.targets(), &base.fingerprint())?;
+    crate::adapter::bind(&[(&adapter, 1.0)], base.targets(), &base.fingerprint(), &base)?;
     let warnings = peft::export(&adapter, base.targets(), dir)?;
     warnings.iter().for_each(|w| out.remark(format!("warning: {w}")));
     out.line(format!("{}: {} targets", dir.display(), adapter.targets.len()));
     out.document(&json!({
-        "out": dir, "targets": adapter.targets.len(), "head": adapter.head.map(|h| h.name),
+        "out": dir, "targets": adapter.targets.len(), "head": adapter.head().map(|h| &h.name),
         "warnings": warnings,
     }))
 }
@@ -334,7 +334,7 @@ fn merge(choices: &[Choice], file: &Path, name: &str, out: &Out) -> Result<()> {
     }
     out.document(&json!({
         "out": file, "name": name, "adapters": choices.len(),
-        "targets": merged.targets.len(), "rank": rank, "head": merged.head.map(|h| h.name),
+        "targets": merged.targets.len(), "rank": rank, "head": merged.head().map(|h| &h.name),
     }))
 }
 
@@ -388,7 +388,7 @@ fn import(args: &ImportArgs, out: &Out) -> Result<()> {
     };
     let imported = peft::import(&args.directory, base.targets(), &options)?;
     // All or nothing: what can't be bound is not written.
-    crate::adapter::bind(&[(&imported.adapter, 1.0)], base.targets(), &base.fingerprint())?;
+    crate::adapter::bind(&[(&imported.adapter, 1.0)], base.targets(), &base.fingerprint(), &base)?;
     imported.adapter.write(&args.out, TensorType::F32)?;
     imported.warnings.iter().for_each(|w| out.remark(format!("warning: {w}")));
     let rows: Vec<Vec<String>> = imported
@@ -396,11 +396,12 @@ fn import(args: &ImportArgs, out: &Out) -> Result<()> {
         .iter()
         .map(|r| {
             let shape = format!("{} -> {}", r.in_features, r.out_features);
-            vec![r.peft.clone(), r.module_path.clone(), format!("rank {}", r.rank), shape]
+            let rank = if r.rank > 0 { format!("rank {}", r.rank) } else { String::new() };
+            vec![r.peft.clone(), r.module_path.clone(), rank, shape]
         })
         .collect();
     table(&rows).iter().for_each(|line| out.line(line));
-    let head = imported.adapter.head.as_ref();
+    let head = imported.adapter.head();
     out.line(format!(
         "{}: {} targets matched{}",
         args.out.display(),
@@ -427,13 +428,7 @@ mod tests {
     fn adding_again_does_not_bring_back_what_was_rolled_back() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
-        let target = TargetAdapter {
-            module_path: "layer.0".into(),
-            rank: 1,
-            alpha: 1.0,
-            lora_a: vec![1.0, 2.0],
-            lora_b: vec![0.5],
-        };
+        let target = TargetAdapter::lora("layer.0", 1, 1.0, vec![1.0, 2.0], vec![0.5]);
         let adapter = Adapter { name: "home".into(), targets: vec![target], ..Adapter::default() };
         let added = |new, active| Added { generation: 1, new, active };
         assert_eq!(put(&store, "home", &adapter, false).unwrap(), added(true, true));

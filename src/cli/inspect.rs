@@ -244,17 +244,18 @@ pub fn adapter(adapter: &Adapter, path: &Path, out: &Out) -> Result<()> {
     let ranks: Vec<String> = d.ranks.iter().map(u32::to_string).collect();
     out.line(format!("{}: adapter '{}', {}", path.display(), d.name, bytes(size)));
     out.line(format!(
-        "{} of rank {} on {} targets, {} trained values",
-        d.kind,
-        if ranks.is_empty() { "-".into() } else { ranks.join(", ") },
+        "{}{} on {} targets, {} trained values",
+        if d.kinds.is_empty() { "no change".into() } else { d.kinds.join(", ") },
+        if ranks.is_empty() { String::new() } else { format!(" of rank {}", ranks.join(", ")) },
         d.targets.len(),
         count(d.parameters)
     ));
     out.line(format!("base {}", d.base.as_deref().unwrap_or("not stated")));
-    if let Some(head) = &d.head {
+    for head in &d.heads {
         out.line(format!(
-            "head '{}' on '{}' (pool {}): {}",
+            "head '{}' for {} on '{}' (pool {}): {}",
             head.name,
+            head.task,
             head.output,
             head.pool.name(),
             head.labels.join(", ")
@@ -281,12 +282,15 @@ pub fn adapter(adapter: &Adapter, path: &Path, out: &Out) -> Result<()> {
         .targets
         .iter()
         .map(|t| {
+            let side = |n: Option<usize>| n.map_or("any".into(), |n| n.to_string());
+            let (ranked, norm) = (t.kind.is_ranked(), t.norm);
             vec![
                 t.module_path.clone(),
-                format!("rank {}", t.rank),
-                format!("scaling {}", t.scaling),
-                format!("{} -> {}", t.in_features, t.out_features),
-                format!("norm {:.4}", t.norm),
+                t.kind.name().into(),
+                if ranked { format!("rank {}", t.rank) } else { String::new() },
+                if ranked { format!("scaling {}", t.scaling) } else { String::new() },
+                format!("{} -> {}", side(t.in_features), side(t.out_features)),
+                norm.map_or(String::new(), |norm| format!("norm {norm:.4}")),
             ]
         })
         .collect();

@@ -29,15 +29,14 @@ pub struct Args {
     /// The adapter's name (default: that of the file)
     #[arg(long)]
     name: Option<String>,
-    /// The kind of adapter: lora
-    #[arg(long, value_name = "KIND", default_value = "lora", value_parser = kind)]
-    kind: Kind,
-    /// Rank of every target
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    rank: u32,
-    /// Numerator of the scaling alpha/rank
-    #[arg(long, default_value_t = 16.0, value_parser = positive)]
-    alpha: f32,
+    #[arg(long, value_name = "KIND", default_value = "lora", value_parser = kind, help = kinds())]
+    kind: Chosen,
+    /// Rank of every target, where the kind has one [default: 8]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    rank: Option<u32>,
+    /// Numerator of the scaling alpha/rank, where the kind has one [default: 16]
+    #[arg(long, value_parser = positive)]
+    alpha: Option<f32>,
     /// Scale by alpha/sqrt(rank)
     #[arg(long)]
     rslora: bool,
@@ -121,6 +120,7 @@ pub struct Args {
 /// Trains and writes the adapter.
 pub fn run(args: &Args, out: &Out) -> Result<()> {
     check_out(&args.out)?;
+    check_kind(args)?;
     let engine = Engine::open(&args.base)?;
     let task = match args.loss {
         Some(LossKind::CrossEntropy) => Task::Classes,
@@ -215,9 +215,10 @@ fn options(args: &Args, data: &Dataset) -> TrainOptions {
     };
     TrainOptions {
         name: args.name.clone().or(stem).unwrap_or_else(|| "adapter".into()),
-        rank: args.rank,
-        alpha: args.alpha,
-        rslora: args.rslora,
+        kind: args.kind.kind,
+        rank: args.rank.unwrap_or(8),
+        alpha: args.alpha.unwrap_or(16.0),
+        rslora: args.rslora || args.kind.rslora,
         targets: TargetChoice::parse(&args.targets),
         head_from: args.head_from.clone(),
         pool: args.pool,
@@ -253,8 +254,49 @@ pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
-fn kind(text: &str) -> Result<Kind> {
-    Kind::parse(text).ok_or_else(|| Error::usage("expected lora"))
+/// What `--kind` says.
+#[derive(Clone, Copy)]
+struct Chosen {
+    kind: Kind,
+    rslora: bool,
+}
+
+/// The other name of the first kind with another scaling.
+const RSLORA: &str = "rslora";
+
+fn kind_names() -> String {
+    let mut names: Vec<&str> = Kind::all().map(Kind::name).collect();
+    names.insert(1, RSLORA);
+    names.join(", ")
+}
+
+fn kinds() -> String {
+    format!("The kind of adapter: {}", kind_names())
+}
+
+fn kind(text: &str) -> Result<Chosen> {
+    if text == RSLORA {
+        return Ok(Chosen { kind: Kind::default(), rslora: true });
+    }
+    let kind = Kind::parse(text);
+    let kind = kind.ok_or_else(|| Error::usage(format!("expected one of {}", kind_names())))?;
+    Ok(Chosen { kind, rslora: false })
+}
+
+/// Options that the kind has no use for are a mistake.
+fn check_kind(args: &Args) -> Result<()> {
+    let kind = args.kind.kind;
+    for (option, given, has) in [
+        ("--rank", args.rank.is_some(), kind.takes_rank()),
+        ("--alpha", args.alpha.is_some(), kind.is_ranked()),
+        ("--rslora", args.rslora, kind.has_rslora()),
+    ] {
+        if given && !has {
+            let name = kind.name();
+            return Err(Error::usage(format!("kind '{name}' has no use for {option}")));
+        }
+    }
+    Ok(())
 }
 
 fn loss(text: &str) -> Result<LossKind> {
@@ -311,6 +353,7 @@ mod tests {
         assert!(["", "M", "0", "1T", "99999999999G", "9ü"].iter().all(|t| memory(t).is_err()));
         assert!(share("1").is_err() && share("0").is_ok() && positive("0").is_err());
         assert!(positive("NaN").is_err() && positive("inf").is_err());
-        assert!(kind("dora").is_err() && at_least_one("0").is_err());
+        assert!(kind("hydra").is_err() && at_least_one("0").is_err());
+        assert!(kind(RSLORA).unwrap().rslora && kind("full").unwrap().kind.name() == "full");
     }
 }

@@ -2,7 +2,7 @@
 
 use tract_core::internal::*;
 
-use super::lora::{LoraSpan, lora_spans, updates};
+use super::changes::{Span, spans, updates};
 use super::weights::{FrozenWeights, expect_bias, expect_dim, expect_f32, filled, floats};
 use super::window::{Window, nhwc, nhwc_fact};
 use crate::quant::{Activation, Convolution, PackedRef, Patches, col2im_add, finish};
@@ -121,7 +121,7 @@ pub(super) struct Ready<'a> {
     w: PackedRef<'a>,
     conv: Convolution<'a>,
     bias: Option<&'a [f32]>,
-    spans: TVec<LoraSpan<'a>>,
+    spans: TVec<Span<'a>>,
     after: After<'a>,
 }
 
@@ -167,7 +167,7 @@ impl FrozenConv {
             w,
             conv: Convolution::new(&g, w, floats(&inputs[0])?),
             bias,
-            spans: lora_spans(ctx, self.target, g.batch)?,
+            spans: spans(ctx, self.target, g.batch)?,
             after,
         })
     }

@@ -2,9 +2,9 @@
 
 use tract_core::internal::*;
 
-use super::lora::{active_lora, check_lora};
+use super::changes::{Span, spans};
 use super::weights::{FrozenWeights, filled};
-use crate::quant::{LowRank, PANEL, PackedRef, Scheme, product_add};
+use crate::quant::{PANEL, PackedRef, Scheme};
 
 /// y\[.., N\] = rows of the table (V, N) in the weight table, taken by ids\[..\] (i64 or i32); an id
 /// below zero counts from the end. An active adapter adds lora_aᵀ\[id\] · lora_bᵀ to each row.
@@ -77,15 +77,17 @@ impl EvalOp for FrozenEmbedding {
         let table = self.weights.weight(self.weight)?;
         let ids = inputs[0].cast_to::<i64>()?;
         let ids = ids.try_as_plain_ram()?.as_slice::<i64>()?;
-        let lora = active_lora(ctx, self.target);
-        if let Some(lora) = lora {
-            check_lora(lora, table.rows(), table.cols())?;
+        let batch = inputs[0].shape().first().copied().unwrap_or(1);
+        let spans = spans(ctx, self.target, batch)?;
+        for span in &spans {
+            span.change.check_table(table.rows(), table.cols()).map_err(|e| format_err!("{e}"))?;
         }
-        let mut inner = vec![0.0; lora.map_or(0, LowRank::rank)];
+        let each = ids.len() / batch.max(1);
         let mut shape: TVec<usize> = inputs[0].shape().into();
         shape.push(table.cols());
         let y = filled(&shape, |y| {
-            for (id, y) in ids.iter().zip(y.chunks_exact_mut(table.cols().max(1))) {
+            for (at, (id, y)) in ids.iter().zip(y.chunks_exact_mut(table.cols().max(1))).enumerate()
+            {
                 let index = if *id < 0 { *id + table.rows() as i64 } else { *id };
                 let row = usize::try_from(index).ok().filter(|row| *row < table.rows());
                 let Some(row) = row else {
@@ -96,11 +98,17 @@ impl EvalOp for FrozenEmbedding {
                         self.weight
                     );
                 };
-                table.row(row, y);
-                if let Some(lora) = lora {
-                    f32_column(lora.a(), row, &mut inner)?;
-                    product_add(lora.b(), &inner, y);
+                let span = spans.iter().find(|s| s.rows.contains(&(at / each.max(1))));
+                let Some(Span { change, .. }) = span else {
+                    table.row(row, y);
+                    continue;
+                };
+                if !change.rows.as_ref().is_some_and(|rows| rows.row(row, y)) {
+                    table.row(row, y);
                 }
+                let mut found = Ok(());
+                change.of_table(|a, inner| found = f32_column(a, row, inner), y);
+                found?;
             }
             Ok(())
         })?;

@@ -2,9 +2,9 @@
 
 use tract_core::internal::*;
 
+use super::changes::{spans, updates};
 use super::conv::After;
 use super::linear::{FrozenLinear, product_fact, rows};
-use super::lora::{lora_spans, updates};
 use super::weights::{FrozenWeights, expect_bias, expect_f32, floats};
 use crate::quant::{Activation, Inputs, threads_for, try_share};
 
@@ -106,7 +106,7 @@ impl EvalOp for FusedLinear {
                 true => biases.next().map(|b| floats(b)).transpose()?,
                 false => None,
             };
-            layers.push((w, bias, lora_spans(ctx, part.target, batch)?));
+            layers.push((w, bias, spans(ctx, part.target, batch)?));
             let y = Tensor::zero::<f32>(&shape)?;
             ensure!(
                 residual.is_none_or(|r| r.len() == y.len()),

@@ -3,6 +3,7 @@
 
 mod attention;
 mod bind;
+mod changes;
 mod contraction;
 mod conv;
 mod depthwise;
@@ -12,12 +13,12 @@ mod fused_linear;
 mod layer_norm;
 mod layout;
 mod linear;
-mod lora;
 #[cfg(feature = "import")]
 mod lower;
 mod nnef;
 mod optimize;
 mod patches;
+mod row_norms;
 #[cfg(feature = "import")]
 mod shapes;
 #[cfg(test)]
@@ -27,6 +28,7 @@ mod window;
 
 pub use attention::Attention;
 pub use bind::{bind_dims, solve, substitute};
+pub use changes::{ActiveAdapter, RowAdapters};
 pub use contraction::{Contraction, contract_einsums};
 pub use conv::{FrozenConv, FrozenConvInputGradient};
 pub use depthwise::{DepthwiseInputGradient, FrozenDepthwise};
@@ -36,13 +38,13 @@ pub use fused_linear::{FusedLinear, Part};
 pub use layer_norm::LayerNorm;
 pub use layout::channels_last;
 pub use linear::{FrozenLinear, FrozenLinearTransposed};
-pub use lora::{ActiveAdapter, RowAdapters};
 #[cfg(feature = "import")]
 pub use lower::lower;
 pub use nnef::{GraphText, read_graph, write_graph};
 pub use optimize::{optimized, shared_macs};
 pub use patches::{Col2im, Im2col};
-pub use weights::{FrozenWeights, WeightSource};
+pub use row_norms::RowNorms;
+pub use weights::FrozenWeights;
 pub use window::{Padding, Window};
 
 use crate::error::{Error, ErrorKind};

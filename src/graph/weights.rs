@@ -6,25 +6,7 @@ use std::sync::Arc;
 
 use tract_core::internal::*;
 
-use crate::quant::{Packed, PackedRef};
-
-/// Something that holds the weight table of a base: its mapping, or matrices in memory.
-pub trait WeightSource: Send + Sync + fmt::Debug {
-    /// The packed matrix at `index` of the weight table; an error where there is none.
-    fn weight(&self, index: usize) -> crate::error::Result<PackedRef<'_>>;
-}
-
-impl WeightSource for Vec<Packed> {
-    fn weight(&self, index: usize) -> crate::error::Result<PackedRef<'_>> {
-        match self.get(index) {
-            Some(packed) => Ok(packed.view()),
-            None => Err(crate::error::Error::bad_input(format!(
-                "weight {index} is outside the weight table of {} entries",
-                self.len()
-            ))),
-        }
-    }
-}
+use crate::quant::{PackedRef, WeightSource};
 
 /// A shared [`WeightSource`]; two are equal when they are the same object.
 #[derive(Clone)]

@@ -1,10 +1,11 @@
 //! A k×k convolution as a product over patches of which only a stretch is ever there.
 
+use super::change::{Operand, Update};
 use super::conv::stretches;
 use super::dispatch::kernels;
 use super::kernels::{Kernels, Quantized};
 use super::layout::BLOCK;
-use super::low_rank::{Room, Update};
+use super::low_rank::Room;
 use super::threads::piece;
 use super::{ConvGeometry, PackedRef, im2col};
 
@@ -95,9 +96,11 @@ impl<'a> Convolution<'a> {
         if rows.blocks != blocks {
             *rows = Quantized::empty(blocks);
         }
-        if let Some(pixels) = &self.pixels {
+        let floats_too = updates.iter().any(|u| u.change.needs_floats());
+        if let (Some(pixels), false) = (&self.pixels, floats_too) {
             gather(g, first, count, pixels, rows);
-            return room.product_of(self.kernels, layer, rows, updates, y);
+            let x = Operand { quantized: Some(rows), floats: &[] };
+            return room.changed(self.kernels, layer, x, updates, y);
         }
         let patches = if g.kernel == [1, 1] && g.stride == [1, 1] && g.pads == [0; 4] {
             // A patch is a pixel.
@@ -109,9 +112,11 @@ impl<'a> Convolution<'a> {
         };
         if self.kernels.quantizes(self.w) {
             self.kernels.quantize(patches, g.patch_len(), rows);
-            room.product_of(self.kernels, layer, rows, updates, y);
+            let x = Operand { quantized: Some(rows), floats: patches };
+            room.changed(self.kernels, layer, x, updates, y);
         } else {
-            room.product(self.kernels, layer, patches, updates, y);
+            let x = Operand { quantized: None, floats: patches };
+            room.changed(self.kernels, layer, x, updates, y);
         }
     }
 }
@@ -139,7 +144,7 @@ mod tests {
     use super::*;
     use crate::quant::conv::tests::geometries;
     use crate::quant::testing::noise;
-    use crate::quant::{Inputs, LowRank, Packed, Scheme};
+    use crate::quant::{Change, Inputs, LowRank, Packed, Scheme};
 
     /// The geometries of the other tests with channels that make whole blocks, and as they are.
     #[test]
@@ -155,16 +160,16 @@ mod tests {
                     let w = Packed::pack(scheme, rows, g.patch_len(), &values).unwrap();
                     let bias = noise(rows, 3);
                     let cols = g.patch_len();
-                    let (one, two) = [(2, 5), (9, 6)]
+                    let (one, two): (Change, Change) = [(2, 5), (9, 6)]
                         .map(|(rank, seed)| {
                             let (a, b) = (noise(rank * cols, seed), noise(rows * rank, seed));
-                            LowRank::new(rank, [cols, rows], &a, &b).unwrap()
+                            LowRank::new(rank, [cols, rows], &a, &b).unwrap().into()
                         })
                         .into();
                     let half = g.pixels() / 2;
                     let updates = [
-                        Update { rows: 0..half, low_rank: &one },
-                        Update { rows: half + 1..g.pixels(), low_rank: &two },
+                        Update { rows: 0..half, change: &one },
+                        Update { rows: half + 1..g.pixels(), change: &two },
                     ];
                     for k in Kernels::available() {
                         let mut want = vec![f32::NAN; g.pixels() * rows];

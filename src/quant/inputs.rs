@@ -1,10 +1,11 @@
 //! Rows that several products read: quantized once.
 
 use super::PackedRef;
+use super::change::{Operand, Update};
 use super::dispatch::kernels;
 use super::kernels::{Kernels, Quantized};
 use super::layout::BLOCK;
-use super::low_rank::{Room, Update};
+use super::low_rank::Room;
 use super::threads::piece;
 
 /// x\[M, cols\] for products with several matrices. The results have the bits that
@@ -55,14 +56,16 @@ impl<'a> Inputs<'a> {
         y: &mut [f32],
     ) {
         if !self.kernels.quantizes(w) {
-            return self.room.product(self.kernels, (w, bias), self.x, updates, y);
+            let x = Operand { quantized: None, floats: self.x };
+            return self.room.changed(self.kernels, (w, bias), x, updates, y);
         }
         let quantized = self.quantized.get_or_insert_with(|| {
             let mut fresh = Quantized::empty(self.cols.div_ceil(BLOCK));
             self.kernels.quantize(self.x, self.cols, &mut fresh);
             fresh
         });
-        self.room.product_of(self.kernels, (w, bias), quantized, updates, y);
+        let x = Operand { quantized: Some(quantized), floats: self.x };
+        self.room.changed(self.kernels, (w, bias), x, updates, y);
     }
 }
 

@@ -66,7 +66,7 @@ impl LowRank {
     }
 
     /// x · aᵀ of some rows, as [`Piece::update`] wants it, appended to `room.inner`.
-    fn inner(&self, k: &Kernels, x: &Quantized, rows: Range<usize>, room: &mut Room) {
+    pub(super) fn inner(&self, k: &Kernels, x: &Quantized, rows: Range<usize>, room: &mut Room) {
         let (width, own) = (self.parts.rows(), rows.clone());
         room.parts.resize(rows.end * width, 0.0);
         k.product_of(self.parts.view(), x, Start::Zero, &[Piece::plain(rows)], &mut room.parts);
@@ -112,21 +112,15 @@ fn parts(rank: usize, inputs: usize, a: &[f32]) -> Result<(Packed, Vec<f32>)> {
     Ok((packed, sizes))
 }
 
-/// Rows of a product and the update that they get.
-#[derive(Clone)]
-pub struct Update<'a> {
-    /// Which rows.
-    pub rows: Range<usize>,
-    /// What is added to them.
-    pub low_rank: &'a LowRank,
-}
-
 /// Scratch of updates, kept from one product to the next.
 #[derive(Default)]
 pub(super) struct Room {
     parts: Vec<f32>,
-    inner: Vec<f32>,
+    pub(super) inner: Vec<f32>,
 }
+
+/// Rows of a product and what is added to them.
+pub(super) type Pair<'a> = (Range<usize>, &'a LowRank);
 
 impl Room {
     /// y = bias + x · Wᵀ + updates, of integers.
@@ -135,7 +129,7 @@ impl Room {
         k: &Kernels,
         (w, bias): (PackedRef<'_>, Option<&[f32]>),
         x: &Quantized,
-        updates: &[Update<'_>],
+        updates: &[Pair<'_>],
         y: &mut [f32],
     ) {
         let start = bias.map_or(Start::Zero, Start::Bias);
@@ -144,11 +138,11 @@ impl Room {
             return k.product_of(w, x, start, &[Piece::plain(0..all)], y);
         }
         self.inner.clear();
-        for update in updates {
-            update.low_rank.inner(k, x, update.rows.clone(), self);
+        for (rows, low_rank) in updates {
+            low_rank.inner(k, x, rows.clone(), self);
         }
         let (mut pieces, mut done, mut inner) = (vec![], 0, &self.inner[..]);
-        for Update { rows, low_rank } in updates {
+        for (rows, low_rank) in updates {
             assert!(done <= rows.start, "updates follow each other");
             pieces.push(Piece::plain(done..rows.start));
             let (own, rest) = inner.split_at(rows.len() * low_rank.padded());
@@ -165,11 +159,11 @@ impl Room {
         k: &Kernels,
         (w, bias): (PackedRef<'_>, Option<&[f32]>),
         x: &[f32],
-        updates: &[Update<'_>],
+        updates: &[Pair<'_>],
         y: &mut [f32],
     ) {
         k.product(&mut Job { w, x, start: bias.map_or(Start::Zero, Start::Bias), y });
-        for Update { rows, low_rank } in updates {
+        for (rows, low_rank) in updates {
             let x = &x[rows.start * w.cols()..rows.end * w.cols()];
             low_rank.add(k, x, self, &mut y[rows.start * w.rows()..rows.end * w.rows()]);
         }
@@ -180,7 +174,7 @@ impl Room {
 mod tests {
     use super::*;
     use crate::quant::testing::{noise, on_the_grid};
-    use crate::quant::{BLOCK, Inputs};
+    use crate::quant::{BLOCK, Change, Inputs, Update};
 
     fn low_rank(rank: usize, inputs: usize, outputs: usize, seed: u64) -> LowRank {
         let (a, b) = (noise(rank * inputs, seed), noise(outputs * rank, seed + 1));
@@ -191,10 +185,17 @@ mod tests {
         k: &'static Kernels,
         (w, bias): (PackedRef<'_>, &[f32]),
         x: &[f32],
-        updates: &[Update<'_>],
+        updates: &[Pair<'_>],
     ) -> Vec<f32> {
+        let changes: Vec<Change> =
+            updates.iter().map(|(_, low_rank)| Change::from((*low_rank).clone())).collect();
+        let updates: Vec<Update> = updates
+            .iter()
+            .zip(&changes)
+            .map(|((rows, _), change)| Update { rows: rows.clone(), change })
+            .collect();
         let mut y = vec![f32::NAN; x.len() / w.cols() * w.rows()];
-        Inputs::with(k, x, w.cols()).product(w, Some(bias), updates, &mut y);
+        Inputs::with(k, x, w.cols()).product(w, Some(bias), &updates, &mut y);
         y
     }
 
@@ -236,10 +237,7 @@ mod tests {
                 let (x, bias) = (noise(m * cols, 2), noise(outputs, 7));
                 // Rows of one, rows of none, rows of the other, rows of none.
                 let (first, second) = (0..m.div_ceil(3), m / 2 + 1..(m * 4 / 5).max(m / 2 + 1));
-                let updates = [
-                    Update { rows: first, low_rank: &one },
-                    Update { rows: second, low_rank: &two },
-                ];
+                let updates = [(first, &one), (second, &two)];
                 let updates = &updates[..if m == 1 { 1 } else { 2 }];
                 for k in Kernels::available() {
                     let what = format!("{} {} rank {rank} {m}x{cols}", k.name, scheme.name());
@@ -249,7 +247,7 @@ mod tests {
                     for row in 0..m {
                         let at = row * outputs..(row + 1) * outputs;
                         let (plain, y) = (&plain[at.clone()], &y[at]);
-                        let Some(update) = updates.iter().find(|u| u.rows.contains(&row)) else {
+                        let Some(update) = updates.iter().find(|u| u.0.contains(&row)) else {
                             assert_eq!(plain, y, "{what}: row {row} has no update");
                             continue;
                         };
@@ -257,7 +255,7 @@ mod tests {
                         if integers {
                             x = on_the_grid(&x, cols);
                         }
-                        let want = slow(update.low_rank, &x, integers);
+                        let want = slow(update.1, &x, integers);
                         for ((y, plain), (add, bound)) in y.iter().zip(plain).zip(want) {
                             let off = (f64::from(*y) - f64::from(*plain) - add).abs();
                             // y and plain are sums in two orders.
@@ -278,13 +276,11 @@ mod tests {
         let (one, two) = (low_rank(8, cols, outputs, 3), low_rank(2, cols, outputs, 9));
         for k in Kernels::available() {
             let layer = (w.view(), &bias[..]);
-            let all = run(k, layer, &x, &[Update { rows: 0..m, low_rank: &one }]);
-            let updates = [(0..7, &two), (7..20, &one), (25..29, &two)]
-                .map(|(rows, low_rank)| Update { rows, low_rank });
+            let all = run(k, layer, &x, &[(0..m, &one)]);
+            let updates = [(0..7, &two), (7..20, &one), (25..29, &two)];
             let mixed = run(k, layer, &x, &updates);
             assert_eq!(all[7 * outputs..20 * outputs], mixed[7 * outputs..20 * outputs]);
-            let alone =
-                run(k, layer, &x[9 * cols..10 * cols], &[Update { rows: 0..1, low_rank: &one }]);
+            let alone = run(k, layer, &x[9 * cols..10 * cols], &[(0..1, &one)]);
             assert_eq!(all[9 * outputs..10 * outputs], alone, "{}", k.name);
         }
     }

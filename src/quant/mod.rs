@@ -28,6 +28,7 @@
 
 mod activation;
 mod attention;
+mod change;
 mod conv;
 mod convolution;
 mod dense;
@@ -42,13 +43,16 @@ mod normalize;
 mod packed;
 mod picture;
 mod product;
+mod row_norms;
 mod scheme;
+mod source;
 #[cfg(test)]
 mod testing;
 mod threads;
 
 pub use activation::{Activation, finish};
 pub use attention::{Attention, Mask, attention};
+pub use change::{Bottleneck, Change, Rows, Update};
 pub use conv::{ConvGeometry, col2im_add, im2col};
 pub use convolution::{Convolution, Patches};
 pub use dense::{ContractedAxis, contract};
@@ -56,12 +60,14 @@ pub use depthwise::{depthwise, depthwise_input_gradient};
 pub use dispatch::{available_kernels, check_kernels, compiled_kernels, kernel_name};
 pub use inputs::Inputs;
 pub use layout::{BLOCK, GROUP, PANEL, packed_len};
-pub use low_rank::{LowRank, Update};
+pub use low_rank::LowRank;
 pub use normalize::{LayerNorm, layer_norm};
 pub use packed::{Packed, PackedRef};
 pub use picture::{channels_last, max_pool};
 pub use product::{product, product_add, product_transposed};
+pub use row_norms::row_norms;
 pub use scheme::Scheme;
+pub use source::WeightSource;
 pub use threads::Threads;
 pub(crate) use threads::{WORTH_SHARING, threads_for, try_share};
 

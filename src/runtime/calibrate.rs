@@ -5,10 +5,10 @@ use super::fitting::{Fitted, fit_dims};
 use super::made_up::made_up;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
-    FrozenConv, FrozenEmbedding, FrozenLinear, FrozenWeights, WeightSource, bind_dims, tract_error,
+    FrozenConv, FrozenEmbedding, FrozenLinear, FrozenWeights, bind_dims, tract_error,
 };
 use crate::import::{Bound, Prepared, tell};
-use crate::quant::{Packed, PackedRef, Scheme};
+use crate::quant::{Packed, PackedRef, Scheme, WeightSource};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -5,11 +5,11 @@ use crate::adapter::{Adapter, Bound, bind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::available_bytes;
 use crate::graph::{
-    ActiveAdapter, FrozenWeights, RowAdapters, WeightSource, bind_dims, fuse, optimized,
-    read_graph, shared_macs, solve, tract_error,
+    ActiveAdapter, FrozenWeights, RowAdapters, bind_dims, fuse, optimized, read_graph, shared_macs,
+    solve, tract_error,
 };
 use crate::pack::{Base, GraphRecord, IoSpec, Role, prepare_heap};
-use crate::quant::{PackedRef, Threads, check_kernels};
+use crate::quant::{PackedRef, Threads, WeightSource, check_kernels};
 use crate::shape::Array;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -180,7 +180,7 @@ impl Engine {
     /// Makes adapters ready to run on this base, stacked with their weights: all or nothing.
     pub fn bind(&self, adapters: &[(&Adapter, f32)]) -> Result<Arc<Bound>> {
         let base = self.base();
-        bind(adapters, base.targets(), &base.fingerprint()).map(Arc::new)
+        bind(adapters, base.targets(), &base.fingerprint(), base).map(Arc::new)
     }
 
     /// Runs the base with an adapter, or without. `inputs` by name, in any order; every input of

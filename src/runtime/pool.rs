@@ -3,9 +3,9 @@
 use super::calibrate::{self, Settled};
 use crate::adapter::{Target, TargetKind};
 use crate::error::{Error, Result};
-use crate::graph::WeightSource;
 use crate::import::{Bound, FrozenMatrix, MatrixValues, Prepared, quantize, tell};
 use crate::pack::TargetError;
+use crate::quant::WeightSource;
 use crate::quant::{Packed, PackedRef, Scheme};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

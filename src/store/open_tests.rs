@@ -163,13 +163,13 @@ fn full_disk_child() {
     println!("full after {acknowledged}: {error}");
     assert_eq!(error.cause(), Some(Cause::Full), "{error}");
     let large = crate::adapter::Adapter {
-        targets: vec![crate::adapter::TargetAdapter {
-            module_path: "layer.0".into(),
-            rank: 1,
-            alpha: 1.0,
-            lora_a: vec![0.5; 400_000],
-            lora_b: vec![0.5],
-        }],
+        targets: vec![crate::adapter::TargetAdapter::lora(
+            "layer.0",
+            1,
+            1.0,
+            vec![0.5; 400_000],
+            vec![0.5],
+        )],
         ..adapter(1.0)
     };
     let error = store.add("home", &large, &Origin::default()).unwrap_err();

@@ -7,13 +7,7 @@ use std::time::Duration;
 pub(super) fn adapter(value: f32) -> Adapter {
     Adapter {
         name: "any".into(),
-        targets: vec![TargetAdapter {
-            module_path: "layer.0".into(),
-            rank: 1,
-            alpha: 1.0,
-            lora_a: vec![1.0, 2.0],
-            lora_b: vec![value, 0.5],
-        }],
+        targets: vec![TargetAdapter::lora("layer.0", 1, 1.0, vec![1.0, 2.0], vec![value, 0.5])],
         ..Adapter::default()
     }
 }
@@ -57,7 +51,7 @@ fn a_life_of_three_generations() {
     assert_eq!((switched.active, switched.before), (Some(2), Some(1)));
 
     let loaded = store.load(&reference("home")).unwrap();
-    assert_eq!((loaded.generation, loaded.adapter.targets[0].lora_b[0]), (2, 2.0));
+    assert_eq!((loaded.generation, loaded.adapter.targets[0].tensors[1].values[0]), (2, 2.0));
     assert_eq!(loaded.adapter.name, "home");
     let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode();
     assert_eq!(mode(&loaded.path) & 0o777, 0o444);

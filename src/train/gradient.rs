@@ -12,6 +12,7 @@ use tract_core::ops::source::TypedSource;
 use super::vjp::{self, Site};
 use super::wires::Wires;
 use crate::error::{Error, Result};
+use crate::graph::RowNorms;
 
 /// Wires the backward part of `model` and returns d `loss` / d `trained[i]`, each of the shape
 /// and element type of `trained[i]`, in the order asked for.
@@ -130,6 +131,10 @@ fn depends(
     let mut found: std::collections::HashSet<OutletId> = trained.iter().copied().collect();
     for &id in order {
         let node = model.node(id);
+        // A norm that DoRA holds constant.
+        if node.op_is::<RowNorms>() {
+            continue;
+        }
         if node.inputs.iter().any(|i| found.contains(i)) {
             for (slot, output) in node.outputs.iter().enumerate() {
                 if output.fact.datum_type.is_float() {

@@ -37,7 +37,7 @@ impl<'a> Lesson<'a> {
         let classes = self.data.classes().is_some();
         match loss {
             LossKind::CrossEntropy if classes => {
-                let head = self.previous.and_then(|p| p.head.as_ref());
+                let head = self.previous.and_then(Adapter::head);
                 let mut labels = head.map_or(vec![], |h| h.labels.clone());
                 let new = self.data.labels.iter().filter(|l| !labels.contains(l)).cloned();
                 let new: Vec<String> = new.collect();
@@ -81,7 +81,7 @@ impl Teacher {
         batch: usize,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Teacher>> {
-        let Some(head) = &previous.head else {
+        let Some(head) = previous.head() else {
             return Err(Error::mismatch("the generation before has no head to learn from"));
         };
         let place = |l: &String| labels.iter().position(|known| known == l);

@@ -28,7 +28,7 @@ fn a_warm_start_begins_at_the_generation_before_and_knows_new_labels() {
     let mut trainer = Trainer::new(&engine, &options(), three.labels.clone()).unwrap();
     let fresh: Vec<Vec<f32>> = trainer.parameters().map(|(_, v)| v.to_vec()).collect();
     trainer.start_from(&first.adapter).unwrap();
-    let head = first.adapter.head.as_ref().unwrap();
+    let head = first.adapter.head().unwrap();
     for ((name, values), fresh) in trainer.parameters().zip(&fresh) {
         let known = match name {
             "head.weight" => &head.weight,
@@ -36,7 +36,7 @@ fn a_warm_start_begins_at_the_generation_before_and_knows_new_labels() {
             _ => {
                 let (path, part) = name.rsplit_once('.').unwrap();
                 let pair = first.adapter.targets.iter().find(|t| t.module_path == path).unwrap();
-                if part == "lora_a" { &pair.lora_a } else { &pair.lora_b }
+                &pair.tensor(part).unwrap().values
             }
         };
         // Two of the head's three rows; all else as it was.

@@ -9,6 +9,7 @@ pub mod forward;
 pub mod gradient;
 pub mod head;
 pub mod init;
+mod kind;
 mod lesson;
 #[cfg(test)]
 mod lesson_tests;

@@ -1,7 +1,8 @@
 //! What a person chooses of a training run.
 
 use super::schedule::Schedule;
-use crate::adapter::Pool;
+use crate::adapter::{Kind, Pool};
+use crate::error::{Error, Result};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -57,7 +58,9 @@ pub enum OptimizerKind {
 pub struct TrainOptions {
     /// The adapter's name.
     pub name: String,
-    /// R of every target.
+    /// How targets are changed.
+    pub kind: Kind,
+    /// R of every target, where the kind has one.
     pub rank: u32,
     /// Numerator of the scaling.
     pub alpha: f32,
@@ -126,6 +129,47 @@ pub struct TrainOptions {
 }
 
 impl TrainOptions {
+    /// # Errors
+    /// Usage: values that make no sense.
+    pub(super) fn check(&self) -> Result<()> {
+        let max = crate::adapter::MAX_RANK;
+        let ranked = self.kind.is_ranked();
+        if self.rslora && !self.kind.has_rslora() {
+            return Err(Error::usage(format!("kind '{}' has no rsLoRA", self.kind.name())));
+        }
+        if self.kind.takes_rank() && !(1..=max).contains(&self.rank) {
+            return Err(Error::usage(format!("rank {} is not within 1 to {max}", self.rank)));
+        }
+        let positive = |name: &str, value: f32| {
+            if value.is_finite() && value > 0.0 {
+                return Ok(());
+            }
+            Err(Error::usage(format!("{name} {value} is not a positive number")))
+        };
+        if ranked {
+            positive("alpha", self.alpha)?;
+        }
+        positive("learning rate", self.learning_rate)?;
+        positive("head's rate", self.head_rate)?;
+        self.clip.map_or(Ok(()), |clip| positive("clip", clip))?;
+        for (name, share) in [("replay share", self.replay), ("weight to keep", self.keep)] {
+            if !(0.0..=1.0).contains(&share) {
+                return Err(Error::usage(format!("{name} {share} is not within 0 to 1")));
+            }
+        }
+        let sizes = [
+            ("batch", self.batch),
+            ("micro-batch", self.micro_batch.unwrap_or(1)),
+            ("threads", self.threads),
+            ("steps", self.steps.unwrap_or(1) as usize),
+            ("epochs", self.epochs.unwrap_or(1) as usize),
+        ];
+        match sizes.iter().find(|(_, n)| *n == 0) {
+            Some((name, _)) => Err(Error::usage(format!("{name} is 0, expected 1 or more"))),
+            None => Ok(()),
+        }
+    }
+
     /// Steps of a run whose epoch has `per_epoch` batches.
     pub(super) fn steps_of(&self, per_epoch: u64) -> u64 {
         match self.steps {
@@ -139,6 +183,7 @@ impl Default for TrainOptions {
     fn default() -> TrainOptions {
         TrainOptions {
             name: "adapter".into(),
+            kind: Kind::default(),
             rank: 8,
             alpha: 16.0,
             rslora: false,

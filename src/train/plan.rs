@@ -1,13 +1,15 @@
 //! One gradient graph, bound to a micro-batch's shapes and ready to run.
 
 use super::features::{Features, target_nodes};
-use super::forward::add_lora;
+use super::forward::{Layer, Trained, change_layer};
 use super::gradient::{add_gradients, reaches};
 use super::head::{self, pool};
+use super::kind;
 use super::loss::{self, Loss};
 use super::options::LossKind;
 use super::parameter::{self, Parameter};
 use super::vjp::rows::sum_rows;
+use crate::adapter::Kind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{bind_dims, contract_einsums, tract_error};
 use crate::pack::Role;
@@ -23,10 +25,19 @@ pub(crate) struct Setup {
     /// Outputs of the head.
     pub classes: usize,
     pub loss: LossKind,
-    pub rank: usize,
+    pub kind: Kind,
+    /// Of rank and alpha, where the kind has them.
     pub scaling: f32,
-    /// Places in the target table.
-    pub targets: Vec<usize>,
+    pub targets: Vec<TrainedTarget>,
+}
+
+/// A target and its trained tensors.
+#[derive(Clone, Debug)]
+pub(crate) struct TrainedTarget {
+    /// Its place in the target table.
+    pub place: usize,
+    /// In the order of the kind.
+    pub tensors: Vec<Trained>,
 }
 
 /// What an input of a gradient graph is fed with.
@@ -94,15 +105,17 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
     model.select_output_outlets(&[outlet]).map_err(failed)?;
 
     let nodes = target_nodes(&model);
+    let wiring = kind::wiring(setup.kind)?;
     let mut trained = vec![];
-    for &target in &setup.targets {
-        let path = &engine.base().targets()[target].module_path;
-        let node = *nodes.get(&target).ok_or_else(|| {
+    for TrainedTarget { place, tensors } in &setup.targets {
+        let path = &engine.base().targets()[*place].module_path;
+        let node = *nodes.get(place).ok_or_else(|| {
             Error::unsupported(format!("target '{path}' is not in the graph of these dimensions"))
         })?;
-        let lora = add_lora(&mut model, node, setup.rank, setup.scaling)
+        let wire = |layer: &mut Layer<'_>| wiring.wire(layer, setup.scaling);
+        let inputs = change_layer(&mut model, node, tensors, &wire)
             .map_err(|e| e.at(format!("target '{path}'")))?;
-        for (tensor, outlet) in [("lora_a", lora.lora_a), ("lora_b", lora.lora_b)] {
+        for ((tensor, _), outlet) in tensors.iter().zip(inputs) {
             trained.push((parameter::of_target(path, tensor), outlet));
         }
     }
@@ -122,14 +135,15 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
 /// Those of the targets whose gradients reach the loss.
 pub(crate) fn reaching(engine: &Engine, setup: &Setup) -> Result<Vec<bool>> {
     let wired = wire(engine, &Binding::new(), setup)?;
-    let paths = setup.targets.iter().map(|&t| &engine.base().targets()[t].module_path);
-    let outlet = |path: &String| {
-        let name = parameter::of_target(path, "lora_b");
-        let found = wired.trained.iter().find(|(other, _)| *other == name);
-        found.map(|(_, outlet)| *outlet)
-    };
-    let lora_b: Vec<OutletId> = paths.filter_map(outlet).collect();
-    reaches(&wired.model, wired.loss.value, &lora_b)
+    let mut last = Vec::with_capacity(setup.targets.len());
+    for TrainedTarget { place, tensors } in &setup.targets {
+        let path = &engine.base().targets()[*place].module_path;
+        let name = tensors.last().map(|(name, _)| parameter::of_target(path, name));
+        let found = wired.trained.iter().find(|(other, _)| Some(other) == name.as_ref());
+        let found = found.ok_or_else(|| Error::failed(format!("'{path}' has no tensors")))?;
+        last.push(found.1);
+    }
+    reaches(&wired.model, wired.loss.value, &last)
 }
 
 impl Plan {

@@ -3,7 +3,7 @@
 use super::head;
 use super::parameter;
 use super::trainer::Trainer;
-use crate::adapter::{Adapter, scaling};
+use crate::adapter::{Adapter, NamedTensor};
 use crate::error::{Error, Result};
 
 impl Trainer {
@@ -20,23 +20,29 @@ impl Trainer {
         };
         for pair in &previous.targets {
             let path = &pair.module_path;
-            let scaling = scaling(pair.alpha, pair.rank, previous.rslora);
-            if pair.rank as usize != self.setup.rank || scaling != self.setup.scaling {
-                let (rank, want) = (pair.rank, self.setup.rank);
+            if pair.kind != self.setup.kind {
+                let (found, want) = (pair.kind.name(), self.setup.kind.name());
+                return other(format!("is of kind {found} at '{path}', not {want}"));
+            }
+            let scaling = pair.scaling();
+            if scaling != self.setup.scaling {
                 return other(format!(
-                    "has rank {rank} and scaling {scaling} at '{path}', not {want} and {}",
+                    "has scaling {scaling} at '{path}', not {}",
                     self.setup.scaling
                 ));
             }
-            for (name, values) in [("lora_a", &pair.lora_a), ("lora_b", &pair.lora_b)] {
+            for NamedTensor { name, values, .. } in &pair.tensors {
                 let name = parameter::of_target(path, name);
-                if self.value(&name).is_err() {
-                    return other(format!("adapts '{path}', which is not trained"));
+                match self.value(&name).map(<[f32]>::len) {
+                    Err(_) => return other(format!("adapts '{path}', which is not trained")),
+                    Ok(len) if len != values.len() => {
+                        return other(format!("has rank {} at '{path}'", pair.rank));
+                    }
+                    Ok(_) => self.set_parameter(&name, values)?,
                 }
-                self.set_parameter(&name, values)?;
             }
         }
-        let Some(head) = &previous.head else { return Ok(()) };
+        let Some(head) = previous.head() else { return Ok(()) };
         let features = &self.setup.features;
         if (head.output.as_str(), head.pool, head.features as usize)
             != (features.name.as_str(), features.pool, features.width)

@@ -2,12 +2,12 @@
 
 use super::features::{choose_features, choose_targets};
 use super::head;
-use super::init;
+use super::kind::{self, Frozen};
 use super::optimizer::{Optimizer, Rule, clip_global_norm};
 use super::options::{LossKind, OptimizerKind, TrainOptions};
 use super::parameter::{self, Group, Parameter};
-use super::plan::{Answers as Tensors, Plan, Setup, floats, reaching};
-use crate::adapter::{Adapter, Head, Kind, TargetAdapter, scaling};
+use super::plan::{Answers as Tensors, Plan, Setup, TrainedTarget, floats, reaching};
+use crate::adapter::{Adapter, Head, NamedTensor, TargetAdapter, scaling};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::tract_error;
 use crate::runtime::{Binding, Engine, Named, to_tensor};
@@ -75,57 +75,73 @@ const MAX_PLANS: usize = 12;
 
 impl Trainer {
     /// For a head with one output per label, at the first values that `options.seed` fixes:
-    /// lora_a and the head random, lora_b zero.
+    /// targets change nothing, the head is random.
     ///
     /// # Errors
-    /// Usage: unknown output or targets, a rank of 0, no labels. Unsupported: ops on the way
+    /// Usage: unknown output or targets, a rank of 0, no labels. Unsupported: a target that the kind
+    /// has no form for, and ops on the way
     /// without a gradient rule (found when the first plan is built).
     pub fn new(engine: &Engine, options: &TrainOptions, labels: Vec<String>) -> Result<Trainer> {
-        check(options)?;
+        options.check()?;
         if labels.is_empty() {
             return Err(Error::usage("a head needs one label at least"));
         }
         let features = choose_features(engine, options.head_from.as_deref(), options.pool)?;
         let chosen = choose_targets(engine, &options.targets, features.output)?;
+        let (wiring, frozen) = (kind::wiring(options.kind)?, Frozen::of(engine)?);
+        let mut parameters = vec![];
+        let mut targets = vec![];
+        for place in chosen {
+            let tensors = wiring.tensors(&frozen.start(place, options)?)?;
+            let shapes = tensors.iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
+            targets.push(TrainedTarget { place, tensors: shapes });
+            parameters.push(tensors);
+        }
+        let ranked = options.kind.is_ranked();
         let mut setup = Setup {
             features,
             classes: labels.len(),
             loss: options.loss,
-            rank: options.rank as usize,
-            scaling: scaling(options.alpha, options.rank, options.rslora),
-            targets: chosen,
+            kind: options.kind,
+            scaling: if ranked {
+                scaling(options.alpha, options.rank, options.rslora)
+            } else {
+                0.0
+            },
+            targets,
         };
         let table = engine.base().targets();
         let reached = reaching(engine, &setup)?;
         let lost = setup.targets.iter().zip(&reached).find(|(_, reached)| !**reached);
-        if let (super::TargetChoice::Regex(_), Some((&target, _))) = (&options.targets, lost) {
-            let path = &table[target].module_path;
+        if let (super::TargetChoice::Regex(_), Some((target, _))) = (&options.targets, lost) {
+            let path = &table[target.place].module_path;
             return Err(Error::usage(format!(
                 "target '{path}' can't be trained: no gradient flows from the loss to it"
             )));
         }
-        let mut kept = reached.iter();
-        setup.targets.retain(|_| kept.next().copied().unwrap_or(false));
+        let keep = |at: usize| reached.get(at).copied().unwrap_or(false);
+        let mut at = 0..;
+        setup.targets.retain(|_| at.next().is_some_and(keep));
+        let mut at = 0..;
+        parameters.retain(|_| at.next().is_some_and(keep));
         let skipped = match options.targets {
             super::TargetChoice::AllLinear => (0..table.len())
-                .filter(|t| !setup.targets.contains(t))
+                .filter(|&t| !setup.targets.iter().any(|target| target.place == t))
                 .filter(|&t| table[t].kind != crate::adapter::TargetKind::Embedding)
                 .map(|t| table[t].module_path.clone())
                 .collect(),
             _ => vec![],
         };
-        let mut parameters = vec![];
-        for &target in &setup.targets {
-            let t = &table[target];
-            let (inputs, outputs) = (t.in_features as usize, t.out_features as usize);
-            let name = parameter::of_target(&t.module_path, "lora_a");
-            let initial = init::lora_a(options.seed, &name, setup.rank, inputs);
-            let (shape, group) = (vec![setup.rank, inputs], Group::Targets);
-            parameters.push(Parameter { name, shape, group, initial });
-            let name = parameter::of_target(&t.module_path, "lora_b");
-            let initial = init::lora_b(outputs, setup.rank);
-            parameters.push(Parameter { name, shape: vec![outputs, setup.rank], group, initial });
-        }
+        let of_targets = setup.targets.iter().zip(parameters).flat_map(|(target, tensors)| {
+            let path = &table[target.place].module_path;
+            tensors.into_iter().map(move |t| Parameter {
+                name: parameter::of_target(path, &t.name),
+                shape: t.shape,
+                group: Group::Targets,
+                initial: t.values,
+            })
+        });
+        let mut parameters: Vec<Parameter> = of_targets.collect();
         let width = setup.features.width;
         parameters.extend(parameter::of_head(options.seed, labels.len(), width));
         let weight_decay = f64::from(options.weight_decay);
@@ -145,7 +161,8 @@ impl Trainer {
             options: options.clone(),
             labels,
             skipped,
-            values: parameters.iter().map(|p| p.initial.clone()).collect(),
+            // Moved: what is trained is in memory once.
+            values: parameters.iter_mut().map(|p| std::mem::take(&mut p.initial)).collect(),
             parameters,
             optimizer,
             plans: Mutex::new(vec![]),
@@ -173,8 +190,8 @@ impl Trainer {
         &self.skipped
     }
 
-    /// The trained tensors: `PATH.lora_a` (R, in_features) and `PATH.lora_b` (out_features, R) of
-    /// each target, then `head.weight` (labels, features) and `head.bias` (labels).
+    /// The trained tensors: `PATH.TENSOR` of each target (of LoRA `lora_a` (R, in_features) and
+    /// `lora_b` (out_features, R)), then `head.weight` (labels, features) and `head.bias` (labels).
     pub fn parameters(&self) -> impl Iterator<Item = (&str, &[f32])> {
         self.parameters.iter().zip(&self.values).map(|(p, v)| (p.name.as_str(), v.as_slice()))
     }
@@ -411,32 +428,41 @@ impl Trainer {
     /// The adapter with the values as they are now; no training record, no probes.
     pub fn adapter(&self) -> Result<Adapter> {
         let table = self.engine.base().targets();
+        let kind = self.setup.kind;
+        let (rank, alpha, rslora) = match kind.is_ranked() {
+            true => (self.options.rank, self.options.alpha, self.options.rslora),
+            false => (0, 0.0, false),
+        };
         let mut targets = vec![];
-        for &target in &self.setup.targets {
-            let module_path = table[target].module_path.clone();
-            let tensor = |name| Ok(self.value(&parameter::of_target(&module_path, name))?.to_vec());
-            let (lora_a, lora_b) = (tensor("lora_a")?, tensor("lora_b")?);
-            let (rank, alpha) = (self.options.rank, self.options.alpha);
-            targets.push(TargetAdapter { module_path, rank, alpha, lora_a, lora_b });
+        for target in &self.setup.targets {
+            let module_path = table[target.place].module_path.clone();
+            let mut tensors = vec![];
+            for (name, shape) in &target.tensors {
+                let values = self.value(&parameter::of_target(&module_path, name))?;
+                tensors.push(NamedTensor::new(name, shape, values.to_vec()));
+            }
+            targets.push(TargetAdapter { module_path, kind, rank, alpha, rslora, tensors });
         }
         let head = Head {
             name: "head".into(),
+            task: match self.setup.loss {
+                LossKind::CrossEntropy => "classes".into(),
+                LossKind::MeanSquaredError => "numbers".into(),
+            },
             output: self.setup.features.name.clone(),
             pool: self.setup.features.pool,
             labels: self.labels.clone(),
             features: self.setup.features.width as u32,
             weight: self.value(head::WEIGHT)?.to_vec(),
             bias: self.value(head::BIAS)?.to_vec(),
+            ..Head::default()
         };
         Ok(Adapter {
             name: self.options.name.clone(),
-            kind: Kind::Lora,
             base: Some(self.engine.base().fingerprint()),
-            rslora: self.options.rslora,
             targets,
-            head: Some(head),
-            training: None,
-            probes: vec![],
+            heads: vec![head],
+            ..Adapter::default()
         })
     }
 }
@@ -447,37 +473,4 @@ fn failed(e: tract_core::internal::TractError) -> Error {
 
 fn tensor(shape: &[usize], values: &[f32]) -> Result<Tensor> {
     Tensor::from_shape(shape, values).map_err(failed)
-}
-
-fn check(options: &TrainOptions) -> Result<()> {
-    let max = crate::adapter::MAX_RANK;
-    if !(1..=max).contains(&options.rank) {
-        return Err(Error::usage(format!("rank {} is not within 1 to {max}", options.rank)));
-    }
-    let positive = |name: &str, value: f32| {
-        if value.is_finite() && value > 0.0 {
-            return Ok(());
-        }
-        Err(Error::usage(format!("{name} {value} is not a positive number")))
-    };
-    positive("alpha", options.alpha)?;
-    positive("learning rate", options.learning_rate)?;
-    positive("head's rate", options.head_rate)?;
-    options.clip.map_or(Ok(()), |clip| positive("clip", clip))?;
-    for (name, share) in [("replay share", options.replay), ("weight to keep", options.keep)] {
-        if !(0.0..=1.0).contains(&share) {
-            return Err(Error::usage(format!("{name} {share} is not within 0 to 1")));
-        }
-    }
-    let sizes = [
-        ("batch", options.batch),
-        ("micro-batch", options.micro_batch.unwrap_or(1)),
-        ("threads", options.threads),
-        ("steps", options.steps.unwrap_or(1) as usize),
-        ("epochs", options.epochs.unwrap_or(1) as usize),
-    ];
-    match sizes.iter().find(|(_, n)| *n == 0) {
-        Some((name, _)) => Err(Error::usage(format!("{name} is 0, expected 1 or more"))),
-        None => Ok(()),
-    }
 }

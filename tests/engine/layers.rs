@@ -252,3 +252,45 @@ fn the_reader_of_sources_sees_what_counts() {
     );
     assert!(!allowed("graph", "nowhere"));
 }
+
+/// Where kinds of adapters may be known by their names; a new kind is a file in each of the two
+/// folders and a line in each of their tables.
+const KNOW_KINDS: &[&str] = &["adapter/kind/", "train/kind/"];
+
+/// What a bound change is made of, which has the name of a kind.
+const CHANGES: &[(&str, &str)] = &[
+    ("quant/change.rs", "bottleneck"),
+    ("quant/mod.rs", "bottleneck"),
+    ("adapter/sum.rs", "bottleneck"),
+];
+
+/// The words of a source, comments apart, in lower case.
+fn words(text: &str) -> std::collections::HashSet<String> {
+    let lines = text.lines().map(|line| line.split("//").next().unwrap_or_default());
+    let code: String = lines.flat_map(|line| [line, "\n"]).collect();
+    let split = |c: char| !c.is_alphanumeric() && c != '_';
+    code.split(split).map(str::to_lowercase).collect()
+}
+
+#[test]
+fn kinds_are_known_by_name_in_few_places() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    // `lora` is also the name of the layers' low-rank tensors, `full` and `bias` are plain words.
+    let plain = ["lora", "full", "bias"];
+    let names: Vec<&str> = offshoot::adapter::Kind::all()
+        .map(offshoot::adapter::Kind::name)
+        .filter(|name| !plain.contains(name))
+        .collect();
+    assert!(names.len() > 1, "{names:?}");
+    for source in sources() {
+        let known = KNOW_KINDS.iter().any(|place| source.path.starts_with(place));
+        if known || source.path.ends_with("tests.rs") {
+            continue;
+        }
+        let found = words(&std::fs::read_to_string(root.join(&source.path)).unwrap());
+        for name in &names {
+            let change = CHANGES.contains(&(source.path.as_str(), name));
+            assert!(change || !found.contains(*name), "{} knows the kind '{name}'", source.path);
+        }
+    }
+}

@@ -2,19 +2,20 @@
 //! each kind of layer: checked against the ONNX file itself, written anew.
 
 use crate::support::*;
-use offshoot::adapter::{Adapter, Target, TargetAdapter, TargetKind};
+use offshoot::adapter::{Target, TargetAdapter, TargetKind};
 use offshoot::quant::Scheme;
 use offshoot::runtime::PackOptions;
 use prost::Message;
 use tract_onnx::pb::{ModelProto, TensorProto};
 
 /// scaling · lora_b · lora_a, (out, in) row-major.
-fn product(adapter: &Adapter, pair: &TargetAdapter) -> Vec<f32> {
-    let (rank, width) = (pair.rank as usize, pair.in_features());
-    let scaling = adapter.scaling(pair);
-    let mut sum = vec![0.0; pair.out_features() * width];
-    for (row, b) in sum.chunks_mut(width).zip(pair.lora_b.chunks(rank)) {
-        for (b, a) in b.iter().zip(pair.lora_a.chunks(width)) {
+fn product(pair: &TargetAdapter) -> Vec<f32> {
+    let (lora_a, lora_b) = (&pair.tensors[0], &pair.tensors[1]);
+    let (rank, width) = (pair.rank as usize, lora_a.shape[1]);
+    let scaling = pair.scaling();
+    let mut sum = vec![0.0; lora_b.shape[0] * width];
+    for (row, b) in sum.chunks_mut(width).zip(lora_b.values.chunks(rank)) {
+        for (b, a) in b.iter().zip(lora_a.values.chunks(width)) {
             row.iter_mut().zip(a).for_each(|(y, a)| *y += scaling * b * a);
         }
     }
@@ -68,7 +69,7 @@ fn check(name: &str, expected_kinds: &[TargetKind]) {
             _ => false,
         };
         let weight = graph.initializer.iter_mut().find(|t| t.name == node.input[1]).unwrap();
-        add(weight, target, &product(&adapter, pair), transposed);
+        add(weight, target, &product(pair), transposed);
     }
     let folder = tempfile::tempdir().unwrap();
     let merged = folder.path().join("merged.onnx");

@@ -100,13 +100,9 @@ pub fn values(n: usize, seed: u64, spread: f32) -> Vec<f32> {
 /// A low-rank pair with random values for `target`.
 pub fn pair(target: &Target, rank: u32, seed: u64) -> TargetAdapter {
     let n = |features: u32| (rank * features) as usize;
-    TargetAdapter {
-        module_path: target.module_path.clone(),
-        rank,
-        alpha: 2.0 * rank as f32,
-        lora_a: values(n(target.in_features), seed, 0.3),
-        lora_b: values(n(target.out_features), seed ^ 0x5555, 0.3),
-    }
+    let a = values(n(target.in_features), seed, 0.3);
+    let b = values(n(target.out_features), seed ^ 0x5555, 0.3);
+    TargetAdapter::lora(&target.module_path, rank, 2.0 * rank as f32, a, b)
 }
 
 /// An adapter for this base with random pairs on the targets that `keep` selects.

@@ -33,7 +33,7 @@ fn zero_lora_b_leaves_every_bit() {
             let (engine, reference) = tiny(name, scheme);
             let mut adapter = everywhere(&engine, 1);
             let full = engine.bind(&[(&adapter, 1.0)]).unwrap();
-            adapter.targets.iter_mut().for_each(|t| t.lora_b.fill(0.0));
+            adapter.targets.iter_mut().for_each(|t| t.tensors[1].values.fill(0.0));
             let zero = engine.bind(&[(&adapter, 1.0)]).unwrap();
             let base = bits(&engine, &reference, None);
             assert_eq!(bits(&engine, &reference, Some(&zero)), base, "{name} {}", scheme.name());

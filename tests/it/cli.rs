@@ -113,7 +113,7 @@ fn an_adapter_from_training_to_removal() {
     let exported = place.json("adapter export home@1 --base mlp.base -o peft");
     assert_eq!(exported["warnings"].as_array().unwrap().len(), 2, "{exported}");
     place.fails("adapter export home@1 --base mlp.base -o peft", 2);
-    let head = &place.json("inspect one.adapter")["adapter"]["head"];
+    let head = &place.json("inspect one.adapter")["adapter"]["heads"][0];
     let (output, pool) = (head["output"].as_str().unwrap(), head["pool"].as_str().unwrap());
     place.ok(&format!(
         "adapter import peft --base mlp.base -o back.adapter --head-output {output} --pool {pool}"

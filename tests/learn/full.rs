@@ -44,7 +44,7 @@ impl Elsewhere {
     /// Share right through these layers, or through the base's own.
     fn accuracy(&self, layers: Option<&Adapter>) -> f64 {
         let layers = layers.unwrap_or(&self.head).clone();
-        let with = Adapter { head: self.head.head.clone(), ..layers };
+        let with = Adapter { heads: self.head.heads.clone(), ..layers };
         let bound = self.engine.bind(&[(&with, 1.0)]).unwrap();
         f64::from(evaluate(&self.engine, Some(&bound), &self.test, 8).unwrap().accuracy.unwrap())
     }

@@ -145,7 +145,7 @@ impl Week {
         let good = self.device.active(self.name).unwrap();
         let loaded = self.device.store.load(&Reference::parse(self.name).unwrap()).unwrap();
         let mut adapter: Adapter = loaded.adapter;
-        let head = adapter.head.as_mut().unwrap();
+        let head = &mut adapter.heads[0];
         head.weight.rotate_left(head.features as usize);
         head.bias.rotate_left(1);
         let added = self.device.store.add(self.name, &adapter, &Origin::default()).unwrap();

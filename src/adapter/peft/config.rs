@@ -1,33 +1,18 @@
 //! `adapter_config.json`: which modules carry a pair, with which rank and alpha; every option that
 //! this crate can't honour is refused by its key.
 
+use super::super::kind::{Kind, PeftForm};
 use super::super::names::shown;
 use super::json::Json;
 use crate::error::{Error, Result};
 use regex::{Regex, RegexBuilder};
 
-/// Options that don't bear on what the tensors mean.
-const WITHOUT_EFFECT: &[&str] = &[
-    "auto_mapping",
-    "peft_version",
-    "base_model_name_or_path",
-    "revision",
-    "inference_mode",
-    "lora_dropout",
-    // The layer's own weight may lie transposed; lora_A and lora_B do not.
-    "fan_in_fan_out",
-    "megatron_core",
-    "loftq_config",
-    "eva_config",
-    "corda_config",
-    "lora_ga_config",
-    "qalora_group_size",
-    "runtime_config",
-];
+/// Options that don't bear on what the tensors mean, whatever the kind.
+const WITHOUT_EFFECT: &[&str] =
+    &["auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"];
 
 /// Options that change the computation, or that are unknown to leave it alone, when set.
 const REFUSED: &[(&str, &str)] = &[
-    ("use_dora", "DoRA's magnitudes are not supported"),
     ("lora_bias", "biases on lora_B are not supported"),
     ("use_qalora", "QALoRA is not supported"),
     ("use_bdlora", "block-diagonal LoRA is not supported"),
@@ -69,9 +54,10 @@ pub(super) fn is_suffix(path: &str, suffix: &str) -> bool {
     path.strip_suffix(suffix).is_some_and(|rest| rest.ends_with('.'))
 }
 
-/// What of a LoRA configuration bears on its tensors.
+/// What of a configuration bears on its tensors.
 #[derive(Debug)]
 pub(super) struct Config {
+    pub kind: Kind,
     rank: u32,
     alpha: f32,
     pub rslora: bool,
@@ -82,6 +68,8 @@ pub(super) struct Config {
     layers_patterns: Vec<Regex>,
     ranks: Vec<(Regex, u32)>,
     alphas: Vec<(Regex, f32)>,
+    /// IA3's modules whose inputs are scaled.
+    feedforward: Option<Modules>,
     /// Module names (or last parts of them) that are saved in full.
     pub saved: Vec<String>,
     pub warnings: Vec<String>,
@@ -94,7 +82,9 @@ impl Config {
         let Json::Object(entries) = Json::parse(text)? else {
             return Err(Error::bad_input("not a JSON object"));
         };
+        let find = |key: &str| entries.iter().find(|(k, _)| k == key).map(|(_, v)| v);
         let mut config = Config {
+            kind: kind(&find)?,
             rank: 8,
             alpha: 8.0,
             rslora: false,
@@ -104,20 +94,10 @@ impl Config {
             layers_patterns: Vec::new(),
             ranks: Vec::new(),
             alphas: Vec::new(),
+            feedforward: None,
             saved: Vec::new(),
             warnings: Vec::new(),
         };
-        let find = |key: &str| entries.iter().find(|(k, _)| k == key).map(|(_, v)| v);
-        match find("peft_type") {
-            Some(Json::Text(t)) if t == "LORA" => {}
-            Some(other) => {
-                return Err(Error::unsupported(format!(
-                    "peft_type is {}, only 'LORA' is supported",
-                    other.describe()
-                )));
-            }
-            None => return Err(Error::bad_input("key 'peft_type' is missing")),
-        }
         if let Some(Json::Text(task)) = find("task_type")
             && matches!(task.as_str(), "SEQ_CLS" | "TOKEN_CLS")
         {
@@ -134,11 +114,27 @@ impl Config {
         Ok(config)
     }
 
+    /// The form of its kind.
+    pub(super) fn form(&self) -> Option<&'static dyn PeftForm> {
+        self.kind.rules().peft()
+    }
+
     fn entry(&mut self, key: &str, value: &Json) -> Result<()> {
+        let form = self.form();
         match key {
             "peft_type" | "task_type" => {}
+            // They have chosen the kind.
+            key if forms().any(|f| f.selected_by().1 == Some(key)) => {}
+            key if form.is_some_and(|f| f.without_effect().contains(&key)) => {}
             "r" => self.rank = rank(key, value)?,
-            "lora_alpha" => self.alpha = alpha(key, value)?,
+            key if form.is_some_and(|f| f.alpha_key() == key) => self.alpha = alpha(key, value)?,
+            "feedforward_modules" if value.truthy() => {
+                self.feedforward = self.modules(key, value)?;
+                if self.feedforward.is_none() {
+                    return Err(refused(key, value, "the pattern can't be evaluated here"));
+                }
+            }
+            "feedforward_modules" => {}
             "use_rslora" => self.rslora = boolean(key, value)?,
             "target_modules" => self.targets = self.modules(key, value)?,
             "exclude_modules" if value.truthy() => {
@@ -251,12 +247,47 @@ impl Config {
         number.is_some_and(|n| layers.contains(&n))
     }
 
+    /// Whether IA3 scales the module's inputs.
+    pub(super) fn is_feedforward(&self, path: &str) -> bool {
+        self.feedforward.as_ref().is_some_and(|modules| modules.matches(path))
+    }
+
     /// Rank and alpha of module `path`: of the first pattern that matches, else the file's own.
     pub(super) fn rank_alpha(&self, path: &str) -> (u32, f32) {
         let rank = self.ranks.iter().find(|(p, _)| p.is_match(path)).map_or(self.rank, |r| r.1);
         let alpha = self.alphas.iter().find(|(p, _)| p.is_match(path)).map_or(self.alpha, |a| a.1);
         (rank, alpha)
     }
+}
+
+/// The forms of all kinds that PEFT has.
+fn forms() -> impl Iterator<Item = &'static dyn PeftForm> {
+    Kind::all().filter_map(|kind| kind.rules().peft())
+}
+
+/// The kind that a configuration is of.
+fn kind<'a>(find: &dyn Fn(&str) -> Option<&'a Json>) -> Result<Kind> {
+    let Some(stated) = find("peft_type") else {
+        return Err(Error::bad_input("key 'peft_type' is missing"));
+    };
+    let of = |kind: &Kind| Some((kind.rules().peft()?.selected_by(), *kind));
+    let known: Vec<_> = Kind::all().filter_map(|kind| of(&kind)).collect();
+    let is_set = |key: &str| find(key).is_some_and(Json::truthy);
+    let fits = |((method, key), _): &&((&str, Option<&str>), Kind)| {
+        matches!(stated, Json::Text(t) if t == method) && key.is_none_or(is_set)
+    };
+    // A kind with a key of its own goes before the one without.
+    let found = known.iter().filter(fits).max_by_key(|((_, key), _)| key.is_some());
+    found.map(|(_, kind)| *kind).ok_or_else(|| {
+        let mut methods: Vec<String> =
+            known.iter().map(|((method, _), _)| format!("'{method}'")).collect();
+        methods.dedup();
+        Error::unsupported(format!(
+            "peft_type is {}, only {} are supported",
+            stated.describe(),
+            methods.join(", ")
+        ))
+    })
 }
 
 /// The first number among the segments after the first two and before the last, which is
@@ -430,7 +461,6 @@ mod tests {
     #[test]
     fn what_cannot_be_honoured_is_refused_by_its_key() {
         for (key, value) in [
-            ("use_dora", "true"),
             ("lora_bias", "true"),
             ("use_qalora", "true"),
             ("use_bdlora", "true"),
@@ -456,7 +486,7 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
             assert!(error.message().contains(&format!("'{key}'")), "{error}");
         }
-        let error = Config::parse(r#"{"peft_type": "IA3"}"#).unwrap_err();
+        let error = Config::parse(r#"{"peft_type": "VERA"}"#).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
     }
 

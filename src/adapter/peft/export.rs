@@ -1,11 +1,12 @@
 //! An adapter as a PEFT directory. What is written is read back as an import would, and refused
 //! where it is not the same adapter.
 
-use super::super::config::{Adapter, TargetAdapter};
+use super::super::config::{Adapter, Head, NamedTensor, TargetAdapter};
+use super::super::kind::{Kind, PeftForm};
 use super::super::names::shown;
-use super::super::target::{Target, TargetKind};
+use super::super::target::Target;
 use super::config::Config;
-use super::tensors::{PREFIX, channels_last};
+use super::tensors::PREFIX;
 use super::{CONFIG, HeadSpec, ImportOptions, WEIGHTS, assemble};
 use crate::error::{Error, Result};
 use crate::fs::{Access, sync_folder, write_atomic_bytes};
@@ -23,8 +24,9 @@ use std::path::Path;
 /// without change, with the reason. Else what the file system says (failed).
 pub fn export(adapter: &Adapter, targets: &[Target], dir: &Path) -> Result<Vec<String>> {
     adapter.check()?;
-    let text = configuration(adapter);
-    let bytes = weights(adapter, targets)?;
+    let layers = layers(adapter, targets)?;
+    let text = configuration(adapter, &layers)?;
+    let bytes = weights(adapter, &layers)?;
     read_back(adapter, targets, &text, &bytes)?;
     std::fs::create_dir(dir).map_err(|e| match e.kind() {
         std::io::ErrorKind::AlreadyExists => {
@@ -38,9 +40,9 @@ pub fn export(adapter: &Adapter, targets: &[Target], dir: &Path) -> Result<Vec<S
     let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     sync_folder(parent).map_err(|e| Error::io(parent, e))?;
     let mut left = vec![];
-    if let Some(head) = &adapter.head {
+    if let Some(head) = adapter.head() {
         left.push(format!(
-            "PEFT does not say that head '{}' reads '{}' ({} pooling), nor its labels: {}",
+            "PEFT does not say that head '{}' reads '{}' ({} pooling), nor its task, thresholds and labels: {}",
             shown(&head.name),
             shown(&head.output),
             head.pool.name(),
@@ -58,80 +60,98 @@ fn pattern(path: &str) -> String {
     format!("^{}", regex::escape(path))
 }
 
-fn configuration(adapter: &Adapter) -> String {
-    let first = adapter.targets.first();
-    let (rank, alpha) = first.map_or((1, 1.0), |t| (t.rank, t.alpha));
-    let differing = |value: &dyn Fn(&TargetAdapter) -> Option<Value>| -> Map<String, Value> {
-        let entry = |t: &TargetAdapter| Some((pattern(&t.module_path), value(t)?));
-        adapter.targets.iter().filter_map(entry).collect()
+/// Each target with its layer.
+fn layers<'a>(
+    adapter: &'a Adapter,
+    targets: &'a [Target],
+) -> Result<Vec<(&'a TargetAdapter, &'a Target)>> {
+    let layer = |target: &'a TargetAdapter| {
+        let path = target.module_path.as_str();
+        let found = targets.iter().find(|t| t.module_path == path);
+        let missing = || Error::mismatch(format!("the base has no target '{}'", shown(path)));
+        Ok((target, found.ok_or_else(missing)?))
     };
-    let ranks = differing(&|t| (t.rank != rank).then(|| json!(t.rank)));
-    // f64 holds an f32 exactly, and so does its shortest text.
-    let alphas = differing(&|t| (t.alpha != alpha).then(|| json!(f64::from(t.alpha))));
+    adapter.targets.iter().map(layer).collect()
+}
+
+/// The kind of all targets and its form.
+fn form(adapter: &Adapter) -> Result<(Kind, &'static dyn PeftForm)> {
+    let kind = adapter.targets.first().map_or(Kind::default(), |t| t.kind);
+    if adapter.targets.iter().any(|t| t.kind != kind) {
+        return Err(Error::unsupported(format!(
+            "its targets are of kinds {}: a PEFT directory holds one",
+            adapter.kinds().join(", ")
+        )));
+    }
+    let form = kind.rules().peft();
+    Ok((
+        kind,
+        form.ok_or_else(|| {
+            Error::unsupported(format!("PEFT has no form for kind '{}'", kind.name()))
+        })?,
+    ))
+}
+
+fn configuration(adapter: &Adapter, layers: &[(&TargetAdapter, &Target)]) -> Result<String> {
+    let (kind, form) = form(adapter)?;
+    let first = adapter.targets.first();
     let paths: Vec<&str> = adapter.targets.iter().map(|t| t.module_path.as_str()).collect();
-    let saved: Vec<&str> = adapter.head.iter().map(|h| h.name.as_str()).collect();
-    let config = json!({
-        "peft_type": "LORA",
+    let saved: Vec<&str> = adapter.heads.iter().map(|h| h.name.as_str()).collect();
+    let mut config = json!({
+        "peft_type": form.selected_by().0,
         "task_type": null,
         "base_model_name_or_path": null,
         "inference_mode": true,
-        "r": rank,
-        "lora_alpha": f64::from(alpha),
-        "use_rslora": adapter.rslora,
-        "use_dora": false,
-        "bias": "none",
-        "fan_in_fan_out": false,
-        "init_lora_weights": true,
-        "lora_dropout": 0.0,
         "target_modules": paths,
-        "rank_pattern": ranks,
-        "alpha_pattern": alphas,
         "modules_to_save": if saved.is_empty() { Value::Null } else { json!(saved) },
     });
-    format!("{config:#}\n")
+    let mut more = vec![form.settings(layers)?];
+    if kind.is_ranked() {
+        let (rank, alpha) = first.map_or((1, 1.0), |t| (t.rank, t.alpha));
+        let differing = |value: &dyn Fn(&TargetAdapter) -> Option<Value>| -> Map<String, Value> {
+            let entry = |t: &TargetAdapter| Some((pattern(&t.module_path), value(t)?));
+            adapter.targets.iter().filter_map(entry).collect()
+        };
+        let ranks = differing(&|t| (t.rank != rank).then(|| json!(t.rank)));
+        // f64 holds an f32 exactly, and so does its shortest text.
+        let alphas = differing(&|t| (t.alpha != alpha).then(|| json!(f64::from(t.alpha))));
+        more.push(json!({
+            "r": rank,
+            form.alpha_key(): f64::from(alpha),
+            "rank_pattern": ranks,
+            "alpha_pattern": alphas,
+        }));
+    }
+    if let Value::Object(config) = &mut config {
+        for value in more {
+            if let Value::Object(entries) = value {
+                config.extend(entries);
+            }
+        }
+    }
+    Ok(format!("{config:#}\n"))
 }
 
-fn weights(adapter: &Adapter, targets: &[Target]) -> Result<Vec<u8>> {
+fn weights(adapter: &Adapter, layers: &[(&TargetAdapter, &Target)]) -> Result<Vec<u8>> {
+    let (_, form) = form(adapter)?;
     let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = vec![];
-    let mut put = |name: String, shape: Vec<usize>, values: &[f32]| {
-        tensors.push((name, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect()));
+    let mut put = |name: String, shape: &[usize], values: &[f32]| {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        tensors.push((name, shape.to_vec(), bytes));
     };
-    for pair in &adapter.targets {
-        let path = pair.module_path.as_str();
-        let Some(target) = targets.iter().find(|t| t.module_path == path) else {
-            return Err(Error::mismatch(format!("the base has no target '{}'", shown(path))));
-        };
-        let (r, inputs, outputs) = (pair.rank as usize, pair.in_features(), pair.out_features());
-        let (window, ones): (Vec<usize>, usize) = match target.kind {
-            TargetKind::Linear => (vec![], 0),
-            TargetKind::Conv { kernel: [_, w], one_axis: true } => (vec![w as usize], 1),
-            TargetKind::Conv { kernel: [h, w], one_axis: false } => {
-                (vec![h as usize, w as usize], 2)
-            }
-            TargetKind::Embedding => {
-                return Err(Error::unsupported(format!(
-                    "target '{}' is an embedding, which is not supported",
-                    shown(path)
-                )));
-            }
-        };
-        // 1 for a linear layer: the product of nothing.
-        let area = window.iter().product::<usize>();
-        let channels = inputs.checked_div(area).unwrap_or(0);
-        let a = match ones {
-            0 => pair.lora_a.clone(),
-            // (R, window, channels) to (R, channels, window): the same turn, the other way about.
-            _ => channels_last(pair.lora_a.clone(), area, channels),
-        };
-        put(format!("{PREFIX}{path}.lora_A.weight"), [vec![r, channels], window].concat(), &a);
-        let shape = [vec![outputs, r], vec![1; ones]].concat();
-        put(format!("{PREFIX}{path}.lora_B.weight"), shape, &pair.lora_b);
+    for (target, layer) in layers {
+        let path = target.module_path.as_str();
+        let written = form
+            .write(target, layer)
+            .map_err(|e| e.at(format_args!("target '{}'", shown(path))))?;
+        for NamedTensor { name, shape, values } in written {
+            put(format!("{PREFIX}{path}{name}"), &shape, &values);
+        }
     }
-    if let Some(head) = &adapter.head {
+    if let Some(head) = adapter.head() {
         let (name, classes) = (&head.name, head.classes());
-        let shape = vec![classes, head.features as usize];
-        put(format!("{PREFIX}{name}.weight"), shape, &head.weight);
-        put(format!("{PREFIX}{name}.bias"), vec![classes], &head.bias);
+        put(format!("{PREFIX}{name}.weight"), &[classes, head.features as usize], &head.weight);
+        put(format!("{PREFIX}{name}.bias"), &[classes], &head.bias);
     }
     let failed = |e: &dyn std::fmt::Display| Error::failed(format!("it can't be encoded: {e}"));
     let views = tensors
@@ -154,7 +174,7 @@ fn read_back(adapter: &Adapter, targets: &[Target], text: &str, bytes: &[u8]) ->
     };
     let options = ImportOptions {
         base: adapter.base,
-        head: adapter.head.as_ref().map(|h| HeadSpec {
+        head: adapter.head().map(|h| HeadSpec {
             output: h.output.clone(),
             pool: h.pool,
             labels: Some(h.labels.clone()),
@@ -167,7 +187,19 @@ fn read_back(adapter: &Adapter, targets: &[Target], text: &str, bytes: &[u8]) ->
     let sorted = |adapter: &Adapter| {
         let mut pairs = adapter.targets.clone();
         pairs.sort_by(|a, b| a.module_path.cmp(&b.module_path));
-        Adapter { targets: pairs, probes: vec![], training: None, ..adapter.clone() }
+        let heads = adapter.heads.iter().map(|h| Head {
+            task: "classes".into(),
+            thresholds: vec![],
+            temperature: 1.0,
+            ..h.clone()
+        });
+        Adapter {
+            name: adapter.name.clone(),
+            base: adapter.base,
+            targets: pairs,
+            heads: heads.collect(),
+            ..Adapter::default()
+        }
     };
     match sorted(&imported.adapter) == sorted(adapter) {
         true => Ok(()),

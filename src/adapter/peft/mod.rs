@@ -1,4 +1,4 @@
-//! PEFT adapter directories (`adapter_config.json` and `adapter_model.safetensors`), LoRA only.
+//! PEFT adapter directories (`adapter_config.json` and `adapter_model.safetensors`).
 //! Import and export are whole or refused with the reason.
 
 mod config;
@@ -7,7 +7,8 @@ mod json;
 mod matching;
 mod tensors;
 
-use super::config::{Adapter, Head, Kind, Pool, TargetAdapter};
+use super::config::{Adapter, Head, Pool, TargetAdapter};
+use super::kind::Site;
 use super::names::shown;
 use super::target::Target;
 use crate::error::{Error, Result};
@@ -55,13 +56,13 @@ pub struct MatchRow {
     pub peft: String,
     /// The target that it was matched with.
     pub module_path: String,
-    /// R.
+    /// R; 0 where the kind has none.
     pub rank: u32,
     /// Numerator of the scaling.
     pub alpha: f32,
-    /// Columns of lora_a.
+    /// The layer's in_features.
     pub in_features: u32,
-    /// Rows of lora_b.
+    /// The layer's out_features.
     pub out_features: u32,
 }
 
@@ -81,8 +82,8 @@ pub struct Imported {
 ///
 /// # Errors
 /// Bad input: files missing, damaged or at odds with each other. Mismatch: modules without a
-/// target, other shapes, more or fewer labels than classes. Unsupported: pickle files and what is
-/// not plain LoRA, naming the key or the tensor.
+/// target, other shapes, more or fewer labels than classes. Unsupported: pickle files and methods
+/// that are none of the kinds, naming the key or the tensor.
 pub fn import(dir: &Path, targets: &[Target], options: &ImportOptions) -> Result<Imported> {
     let file = |name: &str| dir.join(name);
     if !file(CONFIG).is_file() {
@@ -134,18 +135,18 @@ fn assemble(
     name: String,
 ) -> Result<Imported> {
     let tensors = tensors::read(bytes, &config)?;
-    if tensors.pairs.is_empty() && tensors.saved.is_empty() {
+    if tensors.changed.is_empty() && tensors.saved.is_empty() {
         return Err(Error::bad_input("there are no tensors in it"));
     }
-    if let Some(path) = tensors.pairs.keys().find(|path| config.selects(path) == Some(false)) {
+    if let Some(path) = tensors.changed.keys().find(|path| config.selects(path) == Some(false)) {
         return Err(Error::bad_input(format!(
-            "module '{}' has a pair but the configuration does not select it",
+            "module '{}' has tensors but the configuration does not select it",
             shown(path)
         ))
         .hint("see 'target_modules', 'exclude_modules' and 'layers_to_transform'"));
     }
     let mut warnings = std::mem::take(&mut config.warnings);
-    let paths: Vec<&str> = tensors.pairs.keys().map(String::as_str).collect();
+    let paths: Vec<&str> = tensors.changed.keys().map(String::as_str).collect();
     let (prefix, matched) = matching::match_all(&paths, targets)?;
     if let Some(warning) = unadapted(&config, &prefix, targets, &matched) {
         warnings.push(warning);
@@ -160,21 +161,28 @@ fn assemble(
         }
     }
     let mut found = Vec::with_capacity(matched.len());
-    for ((path, pair), index) in tensors.pairs.into_iter().zip(matched) {
-        let Some(target) = targets.get(index) else { continue };
-        let (rank, alpha) = config.rank_alpha(&path);
-        let (lora_a, lora_b) = tensors::to_target(pair, target, rank)
-            .map_err(|e| e.at(format_args!("module '{}'", shown(&path))))?;
-        let module_path = target.module_path.clone();
+    let form = config.form().ok_or_else(|| Error::failed("the kind has no form in PEFT"))?;
+    for ((path, saved), index) in tensors.changed.into_iter().zip(matched) {
+        let Some(layer) = targets.get(index) else { continue };
+        let (rank, alpha) = match config.kind.is_ranked() {
+            true => config.rank_alpha(&path),
+            false => (0, 0.0),
+        };
+        let at = Site { layer, rank, feedforward: config.is_feedforward(&path) };
+        let tensors =
+            form.read(&saved, &at).map_err(|e| e.at(format_args!("module '{}'", shown(&path))))?;
+        let module_path = layer.module_path.clone();
         let row = MatchRow {
             peft: path,
             module_path: module_path.clone(),
             rank,
             alpha,
-            in_features: target.in_features,
-            out_features: target.out_features,
+            in_features: layer.in_features,
+            out_features: layer.out_features,
         };
-        found.push((index, row, TargetAdapter { module_path, rank, alpha, lora_a, lora_b }));
+        let (kind, rslora) = (config.kind, config.rslora);
+        let target = TargetAdapter { module_path, kind, rank, alpha, rslora, tensors };
+        found.push((index, row, target));
     }
     found.sort_by_key(|(index, ..)| *index);
     let (rows, pairs) = found.into_iter().map(|(_, row, pair)| (row, pair)).unzip();
@@ -194,13 +202,10 @@ fn assemble(
     };
     let adapter = Adapter {
         name,
-        kind: Kind::Lora,
         base: options.base,
-        rslora: config.rslora,
         targets: pairs,
-        head,
-        training: None,
-        probes: Vec::new(),
+        heads: head.into_iter().collect(),
+        ..Adapter::default()
     };
     adapter.check()?;
     Ok(Imported { adapter, rows, warnings })
@@ -228,7 +233,7 @@ fn unadapted(
         .collect();
     left.first().map(|first| {
         format!(
-            "{} targets of the base that 'target_modules' selects have no pair, '{}' first",
+            "{} targets of the base that 'target_modules' selects have no tensors, '{}' first",
             left.len(),
             shown(first)
         )
@@ -281,7 +286,8 @@ fn to_head(
         None => (0..classes).map(|i| i.to_string()).collect(),
     };
     let (output, pool) = spec.map_or((String::new(), Pool::Mean), |s| (s.output.clone(), s.pool));
-    Ok(Head { name: path, output, pool, labels, features, weight: weight.values, bias })
+    let weight = weight.values;
+    Ok(Head { name: path, output, pool, labels, features, weight, bias, ..Head::default() })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@ use super::super::testing::{base, linear};
 use super::super::{TargetKind, bind};
 use super::*;
 use crate::error::ErrorKind;
+use crate::quant::{Change, LowRank, Packed};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use std::path::PathBuf;
 
@@ -53,14 +54,14 @@ fn pefts_own_directories_import_whole() {
             assert_eq!(imported.warnings.len(), 1, "{:?}", imported.warnings);
             let adapter = imported.adapter;
             assert_eq!(adapter.name, name);
-            let head = adapter.head.as_ref().unwrap();
+            let head = adapter.head().unwrap();
             assert_eq!((head.name.as_str(), head.features), ("classifier", 384));
             assert_eq!((head.classes(), head.output.as_str()), (classes, ""));
             assert_eq!(head.labels[1], "1");
-            let bound = bind(&[(&adapter, 1.0)], &targets, &base(1)).unwrap();
-            assert!(
-                bound.targets.iter().all(|t| t.as_ref().is_some_and(|t| t.rank() == rank as usize))
-            );
+            let bound =
+                bind(&[(&adapter, 1.0)], &targets, &base(1), &Vec::<Packed>::new()).unwrap();
+            let of = |t: &Option<Change>| t.as_ref()?.low_rank.as_ref().map(LowRank::rank);
+            assert!(bound.targets.iter().all(|t| of(t) == Some(rank as usize)));
         }
     }
 }
@@ -78,9 +79,9 @@ fn values_are_those_of_the_file() {
     };
     // PEFT wrote layer 0's attention.output.dense and attention.self.key first.
     let pairs = &imported.adapter.targets;
-    assert_eq!(pairs[3].lora_a, floats(0, 8 * 384));
-    assert_eq!(pairs[3].lora_b, floats(12288, 8 * 384));
-    assert_eq!(pairs[1].lora_a, floats(24576, 8 * 384));
+    assert_eq!(pairs[3].tensors[0].values, floats(0, 8 * 384));
+    assert_eq!(pairs[3].tensors[1].values, floats(12288, 8 * 384));
+    assert_eq!(pairs[1].tensors[0].values, floats(24576, 8 * 384));
 }
 
 #[test]
@@ -138,10 +139,9 @@ fn all_that_a_directory_can_hold_comes_back() {
     let mut line = linear("m.line", 2 * 3, 5);
     line.kind = TargetKind::Conv { kernel: [1, 3], one_axis: true };
     let targets = [linear("a.q", 6, 4), wide, line, linear("q", 6, 4), linear("m.a.q", 6, 4)];
-    let adapter = Adapter {
+    let mut adapter = Adapter {
         name: "out".into(),
         base: Some(base(1)),
-        rslora: true,
         targets: vec![
             pair("q", 2, 0.1, 6, 4),
             pair("m.conv", 3, 3.0, 12, 5),
@@ -149,9 +149,10 @@ fn all_that_a_directory_can_hold_comes_back() {
             pair("m.line", 2, 0.1, 6, 5),
             pair("m.a.q", 4, 1e-7, 6, 4),
         ],
-        head: Some(head("score")),
+        heads: vec![untold(head("score"))],
         ..Adapter::default()
     };
+    adapter.targets.iter_mut().for_each(|t| t.rslora = true);
     let place = tempfile::tempdir().unwrap();
     let out = place.path().join("out");
     export(&adapter, &targets, &out).unwrap();
@@ -160,7 +161,7 @@ fn all_that_a_directory_can_hold_comes_back() {
     let a = file.tensor("base_model.model.m.conv.lora_A.weight").unwrap();
     assert_eq!(a.shape(), [3, 2, 2, 3]);
     // Channel 0, row 0, column 1: channels are innermost in ours.
-    assert_eq!(a.data()[4..8], adapter.targets[1].lora_a[2].to_le_bytes());
+    assert_eq!(a.data()[4..8], adapter.targets[1].tensors[0].values[2].to_le_bytes());
     assert_eq!(file.tensor("base_model.model.m.line.lora_B.weight").unwrap().shape(), [5, 2, 1]);
     let spec = HeadSpec {
         output: "logits".into(),
@@ -183,7 +184,7 @@ fn what_a_directory_can_not_hold_is_not_exported() {
     let out = place.path().join("out");
     let adapter = |path: &str, name: &str| Adapter {
         targets: vec![pair(path, 2, 4.0, 3, 4)],
-        head: Some(head(name)),
+        heads: vec![untold(head(name))],
         ..Adapter::default()
     };
     // A head that has a layer's name would take the layer's place.
@@ -192,6 +193,11 @@ fn what_a_directory_can_not_hold_is_not_exported() {
     let error = export(&adapter("m.x", "score"), &targets(), &out).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Mismatch, "{error}");
     assert!(!out.exists());
+}
+
+/// Without what PEFT has no place for.
+fn untold(head: Head) -> Head {
+    Head { thresholds: vec![], temperature: 1.0, ..head }
 }
 
 type Named<'a> = (&'a str, Dtype, Vec<usize>, Vec<u8>);
@@ -241,8 +247,8 @@ fn half_floats_and_names_without_prefix() {
         ("m.q.lora_B.weight", Dtype::BF16, vec![4, 2], bf16s(&b)),
     ];
     let got = imported(PLAIN, &tensors).unwrap().adapter;
-    assert_eq!(got.targets[0].lora_a, a);
-    assert_eq!(got.targets[0].lora_b, b);
+    assert_eq!(got.targets[0].tensors[0].values, a);
+    assert_eq!(got.targets[0].tensors[1].values, b);
     assert_eq!(got.targets[0].alpha, 8.0);
 }
 
@@ -254,14 +260,14 @@ fn convolutions_become_channels_last() {
         [f32s("conv.lora_A.weight", [2, 2, 2, 2]), f32s("conv.lora_B.weight", [5, 2, 1, 1])];
     let dir = folder(PLAIN, &tensors);
     let got = import(dir.path(), &[conv], &ImportOptions::default()).unwrap().adapter;
-    assert_eq!(got.targets[0].lora_a[..8], [1., 5., 2., 6., 3., 7., 4., 8.]);
+    assert_eq!(got.targets[0].tensors[0].values[..8], [1., 5., 2., 6., 3., 7., 4., 8.]);
 }
 
 #[test]
 fn a_head_takes_what_the_file_does_not_say_from_the_caller() {
     let mut tensors = pair();
     tensors.push(f32s("base_model.model.score.weight", [2, 3]));
-    let head = imported(PLAIN, &tensors).unwrap().adapter.head.unwrap();
+    let head = imported(PLAIN, &tensors).unwrap().adapter.heads.remove(0);
     assert_eq!((head.bias, head.pool), (vec![0.0, 0.0], Pool::Mean));
     let dir = folder(PLAIN, &tensors);
     let spec = |labels: &[&str]| ImportOptions {
@@ -272,9 +278,9 @@ fn a_head_takes_what_the_file_does_not_say_from_the_caller() {
         }),
         ..ImportOptions::default()
     };
-    let got = import(dir.path(), &targets(), &spec(&["off", "on"])).unwrap();
+    let mut got = import(dir.path(), &targets(), &spec(&["off", "on"])).unwrap();
     assert!(got.warnings.is_empty());
-    let head = got.adapter.head.unwrap();
+    let head = got.adapter.heads.remove(0);
     assert_eq!(
         (head.output.as_str(), head.pool, head.labels[1].as_str()),
         ("hidden", Pool::Cls, "on")
@@ -288,8 +294,8 @@ fn patterns_and_rslora_reach_the_adapter() {
     let config = r#"{"peft_type": "LORA", "r": 7, "lora_alpha": 3, "use_rslora": true,
         "rank_pattern": {"q": 2}, "alpha_pattern": {"m.q": 5}, "target_modules": ["q"]}"#;
     let got = imported(config, &pair()).unwrap().adapter;
-    assert!(got.rslora);
-    assert_eq!(got.scaling(&got.targets[0]), (5.0 / 2f64.sqrt()) as f32);
+    assert!(got.targets[0].rslora);
+    assert_eq!(got.targets[0].scaling(), (5.0 / 2f64.sqrt()) as f32);
 }
 
 #[test]
@@ -303,15 +309,11 @@ fn each_fault_is_refused_by_name() {
     let ints = ("m.k.lora_A.weight", Dtype::I32, vec![1], vec![0; 4]);
     let narrow = r#"{"peft_type": "LORA", "r": 2, "target_modules": ["k"]}"#;
     let cases = [
-        (
-            with(f32s("base_model.model.m.e.lora_embedding_A", [2, 9])),
-            "embeddings",
-            ErrorKind::Unsupported,
-        ),
-        (with(f32s("m.q.lora_magnitude_vector", [4])), "DoRA", ErrorKind::Unsupported),
+        (with(f32s("base_model.model.m.e.lora_embedding_A", [2, 9])), "'m.e'", ErrorKind::Mismatch),
+        (with(f32s("m.q.lora_magnitude_vector", [4])), "kind 'dora'", ErrorKind::Unsupported),
         (with(f32s("m.q.lora_B.bias", [4])), "biases on lora_B", ErrorKind::Unsupported),
         (with(f32s("m.q.base_layer.bias", [4])), "trained biases", ErrorKind::Unsupported),
-        (with(f32s("m.q.ia3_l", [4, 1])), "IA3", ErrorKind::Unsupported),
+        (with(f32s("m.q.hada_w1_a", [4, 1])), "LoHa", ErrorKind::Unsupported),
         (with(f32s("m.q.lora_C.weight", [4])), "'m.q.lora_C.weight'", ErrorKind::Unsupported),
         (with(f32s("m.k.lora_A.weight", [2, 3])), "'m.k': lora_B is missing", ErrorKind::BadInput),
         (with(f32s("m.k.lora_B.weight", [2, 3])), "'m.k': lora_A is missing", ErrorKind::BadInput),
@@ -329,8 +331,8 @@ fn each_fault_is_refused_by_name() {
         ),
         (
             imported(r#"{"peft_type": "LORA", "r": 2, "use_dora": true}"#, &pair()).unwrap_err(),
-            "'use_dora'",
-            ErrorKind::Unsupported,
+            "lora_magnitude_vector is missing",
+            ErrorKind::BadInput,
         ),
     ];
     for (error, expected, kind) in &cases {

@@ -155,6 +155,7 @@ impl Assignment {
         let t = &self.train;
         TrainOptions {
             name: self.name.clone(),
+            kind: t.kind,
             rank: t.rank,
             alpha: t.alpha,
             targets: TargetChoice::parse(&t.targets),

@@ -212,7 +212,7 @@ fn labelled(
 ) -> Result<Option<Labelled>> {
     let knows = |labels: &[String]| data.labels.iter().all(|l| labels.contains(l));
     let own = &engine.base().preprocess().labels;
-    let by_head = candidate.and_then(|c| c.head.as_ref()).is_some_and(|h| knows(&h.labels));
+    let by_head = candidate.and_then(Adapter::head).is_some_and(|h| knows(&h.labels));
     if !by_head && !knows(own) {
         return Err(Error::mismatch(
             "neither the adapter nor the base knows the labels of the \
@@ -222,8 +222,8 @@ fn labelled(
     let mut shares = vec![];
     for side in [candidate, previous] {
         let adapter = side.map(|a| {
-            let head = if by_head { a.head.clone() } else { None };
-            engine.bind(&[(&Adapter { head, ..a.clone() }, 1.0)])
+            let heads = if by_head { a.heads.clone() } else { vec![] };
+            engine.bind(&[(&Adapter { heads, ..a.clone() }, 1.0)])
         });
         let adapter = adapter.transpose()?;
         if adapter.is_none() && !knows(own) {

@@ -2,6 +2,7 @@
 //! `[watch]` of the configuration.
 
 use super::hours::Hours;
+use crate::adapter::Kind;
 use crate::error::{Error, Result};
 use crate::train::TargetChoice;
 use serde::{Deserialize, Serialize};
@@ -32,7 +33,9 @@ pub struct TrainSettings {
     pub enabled: bool,
     /// Memory of the training process, in MiB.
     pub memory_mib: u64,
-    /// R of every target.
+    /// How targets are changed: `lora` and the other kinds of `offshoot train --kind`.
+    pub kind: Kind,
+    /// R of every target, where the kind has one.
     pub rank: u32,
     /// Numerator of the scaling.
     pub alpha: f32,
@@ -75,6 +78,7 @@ impl Default for TrainSettings {
         TrainSettings {
             enabled: true,
             memory_mib: 128,
+            kind: Kind::default(),
             rank: 8,
             alpha: 16.0,
             targets: "all-linear".into(),

@@ -270,7 +270,7 @@ fn candidate(
         (options.warm_start, lesson.replayed) = (false, 0);
         print(&Line::Note { text: format!("it starts afresh: {}", why.message()) });
     }
-    if previous.is_some_and(|p| p.head.is_none()) {
+    if previous.is_some_and(|p| p.heads.is_empty()) {
         // Without a head it has no answers to stay near to.
         options.keep = 0.0;
     }

@@ -29,13 +29,9 @@ impl Place {
         let base = self.roster.engine.base();
         let target = &base.targets()[0];
         let next = self.other.generations("home").map_or(1, |all| all.len() + 1);
-        let pair = TargetAdapter {
-            module_path: target.module_path.clone(),
-            rank: 1,
-            alpha: 1.0,
-            lora_a: vec![next as f32; target.in_features as usize],
-            lora_b: vec![0.5; target.out_features as usize],
-        };
+        let (a, b) = (target.in_features as usize, target.out_features as usize);
+        let (a, b) = (vec![next as f32; a], vec![0.5; b]);
+        let pair = TargetAdapter::lora(&target.module_path, 1, 1.0, a, b);
         let adapter =
             Adapter { base: Some(base.fingerprint()), targets: vec![pair], ..Adapter::default() };
         let number = self.other.add("home", &adapter, &Origin::default()).unwrap().generation;

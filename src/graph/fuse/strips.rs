@@ -182,8 +182,8 @@ pub fn conv_depthwise(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::RowAdapters;
     use crate::graph::fuse::fuse;
-    use crate::graph::lora::RowAdapters;
     use crate::graph::testing::{bound, matrix, tensor, values, windows};
     use crate::graph::weights::{FrozenWeights, floats};
     use crate::quant::Threads;

@@ -1,4 +1,4 @@
-//! How the ops find the adapters of a run, and add what those add.
+//! How the ops find the adapters of a run, and what those do to them.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tract_core::internal::*;
 
 use crate::adapter::Bound;
-use crate::quant::{LowRank, PackedRef, Update};
+use crate::quant::{Change, PackedRef, Update};
 
 /// The adapter of the current run. Put it into the run's shared resources
 /// (`TurnState::shared`); the ops that are targets find it there. Without it they compute the base.
@@ -18,11 +18,6 @@ impl fmt::Debug for ActiveAdapter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("ActiveAdapter").field(&self.0.names).finish()
     }
-}
-
-/// What the active adapter adds to target `target`, if anything.
-pub(crate) fn active_lora<'a>(ctx: &EvalContext<'a>, target: Option<usize>) -> Option<&'a LowRank> {
-    ctx.shared?.get::<ActiveAdapter>()?.0.targets.get(target?)?.as_ref()
 }
 
 /// The adapters of the current run where rows of the batch carry different ones: one entry for each
@@ -36,57 +31,48 @@ impl fmt::Debug for RowAdapters {
     }
 }
 
-/// Rows of the batch, side by side, and what their adapter adds to a target.
-pub(crate) struct LoraSpan<'a> {
+/// Rows of the batch, side by side, and what their adapter does to a target.
+pub(crate) struct Span<'a> {
     pub(crate) rows: Range<usize>,
-    pub(crate) lora: &'a LowRank,
+    pub(crate) change: &'a Change,
 }
 
-/// What the run's adapters add to target `target`, for a batch of `batch` rows: none where the base
+/// What the run's adapters do to target `target`, for a batch of `batch` rows: none where the base
 /// answers alone.
-pub(crate) fn lora_spans<'a>(
+pub(crate) fn spans<'a>(
     ctx: &EvalContext<'a>,
     target: Option<usize>,
     batch: usize,
-) -> TractResult<TVec<LoraSpan<'a>>> {
+) -> TractResult<TVec<Span<'a>>> {
     let (Some(shared), Some(target)) = (ctx.shared, target) else { return Ok(tvec!()) };
     let of = |bound: &'a Bound| bound.targets.get(target).and_then(Option::as_ref);
     if let Some(RowAdapters(adapters)) = shared.get::<RowAdapters>() {
         ensure!(adapters.len() == batch, "{} adapters for a batch of {batch}", adapters.len());
-        let mut spans: TVec<LoraSpan> = tvec!();
+        let mut spans: TVec<Span> = tvec!();
         for (row, adapter) in adapters.iter().enumerate() {
-            let Some(lora) = adapter.as_ref().and_then(|bound| of(bound)) else { continue };
+            let Some(change) = adapter.as_ref().and_then(|bound| of(bound)) else { continue };
             match spans.last_mut() {
-                Some(last) if last.rows.end == row && std::ptr::eq(last.lora, lora) => {
+                Some(last) if last.rows.end == row && std::ptr::eq(last.change, change) => {
                     last.rows.end += 1;
                 }
-                _ => spans.push(LoraSpan { rows: row..row + 1, lora }),
+                _ => spans.push(Span { rows: row..row + 1, change }),
             }
         }
         return Ok(spans);
     }
-    let lora = shared.get::<ActiveAdapter>().and_then(|active| of(&active.0));
-    Ok(lora.into_iter().map(|lora| LoraSpan { rows: 0..batch, lora }).collect())
+    let change = shared.get::<ActiveAdapter>().and_then(|active| of(&active.0));
+    Ok(change.into_iter().map(|change| Span { rows: 0..batch, change }).collect())
 }
 
-/// Checks that a low-rank update fits a layer of `inputs` and `outputs` features.
-pub(crate) fn check_lora(lora: &LowRank, inputs: usize, outputs: usize) -> TractResult<()> {
-    let (a, b) = (lora.a(), lora.b());
-    ensure!(
-        a.cols() == inputs && b.rows() == outputs,
-        "adapter tensors ({}, {}) and ({}, {}) don't fit a layer of {inputs} inputs and {outputs} outputs",
-        a.rows(),
-        a.cols(),
-        b.rows(),
-        b.cols()
-    );
-    Ok(())
+/// Checks that a change fits a layer of `inputs` and `outputs` features.
+pub(crate) fn check_change(change: &Change, inputs: usize, outputs: usize) -> TractResult<()> {
+    change.check(inputs, outputs).map_err(|e| format_err!("{e}"))
 }
 
-/// What the spans add to the rows `rows` of a product with W, counted from the first of them. A row of
+/// What the spans do to the rows `rows` of a product with W, counted from the first of them. A row of
 /// the batch is `each` of them.
 pub(crate) fn updates<'a>(
-    spans: &[LoraSpan<'a>],
+    spans: &[Span<'a>],
     w: PackedRef<'_>,
     each: usize,
     rows: Range<usize>,
@@ -96,9 +82,9 @@ pub(crate) fn updates<'a>(
         let from = rows.start.max(span.rows.start * each);
         let to = rows.end.min(span.rows.end * each);
         if from < to {
-            check_lora(span.lora, w.cols(), w.rows())?;
+            check_change(span.change, w.cols(), w.rows())?;
             let rows = from - rows.start..to - rows.start;
-            updates.push(Update { rows, low_rank: span.lora });
+            updates.push(Update { rows, change: span.change });
         }
     }
     Ok(updates)
