@@ -4,6 +4,7 @@ mod bias;
 mod bottleneck;
 mod dora;
 mod full;
+mod ia3;
 mod lora;
 
 use super::config::{NamedTensor, TargetAdapter};
@@ -18,7 +19,7 @@ use std::hash::{Hash, Hasher};
 
 /// All of them. The first is the default.
 static TABLE: &[&dyn Rules] =
-    &[&lora::Lora, &dora::Dora, &bias::Bias, &bottleneck::Bottleneck, &full::Full];
+    &[&lora::Lora, &dora::Dora, &ia3::Ia3, &bias::Bias, &bottleneck::Bottleneck, &full::Full];
 
 /// What a kind says of itself.
 pub(crate) trait Rules: Sync {

@@ -4,6 +4,7 @@ mod bias;
 mod bottleneck;
 mod dora;
 mod full;
+mod ia3;
 mod lora;
 
 use super::features::target_nodes;
@@ -21,7 +22,7 @@ use tract_core::internal::{OutletId, Tensor};
 
 /// Those that can be trained.
 static TABLE: &[&dyn Wiring] =
-    &[&lora::Lora, &dora::Dora, &bias::Bias, &bottleneck::Bottleneck, &full::Full];
+    &[&lora::Lora, &dora::Dora, &ia3::Ia3, &bias::Bias, &bottleneck::Bottleneck, &full::Full];
 
 /// What training asks a kind.
 pub(crate) trait Wiring: Sync {

@@ -1,0 +1,25 @@
+//! IA3: what a layer gives is multiplied value by value, from ones on.
+
+use super::{Layer, Start, Wiring};
+use crate::adapter::NamedTensor;
+use crate::error::Result;
+use tract_core::internal::OutletId;
+
+pub(super) struct Ia3;
+
+impl Wiring for Ia3 {
+    fn name(&self) -> &'static str {
+        "ia3"
+    }
+
+    fn tensors(&self, start: &Start<'_>) -> Result<Vec<NamedTensor>> {
+        start.no_embedding(self.name())?;
+        let [_, outputs] = start.features();
+        Ok(vec![NamedTensor::new("out", &[outputs], vec![1.0; outputs])])
+    }
+
+    fn wire(&self, layer: &mut Layer<'_>, _scaling: f32) -> Result<OutletId> {
+        let scale = layer.along(layer.tensor("out")?, layer.y)?;
+        layer.w.mul(layer.y, scale)
+    }
+}
