@@ -5,6 +5,7 @@ mod bottleneck;
 mod dora;
 mod full;
 mod ia3;
+pub(crate) mod lokr;
 mod lora;
 
 use super::config::{NamedTensor, TargetAdapter};
@@ -18,8 +19,15 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 
 /// All of them. The first is the default.
-static TABLE: &[&dyn Rules] =
-    &[&lora::Lora, &dora::Dora, &ia3::Ia3, &bias::Bias, &bottleneck::Bottleneck, &full::Full];
+static TABLE: &[&dyn Rules] = &[
+    &lora::Lora,
+    &dora::Dora,
+    &ia3::Ia3,
+    &lokr::Lokr,
+    &bias::Bias,
+    &bottleneck::Bottleneck,
+    &full::Full,
+];
 
 /// What a kind says of itself.
 pub(crate) trait Rules: Sync {

@@ -5,6 +5,7 @@ mod bottleneck;
 mod dora;
 mod full;
 mod ia3;
+mod lokr;
 mod lora;
 
 use super::features::target_nodes;
@@ -21,8 +22,15 @@ use std::sync::Arc;
 use tract_core::internal::{OutletId, Tensor};
 
 /// Those that can be trained.
-static TABLE: &[&dyn Wiring] =
-    &[&lora::Lora, &dora::Dora, &ia3::Ia3, &bias::Bias, &bottleneck::Bottleneck, &full::Full];
+static TABLE: &[&dyn Wiring] = &[
+    &lora::Lora,
+    &dora::Dora,
+    &ia3::Ia3,
+    &lokr::Lokr,
+    &bias::Bias,
+    &bottleneck::Bottleneck,
+    &full::Full,
+];
 
 /// What training asks a kind.
 pub(crate) trait Wiring: Sync {
