@@ -19,7 +19,7 @@ cd "$(dirname "$0")/.."
 verb=${1:-build}
 shift || true
 target=aarch64-unknown-linux-gnu
-# Without dot products, with them, with i8mm as well.
+# Without dot products, with them, with all that qemu has.
 cpus='cortex-a53 cortex-a76 max'
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 built=$CARGO_TARGET_DIR/$target

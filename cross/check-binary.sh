@@ -63,7 +63,7 @@ check() {
     # The last is tract's, whose build drops it in silence where the assembler is older than binutils
     # 2.30.
     local names='' name
-    [ "$arch" != aarch64 ] || names='neon-dotprod neon-i8mm arm64simd_mmm_i32_8x8_dot'
+    [ "$arch" != aarch64 ] || names='neon-dotprod arm64simd_mmm_i32_8x8_dot'
     for name in $names; do
         grep -qaF "$name" "$file" || fail "'$file' lacks the kernels '$name'"
     done
@@ -82,13 +82,12 @@ self_test() {
     trap 'rm -rf "$dir"' EXIT
     cat >"$dir/good.c" <<'C'
 const char names[] __attribute__((used)) =
-    "neon-dotprod neon-i8mm arm64simd_mmm_i32_8x8_dot";
+    "neon-dotprod arm64simd_mmm_i32_8x8_dot";
 void _start(void) { for (;;); }
 C
     local gcc=aarch64-linux-gnu-gcc
     $gcc -nostdlib -static -s -o "$dir/good" "$dir/good.c"
     $gcc -nostdlib -static -o "$dir/unstripped" "$dir/good.c"
-    sed 's/neon-i8mm/neon-xxxx/' "$dir/good" >"$dir/nameless"
     sed 's/neon-dotprod/neon-xxxxxxx/' "$dir/good" >"$dir/dotless"
     sed 's/8x8_dot/8x8_xxx/' "$dir/good" >"$dir/slow"
     printf 'int main(void) { return 0; }' >"$dir/main.c"
@@ -108,7 +107,6 @@ C
     "$here" --arch aarch64 --static "$dir/good"
     must_fail "not for x86_64" --arch x86_64 --static "$dir/good"
     must_fail "lacks the kernels 'arm64simd_mmm_i32_8x8_dot'" --arch aarch64 --static "$dir/slow"
-    must_fail "lacks the kernels 'neon-i8mm'" --arch aarch64 --static "$dir/nameless"
     must_fail "lacks the kernels 'neon-dotprod'" --arch aarch64 --static "$dir/dotless"
     must_fail "is not stripped" --arch aarch64 --static "$dir/unstripped"
     must_fail "may have 100" --arch aarch64 --static --max-bytes 100 "$dir/good"

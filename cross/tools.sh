@@ -122,7 +122,7 @@ check_release() {
     esac
     case $arch in
         aarch64)
-            compiled='neon-i8mm neon-dotprod neon portable'
+            compiled='neon-dotprod neon portable'
             [ "$(uname -m)" = aarch64 ] || { emulate aarch64 && start=(qemu-aarch64-static -cpu max); }
             ;;
         armv7)

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use std::sync::OnceLock;
 
 /// Names the kernels to use instead of the fastest: `portable`, `avx2`, `avx512`,
-/// `avx512vnni`, `neon`, `neon-dotprod`, `neon-i8mm`.
+/// `avx512vnni`, `neon`, `neon-dotprod`.
 const VARIABLE: &str = "OFFSHOOT_KERNELS";
 
 /// The kernels in use: those that `OFFSHOOT_KERNELS` names if this processor can run them, else the

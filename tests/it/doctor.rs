@@ -44,14 +44,14 @@ const EMULATED: &[Emulated] = &[
         cpu: "max",
         features: &["neon", "dotprod", "fp16", "i8mm", "sve"],
         missing: &[],
-        kernels: &["neon-i8mm", "neon-dotprod", "neon", "portable"],
+        kernels: &["neon-dotprod", "neon", "portable"],
         dots: true,
     },
 ];
 
 /// The kernels that a build for this processor's architecture holds, the best first.
 const COMPILED: &[&str] = if cfg!(target_arch = "aarch64") {
-    &["neon-i8mm", "neon-dotprod", "neon", "portable"]
+    &["neon-dotprod", "neon", "portable"]
 } else if cfg!(target_arch = "x86_64") {
     &["avx512vnni", "avx512", "avx2", "portable"]
 } else {

@@ -7,6 +7,8 @@ use std::arch::x86_64::*;
 pub(super) struct Avx512(__m512);
 
 impl Lanes for Avx512 {
+    const ONE_REGISTER: bool = true;
+
     type Words = __m512i;
 
     #[inline(always)]

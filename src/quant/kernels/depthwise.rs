@@ -57,7 +57,7 @@ pub(super) unsafe fn line<V: Lanes>(l: &mut Line<'_>) {
                 // inside; a part tile has fewer than 16.
                 c += unsafe {
                     match (pixels, left) {
-                        (4, 32..) => tile::<V, 4, 2>(l, run, i, c, 16),
+                        (4, 32..) if V::ONE_REGISTER => tile::<V, 4, 2>(l, run, i, c, 16),
                         (4, 16..) => tile::<V, 4, 1>(l, run, i, c, 16),
                         (4, part) => tile::<V, 4, 1>(l, run, i, c, part),
                         (_, 64..) => tile::<V, 1, 4>(l, run, i, c, 16),

@@ -109,32 +109,38 @@ pub(super) trait Isa {
 /// A block that holds a value that is not finite gets the scale NaN, so that it shows in the answer.
 #[inline(always)]
 pub(super) fn quantize(x: &[f32], out: &mut [i8], scales: &mut [f32], starts: &mut [i32]) {
-    let blocks = out.chunks_exact_mut(BLOCK).zip(scales).zip(starts);
+    /// 1.5 · 2²³: adding it rounds to an integer, which stands in the last bits then.
+    const ROUND: f32 = 12_582_912.0;
+    let blocks = out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(scales).zip(starts);
     for (x, ((out, scale), start)) in x.chunks(BLOCK).zip(blocks) {
-        let mut block = [0f32; BLOCK];
-        block[..x.len()].copy_from_slice(x);
-        let mut largest = [0f32; 8];
-        let mut finite = 0f32;
-        for eight in block.chunks_exact(8) {
+        let mut padded = [0f32; BLOCK];
+        let x: &[f32; BLOCK] = match x.try_into() {
+            Ok(x) => x,
+            Err(_) => {
+                padded[..x.len()].copy_from_slice(x);
+                &padded
+            }
+        };
+        // Magnitudes are in the order of their bits, ∞ and NaN above all others.
+        let mut largest = [0u32; 8];
+        for eight in x.as_chunks::<8>().0 {
             for i in 0..8 {
-                largest[i] = largest[i].max(eight[i].abs());
-                // 0 · x is NaN for what is not finite, else ±0.
-                finite += 0.0 * eight[i];
+                largest[i] = largest[i].max(eight[i].to_bits() & 0x7fff_ffff);
             }
         }
-        let largest = largest.iter().fold(0f32, |a, &b| a.max(b));
+        let bits = largest.iter().fold(0, |a, &b| a.max(b));
+        let largest = f32::from_bits(bits);
         // Below this the inverse would overflow; such a block is zero beside any other.
         let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
-        *scale = largest / 127.0 + finite;
-        let mut sum = 0i32;
+        *scale = if bits < f32::INFINITY.to_bits() { largest / 127.0 } else { f32::NAN };
+        let mut sum = 0u32;
         for i in 0..BLOCK {
-            // Rounds to the nearest by adding 1.5 · 2²³, whose units are the last bits.
-            let bits = (block[i] * inverse + 12_582_912.0).to_bits() as i32;
-            let q = (bits - 0x4b40_0000) as i8;
-            out[i] = q;
-            sum += i32::from(q);
+            let bits = (x[i] * inverse + ROUND).to_bits();
+            out[i] = bits as i8;
+            sum = sum.wrapping_add(bits);
         }
-        *start = -128 * sum;
+        let sum = sum.wrapping_sub(ROUND.to_bits().wrapping_mul(BLOCK as u32)) as i32;
+        *start = sum.wrapping_mul(-128);
     }
 }
 
@@ -371,3 +377,68 @@ unsafe fn run_tile<I: Isa>(
 }
 
 static ZEROS: [f32; 2 * PANEL] = [0.0; 2 * PANEL];
+
+#[cfg(test)]
+mod tests {
+    use super::super::Kernels;
+    use super::*;
+    use crate::quant::testing::noise;
+
+    /// The definition: scale, values, and what sums of q8 start at.
+    fn slow(x: &[f32]) -> (f32, Vec<i8>, i32) {
+        let largest = x.iter().fold(0f32, |a, v| a.max(v.abs()));
+        let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
+        let mut q: Vec<i8> = x.iter().map(|v| (v * inverse).round_ties_even() as i8).collect();
+        q.resize(BLOCK, 0);
+        let sum: i32 = q.iter().map(|q| i32::from(*q)).sum();
+        let finite = x.iter().all(|v| v.is_finite());
+        (if finite { largest / 127.0 } else { f32::NAN }, q, -128 * sum)
+    }
+
+    fn check(x: &[f32]) {
+        let blocks = x.len().div_ceil(BLOCK);
+        for k in Kernels::available().filter(|k| k.integers.is_some()) {
+            let mut got = Quantized::empty(blocks);
+            k.quantize(x, x.len(), &mut got);
+            for (b, x) in x.chunks(BLOCK).enumerate() {
+                let (scale, q, start) = slow(x);
+                let what = format!("{} {x:?}", k.name);
+                assert!(got.scales[b].is_nan() == scale.is_nan(), "{what}");
+                if scale.is_finite() {
+                    assert_eq!(got.scales[b].to_bits(), scale.to_bits(), "{what}");
+                    assert_eq!(got.x[b * BLOCK..][..BLOCK], q, "{what}");
+                    assert_eq!(got.starts[b], start, "{what}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_kernel_quantizes_to_the_definition() {
+        for n in 1..=70 {
+            for size in [1.0, 1e-30, 1e-31, 1e-42, 0.0, -0.0, 3e38] {
+                check(&noise(n, n as u64).iter().map(|v| v * size).collect::<Vec<_>>());
+            }
+        }
+        // Ties, of which one in two goes up.
+        check(
+            &(0..BLOCK).map(|i| i as f32 * 0.5 + 111.5).map(|v| v.min(127.0)).collect::<Vec<_>>(),
+        );
+        check(&[f32::MAX, f32::MIN, -0.0, 1.0]);
+    }
+
+    /// Wherever it stands in a block, and in no other block.
+    #[test]
+    fn what_is_not_finite_shows_in_the_scale() {
+        let signalling = f32::from_bits(0x7f80_0001);
+        for bad in [f32::NAN, -f32::NAN, signalling, f32::INFINITY, f32::NEG_INFINITY] {
+            for n in [1, 20, 32, 70, 96] {
+                for at in 0..n {
+                    let mut x = noise(n, 5);
+                    x[at] = bad;
+                    check(&x);
+                }
+            }
+        }
+    }
+}

@@ -40,7 +40,8 @@ impl Isa for Avx512Vnni {
         unsafe {
             match scheme {
                 Scheme::Q4 => inner::<true>(rows, t),
-                _ => inner::<false>(rows, t),
+                Scheme::Q8 => inner::<false>(rows, t),
+                Scheme::F16 | Scheme::F32 => unreachable!("{scheme:?} has no integers"),
             }
         }
     }
@@ -65,7 +66,8 @@ impl Isa for Avx512Vnni {
         unsafe {
             match scheme {
                 Scheme::Q4 => inner::<true>(rows, t, second),
-                _ => inner::<false>(rows, t, second),
+                Scheme::Q8 => inner::<false>(rows, t, second),
+                Scheme::F16 | Scheme::F32 => unreachable!("{scheme:?} has no integers"),
             }
         }
     }
@@ -273,7 +275,8 @@ impl Isa for Avx2 {
         unsafe {
             match scheme {
                 Scheme::Q4 => inner::<true>(rows, t),
-                _ => inner::<false>(rows, t),
+                Scheme::Q8 => inner::<false>(rows, t),
+                Scheme::F16 | Scheme::F32 => unreachable!("{scheme:?} has no integers"),
             }
         }
     }

@@ -7,6 +7,9 @@
 /// for alignment. All are `#[inline(always)]` so that they become single instructions inside a
 /// function with the right `target_feature`.
 pub(super) trait Lanes: Copy {
+    /// Whether the lanes are one register, of 32.
+    const ONE_REGISTER: bool = false;
+
     /// Sixteen 32-bit words, each the four bytes of one row in a group.
     type Words: Copy;
 

@@ -462,20 +462,6 @@ static NEON_DOTPROD: Kernels = Kernels {
     dense: NEON.dense,
 };
 
-#[cfg(target_arch = "aarch64")]
-static NEON_I8MM: Kernels = Kernels {
-    name: "neon-i8mm",
-    detected: || (NEON_DOTPROD.detected)() && std::arch::is_aarch64_feature_detected!("i8mm"),
-    products: NEON.products,
-    integers: Some(Integers::new::<integer_neon::I8mm>()),
-    transposed: NEON.transposed,
-    line: NEON.line,
-    finish: NEON.finish,
-    attention: NEON.attention,
-    layer_norm: NEON.layer_norm,
-    dense: NEON.dense,
-};
-
 kernels! {
     PORTABLE, PortableIsa, "portable", portable::Portable,
     detected = || true,
@@ -490,8 +476,6 @@ static SETS: &[&Kernels] = &[
     &AVX512,
     #[cfg(target_arch = "x86_64")]
     &AVX2,
-    #[cfg(target_arch = "aarch64")]
-    &NEON_I8MM,
     #[cfg(target_arch = "aarch64")]
     &NEON_DOTPROD,
     #[cfg(target_arch = "aarch64")]
