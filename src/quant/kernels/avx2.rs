@@ -3,13 +3,14 @@
 //! No closures around intrinsics: a closure has not the features of the function that it ends up in,
 //! and where it is not inlined first the intrinsics stay calls.
 
-use super::lanes::Lanes;
+use super::lanes::{FewLanes, Lanes};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx2([__m256; 2]);
 
 impl Lanes for Avx2 {
+    type Few = __m256;
     type Words = [__m256i; 2];
 
     #[inline(always)]
@@ -118,6 +119,34 @@ impl Lanes for Avx2 {
                 }
             }
         }
+    }
+}
+
+impl FewLanes for __m256 {
+    const COUNT: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Self {
+        // SAFETY: the caller has FMA.
+        unsafe { _mm256_set1_ps(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller has FMA; `p` is readable for 8 floats.
+        unsafe { _mm256_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: the caller has FMA; `p` is writable for 8 floats.
+        unsafe { _mm256_storeu_ps(p, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: the caller has FMA.
+        unsafe { _mm256_fmadd_ps(a, b, self) }
     }
 }
 

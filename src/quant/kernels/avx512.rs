@@ -1,6 +1,6 @@
 //! Lanes as one AVX-512 register.
 
-use super::lanes::Lanes;
+use super::lanes::{FewLanes, Lanes};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -9,6 +9,7 @@ pub(super) struct Avx512(__m512);
 impl Lanes for Avx512 {
     const ONE_REGISTER: bool = true;
 
+    type Few = __m512;
     type Words = __m512i;
 
     #[inline(always)]
@@ -118,5 +119,33 @@ impl Lanes for Avx512 {
                 v.store(out.add(16 * i));
             }
         }
+    }
+}
+
+impl FewLanes for __m512 {
+    const COUNT: usize = 16;
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Self {
+        // SAFETY: the caller has AVX-512F.
+        unsafe { _mm512_set1_ps(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller has AVX-512F; `p` is readable for 16 floats.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: the caller has AVX-512F; `p` is writable for 16 floats.
+        unsafe { _mm512_storeu_ps(p, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: the caller has AVX-512F.
+        unsafe { _mm512_fmadd_ps(a, b, self) }
     }
 }

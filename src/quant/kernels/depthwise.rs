@@ -4,7 +4,7 @@
 //! position has. A sum starts from the bias and takes its taps in the order (row, column) whatever
 //! the tile.
 
-use super::lanes::Lanes;
+use super::lanes::{FewLanes, Lanes};
 
 /// One tap along an axis: which kernel position, and which source position it meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,24 +49,120 @@ pub(super) unsafe fn line<V: Lanes>(l: &mut Line<'_>) {
     for run in l.runs {
         let mut i = 0;
         while i < run.count {
-            let pixels = if run.count - i >= 4 { 4 } else { 1 };
-            let mut c = l.channels.start;
-            while c < l.channels.end {
-                let left = l.channels.end - c;
-                // SAFETY: positions i .. i + pixels of the run, and the channels of the tile, are
-                // inside; a part tile has fewer than 16.
-                c += unsafe {
-                    match (pixels, left) {
-                        (4, 32..) if V::ONE_REGISTER => tile::<V, 4, 2>(l, run, i, c, 16),
-                        (4, 16..) => tile::<V, 4, 1>(l, run, i, c, 16),
-                        (4, part) => tile::<V, 4, 1>(l, run, i, c, part),
-                        (_, 64..) => tile::<V, 1, 4>(l, run, i, c, 16),
-                        (_, 16..) => tile::<V, 1, 1>(l, run, i, c, 16),
-                        (_, part) => tile::<V, 1, 1>(l, run, i, c, part),
-                    }
+            let pixels = match run.count - i {
+                8.. if run.source_step == 1 => 8,
+                4.. => 4,
+                _ => 1,
+            };
+            // SAFETY: positions i .. i + pixels of the run and all channels are inside.
+            unsafe {
+                let c = match pixels {
+                    1 => l.channels.start,
+                    _ => sliding::<V::Few>(l, run, i, pixels),
                 };
+                for at in (i..i + pixels).step_by(4) {
+                    rest::<V>(l, run, at, pixels.min(4), c);
+                }
             }
             i += pixels;
+        }
+    }
+}
+
+/// Channels `c` on of 1 or 4 pixels, whatever their taps.
+///
+/// # Safety
+/// As for [`line`]; positions i .. i + pixels are the run's.
+#[inline(always)]
+unsafe fn rest<V: Lanes>(l: &mut Line<'_>, run: &Run, i: usize, pixels: usize, mut c: usize) {
+    while c < l.channels.end {
+        let left = l.channels.end - c;
+        // SAFETY: the caller's promise; a part tile has fewer than 16 channels.
+        c += unsafe {
+            match (pixels, left) {
+                (4, 32..) if V::ONE_REGISTER => tile::<V, 4, 2>(l, run, i, c, 16),
+                (4, 16..) => tile::<V, 4, 1>(l, run, i, c, 16),
+                (4, part) => tile::<V, 4, 1>(l, run, i, c, part),
+                (_, 64..) => tile::<V, 1, 4>(l, run, i, c, 16),
+                (_, 16..) => tile::<V, 1, 1>(l, run, i, c, 16),
+                (_, part) => tile::<V, 1, 1>(l, run, i, c, part),
+            }
+        };
+    }
+}
+
+/// The channels of 4 or 8 pixels whose taps overlap, as far as they are whole lanes; returns where the
+/// rest begins.
+///
+/// # Safety
+/// As for [`rest`].
+#[inline(always)]
+unsafe fn sliding<V: FewLanes>(l: &mut Line<'_>, run: &Run, i: usize, pixels: usize) -> usize {
+    let mut c = l.channels.start;
+    if !run.taps.windows(2).all(|t| t[0].source + 1 == t[1].source) {
+        return c;
+    }
+    macro_rules! tiles {
+        ($($pixels:literal $taps:literal $step:literal,)*) => {
+            match (pixels, run.taps.len(), run.source_step) {
+                $(($pixels, $taps, $step) => while l.channels.end - c >= V::COUNT {
+                    // SAFETY: the caller's promise.
+                    unsafe { slide::<V, $pixels, $taps, $step>(l, run, i, c) };
+                    c += V::COUNT;
+                })*
+                _ => {}
+            }
+        };
+    }
+    tiles!(4 3 1, 8 3 1, 4 5 1, 8 5 1, 4 5 2,);
+    c
+}
+
+/// `N` pixels, `S` sources apart, of `K` taps side by side, by a few channels: each source is loaded
+/// once for all pixels that it meets, and each weight for all pixels.
+///
+/// # Safety
+/// As for [`line`].
+#[inline(always)]
+unsafe fn slide<V: FewLanes, const N: usize, const K: usize, const S: usize>(
+    l: &mut Line<'_>,
+    run: &Run,
+    i: usize,
+    c: usize,
+) {
+    let all = l.all_channels;
+    // SAFETY: the caller's places are inside.
+    unsafe {
+        let start = match l.bias {
+            Some(bias) => V::load(bias.as_ptr().add(c)),
+            None => V::splat(0.0),
+        };
+        let mut sums = [start; N];
+        for row in l.rows {
+            let first = row.source * l.from_width + i * S + run.taps[0].source;
+            let from = l.from.as_ptr().add(first * all + c);
+            let w = l.w.as_ptr().add(row.kernel * l.kernel_width * all + c);
+            let mut weights = [start; K];
+            for k in 0..K {
+                weights[k] = V::load(w.add(run.taps[k].kernel * all));
+            }
+            // Written out: the compiler would keep a loop over so many sources, with a branch a tap.
+            macro_rules! sources {
+                ($($at:literal)*) => {$(
+                    if $at < (N - 1) * S + K {
+                        let x = V::load(from.add($at * all));
+                        for n in 0..N {
+                            if n * S <= $at && $at < n * S + K {
+                                sums[n] = sums[n].add_product(x, weights[$at - n * S]);
+                            }
+                        }
+                    }
+                )*};
+            }
+            sources!(0 1 2 3 4 5 6 7 8 9 10 11);
+        }
+        for n in 0..N {
+            sums[n].store(l.to.as_mut_ptr().add((run.first + (i + n) * run.step) * all + c));
         }
     }
 }

@@ -10,6 +10,9 @@ pub(super) trait Lanes: Copy {
     /// Whether the lanes are one register, of 32.
     const ONE_REGISTER: bool = false;
 
+    /// Lanes in one or two registers.
+    type Few: FewLanes;
+
     /// Sixteen 32-bit words, each the four bytes of one row in a group.
     type Words: Copy;
 
@@ -37,6 +40,21 @@ pub(super) trait Lanes: Copy {
     unsafe fn byte<const K: u32>(words: Self::Words) -> Self;
     /// Lane i of vector j to float 16 · i + j of the 256 at `out`.
     unsafe fn store_transposed(v: [Self; 16], out: *mut f32);
+}
+
+/// A few f32 lanes, so that the sums of many pixels fit into registers. Unsafe as [`Lanes`] is.
+pub(super) trait FewLanes: Copy {
+    /// How many.
+    const COUNT: usize;
+
+    /// `v` in every lane.
+    unsafe fn splat(v: f32) -> Self;
+    /// COUNT floats from `p`.
+    unsafe fn load(p: *const f32) -> Self;
+    /// COUNT floats to `p`.
+    unsafe fn store(self, p: *mut f32);
+    /// As [`Lanes::add_product`].
+    unsafe fn add_product(self, a: Self, b: Self) -> Self;
 }
 
 /// The f32 of f16 bits, exact for every value, by integer steps that vectorise.

@@ -1,7 +1,7 @@
 //! Lanes as four NEON registers, with what every ARMv8 core has. No closures around intrinsics, for
 //! the reason that `avx2` states.
 
-use super::lanes::Lanes;
+use super::lanes::{FewLanes, Lanes};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -9,6 +9,7 @@ use std::arch::asm;
 pub(super) struct Neon([float32x4_t; 4]);
 
 impl Lanes for Neon {
+    type Few = [float32x4_t; 2];
     type Words = [uint8x16_t; 4];
 
     #[inline(always)]
@@ -112,6 +113,37 @@ impl Lanes for Neon {
                 }
             }
         }
+    }
+}
+
+impl FewLanes for [float32x4_t; 2] {
+    const COUNT: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Self {
+        // SAFETY: the caller has NEON.
+        [unsafe { vdupq_n_f32(v) }; 2]
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller has NEON; `p` is readable for 8 floats.
+        unsafe { [vld1q_f32(p), vld1q_f32(p.add(4))] }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: the caller has NEON; `p` is writable for 8 floats.
+        unsafe {
+            vst1q_f32(p, self[0]);
+            vst1q_f32(p.add(4), self[1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: the caller has NEON.
+        unsafe { [vfmaq_f32(self[0], a[0], b[0]), vfmaq_f32(self[1], a[1], b[1])] }
     }
 }
 

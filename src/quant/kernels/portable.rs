@@ -1,13 +1,14 @@
 //! Lanes as plain arrays: for every processor, and what the compiler vectorises with the
 //! instructions that the target always has.
 
-use super::lanes::{Lanes, f16_bits};
+use super::lanes::{FewLanes, Lanes, f16_bits};
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 pub(super) struct Portable([f32; 16]);
 
 impl Lanes for Portable {
+    type Few = [f32; 4];
     type Words = [u32; 16];
 
     #[inline(always)]
@@ -110,5 +111,34 @@ impl Lanes for Portable {
                 }
             }
         }
+    }
+}
+
+impl FewLanes for [f32; 4] {
+    const COUNT: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Self {
+        [v; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller's `p` is readable for 4 floats.
+        unsafe { p.cast::<[f32; 4]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: the caller's `p` is writable for 4 floats.
+        unsafe { p.cast::<[f32; 4]>().write_unaligned(self) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_product(mut self, a: Self, b: Self) -> Self {
+        for i in 0..4 {
+            self[i] += a[i] * b[i];
+        }
+        self
     }
 }
