@@ -4,14 +4,13 @@ use super::output::{Out, bytes, table};
 use super::pack;
 use super::progress::Bar;
 use super::train::processors;
-use super::worker::{Files, Request};
 use crate::adapter::{Adapter, Bound, TensorType};
 use crate::error::{Error, Result};
 use crate::fs::{open_regular, peak_rss_bytes, unshared_bytes};
 use crate::import::ImportOptions;
 use crate::pack::ImageSpec;
 use crate::quant::Scheme;
-use crate::runtime::{Engine, Named, Preprocessor, Session};
+use crate::runtime::{Engine, Files, Named, Preprocessor, Request, Session};
 use crate::train::data::{Dataset, LoadOptions, SampleInput, Split, Task, load};
 use crate::train::{TrainOptions, TrainReport, train};
 use serde::Serialize;
@@ -130,8 +129,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     request.image = show.image.map(|size| ImageSpec { size: [size, size], ..ImageSpec::default() });
     let tokenizer = show.tokenizer.map(|name| models.join(name));
     let source = models.join(show.model);
-    let files =
-        Files { source: &source, out: Some(&path), tokenizer: tokenizer.as_deref(), labels: None };
+    let files = Files { tokenizer: tokenizer.as_deref(), ..Files::of(&source) };
     let packed = pack::pack(&request, files, &path, out.json())?;
     out.line(format!(
         "packed {} ({}) as int8 in {:.1} s: {}, {} layers can learn",

@@ -1,18 +1,14 @@
 //! `offshoot inspect`.
 
-#[cfg(feature = "import")]
-use super::onnx::{OnnxSummary, TargetLine};
 use super::output::{Out, bytes, count, dims, table};
 #[cfg(feature = "import")]
 use super::pack::ImportArgs;
-#[cfg(feature = "import")]
-use super::worker::{self, Files, Request};
 use crate::adapter::{Adapter, TargetKind};
 use crate::error::{Error, Result};
 use crate::fs::open_regular;
 use crate::pack::{Base, Fit, IoSpec, Role, SectionInfo};
 #[cfg(feature = "import")]
-use crate::quant::Scheme;
+use crate::runtime::{OnnxSummary, Sandbox, TargetLine};
 use serde_json::json;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -50,12 +46,9 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
             .hint("pack them with a build that has the feature 'import'")),
         #[cfg(feature = "import")]
         "onnx" => {
-            let request = Request::of(Scheme::Q8, &args.import.options());
-            let files = Files { source: path, out: None, tokenizer: None, labels: None };
-            match worker::call(&request, files, &mut |_| ())? {
-                Some(summary) => onnx(&summary, path, out),
-                None => Err(Error::failed("the import worker gave no answer")),
-            }
+            let summary =
+                Sandbox::this_program()?.summary(path, &args.import.options(), &mut |_| ())?;
+            onnx(&summary, path, out)
         }
         // Their readers say what is wrong.
         "base" => base(&Base::open(path)?, args.verify, out),

@@ -14,8 +14,6 @@ mod forget;
 mod inputs;
 mod inspect;
 mod man;
-#[cfg(feature = "import")]
-mod onnx;
 mod output;
 #[cfg(feature = "import")]
 mod pack;
@@ -24,8 +22,6 @@ mod run;
 #[cfg(feature = "daemon")]
 mod serve;
 mod train;
-#[cfg(feature = "import")]
-mod worker;
 
 use crate::error::{Error, ErrorKind, Result};
 use clap::error::ErrorKind as ClapKind;
@@ -96,11 +92,11 @@ enum Verb {
 
 /// Runs the process's own command line.
 pub fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
     #[cfg(feature = "import")]
-    if worker::is_call(&arguments) {
-        return ExitCode::from(worker::main(&arguments));
+    if let Some(code) = crate::runtime::sandbox_main() {
+        return ExitCode::from(code);
     }
+    let arguments: Vec<OsString> = std::env::args_os().collect();
     #[cfg(feature = "daemon")]
     if crate::daemon::learn::is_worker_call(&arguments) {
         return ExitCode::from(crate::daemon::learn::worker_main(&arguments));

@@ -2,15 +2,13 @@
 
 use super::output::{Out, bytes, count, table};
 use super::progress::Stages;
-use super::worker::{self, Files, Request};
 use crate::error::{Error, Result};
-use crate::fs::{remove_stale_temps, sync_folder};
 use crate::import::{ImportOptions, InputSpec};
-use crate::pack::{Base, Bound, ImageSpec, TargetError};
+use crate::pack::{Base, Bound, ImageSpec, Role, TargetError};
 use crate::quant::Scheme;
+use crate::runtime::{Files, Request, Sandbox};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -20,8 +18,14 @@ const WORST: usize = 5;
 /// `offshoot pack`'s arguments.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The ONNX file
+    /// The ONNX file, or an export folder as optimum writes it
     model: PathBuf,
+    /// A further graph of the same base: step=model_with_past.onnx
+    #[arg(long = "graph", value_name = "NAME=FILE", value_parser = graph)]
+    graphs: Vec<(String, PathBuf)>,
+    /// What an input or output stands for: x=ids, y=logits
+    #[arg(long = "role", value_name = "NAME=ROLE", value_parser = role)]
+    roles: Vec<(String, Role)>,
     /// The base file to write
     #[arg(short, long, value_name = "BASE")]
     out: PathBuf,
@@ -56,7 +60,7 @@ pub struct Args {
 /// What is fixed of an ONNX file.
 #[derive(clap::Args)]
 pub struct ImportArgs {
-    /// Bind a free dimension: batch=1
+    /// Bind a free dimension: batch=1, of a further graph: step:batch=1
     #[arg(long = "dim", value_name = "NAME=N", value_parser = dim)]
     dims: Vec<(String, i64)>,
     /// An input's shape and type: x=1x3x48x320,f32; names in it stay free
@@ -89,6 +93,10 @@ pub struct Report {
     pub source_bytes: u64,
     /// Length of the base file.
     pub base_bytes: u64,
+    /// What was found in an export folder.
+    pub found: Vec<String>,
+    /// The graphs, the main one first.
+    pub graphs: Vec<String>,
     /// Number of layers that can carry an adapter.
     pub targets: usize,
     /// What the importer fixed without being asked.
@@ -127,13 +135,17 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         channels_first: !args.channels_last,
         ..ImageSpec::default()
     });
+    request.roles = args.roles.clone();
+    let (names, graphs): (Vec<String>, Vec<PathBuf>) = args.graphs.iter().cloned().unzip();
+    request.graphs = names;
     let files = Files {
         source: &args.model,
-        out: Some(&args.out),
+        graphs: &graphs,
         tokenizer: args.tokenizer.as_deref(),
         labels: args.labels.as_deref(),
     };
     let report = pack(&request, files, &args.out, out.json())?;
+    report.found.iter().for_each(|line| out.line(line));
     out.line(format!(
         "{}: {}, {} targets, from {} of ONNX in {:.1} s",
         args.out.display(),
@@ -162,30 +174,14 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     out.document(&report)
 }
 
-/// Has the worker pack into a hidden file beside `out`, looks it over and puts it in its place. On
-/// any error `out` stays as it was. On a terminal it shows how far it has come, but not if `quiet`.
+/// Has a child process pack. On a terminal it shows how far it has come, but not if `quiet`.
 pub fn pack(request: &Request, files: Files<'_>, out: &Path, quiet: bool) -> Result<Report> {
     let start = Instant::now();
-    if std::fs::metadata(out).is_ok_and(|m| !m.is_file()) {
-        return Err(Error::usage(format!("'{}' exists and is not a regular file", out.display())));
-    }
-    let staged = Staged::beside(out)?;
     let bar = Stages::new(files.source, quiet);
-    let result =
-        worker::call(request, Files { out: Some(&staged.path), ..files }, &mut |s| bar.show(&s));
+    let packed = Sandbox::this_program()?.pack(request, files, out, &mut |s| bar.show(&s));
     drop(bar);
-    if result.is_err() {
-        // What a killed worker was writing; its own error matters more than this one's.
-        let _ = remove_stale_temps(&staged.folder);
-    }
-    result?;
-    let base = Base::open(&staged.path)?;
-    // The worker reads files from strangers: what it made is checked like any other file.
-    base.verify()?;
-    let report = report(&base, out, start);
-    drop(base);
-    staged.put(out)?;
-    Ok(report)
+    let packed = packed?;
+    Ok(Report { found: packed.found, ..report(&packed.base, out, start) })
 }
 
 fn report(base: &Base, out: &Path, start: Instant) -> Report {
@@ -202,6 +198,8 @@ fn report(base: &Base, out: &Path, start: Instant) -> Report {
         fingerprint: base.fingerprint().to_string(),
         source_bytes: base.record().graphs.iter().map(|g| g.source_bytes).sum(),
         base_bytes: base.file_len(),
+        found: vec![],
+        graphs: base.graphs().map(str::to_string).collect(),
         targets: base.targets().len(),
         bound: base.record().graphs.iter().flat_map(|g| g.bound.clone()).collect(),
         schemes,
@@ -240,57 +238,28 @@ fn error_table(errors: &[ErrorLine]) -> Vec<String> {
     table(&rows)
 }
 
-/// A hidden file beside the one to be written, removed when dropped.
-struct Staged {
-    folder: PathBuf,
-    path: PathBuf,
-}
-
-impl Staged {
-    /// Names the file; removes those of processes that are gone.
-    fn beside(out: &Path) -> Result<Staged> {
-        let name = out.file_name().ok_or_else(|| {
-            Error::usage(format!("'{}' does not name a file to write", out.display()))
-        })?;
-        let folder = match out.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        if !folder.is_dir() {
-            return Err(Error::failed(format!("folder of '{}' does not exist", out.display())));
-        }
-        let prefix = [".", &name.to_string_lossy(), "."].concat();
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let file = entry.file_name().to_string_lossy().into_owned();
-            let process = file.strip_prefix(&prefix).and_then(|f| f.strip_suffix(".part"));
-            let process = process.filter(|p| p.bytes().all(|b| b.is_ascii_digit()));
-            if process.is_some_and(|p| !Path::new("/proc").join(p).exists()) {
-                // Left by a cut of power or a kill; no harm if it stays.
-                let _ = std::fs::remove_file(entry.path());
-            }
-        }
-        let mut hidden = OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}.part", std::process::id()));
-        Ok(Staged { path: folder.join(hidden), folder: folder.to_path_buf() })
-    }
-
-    /// The worker has fsynced the file: renames it to `out` and makes that durable.
-    fn put(self, out: &Path) -> Result<()> {
-        std::fs::rename(&self.path, out).map_err(|e| Error::io(out, e))?;
-        sync_folder(&self.folder).map_err(|e| Error::io(&self.folder, e))
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        // Not there where it was renamed or never written.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
 fn scheme(text: &str) -> Result<Scheme> {
     Scheme::parse(text).ok_or_else(|| Error::usage("expected q8, q4, f16 or f32"))
+}
+
+fn graph(text: &str) -> Result<(String, PathBuf)> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => {
+            Ok((name.into(), file.into()))
+        }
+        _ => Err(Error::usage("expected NAME=FILE")),
+    }
+}
+
+fn role(text: &str) -> Result<(String, Role)> {
+    let pair = text.rsplit_once('=').and_then(|(name, role)| Some((name, Role::parse(role)?)));
+    match pair {
+        Some((name, role)) if !name.is_empty() => Ok((name.into(), role)),
+        _ => Err(Error::usage(format!(
+            "expected NAME=ROLE, of {}",
+            Role::names().collect::<Vec<_>>().join(", ")
+        ))),
+    }
 }
 
 fn dim(text: &str) -> Result<(String, i64)> {
@@ -341,23 +310,5 @@ mod tests {
         assert!(["1,2", "1,2,3,4", "a,b,c", "NaN,1,1"].iter().all(|t| triple(t).is_err()));
         assert_eq!(dim("batch=1").unwrap(), ("batch".into(), 1));
         assert!(["batch", "batch=", "=1"].iter().all(|t| dim(t).is_err()));
-    }
-
-    #[test]
-    fn staged_files_of_the_dead_are_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let out = dir.path().join("m.base");
-        // Process numbers end far below this on Linux.
-        let stale = dir.path().join(".m.base.4294967290.part");
-        let alive = dir.path().join(format!(".m.base.{}.part", 1));
-        for path in [&stale, &alive] {
-            std::fs::write(path, "x").unwrap();
-        }
-        let staged = Staged::beside(&out).unwrap();
-        assert!(!stale.exists() && alive.exists());
-        std::fs::write(&staged.path, "new").unwrap();
-        let path = staged.path.clone();
-        drop(staged);
-        assert!(!path.exists() && !out.exists());
     }
 }

@@ -262,7 +262,13 @@ impl Expansion for Layer {
         inputs: &[OutletId],
     ) -> TractResult<TVec<OutletId>> {
         if matches!(self.kind, LayerKind::Embedding) {
-            return Ok(tvec!(self.wire_op(prefix, model, inputs[0], &[])?));
+            // Positions counted from a free dimension.
+            let mut ids = inputs[0];
+            if model.outlet_fact(ids)?.datum_type == TDim::datum_type() {
+                let name = format!("{prefix}.ids");
+                ids = model.wire_node(name, cast(i64::datum_type()), &[ids])?[0];
+            }
+            return Ok(tvec!(self.wire_op(prefix, model, ids, &[])?));
         }
         // The ops compute in f32; a half-precision graph keeps its types around them.
         let dtype = model.outlet_fact(inputs[0])?.datum_type;

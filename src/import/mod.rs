@@ -3,6 +3,7 @@
 //! Knows nothing about adapters' values or how operations run.
 
 mod binding;
+mod branches;
 mod child;
 mod names;
 mod nbits;

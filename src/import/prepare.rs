@@ -1,5 +1,6 @@
 //! The whole of an import up to the rewritten graph.
 
+use super::branches::take_constant_branches;
 use super::names::Scopes;
 use super::options::{self, ImportOptions};
 use super::targets::{FrozenMatrix, find_and_rewrite};
@@ -75,6 +76,7 @@ fn prepare_bytes(bytes: &[u8], path: &Path, options: &ImportOptions) -> Result<P
     let graph = model.graph.as_mut().ok_or_else(|| Error::bad_input("the file holds no graph"))?;
     name_unknown_dims(graph);
     options::apply(graph, options)?;
+    take_constant_branches(graph)?;
     let inputs = described_inputs(graph);
     let outputs = graph.output.iter().map(describe).collect();
     let found = find_and_rewrite(graph, &scopes)?;

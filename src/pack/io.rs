@@ -62,25 +62,31 @@ impl Role {
         }
     }
 
+    /// All but states, which need a number.
+    const ALL: [Role; 13] = [
+        Role::Other,
+        Role::Ids,
+        Role::Mask,
+        Role::Types,
+        Role::Positions,
+        Role::Pixels,
+        Role::Samples,
+        Role::Mel,
+        Role::Encoded,
+        Role::EncodedMask,
+        Role::Features,
+        Role::Pooled,
+        Role::Logits,
+    ];
+
+    /// The names that [`Role::parse`] knows.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        Role::ALL.into_iter().map(Role::name)
+    }
+
     /// The role of this name; none for a state, which needs a number.
     pub fn parse(name: &str) -> Option<Role> {
-        use Role::*;
-        let all = [
-            Other,
-            Ids,
-            Mask,
-            Types,
-            Positions,
-            Pixels,
-            Samples,
-            Mel,
-            Encoded,
-            EncodedMask,
-            Features,
-            Pooled,
-            Logits,
-        ];
-        all.into_iter().find(|r| r.name() == name)
+        Role::ALL.into_iter().find(|r| r.name() == name)
     }
 }
 

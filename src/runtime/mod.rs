@@ -6,6 +6,8 @@ mod calibrate;
 mod convert;
 mod engine;
 #[cfg(feature = "import")]
+mod export;
+#[cfg(feature = "import")]
 mod fitting;
 mod head;
 mod inputs;
@@ -20,7 +22,11 @@ mod pool;
 #[cfg(feature = "import")]
 mod roles;
 mod rows;
+#[cfg(feature = "import")]
+mod sandbox;
 mod session;
+#[cfg(feature = "import")]
+mod summary;
 #[cfg(all(test, feature = "import"))]
 pub mod testing;
 pub mod text;
@@ -32,10 +38,16 @@ mod wordpiece;
 pub(crate) use convert::to_tensor;
 pub(crate) use engine::Binding;
 pub use engine::{Engine, Named};
+#[cfg(feature = "import")]
+pub use export::ExportFolder;
 pub use head::{Prediction, apply_head, base_predictions, pool};
 pub use inputs::Preprocessor;
 pub(crate) use inputs::concat_rows;
 pub use library::{LibraryKernels, library_kernels};
 #[cfg(feature = "import")]
 pub use packing::{GraphSource, PackOptions, pack, pack_graphs};
+#[cfg(feature = "import")]
+pub use sandbox::{Files, PackedBase, Request, Sandbox, sandbox_main};
 pub use session::Session;
+#[cfg(feature = "import")]
+pub use summary::{Io, OnnxSummary, TargetLine};

@@ -13,8 +13,10 @@ use crate::pack::{
 };
 use crate::quant::Scheme;
 use crate::shape::DType;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use tract_core::internal::{DatumType, Tensor, TypedModel};
+use tract_onnx::pb::{GraphProto, ModelProto};
 
 /// How ONNX files are packed.
 #[derive(Clone, Debug)]
@@ -67,7 +69,8 @@ pub struct GraphSource {
 }
 
 /// Packs `source` into the base file `out`, atomically. Runs in the calling process: hostile files
-/// can make it slow, large or abort, so what comes from strangers is packed in a worker process.
+/// can make it slow, large or abort; what comes from strangers is packed by a
+/// [`Sandbox`](super::Sandbox).
 ///
 /// # Errors
 /// Bad or unsupported input, naming node and operation; I/O on writing.
@@ -142,7 +145,7 @@ impl Making {
                 .into_iter()
                 .map(|b| Bound { name: b.name, to: b.to, why: b.why })
                 .collect(),
-            node_names: text.node_names,
+            node_names: steady_names(text.node_names, &names_in(&prepared.model)),
             symbols: text.symbols,
             inputs,
             outputs,
@@ -164,7 +167,7 @@ impl Making {
         };
         writer.targets(targets);
         writer.preprocess(Preprocess {
-            image: options.image.clone(),
+            image: options.image.clone().map(|image| laid_out(image, &record)),
             labels: options.labels.clone(),
             problem: options.problem,
             max_tokens,
@@ -180,6 +183,18 @@ impl Making {
     }
 }
 
+/// The order of axes that the main graph's input of pictures has, where its dimensions tell.
+fn laid_out(image: ImageSpec, record: &ImportRecord) -> ImageSpec {
+    let main = record.graphs.first().map_or(&[][..], |g| &g.inputs);
+    let dims = main.iter().find(|s| s.role == Role::Pixels).map(|s| s.dims.as_slice());
+    let three = |d: Option<&String>| d.is_some_and(|d| d == "3");
+    match dims.map(|d| (three(d.get(1)), three(d.get(3)))) {
+        Some((true, false)) => ImageSpec { channels_first: true, ..image },
+        Some((false, true)) => ImageSpec { channels_first: false, ..image },
+        _ => image,
+    }
+}
+
 /// The longest sequence that a learned position table allows.
 fn position_rows(targets: &[Target]) -> Option<u32> {
     targets
@@ -187,6 +202,45 @@ fn position_rows(targets: &[Target]) -> Option<u32> {
         .filter(|t| t.kind == TargetKind::Embedding)
         .find(|t| t.module_path.contains("position"))
         .map(|t| t.in_features)
+}
+
+/// The names that the file gives to its nodes and values, those within others included.
+fn names_in(model: &ModelProto) -> HashSet<String> {
+    let mut names = HashSet::new();
+    let mut graphs: Vec<&GraphProto> = model.graph.iter().collect();
+    while let Some(graph) = graphs.pop() {
+        names.extend(graph.initializer.iter().map(|t| t.name.clone()));
+        for node in &graph.node {
+            names.insert(node.name.clone());
+            names.extend(node.output.iter().cloned());
+            graphs.extend(node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)));
+        }
+    }
+    names
+}
+
+/// Numbers anew what tract has told apart by a number, in the order of evaluation: it goes through
+/// new nodes in an order that differs from run to run.
+fn steady_names(names: Vec<(String, String)>, known: &HashSet<String>) -> Vec<(String, String)> {
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    let stem = |name: &str| -> Option<String> {
+        let (stem, number) = name.rsplit_once(['.', '#'])?;
+        let numbered = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+        (numbered && !known.contains(name)).then(|| stem.to_string())
+    };
+    let mut steady = |name: String| -> String {
+        let mut short = name.clone();
+        while let Some(stem) = stem(&short) {
+            short = stem;
+        }
+        if short == name && known.contains(&name) {
+            return name;
+        }
+        let count = counts.entry(short.clone()).or_insert(0);
+        *count += 1;
+        if *count == 1 { short } else { format!("{short}#{count}") }
+    };
+    names.into_iter().map(|(safe, name)| (safe, steady(name))).collect()
 }
 
 fn io_specs(

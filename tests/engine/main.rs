@@ -6,6 +6,7 @@ mod common;
 mod fused;
 mod fused_convolutions;
 mod golden;
+mod graphs;
 mod kinds;
 mod layers;
 mod merged;

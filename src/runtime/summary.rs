@@ -1,5 +1,6 @@
-//! What `inspect` says of an ONNX file. Made in the worker process.
+//! What is in an ONNX file. Made in the worker process.
 
+use crate::adapter::TargetKind;
 use crate::error::Result;
 use crate::import::{ImportOptions, InputInfo, prepare};
 use serde::{Deserialize, Serialize};
@@ -88,11 +89,21 @@ pub fn summary(source: &Path, options: &ImportOptions) -> Result<OnnxSummary> {
             .take(MAX_LISTED)
             .map(|t| TargetLine {
                 module_path: t.module_path.clone(),
-                kind: super::inspect::kind_text(t.kind),
+                kind: kind_text(t.kind),
                 in_features: t.in_features,
                 out_features: t.out_features,
             })
             .collect(),
         operations,
     })
+}
+
+/// `linear`, `conv 3x3` or `embedding`.
+fn kind_text(kind: TargetKind) -> String {
+    match kind {
+        TargetKind::Linear => "linear".into(),
+        TargetKind::Conv { kernel: [_, w], one_axis: true } => format!("conv {w}"),
+        TargetKind::Conv { kernel: [h, w], .. } => format!("conv {h}x{w}"),
+        TargetKind::Embedding => "embedding".into(),
+    }
 }
