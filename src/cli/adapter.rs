@@ -4,7 +4,7 @@ use super::chosen::{self, Choice};
 use super::inspect;
 use super::output::{Out, count, table};
 use crate::adapter::peft::{self, HeadSpec, ImportOptions};
-use crate::adapter::{Adapter, Pool, ProbeEffect, TensorType};
+use crate::adapter::{Adapter, Bound, Pool, ProbeEffect, TensorType};
 use crate::error::{Error, Result};
 use crate::pack::Base;
 use crate::runtime::Engine;
@@ -237,7 +237,10 @@ fn add(
     })?;
     if let Some(base) = base {
         let base = Base::open(base)?;
-        crate::adapter::bind(&[(&adapter, 1.0)], base.targets(), &base.fingerprint(), &base)?;
+        let bound =
+            crate::adapter::bind(&[(&adapter, 1.0)], base.targets(), &base.fingerprint(), &base)?;
+        let unmoved = without_effect(&bound, &adapter);
+        unmoved.iter().for_each(|w| out.remark(format!("warning: {w}")));
     }
     let added = put(&Store::of_user()?, name, &adapter, activate)?;
     let generation = added.generation;
@@ -275,10 +278,13 @@ fn verify(text: &str, base: Option<&Path>, out: &Out) -> Result<()> {
         count(adapter.parameters())
     ));
     let mut measured = vec![];
+    let mut unmoved = None;
     if let Some(base) = base {
         let engine = Engine::open(base)?;
         let bound = engine.bind(&[(&adapter, 1.0)])?;
         out.line("it fits the base");
+        unmoved = without_effect(&bound, &adapter);
+        unmoved.iter().for_each(|w| out.remark(format!("warning: {w}")));
         for (i, probe) in adapter.probes.iter().enumerate() {
             let plain = output(&engine.run(&probe.inputs, None)?, probe)?;
             let adapted = output(&engine.run(&probe.inputs, Some(&bound))?, probe)?;
@@ -300,6 +306,7 @@ fn verify(text: &str, base: Option<&Path>, out: &Out) -> Result<()> {
     }
     out.document(&json!({
         "adapter": text, "intact": true, "fits": base.is_some(), "probes": measured,
+        "warnings": Vec::from_iter(unmoved),
     }))
 }
 
@@ -386,9 +393,11 @@ fn import(args: &ImportArgs, out: &Out) -> Result<()> {
             labels: args.labels.clone(),
         }),
     };
-    let imported = peft::import(&args.directory, base.targets(), &options)?;
+    let mut imported = peft::import(&args.directory, base.targets(), &options)?;
     // All or nothing: what can't be bound is not written.
-    crate::adapter::bind(&[(&imported.adapter, 1.0)], base.targets(), &base.fingerprint(), &base)?;
+    let one = [(&imported.adapter, 1.0)];
+    let bound = crate::adapter::bind(&one, base.targets(), &base.fingerprint(), &base)?;
+    imported.warnings.extend(without_effect(&bound, &imported.adapter));
     imported.adapter.write(&args.out, TensorType::F32)?;
     imported.warnings.iter().for_each(|w| out.remark(format!("warning: {w}")));
     let rows: Vec<Vec<String>> = imported
@@ -417,6 +426,22 @@ fn import(args: &ImportArgs, out: &Out) -> Result<()> {
     }))
 }
 
+/// What to say of an adapter that was bound alone and leaves layers as they are.
+fn without_effect(bound: &Bound, adapter: &Adapter) -> Option<String> {
+    let all = adapter.targets.len();
+    match bound.targets.iter().flatten().count() {
+        0 if all > 0 => Some(format!(
+            "it has no effect: what it adds is zero in all of its {all} targets, as before the first \
+             step of training or after a save that lost its values"
+        )),
+        some if some < all => Some(format!(
+            "{} of its {all} targets change nothing: what they add is zero",
+            all - some
+        )),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -437,5 +462,20 @@ mod tests {
         assert_eq!(store.generations("home").unwrap()[0].state, GenerationState::Bad);
         assert_eq!(store.name("home").unwrap().active, None);
         assert_eq!(put(&store, "home", &adapter, true).unwrap(), added(false, true));
+    }
+
+    #[test]
+    fn adapters_that_change_nothing_are_told() {
+        let target = |path: &str, b: f32| TargetAdapter::lora(path, 1, 1.0, vec![1.0], vec![b]);
+        let said = |values: [f32; 2], bound: [bool; 2]| {
+            let targets = vec![target("a", values[0]), target("b", values[1])];
+            let adapter = Adapter { targets, ..Adapter::default() };
+            let change = |on: bool| on.then(crate::quant::Change::default);
+            let bound = Bound { targets: bound.map(change).to_vec(), ..Bound::default() };
+            without_effect(&bound, &adapter).unwrap_or_default()
+        };
+        assert!(said([0.0, 0.0], [false, false]).starts_with("it has no effect"));
+        assert!(said([1.0, 0.0], [true, false]).starts_with("1 of its 2 targets change nothing"));
+        assert_eq!(said([1.0, 1.0], [true, true]), "");
     }
 }

@@ -331,8 +331,7 @@ fn failure(status: ExitStatus, stderr: &str, limits: &Limits, source: &str) -> E
         let text = if panic.is_empty() { last } else { panic.join(" ") };
         return Error::unsupported(format!(
             "import worker panicked while reading '{source}': {text}"
-        ))
-        .hint("free dimensions are a common cause: bind them with --dim NAME=N");
+        ));
     }
     Error::failed(format!("import worker ended with code {code} while reading '{source}': {last}"))
 }
