@@ -5,6 +5,7 @@ use crate::fs::read_limited;
 use crate::pack::{Filter, Fit, ImageSpec};
 use crate::shape::Array;
 use image::imageops::{FilterType, resize};
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
 use std::borrow::Cow;
 use std::io::Cursor;
@@ -57,7 +58,8 @@ pub fn from_bytes(bytes: &[u8], spec: &ImageSpec) -> Result<Array> {
     tensor(&decode(bytes)?, spec)
 }
 
-/// Decodes a PNG or JPEG to RGB; see [`from_bytes`] for grey, transparency and errors.
+/// Decodes a PNG or JPEG to RGB, upright by its EXIF orientation; see [`from_bytes`] for grey,
+/// transparency and errors.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     if bytes.len() as u64 > MAX_PICTURE_BYTES {
         return Err(Error::bad_input(format!(
@@ -87,7 +89,7 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     reader.limits(limits);
     // Decoders of hostile bytes: a panic in one is an error about the picture.
     let decoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let decoder = reader.into_decoder().map_err(|e| refusal(&e))?;
+        let mut decoder = reader.into_decoder().map_err(|e| refusal(&e))?;
         let (width, height) = decoder.dimensions();
         if width == 0 || height == 0 {
             return Err(Error::bad_input("picture has no pixels"));
@@ -99,7 +101,11 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
                 "picture of {width}x{height} needs more than the limit of {MAX_DECODE_BYTES} bytes"
             )));
         }
-        DynamicImage::from_decoder(decoder).map_err(|e| refusal(&e))
+        // As every viewer and labelling tool shows it; a damaged tag says nothing.
+        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| refusal(&e))?;
+        picture.apply_orientation(orientation);
+        Ok(picture)
     }));
     let picture = decoded.unwrap_or_else(|_| Err(Error::bad_input("picture is damaged")))?;
     Ok(flatten(picture))
@@ -195,11 +201,26 @@ fn flatten(picture: DynamicImage) -> RgbImage {
     })
 }
 
-/// Whether an end-of-image marker follows the last start of a scan. Within a scan the byte FF is
-/// always followed by 00 or a restart marker, so neither can occur in the data itself.
+/// Whether the picture's own end-of-image marker is there, found from marker to marker: what follows
+/// it (a phone's video) and what its segments hold (a thumbnail) has markers of its own.
 fn jpeg_is_whole(bytes: &[u8]) -> bool {
-    let last = |marker: [u8; 2]| bytes.windows(2).rposition(|w| w == marker);
-    matches!((last([0xff, 0xda]), last([0xff, 0xd9])), (Some(scan), Some(end)) if scan < end)
+    let mut at = 2;
+    loop {
+        // Within a scan FF is followed by 00 or a restart marker; between segments it may be repeated.
+        while bytes.get(at).is_some_and(|&b| b != 0xff) {
+            at += 1;
+        }
+        match bytes.get(at + 1) {
+            None => return false,
+            Some(0xd9) => return true,
+            Some(0xff) => at += 1,
+            Some(0x00 | 0x01 | 0xd0..=0xd8) => at += 2,
+            Some(_) => {
+                let Some(&[high, low]) = bytes.get(at + 2..at + 4) else { return false };
+                at += 2 + usize::from(u16::from_be_bytes([high, low]));
+            }
+        }
+    }
 }
 
 fn refusal(e: &ImageError) -> Error {
@@ -317,6 +338,46 @@ mod tests {
             let e = from_bytes(&bytes[..cut], &PLAIN).unwrap_err();
             assert_eq!(e.kind(), ErrorKind::BadInput, "cut at {cut}: {e}");
         }
+    }
+
+    /// A phone's "motion photo": a whole JPEG, then a video with markers in its bytes.
+    #[test]
+    fn what_follows_a_jpeg_is_nobodys_business() {
+        let bytes = encode(RgbImage::from_pixel(9, 9, Rgb([9, 90, 200])), ImageFormat::Jpeg);
+        let want = from_bytes(&bytes, &PLAIN).unwrap();
+        for tail in [&b"ftyp\xff\xda\0\x04mdat"[..], &bytes[..bytes.len() - 2], &[0xff; 9]] {
+            let with = [&bytes[..], tail].concat();
+            assert_eq!(from_bytes(&with, &PLAIN).unwrap(), want);
+        }
+        // The end of a thumbnail within a segment is not the picture's.
+        let cut = &bytes[2..bytes.len() - 2];
+        let thumbnail = [&b"\xff\xd8\xff\xe1\0\x04\xff\xd9"[..], cut].concat();
+        assert!(from_bytes(&thumbnail, &PLAIN).unwrap_err().message().contains("truncated"));
+    }
+
+    #[test]
+    fn pictures_stand_upright_by_their_orientation() {
+        // Left half red, right half blue.
+        let colour = |x, _| Rgb(if x < 16 { [200, 0, 0] } else { [0, 0, 200] });
+        let jpeg = encode(RgbImage::from_fn(32, 16, colour), ImageFormat::Jpeg);
+        let turned = |tag: u8| {
+            let tiff = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0";
+            let rest = [tag, 0, 0, 0, 0, 0, 0];
+            let length = (2 + tiff.len() + rest.len()) as u16;
+            let segment = [&b"\xff\xe1"[..], &length.to_be_bytes(), tiff, &rest].concat();
+            decode(&[&jpeg[..2], &segment, &jpeg[2..]].concat()).unwrap()
+        };
+        let red = |p: &RgbImage, x: u32, y: u32| p.get_pixel(x, y).0[0] > 100;
+        let plain = turned(1);
+        assert!(plain.dimensions() == (32, 16) && red(&plain, 2, 8) && !red(&plain, 29, 8));
+        let mirrored = turned(2);
+        assert!(!red(&mirrored, 2, 8) && red(&mirrored, 29, 8));
+        for (tag, top) in [(6, true), (8, false)] {
+            let upright = turned(tag);
+            assert_eq!(upright.dimensions(), (16, 32));
+            assert_eq!((red(&upright, 8, 2), red(&upright, 8, 29)), (top, !top), "{tag}");
+        }
+        assert_eq!(turned(77), plain);
     }
 
     #[test]
