@@ -8,7 +8,8 @@ use offshoot::error::{Error, Result};
 use offshoot::quant::Scheme;
 use offshoot::runtime::{Engine, Named, PackOptions, Session, pack};
 use offshoot::shape::Array;
-use offshoot::train::{Answers, MicroBatch, TrainOptions, Trainer};
+use offshoot::train::data::Label;
+use offshoot::train::{MicroBatch, TrainOptions, Trainer};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -82,7 +83,7 @@ fn run() -> Result<()> {
     let options = TrainOptions { name: "lamps".into(), rank: 4, ..TrainOptions::default() };
     let labels = vec!["on".to_string(), "off".to_string()];
     let mut trainer = Trainer::new(session.engine(), &options, labels)?;
-    let answers = Answers::Classes(vec![Some(0), Some(1)]);
+    let answers = trainer.answers(&[Label::Class(0), Label::Class(1)])?;
     let batch = [MicroBatch { inputs: inputs.clone(), answers }];
     let (first, mut last) = (trainer.step(&batch, 0.01)?, f32::NAN);
     for _ in 0..STEPS {

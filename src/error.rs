@@ -59,6 +59,8 @@ pub enum Cause {
     ReadOnly,
     /// The database is damaged or was made by a newer version.
     Unreadable,
+    /// The state of a training run is damaged.
+    Checkpoint,
 }
 
 /// An error: kind, one line that says what, where, expected and found, and a hint if there is one.

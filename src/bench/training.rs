@@ -4,7 +4,8 @@ use super::figures::median;
 use super::made_up::{Sizes, inputs};
 use crate::error::Result;
 use crate::runtime::Engine;
-use crate::train::{Answers, MicroBatch, TrainOptions, Trainer};
+use crate::train::data::Label;
+use crate::train::{MicroBatch, TrainOptions, Trainer};
 use std::time::Instant;
 
 /// Labels of the made-up head.
@@ -38,13 +39,12 @@ pub fn training(
     let fixed: Option<usize> = first.and_then(|d| d.parse().ok());
     let rows = fixed.unwrap_or(options.micro_batch.unwrap_or(options.batch));
     let named = inputs(engine, Sizes { rows, length })?;
+    let answers = trainer.answers(&[0, 1, 2].map(Label::Class))?;
     let micro = |first: usize| MicroBatch {
         inputs: named.clone(),
-        answers: Answers::Classes(
-            (first..first + rows)
-                .map(|row| (row < options.batch).then_some(row % LABELS))
-                .collect(),
-        ),
+        answers: (first..first + rows)
+            .map(|row| answers.get(row % LABELS).filter(|_| row < options.batch).cloned().flatten())
+            .collect(),
     };
     let batch: Vec<MicroBatch> = (0..options.batch).step_by(rows.max(1)).map(micro).collect();
     let (mut times, mut loss) = (vec![], f32::NAN);

@@ -76,9 +76,12 @@ pub struct FeedbackArgs {
     #[command(flatten)]
     input: Input,
     /// The right label
-    #[arg(long)]
-    label: String,
-    /// The label that was answered
+    #[arg(long, required_unless_present = "label_json")]
+    label: Option<String>,
+    /// The right answer of another task than classes: {"labels": ["a", "b"]}, {"values": [1.5]}, ...
+    #[arg(long, value_name = "JSON", conflicts_with = "label", value_parser = fields)]
+    label_json: Option<Fields>,
+    /// What was answered, in the form of the label: a name, or a JSON list
     #[arg(long)]
     predicted: Option<String>,
     /// The generation that answered
@@ -104,6 +107,13 @@ pub struct TrainNowArgs {
     wait: bool,
     #[command(flatten)]
     daemon: Where,
+}
+
+/// Fields of a request.
+type Fields = serde_json::Map<String, Value>;
+
+fn fields(text: &str) -> Result<Fields> {
+    serde_json::from_str(text).map_err(|e| Error::usage(format!("expected a JSON object: {e}")))
 }
 
 impl Input {
@@ -147,10 +157,7 @@ pub fn predict(args: &PredictArgs, out: &Out) -> Result<()> {
     }
     let answer = args.daemon.client()?.json(Method::POST, "/v1/predict", Some(&body))?;
     for prediction in list(&answer["predictions"]) {
-        for row in list(&prediction["top"]) {
-            let probability = row["probability"].as_f64().unwrap_or_default() * 100.0;
-            out.line(format!("{probability:5.1} %  {}", text(&row["label"])));
-        }
+        said(prediction).into_iter().for_each(|line| out.line(line));
     }
     if let Some(outputs) = answer["outputs"].as_object() {
         for (name, array) in outputs {
@@ -162,13 +169,31 @@ pub fn predict(args: &PredictArgs, out: &Out) -> Result<()> {
     out.document(&answer)
 }
 
+/// A prediction of any task for people: a line for each entry of its lists, a chance before the rest.
+fn said(prediction: &Value) -> Vec<String> {
+    let entry = |entry: &Value| {
+        let Some(fields) = entry.as_object() else { return text(entry) };
+        let chance = entry["probability"].as_f64().map(|p| format!("{:5.1} %", 100.0 * p));
+        let words = fields.values().filter_map(Value::as_str).map(String::from);
+        chance.into_iter().chain(words).collect::<Vec<_>>().join("  ")
+    };
+    let lists = prediction.as_object().into_iter().flatten().filter_map(|(_, v)| v.as_array());
+    lists.flatten().map(entry).collect()
+}
+
 /// `offshoot feedback`.
 pub fn feedback(args: &FeedbackArgs, out: &Out) -> Result<()> {
     let mut body = args.input.fields()?;
-    put(&mut body, "label", args.label.as_str());
+    if let Some(label) = &args.label {
+        put(&mut body, "label", label.as_str());
+    }
+    for (field, value) in args.label_json.iter().flatten() {
+        put(&mut body, field, value.clone());
+    }
     put(&mut body, "source", args.source.as_str());
     if let Some(predicted) = &args.predicted {
-        put(&mut body, "predicted", predicted.as_str());
+        let list = serde_json::from_str(predicted).ok().filter(Value::is_array);
+        put(&mut body, "predicted", list.unwrap_or_else(|| predicted.as_str().into()));
     }
     if let Some(generation) = args.generation {
         put(&mut body, "generation", generation);

@@ -1,7 +1,10 @@
 //! Data sets from the command line.
 
+use crate::adapter::Head;
 use crate::error::{Error, Result};
-use crate::train::data::{Dataset, LoadOptions, Split, Task, load};
+use crate::runtime::Engine;
+use crate::train::Task;
+use crate::train::data::{Dataset, LoadOptions, Split, load};
 use std::path::Path;
 
 /// Reads `all`, `train`, `test` or another split's name.
@@ -19,31 +22,76 @@ pub fn split(text: &str) -> Result<Split> {
 pub struct Training {
     /// The rows of split `train`, or all.
     pub data: Dataset,
-    /// The rows of split `test`, where the file has one.
+    /// The rows of the split that is held out, where the file has one.
     pub held_out: Option<Dataset>,
 }
 
-/// Reads a file to train on: a split `test` of it is held out.
-pub fn training(path: &Path, task: Task) -> Result<Training> {
+/// Reads a file to train on: its split `validation` is held out, else its split `test`.
+///
+/// # Errors
+/// As [`load`]. Bad input: a split of another name, of which nothing says whether it may be trained
+/// on.
+pub fn training(path: &Path, task: Option<Task>) -> Result<Training> {
     let read = |split| load(path, &LoadOptions { split, task, labels: None });
     let all = read(Split::All)?;
-    if !all.splits.contains("test") {
-        return Ok(Training { data: all, held_out: None });
+    let unknown = all.splits.iter().find(|s| !["train", HELD, "test"].contains(&s.as_str()));
+    if let Some(split) = unknown {
+        return Err(Error::bad_input(format!(
+            "rows have the split '{split}': it may be meant to train on or to hold out"
+        ))
+        .at(path.display())
+        .hint("name splits train, validation (or val, dev) and test"));
     }
-    Ok(Training { data: read(Split::Train)?, held_out: Some(read(Split::Test)?) })
+    let Some(held) = held_out(&all) else { return Ok(Training { data: all, held_out: None }) };
+    Ok(Training { data: read(Split::Train)?, held_out: Some(read(held)?) })
 }
 
-/// Reads a file to measure on, its labels in a head's order: split `test` if it has one, where no
-/// split is named.
-pub fn measured(path: &Path, chosen: Option<&Split>, labels: Option<&[String]>) -> Result<Dataset> {
-    let labels = labels.filter(|l| !l.is_empty()).map(<[String]>::to_vec);
-    let read =
-        |split: Split| load(path, &LoadOptions { split, task: Task::Auto, labels: labels.clone() });
+const HELD: &str = "validation";
+
+fn held_out(all: &Dataset) -> Option<Split> {
+    [(HELD, Split::Named(HELD.into())), ("test", Split::Test)]
+        .into_iter()
+        .find(|(name, _)| all.splits.contains(*name))
+        .map(|(_, split)| split)
+}
+
+/// Reads a file to measure on, its labels those of what answers: a head, or the base itself. Where no
+/// split is named: `test` if it has one, else `validation`, else all.
+///
+/// # Errors
+/// As [`load`]. Unsupported: a head of a task that this version doesn't know.
+pub fn measured(
+    path: &Path,
+    chosen: Option<&Split>,
+    engine: &Engine,
+    head: Option<&Head>,
+) -> Result<Dataset> {
+    let own = &engine.base().preprocess().labels;
+    let labels = head.map_or(own, |head| &head.labels);
+    let options = LoadOptions {
+        split: Split::All,
+        task: Some(Task::serving(head, engine.base())?),
+        labels: (!labels.is_empty()).then(|| labels.clone()),
+    };
+    let read = |split: Split| load(path, &LoadOptions { split, ..options.clone() });
     match chosen {
         Some(split) => read(split.clone()),
         None => {
             let all = read(Split::All)?;
-            if all.splits.contains("test") { read(Split::Test) } else { Ok(all) }
+            if all.splits.contains("test") {
+                read(Split::Test)
+            } else if all.splits.contains(HELD) {
+                read(Split::Named(HELD.into()))
+            } else {
+                Ok(all)
+            }
         }
     }
+}
+
+/// Reads a file of which only the inputs matter.
+pub fn inputs_of(path: &Path) -> Result<Dataset> {
+    let read = |split: Split| load(path, &LoadOptions { split, ..LoadOptions::default() });
+    let all = read(Split::All)?;
+    if all.splits.contains("test") { read(Split::Test) } else { Ok(all) }
 }

@@ -11,7 +11,8 @@ use crate::import::ImportOptions;
 use crate::pack::ImageSpec;
 use crate::quant::Scheme;
 use crate::runtime::{Engine, Files, Named, Preprocessor, Request, Session};
-use crate::train::data::{Dataset, LoadOptions, SampleInput, Split, Task, load};
+use crate::train::Task;
+use crate::train::data::{Dataset, LoadOptions, SampleInput, Split, load};
 use crate::train::{TrainOptions, TrainReport, train};
 use serde::Serialize;
 use std::os::unix::fs::DirBuilderExt;
@@ -186,7 +187,7 @@ fn learn(
     out: &Out,
 ) -> Result<(Learned, Adapter, SampleInput)> {
     let read = |split| {
-        let options = LoadOptions { split, task: Task::Classes, labels: None };
+        let options = LoadOptions { split, task: Some(Task::default()), labels: None };
         load(&models.join(task.data), &options)
     };
     let (data, held_out): (Dataset, Dataset) = (read(Split::Train)?, read(Split::Test)?);

@@ -1,7 +1,7 @@
 //! `offshoot eval`.
 
 use super::chosen::{self, Choice};
-use super::data::{measured, split};
+use super::data::{inputs_of, measured, split};
 use super::output::{Out, table};
 use super::train::at_least_one;
 use crate::adapter::Bound;
@@ -44,11 +44,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let engine = Engine::open(&args.base)?;
     let bound = chosen::bind(&engine, &args.adapters)?;
     let head = bound.as_ref().and_then(|b| b.head.as_ref());
-    let labels = match head {
-        Some(head) => &head.labels,
-        None => &engine.base().preprocess().labels,
-    };
-    let data = measured(&args.data, args.split.as_ref(), Some(labels))?;
+    let data = measured(&args.data, args.split.as_ref(), &engine, head)?;
     let evaluation = evaluate(&engine, bound.as_ref(), &data, args.batch)?;
     let retention = match (&args.retention, &bound) {
         (Some(path), Some(bound)) => Some(retention(&engine, bound, path)?),
@@ -65,7 +61,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
 
 fn people(evaluation: &Evaluation, retention: Option<&Retention>, out: &Out) {
     let metrics: Vec<String> =
-        evaluation.metrics().iter().map(|(name, v)| format!("{name} {v:.4}")).collect();
+        evaluation.metrics.0.iter().map(|m| format!("{} {:.4}", m.name, m.value)).collect();
     out.line(format!("{} samples: {}", evaluation.samples, metrics.join(", ")));
     let labels = &evaluation.labels;
     if let Some(confusion) = evaluation.confusion.as_ref().filter(|_| labels.len() <= MAX_PRINTED) {
@@ -74,6 +70,13 @@ fn people(evaluation: &Evaluation, retention: Option<&Retention>, out: &Out) {
         rows.extend(labels.iter().enumerate().map(|(t, label)| {
             let counts = (0..labels.len()).map(|p| confusion.count(t, p).to_string());
             std::iter::once(label.clone()).chain(counts).collect()
+        }));
+        table(&rows).iter().for_each(|line| out.line(line));
+    }
+    if let Some(f1) = evaluation.f1.as_ref().filter(|f| f.len() > 1 && f.len() <= MAX_PRINTED) {
+        let mut rows = vec![vec!["label".to_string(), "F1".to_string()]];
+        rows.extend(labels.iter().zip(f1).map(|(label, f1)| {
+            vec![label.clone(), f1.map_or("-".into(), |f1| format!("{f1:.3}"))]
         }));
         table(&rows).iter().for_each(|line| out.line(line));
     }
@@ -89,7 +92,7 @@ fn people(evaluation: &Evaluation, retention: Option<&Retention>, out: &Out) {
 }
 
 fn retention(engine: &Engine, bound: &Arc<Bound>, path: &Path) -> Result<Retention> {
-    let data = measured(path, None, None)?;
+    let data = inputs_of(path)?;
     let preprocessor = Preprocessor::new(engine);
     let inputs = data.samples.iter().map(|sample| match &sample.input {
         SampleInput::Text(text) => preprocessor.text(&[text]),

@@ -30,6 +30,11 @@ impl Source {
         self.text.is_some() || self.image.is_some() || !self.input.is_empty()
     }
 
+    /// The sentence, if that is what is given.
+    pub fn sentence(&self) -> Option<&str> {
+        self.text.as_deref()
+    }
+
     /// The same on a command line.
     pub fn to_arguments(&self) -> Vec<OsString> {
         let text = self.text.iter().map(|t| ("--text", OsString::from(t)));

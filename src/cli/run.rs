@@ -8,8 +8,9 @@ use crate::error::{Error, Result};
 use crate::fs::{peak_rss_bytes, unshared_bytes};
 use crate::npy;
 use crate::pack::Role;
-use crate::runtime::{Engine, Named, Prediction, apply_head, base_predictions};
+use crate::runtime::{Engine, Named, Preprocessor, apply_head, base_predictions};
 use crate::shape::{Array, Data};
+use crate::train::Task;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -63,6 +64,17 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         None => base_predictions(engine.base(), &outputs),
     };
     let ran = start.elapsed();
+    let head = adapter.as_ref().and_then(|a| a.head.as_ref());
+    let task = Task::serving(head, engine.base())?;
+    let sentence = match args.source.sentence() {
+        Some(text) if task.needs_words() => Some((text, Preprocessor::new(&engine).words(text)?.1)),
+        _ => None,
+    };
+    let sentence = sentence.as_ref().map(|(text, words)| (*text, words));
+    let answers = predictions
+        .iter()
+        .map(|p| task.answer(head, p, sentence, args.top))
+        .collect::<Result<Vec<_>>>()?;
     if let Some(folder) = &args.output {
         write_outputs(folder, &outputs)?;
     }
@@ -74,7 +86,10 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
             "adapters": adapter.as_ref().map_or(vec![], |a| a.names.clone()),
             "inputs": shapes(&inputs),
             "outputs": shapes(&outputs),
-            "predictions": predictions.iter().map(|p| prediction(p, args.top)).collect::<Vec<_>>(),
+            "predictions": predictions.iter().zip(answers).map(|(p, mut answer)| {
+                answer.json["logits"] = json!(p.logits);
+                answer.json
+            }).collect::<Vec<_>>(),
             "open_ms": ms(opened),
             "input_ms": ms(read - opened),
             "plan_ms": ms(planned - read),
@@ -84,11 +99,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
             "unshared_bytes": unshared_bytes(std::process::id()),
         }));
     }
-    for p in &predictions {
-        for (label, probability) in p.top(args.top) {
-            out.line(format!("{:5.1} %  {label}", probability * 100.0));
-        }
-    }
+    answers.iter().flat_map(|answer| &answer.lines).for_each(|line| out.line(line));
     for (name, array) in &outputs {
         let shape = dims(array.shape());
         out.line(format!("{name}: {} {shape}: {}", array.dtype().name(), first_values(array)));
@@ -101,15 +112,6 @@ fn shapes(named: &Named) -> Vec<Value> {
         .iter()
         .map(|(name, a)| json!({"name": name, "dtype": a.dtype(), "shape": a.shape()}))
         .collect()
-}
-
-fn prediction(p: &Prediction, top: usize) -> Value {
-    let top: Vec<Value> = p
-        .top(top)
-        .into_iter()
-        .map(|(label, probability)| json!({"label": label, "probability": probability}))
-        .collect();
-    json!({"top": top, "logits": p.logits})
 }
 
 fn first_values(array: &Array) -> String {

@@ -8,9 +8,9 @@ use crate::adapter::{Kind, Pool, TensorType};
 use crate::error::{Error, Result};
 use crate::fs::{open_regular, peak_rss_bytes};
 use crate::runtime::Engine;
-use crate::train::data::{Dataset, LoadOptions, Split, Task, load};
+use crate::train::data::{Dataset, LoadOptions, Split, load};
 use crate::train::schedule::Schedule;
-use crate::train::{LossKind, OptimizerKind, TargetChoice, TrainOptions, TrainReport, train};
+use crate::train::{OptimizerKind, TargetChoice, Task, TrainOptions, TrainReport, train};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ pub struct Args {
     /// The base file
     base: PathBuf,
     /// What to learn: .jsonl or .csv with text/image and label, .npz, or a folder of class folders
-    /// of pictures; a split 'test' in it is held out
+    /// of pictures; a split 'validation' in it, else 'test', is held out
     #[arg(long, value_name = "DATA")]
     data: PathBuf,
     /// The adapter file to write
@@ -49,9 +49,12 @@ pub struct Args {
     /// How tokens are pooled for the head: mean, cls, max or none
     #[arg(long, value_parser = pool)]
     pool: Option<Pool>,
-    /// cross-entropy or mse (default: by the labels)
-    #[arg(long, value_parser = loss)]
-    loss: Option<LossKind>,
+    /// What to learn: classes, numbers, ... [default: what the data look like]
+    #[arg(long, value_parser = Task::parse)]
+    task: Option<Task>,
+    /// The same by its loss: cross-entropy (classes) or mse (numbers)
+    #[arg(long, value_parser = loss, conflicts_with = "task")]
+    loss: Option<Task>,
     /// adamw or sgd
     #[arg(long, default_value = "adamw", value_parser = ["adamw", "sgd"])]
     optimizer: String,
@@ -91,7 +94,7 @@ pub struct Args {
     /// Decides everything random
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Data to hold out; else a split 'test', else a share of the samples
+    /// Data to hold out; else a split 'validation' or 'test', else a share of the samples
     #[arg(long, value_name = "DATA")]
     holdout_data: Option<PathBuf>,
     /// Share of the samples that is held out where nothing else is
@@ -122,14 +125,12 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     check_out(&args.out)?;
     check_kind(args)?;
     let engine = Engine::open(&args.base)?;
-    let task = match args.loss {
-        Some(LossKind::CrossEntropy) => Task::Classes,
-        Some(LossKind::MeanSquaredError) => Task::Values,
-        _ => Task::Auto,
-    };
-    let data = training(&args.data, task)?;
+    let data = training(&args.data, args.task.or(args.loss))?;
+    if let Some(why) = &data.data.why {
+        out.line(format!("task {}: {why}", data.data.task));
+    }
     let held_out = match &args.holdout_data {
-        Some(path) => Some(hold_out(path, &data.data, task)?),
+        Some(path) => Some(hold_out(path, &data.data)?),
         None => data.held_out,
     };
     let data = data.data;
@@ -197,9 +198,9 @@ fn check_out(out: &Path) -> Result<()> {
     }
 }
 
-fn hold_out(path: &Path, data: &Dataset, task: Task) -> Result<Dataset> {
+fn hold_out(path: &Path, data: &Dataset) -> Result<Dataset> {
     let labels = (!data.labels.is_empty()).then(|| data.labels.clone());
-    load(path, &LoadOptions { split: Split::All, task, labels })
+    load(path, &LoadOptions { split: Split::All, task: Some(data.task), labels })
 }
 
 fn options(args: &Args, data: &Dataset) -> TrainOptions {
@@ -209,10 +210,6 @@ fn options(args: &Args, data: &Dataset) -> TrainOptions {
         name.push(".checkpoint");
         Some(name.into())
     });
-    let by_labels = match data.classes() {
-        Some(_) => LossKind::CrossEntropy,
-        None => LossKind::MeanSquaredError,
-    };
     TrainOptions {
         name: args.name.clone().or(stem).unwrap_or_else(|| "adapter".into()),
         kind: args.kind.kind,
@@ -222,7 +219,7 @@ fn options(args: &Args, data: &Dataset) -> TrainOptions {
         targets: TargetChoice::parse(&args.targets),
         head_from: args.head_from.clone(),
         pool: args.pool,
-        loss: args.loss.unwrap_or(by_labels),
+        task: data.task,
         optimizer: match args.optimizer.as_str() {
             "sgd" => OptimizerKind::Sgd { momentum: args.momentum },
             _ => OptimizerKind::AdamW,
@@ -299,10 +296,10 @@ fn check_kind(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn loss(text: &str) -> Result<LossKind> {
+fn loss(text: &str) -> Result<Task> {
     match text {
-        "cross-entropy" | "ce" => Ok(LossKind::CrossEntropy),
-        "mse" => Ok(LossKind::MeanSquaredError),
+        "cross-entropy" | "ce" => Task::parse("classes"),
+        "mse" => Task::parse("numbers"),
         _ => Err(Error::usage("expected cross-entropy or mse")),
     }
 }

@@ -1,35 +1,37 @@
 //! Heads at run time: pooling, the linear layer, probabilities and labels.
 
+use super::scores::{softmax, top_k};
 use crate::adapter::{Head, Pool};
 use crate::error::{Error, Result};
 use crate::pack::Base;
-use crate::shape::Array;
+use crate::shape::{Array, Data};
+use std::sync::Arc;
 
-/// What a head says of one row of a batch.
+/// What a token that doesn't count has under [`Pool::Max`], as sentence-transformers has it.
+pub(crate) const MASKED: f32 = -1e9;
+/// The least number of tokens that [`Pool::Mean`] divides by: without any the mean is 0.
+pub(crate) const LEAST_COUNT: f32 = 1e-9;
+
+/// What a head says of one sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prediction {
-    /// The head's raw outputs.
+    /// The head's raw outputs, one a label; of a head that answers for tokens those of each token
+    /// that counts, one after another.
     pub logits: Vec<f32>,
     /// Names of the outputs, in order.
-    pub labels: Vec<String>,
+    pub labels: Arc<[String]>,
 }
 
 impl Prediction {
     /// Softmax of the logits.
     pub fn probabilities(&self) -> Vec<f32> {
-        let max = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let exp: Vec<f32> = self.logits.iter().map(|l| (l - max).exp()).collect();
-        let sum: f32 = exp.iter().sum();
-        exp.into_iter().map(|e| e / sum).collect()
+        softmax(&self.logits)
     }
 
     /// The `k` likeliest labels and their probabilities, likeliest first.
     pub fn top(&self, k: usize) -> Vec<(String, f32)> {
-        let mut ranked: Vec<(usize, f32)> = self.probabilities().into_iter().enumerate().collect();
-        ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        ranked.truncate(k);
         let name = |i: usize| self.labels.get(i).cloned().unwrap_or_else(|| i.to_string());
-        ranked.into_iter().map(|(i, p)| (name(i), p)).collect()
+        top_k(&self.probabilities(), k).into_iter().map(|(i, p)| (name(i), p)).collect()
     }
 }
 
@@ -50,7 +52,13 @@ pub fn apply_head(
     })?;
     let features = pool(head.pool, output, mask)?;
     let width = head.features as usize;
-    if features.first().is_some_and(|row| row.len() != width) {
+    // Without pooling an output (B, T, features) is answered for token by token.
+    let per_token = head.pool == Pool::None && output.shape().len() == 3;
+    let fits = match per_token {
+        true => output.shape().last() == Some(&width),
+        false => features.iter().all(|row| row.len() == width),
+    };
+    if !fits {
         return Err(Error::mismatch(format!(
             "head '{}' expects {width} features, output '{}' has the shape {:?}",
             head.name,
@@ -58,23 +66,23 @@ pub fn apply_head(
             output.shape()
         )));
     }
+    let labels: Arc<[String]> = head.labels.as_slice().into();
+    let answer = |x: &[f32]| {
+        let rows = head.weight.chunks(width).zip(&head.bias);
+        rows.map(|(w, b)| w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>() + b).collect::<Vec<_>>()
+    };
     Ok(features
         .iter()
         .map(|row| {
-            let logits = head
-                .weight
-                .chunks(width)
-                .zip(&head.bias)
-                .map(|(w, b)| w.iter().zip(row).map(|(w, x)| w * x).sum::<f32>() + b)
-                .collect();
-            Prediction { logits, labels: head.labels.clone() }
+            let logits = row.chunks(width).flat_map(answer).collect();
+            Prediction { logits, labels: labels.clone() }
         })
         .collect())
 }
 
 /// The base's own classes, where it has label names: the last output with one row of as many values.
 pub fn base_predictions(base: &Base, outputs: &[(String, Array)]) -> Vec<Prediction> {
-    let labels = &base.preprocess().labels;
+    let labels: Arc<[String]> = base.preprocess().labels.as_slice().into();
     let rows = |array: &Array| match (array.shape(), array.as_f32()) {
         (&[_, classes], Ok(values)) if classes == labels.len() && classes > 0 => {
             let predict = |row: &[f32]| Prediction { logits: row.to_vec(), labels: labels.clone() };
@@ -85,49 +93,64 @@ pub fn base_predictions(base: &Base, outputs: &[(String, Array)]) -> Vec<Predict
     outputs.iter().rev().find_map(|(_, array)| rows(array)).unwrap_or_default()
 }
 
-/// Rows of features: (B, T, F) pooled over the tokens that count, or (B, F) as it is.
+/// Which tokens count: those with a mask above 0, whatever its type.
+pub(crate) fn counted(mask: &Array) -> Vec<bool> {
+    match mask.data() {
+        Data::F32(v) => v.iter().map(|&m| m > 0.0).collect(),
+        Data::I64(v) => v.iter().map(|&m| m > 0).collect(),
+        Data::I32(v) => v.iter().map(|&m| m > 0).collect(),
+        Data::U8(v) => v.iter().map(|&m| m > 0).collect(),
+        Data::Bool(v) => v.clone(),
+    }
+}
+
+/// Rows of features: (B, T, F) pooled over the tokens that count. Without pooling (B, F) as it is, and
+/// of (B, T, F) the features of the tokens that count, one after another.
+///
+/// Training has the same in its graph; a test holds the two against each other.
 pub fn pool(pool: Pool, output: &Array, mask: Option<&Array>) -> Result<Vec<Vec<f32>>> {
     let values = output.as_f32()?;
     let shape = output.shape();
     let wrong = |why: &str| Error::mismatch(format!("an output of shape {shape:?} {why}"));
-    if pool == Pool::None {
+    let &[batch, tokens, width] = shape else {
+        if pool != Pool::None {
+            return Err(wrong("can't be pooled over tokens").hint("use pool none"));
+        }
         let batch = *shape.first().ok_or_else(|| wrong("has no rows"))?;
         let width = values.len() / batch.max(1);
         return Ok(values.chunks(width.max(1)).map(<[f32]>::to_vec).collect());
-    }
-    let &[batch, tokens, width] = shape else {
-        return Err(wrong("can't be pooled over tokens").hint("use pool none"));
     };
-    let counts = |b: usize, t: usize| -> Result<bool> {
-        let Some(mask) = mask else { return Ok(true) };
-        if mask.shape() != [batch, tokens] {
+    let kept = match mask {
+        Some(mask) if mask.shape() == [batch, tokens] => Some(counted(mask)),
+        // The first token and single ones are there whatever else a mask is for.
+        Some(mask) if matches!(pool, Pool::Mean | Pool::Max) => {
             return Err(wrong(&format!("and a mask of shape {:?}", mask.shape())));
         }
-        Ok(mask.as_i64()?[b * tokens + t] > 0)
+        _ => None,
     };
     let mut rows = vec![];
     for b in 0..batch {
         let token = |t: usize| &values[(b * tokens + t) * width..][..width];
-        if pool == Pool::Cls {
-            rows.push(if tokens == 0 { vec![0.0; width] } else { token(0).to_vec() });
-            continue;
-        }
-        let start = if pool == Pool::Max { f32::NEG_INFINITY } else { 0.0 };
-        let mut row = vec![start; width];
-        let mut counted = 0usize;
-        for t in 0..tokens {
-            if !counts(b, t)? {
-                continue;
-            }
-            counted += 1;
+        let counts = |t: usize| kept.as_ref().is_none_or(|kept| kept[b * tokens + t]);
+        let mut row = match pool {
+            Pool::None => (0..tokens).filter(|t| counts(*t)).flat_map(token).copied().collect(),
+            Pool::Cls if tokens > 0 => token(0).to_vec(),
+            Pool::Max => vec![MASKED; width],
+            Pool::Cls | Pool::Mean => vec![0.0; width],
+        };
+        let mut count = 0.0f32;
+        for t in (0..tokens).filter(|t| counts(*t)) {
+            count += 1.0;
             for (r, x) in row.iter_mut().zip(token(t)) {
-                *r = if pool == Pool::Max { r.max(*x) } else { *r + x };
+                match pool {
+                    Pool::Max => *r = if count == 1.0 { *x } else { r.max(*x) },
+                    Pool::Mean => *r += x,
+                    Pool::Cls | Pool::None => {}
+                }
             }
         }
-        if counted == 0 {
-            row.fill(0.0);
-        } else if pool == Pool::Mean {
-            row.iter_mut().for_each(|r| *r /= counted as f32);
+        if pool == Pool::Mean {
+            row.iter_mut().for_each(|r| *r /= count.max(LEAST_COUNT));
         }
         rows.push(row);
     }

@@ -3,9 +3,10 @@
 use super::engine::{Engine, Named};
 use super::picture;
 use super::text::{EncodedText, TextEncoder, Tokens, bucket};
+use super::words::Words;
 use crate::error::{Error, Result};
 use crate::pack::{Base, ImageSpec, IoSpec, Role};
-use crate::shape::{Array, Data};
+use crate::shape::{Array, DType, Data};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -65,6 +66,11 @@ impl Preprocessor {
         self.encoder()?.tokens(sentence)
     }
 
+    /// One sentence's tokens, and where its words stand in it.
+    pub fn words(&self, sentence: &str) -> Result<(Tokens, Words)> {
+        self.encoder()?.words(sentence)
+    }
+
     /// The padded length of a batch whose longest row has `tokens` tokens.
     pub fn padded_length(&self, tokens: usize) -> usize {
         self.fixed_length().unwrap_or_else(|| bucket(tokens, self.max_tokens()))
@@ -79,9 +85,9 @@ impl Preprocessor {
         let named = self.engine.inputs().iter().map(|spec| {
             let name = spec.name.clone();
             match spec.role {
-                Role::Ids => Ok((name, ids.clone())),
-                Role::Mask => Ok((name, mask.clone())),
-                Role::Types => Ok((name, types.clone())),
+                Role::Ids => Ok((name, of_type(&ids, spec.dtype)?)),
+                Role::Mask => Ok((name, of_type(&mask, spec.dtype)?)),
+                Role::Types => Ok((name, of_type(&types, spec.dtype)?)),
                 _ => Err(Error::unsupported(format!(
                     "sentences don't give the base's input '{name}'"
                 ))
@@ -157,6 +163,19 @@ impl Preprocessor {
     }
 }
 
+/// Whole numbers as the graph takes them: a mask may be a bool or a float.
+fn of_type(array: &Array, dtype: DType) -> Result<Array> {
+    let values = array.as_i64()?;
+    let data = match dtype {
+        DType::F32 => Data::F32(values.iter().map(|&v| v as f32).collect()),
+        DType::Bool => Data::Bool(values.iter().map(|&v| v != 0).collect()),
+        DType::U8 => Data::U8(values.iter().map(|&v| v as u8).collect()),
+        // Narrowed where a run takes it.
+        DType::I64 | DType::I32 => return Ok(array.clone()),
+    };
+    Array::new(array.shape().to_vec(), data)
+}
+
 fn describe(inputs: &[IoSpec]) -> String {
     let inputs: Vec<String> =
         inputs.iter().map(|s| format!("'{}' [{}]", s.name, s.dims.join(", "))).collect();
@@ -200,6 +219,38 @@ pub(crate) fn concat_rows(name: &str, arrays: &[&Array]) -> Result<Array> {
     Array::new(shape, data)
 }
 
+/// Arrays of equal type and shape without a batch, put side by side along a new axis `axis`.
+pub(crate) fn concat_axis(name: &str, arrays: &[&Array], axis: usize) -> Result<Array> {
+    let one = |array: &&Array| {
+        let shape: Vec<usize> = std::iter::once(1).chain(array.shape().iter().copied()).collect();
+        Array::new(shape, array.data().clone())
+    };
+    let cells = arrays.iter().map(one).collect::<Result<Vec<_>>>()?;
+    let rows = concat_rows(name, &cells.iter().collect::<Vec<_>>())?;
+    let [batch, inner @ ..] = rows.shape() else { return Ok(rows) };
+    if axis == 0 || axis > inner.len() {
+        return Ok(rows);
+    }
+    let outer: usize = inner[..axis].iter().product();
+    let width: usize = inner[axis..].iter().product();
+    let mut shape = inner.to_vec();
+    shape.insert(axis, *batch);
+    let (batch, data) = (*batch, rows.data());
+    fn moved<T: Copy>(values: &[T], [batch, outer, width]: [usize; 3]) -> Vec<T> {
+        let part = |o: usize, b: usize| &values[(b * outer + o) * width..][..width];
+        (0..outer).flat_map(|o| (0..batch).flat_map(move |b| part(o, b))).copied().collect()
+    }
+    let sizes = [batch, outer, width];
+    let data = match data {
+        Data::F32(v) => Data::F32(moved(v, sizes)),
+        Data::I64(v) => Data::I64(moved(v, sizes)),
+        Data::I32(v) => Data::I32(moved(v, sizes)),
+        Data::U8(v) => Data::U8(moved(v, sizes)),
+        Data::Bool(v) => Data::Bool(moved(v, sizes)),
+    };
+    Array::new(shape, data)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,5 +267,19 @@ mod tests {
         let d = Array::i64(vec![1, 2], vec![0; 2]).unwrap();
         assert!(concat_rows("x", &[&a, &d]).is_err());
         assert!(concat_rows("x", &[]).is_err());
+    }
+
+    /// A state (layers, batch, width): samples stand side by side along its second axis.
+    #[test]
+    fn samples_stand_along_the_axis_of_the_batch() {
+        let a = Array::f32([2, 2], vec![1.0, 2.0, 3.0, 4.0]).unwrap();
+        let b = Array::f32([2, 2], vec![5.0, 6.0, 7.0, 8.0]).unwrap();
+        let joined = concat_axis("x", &[&a, &b], 1).unwrap();
+        assert_eq!(joined.shape(), [2, 2, 2]);
+        assert_eq!(joined.as_f32().unwrap(), [1.0, 2.0, 5.0, 6.0, 3.0, 4.0, 7.0, 8.0]);
+        assert_eq!(
+            concat_axis("x", &[&a, &b], 0).unwrap().as_f32().unwrap()[..4],
+            [1.0, 2.0, 3.0, 4.0]
+        );
     }
 }

@@ -24,6 +24,7 @@ mod roles;
 mod rows;
 #[cfg(feature = "import")]
 mod sandbox;
+mod scores;
 mod session;
 #[cfg(feature = "import")]
 mod summary;
@@ -34,20 +35,24 @@ pub mod text;
 mod trial;
 #[cfg(feature = "text")]
 mod wordpiece;
+mod words;
 
 pub(crate) use convert::to_tensor;
 pub(crate) use engine::Binding;
 pub use engine::{Engine, Named};
 #[cfg(feature = "import")]
 pub use export::ExportFolder;
+pub(crate) use head::{LEAST_COUNT, MASKED, counted};
 pub use head::{Prediction, apply_head, base_predictions, pool};
 pub use inputs::Preprocessor;
-pub(crate) use inputs::concat_rows;
+pub(crate) use inputs::concat_axis;
 pub use library::{LibraryKernels, library_kernels};
 #[cfg(feature = "import")]
 pub use packing::{GraphSource, PackOptions, pack, pack_graphs};
 #[cfg(feature = "import")]
 pub use sandbox::{Files, PackedBase, Request, Sandbox, sandbox_main};
+pub use scores::{argmax, sigmoid, softmax, top_k};
 pub use session::Session;
 #[cfg(feature = "import")]
 pub use summary::{Io, OnnxSummary, TargetLine};
+pub use words::{WordAt, Words};

@@ -1,5 +1,6 @@
 //! Sentences to token ids, by the tokenizer stored with a base.
 
+use super::words::Words;
 use crate::error::{Error, Result};
 use crate::shape::Array;
 
@@ -169,6 +170,17 @@ mod with_tokenizers {
 
         /// One sentence's tokens.
         pub fn tokens(&self, sentence: &str) -> Result<Tokens> {
+            Ok(self.encoded(sentence, false)?.0)
+        }
+
+        /// One sentence's tokens and its words.
+        pub fn words(&self, sentence: &str) -> Result<(Tokens, Words)> {
+            let (tokens, encoding) = self.encoded(sentence, true)?;
+            let words = Words::of(sentence, &encoding, tokens.ids.len());
+            Ok((tokens, words))
+        }
+
+        fn encoded(&self, sentence: &str, offsets: bool) -> Result<(Tokens, Encoding)> {
             if sentence.len() > MAX_SENTENCE_BYTES {
                 return Err(Error::bad_input(format!(
                     "sentence of {} bytes is longer than the limit of {MAX_SENTENCE_BYTES}",
@@ -176,7 +188,7 @@ mod with_tokenizers {
                 )));
             }
             let encoding = guarded("tokenizing", || {
-                self.encoding(sentence)
+                self.encoding(sentence, offsets)
                     .map_err(|e| Error::bad_input(format!("sentence can't be tokenized: {e}")))
             })?;
             let mut ids = encoding.get_ids().to_vec();
@@ -184,13 +196,15 @@ mod with_tokenizers {
             // A post-processor that ignores the truncation's room could still exceed it.
             ids.truncate(self.max_tokens);
             types.resize(ids.len(), 0);
-            Ok(Tokens { ids, types })
+            Ok((Tokens { ids, types }, encoding))
         }
 
-        fn encoding(&self, sentence: &str) -> tokenizers::Result<Encoding> {
-            match &self.tokenizer {
-                Inner::WordPiece(it) => it.encode_fast(sentence, true),
-                Inner::Any(it) => it.encode_fast(sentence, true),
+        fn encoding(&self, sentence: &str, offsets: bool) -> tokenizers::Result<Encoding> {
+            match (&self.tokenizer, offsets) {
+                (Inner::WordPiece(it), false) => it.encode_fast(sentence, true),
+                (Inner::WordPiece(it), true) => it.encode_char_offsets(sentence, true),
+                (Inner::Any(it), false) => it.encode_fast(sentence, true),
+                (Inner::Any(it), true) => it.encode_char_offsets(sentence, true),
             }
         }
 
@@ -286,6 +300,11 @@ mod without_tokenizers {
 
         /// One sentence's tokens.
         pub fn tokens(&self, _sentence: &str) -> Result<Tokens> {
+            match *self {}
+        }
+
+        /// One sentence's tokens and its words.
+        pub fn words(&self, _sentence: &str) -> Result<(Tokens, Words)> {
             match *self {}
         }
 

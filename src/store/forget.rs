@@ -298,7 +298,7 @@ fn remove(c: &Connection, doomed: &[Doomed]) -> Outcome<ForgetReport> {
             |row| row.get(0),
         )?;
         if again && left {
-            report.jobs_queued.push(queue(c, id, "something was forgotten")?);
+            report.jobs_queued.push(queue(c, id, &"something was forgotten".into())?);
         }
     }
     if let Some(newest) = doomed.iter().map(|d| d.id).max() {

@@ -9,8 +9,8 @@ use super::quota::{choose_part, make_room};
 use super::rows::{NameRow, make_name};
 use super::rules::{Quota, Rules};
 use super::samples::{
-    Input, Label, Part, SampleState, VALUES, content, find_label, input_hash, label_tag, no_sample,
-    to_content,
+    ANSWER, Input, Label, Part, SampleState, VALUES, content, find_label, input_hash, label_tag,
+    no_sample, to_content,
 };
 use super::state::{Store, Unlocked};
 use super::trust::{ODD_LABEL, UNKNOWN_LABEL, spellings, too_much, unknown_label};
@@ -20,6 +20,8 @@ use serde::Serialize;
 
 /// Longest label or source in bytes.
 const MAX_WORD: usize = 256;
+/// Longest text of a [`Label::Answer`] in bytes.
+const MAX_ANSWER: usize = 256 << 10;
 /// Most numbers of a label.
 const MAX_VALUES: usize = 65_536;
 
@@ -32,7 +34,7 @@ pub struct NewSample {
     pub input: Input,
     /// The right answer, if somebody gave it.
     pub label: Option<Label>,
-    /// The class that was answered.
+    /// The class that was answered; to a [`Label::Answer`] the same text where the answer was right.
     pub predicted: Option<String>,
     /// The generation that answered; 0: the base. `None`: not known; where something was answered
     /// and the name serves the base, that.
@@ -95,7 +97,15 @@ pub(super) struct Row<'a> {
     generation: Option<u64>,
     /// Names what texts have in common that differ in case, punctuation and spacing alone.
     pub alike: Option<[u8; 32]>,
-    values: Option<Vec<f32>>,
+    /// The label, where it is no class.
+    stated: Option<Label>,
+}
+
+impl Row<'_> {
+    /// Whether a label is kept beside the input, not by its number.
+    fn is_stated(label: Option<i64>) -> bool {
+        matches!(label, Some(VALUES | ANSWER))
+    }
 }
 
 impl Store {
@@ -184,10 +194,19 @@ fn check(sample: &NewSample, quota: &Quota) -> Result<()> {
         Ok(())
     };
     word("source", &sample.source)?;
-    if let Some(predicted) = &sample.predicted {
+    if let (Some(predicted), false) =
+        (&sample.predicted, matches!(sample.label, Some(Label::Answer(_))))
+    {
         word("prediction", predicted)?;
     }
     match &sample.label {
+        Some(Label::Answer(text)) => {
+            if text.is_empty() || text.len() > MAX_ANSWER {
+                return Err(Error::usage(format!(
+                    "the sample's label is not 1 to {MAX_ANSWER} bytes"
+                )));
+            }
+        }
         Some(Label::Class(class)) => word("label", class)?,
         Some(Label::Values(values)) => {
             let finite = values.iter().all(|v| v.is_finite());
@@ -228,14 +247,15 @@ fn take(
     let generation = sample.generation.or(by_base.then_some(0));
     // Not `==`: turns of two generations would count again and again.
     let judged = found.as_ref().and_then(|f| f.judged);
-    let (label, values) = match &sample.label {
+    let (label, stated) = match &sample.label {
         None => (None, None),
         Some(Label::Class(class)) => (Some(intern(c, unlocked, name, class)?), None),
-        Some(Label::Values(values)) => (Some(VALUES), Some(values.clone())),
+        Some(stated @ Label::Values(_)) => (Some(VALUES), Some(stated.clone())),
+        Some(stated @ Label::Answer(_)) => (Some(ANSWER), Some(stated.clone())),
     };
     let bytes = sample.input.bytes().len() as u64;
     let alike = alike(unlocked, &sample.input);
-    let row = Row { name, hash, label, bytes, sample, generation, alike, values };
+    let row = Row { name, hash, label, bytes, sample, generation, alike, stated };
     let recorded = match found {
         Some(found) if found.state < SampleState::EVICTED => {
             again(c, unlocked, rules, &row, &found)?
@@ -243,11 +263,11 @@ fn take(
         // Evicted: it comes back, and keeps its part.
         found => first(c, unlocked, rules, &row, found.as_ref())?,
     };
-    let answer = (&sample.label, &sample.predicted, generation);
-    if let (Some(Label::Class(class)), Some(predicted), Some(generation)) = answer
+    let answer = (sample.label.as_ref().and_then(Label::text), &sample.predicted, generation);
+    if let (Some(right), Some(predicted), Some(generation)) = answer
         && judged.is_none_or(|judged| judged < generation)
         && !matches!(recorded.outcome, Taken::Quarantined(_))
-        && outcomes::count(c, name, generation, class == predicted, sample.time)?
+        && outcomes::count(c, name, generation, right == predicted, sample.time)?
     {
         c.prepare_cached("UPDATE samples SET judged = ?2 WHERE id = ?1")?
             .execute(params![recorded.id, signed(generation)])?;
@@ -327,8 +347,8 @@ fn first(
     make_room(c, rules, row, reason.is_some())?;
     let state = if reason.is_some() { SampleState::Quarantined } else { SampleState::Kept };
     let predicted = match &row.sample.predicted {
-        Some(text) => Some(intern(c, unlocked, row.name, text)?),
-        None => None,
+        Some(text) if !Row::is_stated(row.label) => Some(intern(c, unlocked, row.name, text)?),
+        _ => None,
     };
     let id = match back {
         Some(back) => back.id,
@@ -359,7 +379,7 @@ fn first(
         row.alike,
         back.and_then(|back| back.judged).map(signed),
     ])?;
-    let content = to_content(unlocked, &row.hash, sample.input.clone(), row.values.clone())?;
+    let content = to_content(unlocked, &row.hash, sample.input.clone(), row.stated.clone())?;
     c.prepare_cached("INSERT OR REPLACE INTO inputs (sample, content) VALUES (?1, ?2)")?
         .execute(params![id, content])?;
     let outcome = reason.map_or(Taken::New, Taken::Quarantined);
@@ -377,7 +397,9 @@ fn again(
     let sample = row.sample;
     let same = match (row.label, found.label) {
         (None, _) => true,
-        (Some(VALUES), Some(VALUES)) => content(c, unlocked, found.id, &row.hash)?.1 == row.values,
+        (new, old) if new == old && Row::is_stated(new) => {
+            content(c, unlocked, found.id, &row.hash)?.1 == row.stated
+        }
         (new, old) => new == old,
     };
     let recorded =
@@ -416,8 +438,8 @@ fn again(
         sample.source,
         signed(sample.time)
     ])?;
-    if row.label == Some(VALUES) || found.label == Some(VALUES) {
-        let content = to_content(unlocked, &row.hash, sample.input.clone(), row.values.clone())?;
+    if Row::is_stated(row.label) || Row::is_stated(found.label) {
+        let content = to_content(unlocked, &row.hash, sample.input.clone(), row.stated.clone())?;
         c.prepare_cached("UPDATE inputs SET content = ?2 WHERE sample = ?1")?
             .execute(params![found.id, content])?;
     }

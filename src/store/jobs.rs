@@ -8,6 +8,7 @@ use super::state::Store;
 use crate::error::{Cause, Error, Result};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
+use std::fmt;
 
 /// Jobs that have ended are kept up to this many, with their folders.
 const CLOSED_KEPT: i64 = 20;
@@ -62,6 +63,39 @@ impl JobState {
     }
 }
 
+/// Why a job is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Somebody asked for it: it doesn't wait for samples, hours and idleness.
+    Asked,
+    /// In words.
+    Other(String),
+}
+
+/// As the database and answers have it.
+const ASKED: &str = "asked for";
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reason::Asked => ASKED,
+            Reason::Other(text) => text,
+        })
+    }
+}
+
+impl From<&str> for Reason {
+    fn from(text: &str) -> Reason {
+        if text == ASKED { Reason::Asked } else { Reason::Other(text.into()) }
+    }
+}
+
+impl Serialize for Reason {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
 /// A training job.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Job {
@@ -70,7 +104,7 @@ pub struct Job {
     /// The name that it trains for.
     pub name: String,
     /// Why it was queued.
-    pub reason: String,
+    pub reason: Reason,
     /// How far it is.
     pub state: JobState,
     /// When it was queued, in seconds since 1970-01-01 UTC.
@@ -93,11 +127,12 @@ const COLUMNS: &str = "jobs.id, name, reason, state, jobs.created, updated, atte
 impl Store {
     /// Queues a training job for `name`; if one is open already, that one's number is given back.
     /// Errors: a bad name (usage).
-    pub fn queue_job(&self, name: &str, reason: &str) -> Result<i64> {
+    pub fn queue_job(&self, name: &str, reason: impl Into<Reason>) -> Result<i64> {
+        let reason = reason.into();
         check_name(name)?;
         self.write(|c| {
             let id = make_name(c, name)?.id;
-            queue(c, id, reason)
+            queue(c, id, &reason)
         })
     }
 
@@ -229,7 +264,7 @@ fn backoff(failures: u32) -> u64 {
 }
 
 /// Queues a job unless one is open.
-pub(super) fn queue(c: &Connection, name: i64, reason: &str) -> Outcome<i64> {
+pub(super) fn queue(c: &Connection, name: i64, reason: &Reason) -> Outcome<i64> {
     let open: Option<i64> = c
         .query_row(
             "SELECT id FROM jobs WHERE name_id = ?1 AND state <= ?2 ORDER BY id LIMIT 1",
@@ -243,7 +278,7 @@ pub(super) fn queue(c: &Connection, name: i64, reason: &str) -> Outcome<i64> {
     let now = signed(now());
     c.execute(
         "INSERT INTO jobs (name_id, reason, state, created, updated) VALUES (?1, ?2, ?3, ?4, ?4)",
-        params![name, reason, JobState::Queued.code(), now],
+        params![name, reason.to_string(), JobState::Queued.code(), now],
     )?;
     Ok(c.last_insert_rowid())
 }
@@ -286,7 +321,7 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
     Ok(Job {
         id: row.get(0)?,
         name: row.get(1)?,
-        reason: row.get(2)?,
+        reason: row.get::<_, String>(2)?.as_str().into(),
         state: JobState::of(row.get(3)?),
         created: unsigned(row.get(4)?),
         updated: unsigned(row.get(5)?),

@@ -18,6 +18,7 @@ mod generations;
 mod hashes;
 mod insert;
 mod jobs;
+mod label;
 mod names;
 mod outcomes;
 mod quota;
@@ -35,12 +36,12 @@ pub use forget::{Fallback, ForgetReport, Retired, Selector};
 pub use generations::{Added, Generation, GenerationState, Loaded, NameEntry, Origin, Trial};
 pub use hashes::SampleHash;
 pub use insert::{NewSample, Recorded, Taken};
-pub use jobs::{Job, JobState};
+pub use jobs::{Job, JobState, Reason};
 pub use names::{MAX_NAME, Reference, check_name};
 pub use outcomes::{ClassCount, Counts, Outcomes};
 pub use rules::{Quota, Rules};
 pub use samples::{
-    Filter, Input, InputKind, Label, Part, Sample, SampleInfo, SampleState, TrainingSet,
+    Filter, Form, Input, InputKind, Label, Part, Sample, SampleInfo, SampleState, TrainingSet,
 };
 pub use seal::Key;
 pub use state::{Options, Store};

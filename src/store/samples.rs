@@ -2,6 +2,7 @@
 
 use super::db::{Fault, Outcome, signed, unsigned};
 use super::hashes::SampleHash;
+pub use super::label::{Form, Label};
 use super::names::check_name;
 use super::rows::{find_name, known};
 use super::state::{Store, Unlocked};
@@ -57,15 +58,6 @@ impl Input {
     }
 }
 
-/// The right answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Label {
-    /// A class, by its name.
-    Class(String),
-    /// Numbers.
-    Values(Vec<f32>),
-}
-
 /// Which samples training sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -116,6 +108,9 @@ pub struct SampleInfo {
     pub bytes: u64,
     /// Its class; `None` where it has none, or numbers.
     pub label: Option<String>,
+    /// The sort of its label.
+    #[serde(skip)]
+    pub form: Form,
     /// What was answered when it was asked.
     pub predicted: Option<String>,
     /// The generation that answered; 0: the base.
@@ -219,11 +214,8 @@ impl Store {
             let filter = Filter { after: id.saturating_sub(1), limit: 1, ..Filter::default() };
             let info = select(c, &unlocked, &filter)?.into_iter().find(|s| s.id == id);
             let info = info.ok_or_else(|| no_sample(id))?;
-            let (input, values) = content(c, &unlocked, id, &info.hash.0)?;
-            let label = match (&info.label, values) {
-                (Some(class), _) => Some(Label::Class(class.clone())),
-                (None, values) => values.map(Label::Values),
-            };
+            let (input, stated) = content(c, &unlocked, id, &info.hash.0)?;
+            let label = info.label.clone().map(Label::Class).or(stated);
             Ok(Sample { info, input, label })
         })
     }
@@ -251,10 +243,8 @@ impl Store {
                 ..Filter::default()
             };
             let mut set = TrainingSet { round, ..TrainingSet::default() };
-            let with_values = with_values(c, id)?;
             for info in select(c, &unlocked, &filter)? {
-                let labelled = info.label.is_some() || with_values.contains(&info.id);
-                match (labelled, info.part) {
+                match (info.form != Form::None, info.part) {
                     (false, _) => set.unlabelled.push(info),
                     (true, Part::Train) => set.train.push(info),
                     (true, Part::HoldOut) => set.held.push(info),
@@ -296,27 +286,35 @@ pub(super) fn no_sample(id: i64) -> Fault {
 struct Content {
     input: Input,
     values: Option<Vec<f32>>,
+    /// Missing in what older programs wrote.
+    answer: Option<String>,
 }
 
-/// As stored: sealed if there is a key, tied to the input's hash.
+/// As stored: sealed if there is a key, tied to the input's hash. `stated`: the label, where it is no
+/// class.
 pub(super) fn to_content(
     unlocked: &Unlocked<'_>,
     hash: &[u8; 32],
     input: Input,
-    values: Option<Vec<f32>>,
+    stated: Option<Label>,
 ) -> Result<Vec<u8>> {
-    let plain = postcard::to_allocvec(&Content { input, values })
+    let (values, answer) = match stated {
+        Some(Label::Values(values)) => (Some(values), None),
+        Some(Label::Answer(text)) => (None, Some(text)),
+        Some(Label::Class(_)) | None => (None, None),
+    };
+    let plain = postcard::to_allocvec(&Content { input, values, answer })
         .map_err(|e| Error::failed(format!("a sample can't be encoded: {e}")))?;
     unlocked.seal(hash, plain)
 }
 
-/// A sample's input and numbers, its hash checked: SQLite has no checksums of its own.
+/// A sample's input and its label, where that is no class; its hash checked: SQLite has no checksums of its own.
 pub(super) fn content(
     c: &Connection,
     unlocked: &Unlocked<'_>,
     id: i64,
     hash: &[u8; 32],
-) -> Outcome<(Input, Option<Vec<f32>>)> {
+) -> Outcome<(Input, Option<Label>)> {
     let stored: Option<Vec<u8>> = c
         .prepare_cached("SELECT content FROM inputs WHERE sample = ?1")?
         .query_row([id], |row| row.get(0))
@@ -328,11 +326,16 @@ pub(super) fn content(
             .because(Cause::Unreadable)
     };
     let plain = unlocked.open(hash, stored)?;
-    let content: Content = postcard::from_bytes(&plain).map_err(|_| damaged())?;
-    if input_hash(unlocked, &content.input) != *hash {
+    let older = || {
+        let (input, values) = postcard::from_bytes(&plain)?;
+        Ok::<Content, postcard::Error>(Content { input, values, answer: None })
+    };
+    let content = postcard::from_bytes::<Content>(&plain).or_else(|_| older());
+    let Content { input, values, answer } = content.map_err(|_| damaged())?;
+    if input_hash(unlocked, &input) != *hash {
         return Err(Fault::Ours(damaged()));
     }
-    Ok((content.input, content.values))
+    Ok((input, values.map(Label::Values).or(answer.map(Label::Answer))))
 }
 
 /// The hash that names an input.
@@ -376,17 +379,10 @@ pub(super) fn labels(c: &Connection, unlocked: &Unlocked<'_>) -> Outcome<HashMap
     Ok(labels)
 }
 
-/// The samples of a name that have no class: those with numbers among them are found by reading.
-fn with_values(c: &Connection, name: i64) -> Outcome<std::collections::HashSet<i64>> {
-    let mut statement = c.prepare_cached(
-        "SELECT id FROM samples WHERE name_id = ?1 AND state = 0 AND label_id = ?2",
-    )?;
-    let rows = statement.query_map(params![name, VALUES], |row| row.get(0))?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
-}
-
 /// `label_id` of samples labelled with numbers: no class has it.
 pub(super) const VALUES: i64 = 0;
+/// `label_id` of samples with a [`Label::Answer`].
+pub(super) const ANSWER: i64 = -1;
 
 /// A condition over samples and its parameters; `None` where nothing can meet it.
 pub(super) fn condition(
@@ -466,6 +462,12 @@ fn info(row: &Row<'_>, labels: &HashMap<i64, String>) -> rusqlite::Result<Sample
         },
         bytes: unsigned(row.get(4)?),
         label: label(row.get(5)?),
+        form: match row.get::<_, Option<i64>>(5)? {
+            None => Form::None,
+            Some(VALUES) => Form::Values,
+            Some(ANSWER) => Form::Answer,
+            Some(_) => Form::Class,
+        },
         predicted: label(row.get(6)?),
         generation: row.get::<_, Option<i64>>(7)?.map(unsigned),
         source: row.get(8)?,

@@ -7,7 +7,7 @@
 //! | to the end less 32 | [`Checkpoint`] as postcard writes it |
 //! | 32 | blake3 of everything before |
 
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, ErrorKind, Result};
 use crate::fingerprint::BaseFingerprint;
 use crate::fs::{Access, read_limited, write_atomic};
 use crate::train::mixer::MixerState;
@@ -88,7 +88,12 @@ impl Checkpoint {
     /// Reads a file. Errors: not a checkpoint, damaged (bad input), another version (mismatch).
     pub fn read(path: &Path) -> Result<Checkpoint> {
         let bytes = read_limited(path, MAX_CHECKPOINT_BYTES)?;
-        Checkpoint::from_bytes(&bytes).map_err(|e| e.at(path.display()))
+        Checkpoint::from_bytes(&bytes)
+            .map_err(|e| match e.kind() {
+                ErrorKind::BadInput => e.because(Cause::Checkpoint),
+                _ => e,
+            })
+            .map_err(|e| e.at(path.display()))
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Checkpoint> {

@@ -1,12 +1,13 @@
 //! What an adapter is worth on labelled samples, measured on the path that serves.
 
 use super::data::{Dataset, Label};
-use super::metrics::{Confusion, argmax};
+use super::metrics::Confusion;
 use super::samples::Samples;
-use crate::adapter::Bound;
+use super::tasks::{Given, Metrics, Score, Task};
+use crate::adapter::{Bound, Head};
 use crate::error::{Error, Result};
 use crate::pack::Role;
-use crate::runtime::{Engine, Named, apply_head};
+use crate::runtime::{Engine, Named, Prediction, apply_head, base_predictions};
 use crate::shape::Array;
 use serde::Serialize;
 use std::sync::Arc;
@@ -14,30 +15,26 @@ use std::sync::Arc;
 /// Metrics over a data set.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
+    /// What was asked.
+    pub task: Task,
     /// Samples measured.
     pub samples: usize,
-    /// Mean loss: cross-entropy for classes, squared error for values.
-    pub loss: f32,
-    /// Share of right classes.
-    pub accuracy: Option<f32>,
-    /// Mean F1 over the classes that occur.
-    pub macro_f1: Option<f32>,
-    /// Mean squared error over all values.
-    pub mse: Option<f32>,
-    /// True class (row) against answered class (column), in the order of `labels`.
+    /// By name, `loss` first.
+    #[serde(flatten)]
+    pub metrics: Metrics,
+    /// True class (row) against answered class (column), in the order of `labels`, where a sample has
+    /// one class.
     pub confusion: Option<Confusion>,
+    /// F1 of each label, where labels have one; none for one that neither occurs nor is answered.
+    pub f1: Option<Vec<Option<f64>>>,
     /// The head's labels.
     pub labels: Vec<String>,
 }
 
 impl Evaluation {
-    /// The metrics by name: `loss`, and `accuracy` and `macro_f1`, or `mse`.
-    pub fn metrics(&self) -> Vec<(String, f32)> {
-        let others = [("accuracy", self.accuracy), ("macro_f1", self.macro_f1), ("mse", self.mse)];
-        std::iter::once(("loss", Some(self.loss)))
-            .chain(others)
-            .filter_map(|(name, value)| Some((name.to_string(), value?)))
-            .collect()
+    /// One of the metrics.
+    pub fn metric(&self, name: &str) -> Option<f32> {
+        self.metrics.get(name)
     }
 }
 
@@ -45,8 +42,8 @@ impl Evaluation {
 /// must have been packed with labels. `batch` samples run at once.
 ///
 /// # Errors
-/// Usage: no head and no labels. Mismatch: labels that the head lacks, numbers where it has
-/// classes. What preprocessing and running say.
+/// Usage: no head and no labels. Mismatch: labels that the head lacks or of another task than its.
+/// What preprocessing and running say.
 pub fn evaluate(
     engine: &Engine,
     adapter: Option<&Arc<Bound>>,
@@ -60,32 +57,99 @@ pub fn evaluate(
     found.ok_or_else(|| Error::failed("the evaluation was stopped"))
 }
 
-/// Labels, and for every sample one raw output a label.
-pub type Answered = (Vec<String>, Vec<Vec<f32>>);
+/// What answered the samples of a data set, and how.
+pub(crate) struct Answered<'a> {
+    data: &'a Dataset,
+    samples: Samples<'a>,
+    /// The labels among those of what answers; one that it doesn't know is beyond them.
+    labels: Vec<Label>,
+    names: Vec<String>,
+    head: Option<Head>,
+    /// A raw output a sample.
+    pub outputs: Vec<Vec<f32>>,
+}
 
-/// The head's (or the base's own) raw outputs for every sample of `data`, in its order, with the
-/// labels that they stand for. `go_on` is asked between batches; `None` where it said stop.
+impl<'a> Answered<'a> {
+    fn new(
+        data: &'a Dataset,
+        samples: Samples<'a>,
+        names: Vec<String>,
+        head: Option<Head>,
+        outputs: Vec<Vec<f32>>,
+    ) -> Answered<'a> {
+        let place = |place: usize| {
+            let name = data.labels.get(place);
+            let known = name.and_then(|name| names.iter().position(|known| known == name));
+            Some(known.unwrap_or(usize::MAX))
+        };
+        let moved =
+            |s: &super::data::Sample| s.label.moved(&place).unwrap_or_else(|_| s.label.clone());
+        let labels = data.samples.iter().map(moved).collect();
+        Answered { data, samples, labels, names, head, outputs }
+    }
+
+    /// What the answer to a sample is worth.
+    pub fn score(&self, sample: usize) -> Score {
+        let output = self.outputs.get(sample).map_or(&[][..], Vec::as_slice);
+        let given = Given::of_head(output, &self.names, self.head.as_ref());
+        let given = self.samples.given(sample, given);
+        self.data.task.rules().score(&self.labels[sample], &given)
+    }
+
+    /// The places in the data set's labels of those that [`Score::labels`] tells of, in its order.
+    pub fn places(&self, sample: usize) -> Vec<usize> {
+        let label = &self.data.samples[sample].label;
+        let output = vec![0.0; self.data.labels.len()];
+        let given = self.samples.given(sample, Given::plain(&output, &self.data.labels));
+        let score = self.data.task.rules().score(label, &given);
+        score.labels.into_iter().map(|(place, _)| place).collect()
+    }
+}
+
+/// The answers of who always says the same: what is best on `train`.
+///
+/// # Errors
+/// What preprocessing says.
+pub(crate) fn always<'a>(
+    engine: &Engine,
+    train: &Dataset,
+    data: &'a Dataset,
+    max_tokens: Option<usize>,
+) -> Result<Answered<'a>> {
+    let rules = train.task.rules();
+    let names = rules.outputs(train, &[]);
+    let learned = Samples::new(engine, train, &names, max_tokens)?;
+    let targets = (0..learned.len()).map(|s| learned.target(s)).collect::<Result<Vec<_>>>()?;
+    let output = rules.constant(&targets, names.len());
+    let samples = Samples::new(engine, data, &data.labels, max_tokens)?;
+    let outputs = vec![output; samples.len()];
+    Ok(Answered::new(data, samples, names, None, outputs))
+}
+
+/// The head's (or the base's own) answers to every sample of `data`, in its order. `go_on` is asked
+/// between batches; `None` where it said stop.
 ///
 /// # Errors
 /// As [`evaluate`], but labels of the data that the head lacks are none.
-pub fn answers(
+pub(crate) fn answers<'a>(
     engine: &Engine,
     adapter: Option<&Arc<Bound>>,
-    data: &Dataset,
+    data: &'a Dataset,
     batch: usize,
     max_tokens: Option<usize>,
     go_on: &mut dyn FnMut() -> bool,
-) -> Result<Option<Answered>> {
-    let labels = labels(engine, adapter)?;
+) -> Result<Option<Answered<'a>>> {
+    let names = labels(engine, adapter)?;
     let samples = Samples::new(engine, data, &data.labels, max_tokens)?;
     let all: Vec<usize> = (0..samples.len()).collect();
-    let mut rows = vec![vec![]; samples.len()];
+    let mut outputs = vec![vec![]; samples.len()];
     let mut take = |sample: usize, logits: &[f32]| -> Result<()> {
-        rows[sample] = logits.to_vec();
+        outputs[sample] = logits.to_vec();
         Ok(())
     };
-    let whole = each_row(engine, adapter, &samples, &all, labels.len(), batch, go_on, &mut take)?;
-    Ok(whole.then_some((labels, rows)))
+    let whole = each_row(engine, adapter, &samples, &all, &names, batch, go_on, &mut take)?;
+    let head = adapter.and_then(|a| a.head.clone());
+    Ok(whole.then(|| Answered::new(data, samples, names, head, outputs)))
 }
 
 fn labels(engine: &Engine, adapter: Option<&Arc<Bound>>) -> Result<Vec<String>> {
@@ -111,57 +175,52 @@ pub(super) fn evaluate_samples(
     batch: usize,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<Option<Evaluation>> {
-    let mut confusion = Confusion::new(labels.len());
-    let (mut loss, mut classes) = (0.0f64, false);
+    let head = adapter.and_then(|a| a.head.as_ref());
+    let task = samples.task();
+    let mut meter = task.rules().meter(labels.len());
     let mut take = |sample: usize, row: &[f32]| -> Result<()> {
-        match samples.label(sample) {
-            Label::Class(class) => {
-                classes = true;
-                loss += cross_entropy(row, *class);
-                confusion.add(*class, argmax(row).unwrap_or(0))
-            }
-            Label::Values(values) if values.len() == row.len() => {
-                let square = |(v, p): (&f32, &f32)| f64::from(v - p).powi(2);
-                loss += values.iter().zip(row).map(square).sum::<f64>() / row.len() as f64;
-                Ok(())
-            }
-            Label::Values(values) => Err(Error::mismatch(format!(
-                "samples have {} values, the head gives {}",
-                values.len(),
-                row.len()
-            ))),
-        }
+        let given = samples.given(sample, Given::of_head(row, labels, head));
+        meter.add(samples.label(sample), &given)
     };
-    if !each_row(engine, adapter, samples, which, labels.len(), batch, go_on, &mut take)? {
+    if !each_row(engine, adapter, samples, which, labels, batch, go_on, &mut take)? {
         return Ok(None);
     }
-    let loss = (loss / which.len() as f64) as f32;
+    let measured = meter.finish();
     Ok(Some(Evaluation {
+        task,
         samples: which.len(),
-        loss,
-        accuracy: classes.then(|| confusion.accuracy() as f32),
-        macro_f1: classes.then(|| confusion.macro_f1() as f32),
-        mse: (!classes).then_some(loss),
-        confusion: classes.then_some(confusion),
+        metrics: measured.metrics,
+        confusion: measured.confusion,
+        f1: measured.f1,
         labels: labels.to_vec(),
     }))
 }
 
-/// Gives `take` the logits of every one of `which`, in an order of its own. `false` where `go_on`,
+/// Gives `take` the output of every one of `which`, in an order of its own. `false` where `go_on`,
 /// asked between batches, said stop.
+///
+/// # Errors
+/// Mismatch: what answers has another task than the samples.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn each_row(
     engine: &Engine,
     adapter: Option<&Arc<Bound>>,
     samples: &Samples,
     which: &[usize],
-    classes: usize,
+    labels: &[String],
     batch: usize,
     go_on: &mut dyn FnMut() -> bool,
     take: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
 ) -> Result<bool> {
     if which.is_empty() {
         return Err(Error::usage("no samples to evaluate"));
+    }
+    let (answering, asked) =
+        (Task::serving(adapter.and_then(|a| a.head.as_ref()), engine.base())?, samples.task());
+    if answering != asked {
+        return Err(Error::mismatch(format!(
+            "the samples are labelled for the task {asked}, what answers has learned {answering}"
+        )));
     }
     // One shape for all groups of a form and a length, those that are not full included.
     let rows = samples.fixed_rows().unwrap_or_else(|| batch.clamp(1, which.len()));
@@ -171,47 +230,29 @@ pub(super) fn each_row(
         }
         let inputs = samples.inputs(&group, rows)?;
         let outputs = engine.run(&inputs, adapter)?;
-        let logits = logits(adapter, classes, engine.given(&inputs, Role::Mask), &outputs)?;
-        for (&sample, row) in group.iter().zip(&logits) {
-            take(sample, row)?;
+        let mask = engine.given(&inputs, Role::Mask);
+        let predictions = predictions(engine, adapter, labels.len(), mask, &outputs)?;
+        for (&sample, prediction) in group.iter().zip(&predictions) {
+            take(sample, &prediction.logits)?;
         }
     }
     Ok(true)
 }
 
-fn logits(
+fn predictions(
+    engine: &Engine,
     adapter: Option<&Arc<Bound>>,
     classes: usize,
     mask: Option<&Array>,
     outputs: &Named,
-) -> Result<Vec<Vec<f32>>> {
+) -> Result<Vec<Prediction>> {
     if let Some(head) = adapter.and_then(|a| a.head.as_ref()) {
-        let predictions = apply_head(head, mask, outputs)?;
-        return Ok(predictions.into_iter().map(|p| p.logits).collect());
+        return apply_head(head, mask, outputs);
     }
-    let own = outputs.iter().find(|(_, a)| a.shape().len() == 2 && a.shape()[1] == classes);
-    let (_, array) = own.ok_or_else(|| {
-        Error::mismatch(format!("no output of the base has its {classes} labels as columns"))
-    })?;
-    Ok(array.as_f32()?.chunks(classes).map(<[f32]>::to_vec).collect())
-}
-
-/// -log softmax(logits)\[class\].
-fn cross_entropy(logits: &[f32], class: usize) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
-    let own = logits.get(class).copied().unwrap_or(f32::NEG_INFINITY);
-    sum.ln() - f64::from(own - max)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cross_entropy_equals_the_formula_and_survives_large_logits() {
-        assert!((cross_entropy(&[0.0, 0.0], 1) - 2f64.ln()).abs() < 1e-12);
-        assert!((cross_entropy(&[1000.0, 0.0], 1) - 1000.0).abs() < 1e-9);
-        assert!(cross_entropy(&[1000.0, 0.0], 0).abs() < 1e-9);
+    match base_predictions(engine.base(), outputs) {
+        none if none.is_empty() => Err(Error::mismatch(format!(
+            "no output of the base has its {classes} labels as columns"
+        ))),
+        found => Ok(found),
     }
 }

@@ -32,6 +32,7 @@ pub fn choose_features(
     engine: &Engine,
     head_from: Option<&str>,
     pool: Option<Pool>,
+    per_token: bool,
 ) -> Result<Features> {
     let specs = engine.outputs();
     let names = || specs.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -40,22 +41,49 @@ pub fn choose_features(
             Error::usage(format!("the base has no output '{name}'"))
                 .hint(format!("its outputs are {}", names()))
         })?,
-        None => default_output(engine)?.ok_or_else(|| {
-            Error::unsupported("no output of the base has two or three axes of floats")
-                .hint(format!("its outputs are {}", names()))
+        None => default_output(engine, per_token)?.ok_or_else(|| {
+            Error::unsupported(match per_token {
+                true => "no output of the base has three axes of floats, the batch first",
+                false => "no output of the base has two or three axes of floats, the batch first",
+            })
+            .hint(format!("its outputs are {}", names()))
         })?,
     };
     let name = specs.get(output).map_or_else(String::new, |s| s.name.clone());
     let fact = output_fact(engine, output)?;
     let rank = fact.rank();
-    let pool = pool.unwrap_or(if rank == 3 { Pool::Mean } else { Pool::None });
-    let fits = if pool == Pool::None { rank == 2 } else { rank == 3 };
+    let usual = if rank == 3 && !per_token { Pool::Mean } else { Pool::None };
+    let pool = pool.unwrap_or(usual);
+    let fits = match (per_token, pool) {
+        (true, pool) => pool == Pool::None && rank == 3,
+        (false, Pool::None) => rank == 2,
+        (false, _) => rank == 3,
+    };
     if !fits || !fact.datum_type.is_float() {
         let (kind, pool) = (fact.datum_type, pool.name());
         return Err(Error::usage(format!(
             "a head can't read output '{name}' of {rank} axes of {kind:?} with pool {pool}"
         ))
-        .hint("pools mean, cls and max take (B, T, F), none takes (B, F)"));
+        .hint(match per_token {
+            true => "labels of tokens take (B, T, F) with pool none",
+            false => "pools mean, cls and max take (B, T, F), none takes (B, F)",
+        }));
+    }
+    if let Some(axis) = batch_axis(engine, output)
+        && axis != 0
+    {
+        let others: Vec<&str> = (0..specs.len())
+            .filter(|&o| batch_axis(engine, o) == Some(0))
+            .map(|o| specs[o].name.as_str())
+            .collect();
+        let error = Error::unsupported(format!(
+            "the first axis of output '{name}' isn't the batch, which is axis {}",
+            axis + 1
+        ));
+        return Err(match others.as_slice() {
+            [] => error.hint("export the model with the batch first"),
+            others => error.hint(format!("--head-from takes {}", others.join(", "))),
+        });
     }
     let width = fact.shape.last().and_then(|d| d.to_usize().ok()).filter(|&w| w > 0);
     let width = width.ok_or_else(|| {
@@ -70,15 +98,29 @@ fn output_fact(engine: &Engine, output: usize) -> Result<TypedFact> {
     fact.cloned().map_err(|e| tract_error(ErrorKind::Failed, &e))
 }
 
-fn default_output(engine: &Engine) -> Result<Option<usize>> {
+/// The axis of an output that has the name of the batch, where the base names it: the free first
+/// dimension of its first input.
+fn batch_axis(engine: &Engine, output: usize) -> Option<usize> {
+    let batch = engine.inputs().first()?.dims.first()?;
+    if batch.parse::<u64>().is_ok() {
+        return None;
+    }
+    engine.outputs().get(output)?.dims.iter().position(|dim| dim == batch)
+}
+
+fn default_output(engine: &Engine, per_token: bool) -> Result<Option<usize>> {
     let mut of_rank: [Vec<usize>; 2] = [vec![], vec![]];
     for output in 0..engine.outputs().len() {
         let fact = output_fact(engine, output)?;
-        if fact.datum_type.is_float() && (2..=3).contains(&fact.rank()) {
+        let batched = batch_axis(engine, output).is_none_or(|axis| axis == 0);
+        if fact.datum_type.is_float() && (2..=3).contains(&fact.rank()) && batched {
             of_rank[fact.rank() - 2].push(output);
         }
     }
     let [flat, tokens] = of_rank;
+    if per_token {
+        return Ok(tokens.first().copied());
+    }
     let has_mask = engine.input(Role::Mask).is_some();
     if let (true, Some(&first)) = (has_mask, tokens.first()) {
         return Ok(Some(first));

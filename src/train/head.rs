@@ -10,9 +10,7 @@ use tract_core::ops::nn::{Reduce, Reducer};
 use super::wires::Wires;
 use crate::adapter::Pool;
 use crate::error::{Error, Result};
-
-/// The value of a masked token under [`Pool::Max`], as sentence-transformers has it.
-const MASKED: f32 = -1e9;
+use crate::runtime::{LEAST_COUNT, MASKED};
 
 /// A linear head wired into a model.
 #[derive(Clone, Copy, Debug)]
@@ -56,18 +54,17 @@ pub fn pool(
         (Pool::Cls, _) => w.wire(Slice::new(1, 0, 1), &[tokens])?,
         (Pool::Max, None) => w.wire(Reduce::new(tvec![1], Reducer::Max), &[tokens])?,
         (Pool::Max, Some(mask)) => {
-            let zero = w.scalar(0.0, mask)?;
-            let kept = w.compare(comp_gt(), mask, zero)?;
             let masked = w.scalar(MASKED, tokens)?;
-            let tokens = w.select(kept, tokens, masked)?;
+            let tokens = w.select(mask, tokens, masked)?;
             w.wire(Reduce::new(tvec![1], Reducer::Max), &[tokens])?
         }
         (_, None) => w.mean(tokens, &[1])?,
         (_, Some(mask)) => {
+            let mask = w.cast(mask, f32::datum_type())?;
             let kept = w.mul(tokens, mask)?;
             let sum = w.sum(kept, &[1])?;
             let count = w.sum(mask, &[1])?;
-            let least = w.scalar(1e-9, count)?;
+            let least = w.scalar(LEAST_COUNT, count)?;
             let count = w.binary(math::max(), count, least)?;
             w.div(sum, count)?
         }
@@ -75,13 +72,18 @@ pub fn pool(
     w.axis(AxisOp::Rm(1), pooled)
 }
 
-/// The mask (B, T) as f32 (B, T, 1).
+/// Whether each token counts, (B, T, 1): those with a mask above 0, whatever its type.
 fn column(w: &mut Wires, mask: OutletId) -> Result<OutletId> {
     if w.rank(mask)? != 2 {
         return Err(Error::usage(format!("a mask is (B, T), found {:?}", w.fact(mask)?)));
     }
-    let mask = w.cast(mask, f32::datum_type())?;
-    w.axis(AxisOp::Add(2), mask)
+    let mut mask = w.axis(AxisOp::Add(2), mask)?;
+    if !w.fact(mask)?.datum_type.is::<bool>() {
+        mask = w.cast(mask, f32::datum_type())?;
+        let zero = w.scalar(0.0, mask)?;
+        mask = w.compare(comp_gt(), mask, zero)?;
+    }
+    Ok(mask)
 }
 
 /// A linear layer over the last axis of `features` (.., F), its weights new inputs.
@@ -132,6 +134,43 @@ mod tests {
         assert_eq!(pooled(Pool::Cls, x(), mask()), [1.0, -2.0]);
         assert_eq!(pooled(Pool::None, x(), mask()), slice(&x()));
         assert_eq!(pooled(Pool::Mean, x(), Some(tensor2(&[[0i64, 0, 0]]))), [0.0, 0.0]);
+    }
+
+    /// A mask that trained was refused where it was served: what counts is the same in both, for
+    /// masks of every type and rows without any token.
+    #[test]
+    fn serving_pools_as_training_does_whatever_the_mask_is() {
+        use crate::shape::{Array, Data};
+        let tokens = random(&[3, 4, 2], 8);
+        let counts = [1, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0];
+        let masks = [
+            Data::I64(counts.map(i64::from).to_vec()),
+            Data::I32(counts.to_vec()),
+            Data::U8(counts.map(|c| c as u8).to_vec()),
+            Data::Bool(counts.map(|c| c > 0).to_vec()),
+            Data::F32(counts.map(|c| if c > 0 { 0.5 } else { -1.0 }).to_vec()),
+        ];
+        let x = Array::f32([3, 4, 2], slice(&tokens).to_vec()).unwrap();
+        for data in masks {
+            let mask = Array::new([3, 4], data).unwrap();
+            let tensor = match mask.data() {
+                Data::I64(v) => Tensor::from_shape(&[3, 4], v),
+                Data::I32(v) => Tensor::from_shape(&[3, 4], v),
+                Data::U8(v) => Tensor::from_shape(&[3, 4], v),
+                Data::Bool(v) => Tensor::from_shape(&[3, 4], v),
+                Data::F32(v) => Tensor::from_shape(&[3, 4], v),
+            };
+            for kind in [Pool::Mean, Pool::Cls, Pool::Max] {
+                let trained = pooled(kind, tokens.clone(), Some(tensor.as_ref().unwrap().clone()));
+                let served = crate::runtime::pool(kind, &x, Some(&mask)).unwrap().concat();
+                for (t, s) in trained.iter().zip(&served) {
+                    assert!(
+                        (t - s).abs() < 1e-5 * (1.0 + t.abs()),
+                        "{kind:?}: {trained:?} {served:?}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

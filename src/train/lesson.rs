@@ -2,9 +2,8 @@
 
 use super::data::Dataset;
 use super::evaluate::each_row;
-use super::metrics::{argmax, softmax};
-use super::options::LossKind;
 use super::samples::Samples;
+use super::tasks::Task;
 use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 use crate::runtime::Engine;
@@ -33,35 +32,26 @@ impl<'a> Lesson<'a> {
 
     /// The head's outputs: the labels of the generation before, then new ones of the data; or one
     /// name per value.
-    pub(super) fn labels(&self, loss: LossKind) -> Result<Vec<String>> {
-        let classes = self.data.classes().is_some();
-        match loss {
-            LossKind::CrossEntropy if classes => {
-                let head = self.previous.and_then(Adapter::head);
-                let mut labels = head.map_or(vec![], |h| h.labels.clone());
-                let new = self.data.labels.iter().filter(|l| !labels.contains(l)).cloned();
-                let new: Vec<String> = new.collect();
-                labels.extend(new);
-                Ok(labels)
-            }
-            LossKind::MeanSquaredError if !classes => {
-                let width = self.data.label_width();
-                let name = |i| if width == 1 { "value".to_string() } else { format!("value_{i}") };
-                Ok((0..width).map(name).collect())
-            }
-            LossKind::CrossEntropy => {
-                Err(Error::usage("the samples' labels are numbers, not classes")
-                    .hint("train with --loss mse"))
-            }
-            LossKind::MeanSquaredError => Err(Error::usage("the samples' labels are classes")
-                .hint("train with --loss ce, or write the labels as numbers with a fraction")),
+    ///
+    /// # Errors
+    /// Usage: the data are labelled for another task than `task`.
+    pub(super) fn labels(&self, task: Task) -> Result<Vec<String>> {
+        let found = self.data.task;
+        if found != task {
+            return Err(Error::usage(format!(
+                "the samples are labelled for the task {found}, not for {task}"
+            ))
+            .hint(format!("train with --task {found}")));
         }
+        let head = self.previous.and_then(Adapter::head);
+        let known = head.map_or(&[][..], |head| head.labels.as_slice());
+        Ok(task.rules().outputs(self.data, known))
     }
 }
 
-/// The answers of the generation before to the samples of a run: a probability per label, for
-/// those samples that it answers rightly. Where it is wrong the label alone teaches, so that a
-/// correction is not weakened by the very answer that it corrects.
+/// The answers of the generation before to the samples of a run, for those that it answers rightly, in
+/// the form of the targets. Where it is wrong the label alone teaches, so that a correction is not
+/// weakened by the very answer that it corrects.
 ///
 /// Mixed into the targets of a cross-entropy with weight w they give (1 - w) · cross-entropy with
 /// the label + w · KL(before || now) + a constant: learning without forgetting (Li and Hoiem 2016,
@@ -91,19 +81,13 @@ impl Teacher {
         let bound = engine.bind(&[(previous, 1.0)])?;
         let all: Vec<usize> = (0..samples.len()).collect();
         let mut rows = vec![None; samples.len()];
+        let rules = samples.task().rules();
         let mut take = |sample: usize, logits: &[f32]| -> Result<()> {
-            let mut row = vec![0f32; labels.len()];
-            for (&at, p) in places.iter().zip(softmax(logits)) {
-                row[at] = p;
-            }
-            let right = argmax(&row).is_some_and(|best| samples.class(sample) == Some(best));
-            if right && row.iter().all(|p| p.is_finite()) {
-                rows[sample] = Some(row);
-            }
+            rows[sample] = rules.before(&samples.target(sample)?, logits, &places, labels.len());
             Ok(())
         };
-        let width = head.labels.len();
-        let whole = each_row(engine, Some(&bound), samples, &all, width, batch, go_on, &mut take)?;
+        let names = &head.labels;
+        let whole = each_row(engine, Some(&bound), samples, &all, names, batch, go_on, &mut take)?;
         Ok(whole.then_some(Teacher { rows }))
     }
 

@@ -11,7 +11,7 @@ use crate::runtime::PackOptions;
 
 /// Only the samples of these classes, under all labels.
 fn of_classes(data: &Dataset, classes: &[usize]) -> Dataset {
-    let all = data.classes().unwrap();
+    let all = data.groups();
     let kept = data.samples.iter().zip(all).filter(|(_, c)| classes.contains(c));
     Dataset { samples: kept.map(|(s, _)| s.clone()).collect(), ..data.clone() }
 }
@@ -24,7 +24,7 @@ fn a_warm_start_begins_at_the_generation_before_and_knows_new_labels() {
     let first = train(&engine, &two, None, &options(), &mut Silent).unwrap();
     let three = points(60, 2);
     let lesson = Lesson { previous: Some(&first.adapter), ..Lesson::new(&three, None) };
-    assert_eq!(lesson.labels(LossKind::CrossEntropy).unwrap(), ["a", "b", "c"]);
+    assert_eq!(lesson.labels(Task::default()).unwrap(), ["a", "b", "c"]);
     let mut trainer = Trainer::new(&engine, &options(), three.labels.clone()).unwrap();
     let fresh: Vec<Vec<f32>> = trainer.parameters().map(|(_, v)| v.to_vec()).collect();
     trainer.start_from(&first.adapter).unwrap();
@@ -61,7 +61,7 @@ fn replay_keeps_what_was_learned_before() {
     let test = points(45, 4);
     let accuracy = |trained: &Trained| {
         let bound = engine.bind(&[(&trained.adapter, 1.0)]).unwrap();
-        evaluate(&engine, Some(&bound), &test, 8).unwrap().accuracy.unwrap()
+        evaluate(&engine, Some(&bound), &test, 8).unwrap().metric("accuracy").unwrap()
     };
     let joined =
         Dataset { samples: [new.samples.clone(), old.samples.clone()].concat(), ..data.clone() };
@@ -92,13 +92,13 @@ fn gradients_of_mixed_answers_agree_with_central_differences() {
         let sum: f32 = raw.iter().sum();
         (i != 3).then(|| raw.iter().map(|v| v / sum).collect())
     });
-    let answers = Answers::Soft(soft.collect());
-    assert_eq!(answers.counted(), 7);
+    let answers: Answers = soft.collect();
+    assert_eq!(trainer.counted(&answers), 7);
     let batch = [MicroBatch { inputs: samples.inputs(&all, 8).unwrap(), answers }];
     // lora_b is zero, and with it the gradient of lora_a.
     let others = trainer.parameters().filter(|(name, _)| !name.ends_with("lora_a")).count();
     assert_eq!(check_gradients(&mut trainer, &batch, "soft"), others);
-    let values = TrainOptions { loss: LossKind::MeanSquaredError, ..options() };
+    let values = TrainOptions { task: Task::parse("numbers").unwrap(), ..options() };
     let other = Trainer::new(&engine, &values, vec!["v".into()]).unwrap();
     assert_eq!(other.gradients(&batch).unwrap_err().kind(), ErrorKind::Usage);
 }
@@ -117,7 +117,7 @@ fn the_teacher_answers_where_it_is_right() {
     // Corrections that contradict it.
     data.samples[0].label = data::Label::Class(0);
     let labels = Lesson { previous: Some(&first), ..Lesson::new(&data, None) };
-    let labels = labels.labels(LossKind::CrossEntropy).unwrap();
+    let labels = labels.labels(Task::default()).unwrap();
     assert_eq!(labels, ["a", "b", "c", "new"]);
     let samples = Samples::new(&engine, &data, &labels, None).unwrap();
     let ask = |go_on: &mut dyn FnMut() -> bool| {
@@ -136,7 +136,7 @@ fn the_teacher_answers_where_it_is_right() {
 #[test]
 fn numbers_are_learned_from_their_labels_alone() {
     let (_dir, engine) = engine("mlp", &PackOptions::default());
-    let values = TrainOptions { loss: LossKind::MeanSquaredError, ..options() };
+    let values = TrainOptions { task: Task::parse("numbers").unwrap(), ..options() };
     let first = train(&engine, &numbers(40, 1), None, &values, &mut Silent).unwrap().adapter;
     let data = numbers(40, 2);
     let lesson = Lesson { previous: Some(&first), ..Lesson::new(&data, None) };

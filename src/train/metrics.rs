@@ -86,11 +86,6 @@ impl Confusion {
     }
 }
 
-/// Mean of the squared differences; both slices equally long and not empty.
-pub fn mean_squared_error(truth: &[f32], predicted: &[f32]) -> Result<f64> {
-    Ok(squared_error(truth, predicted)? / truth.len() as f64)
-}
-
 /// 1 - (squared error) / (squared deviation of the truth from its mean). Where the truth is
 /// constant: 1 if every value is met, else 0 (scikit-learn's rule).
 pub fn r2(truth: &[f32], predicted: &[f32]) -> Result<f64> {
@@ -103,28 +98,30 @@ pub fn r2(truth: &[f32], predicted: &[f32]) -> Result<f64> {
     Ok(1.0 - error / spread)
 }
 
-/// Probabilities from logits, by exp(x - max) / sum.
-pub fn softmax(logits: &[f32]) -> Vec<f32> {
+/// Least probability that a loss is taken of where answers are judged one by one: what one sample can
+/// weigh is bounded.
+pub(crate) const LEAST_PROBABILITY: f64 = 1e-4;
+
+/// The mean of the rows of `width` values that stand one after another in `targets`; rows of zeros
+/// alone, where a token has no label, are left out where rows are several.
+pub(crate) fn frequencies(targets: &[Vec<f32>], width: usize) -> Vec<f64> {
+    let (mut sum, mut count) = (vec![0f64; width], 0u64);
+    for target in targets {
+        let several = target.len() > width;
+        for row in target.chunks(width.max(1)).filter(|r| !several || r.iter().any(|v| *v != 0.0)) {
+            sum.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
+            count += 1;
+        }
+    }
+    sum.into_iter().map(|s| s / count.max(1) as f64).collect()
+}
+
+/// -log softmax(logits)\[class\].
+pub(crate) fn entropy(logits: &[f32], class: usize) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let exp: Vec<f64> = logits.iter().map(|&v| f64::from(v - max).exp()).collect();
-    let sum: f64 = exp.iter().sum();
-    exp.into_iter().map(|e| (e / sum) as f32).collect()
-}
-
-/// The place of the largest value, the first of equals; `None` if there are no values. NaN is
-/// smaller than every number.
-pub fn argmax(values: &[f32]) -> Option<usize> {
-    top_k(values, 1).first().map(|&(i, _)| i)
-}
-
-/// The `k` largest values with their places, largest first, the first of equals first.
-pub fn top_k(values: &[f32], k: usize) -> Vec<(usize, f32)> {
-    // Adding 0 makes -0 equal to 0 under total_cmp.
-    let key = |v: f32| if v.is_nan() { f32::NEG_INFINITY } else { v + 0.0 };
-    let mut order: Vec<(usize, f32)> = values.iter().copied().enumerate().collect();
-    order.sort_by(|a, b| key(b.1).total_cmp(&key(a.1)).then(a.0.cmp(&b.0)));
-    order.truncate(k);
-    order
+    let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
+    let own = logits.get(class).copied().unwrap_or(f32::NEG_INFINITY);
+    sum.ln() - f64::from(own - max)
 }
 
 fn squared_error(truth: &[f32], predicted: &[f32]) -> Result<f64> {
@@ -175,31 +172,16 @@ mod tests {
     #[test]
     fn values_by_hand() {
         let (truth, predicted) = ([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 2.0, 6.0]);
-        assert_eq!(mean_squared_error(&truth, &predicted).unwrap(), 1.25);
         assert!((r2(&truth, &predicted).unwrap() - 0.0).abs() < 1e-12);
         assert_eq!(r2(&truth, &truth).unwrap(), 1.0);
         assert_eq!(r2(&[2.0, 2.0], &[2.0, 3.0]).unwrap(), 0.0);
-        assert!(mean_squared_error(&[], &[]).is_err());
-        assert!(mean_squared_error(&[1.0], &[]).is_err());
+        assert!(r2(&[], &[]).is_err() && r2(&[1.0], &[]).is_err());
     }
 
     #[test]
-    fn probabilities_survive_large_logits() {
-        let p = softmax(&[1000.0, 1000.0, -1000.0]);
-        assert_eq!(p, [0.5, 0.5, 0.0]);
-        let p = softmax(&[0.0, 1.0, 2.0]);
-        assert!((p[2] - 0.665_241).abs() < 1e-6);
-        assert!((p.iter().sum::<f32>() - 1.0).abs() < 1e-6);
-        assert!(softmax(&[]).is_empty());
-    }
-
-    #[test]
-    fn the_largest_come_first_and_equals_keep_their_order() {
-        let v = [0.1, 0.7, f32::NAN, 0.7, 0.2];
-        assert_eq!(top_k(&v, 3), [(1, 0.7), (3, 0.7), (4, 0.2)]);
-        assert_eq!(argmax(&v), Some(1));
-        assert_eq!(argmax(&[]), None);
-        assert_eq!(top_k(&v, 9).len(), 5);
-        assert_eq!(argmax(&[-0.0, 0.0]), Some(0));
+    fn cross_entropy_equals_the_formula_and_survives_large_logits() {
+        assert!((entropy(&[0.0, 0.0], 1) - 2f64.ln()).abs() < 1e-12);
+        assert!((entropy(&[1000.0, 0.0], 1) - 1000.0).abs() < 1e-9);
+        assert!(entropy(&[1000.0, 0.0], 0).abs() < 1e-9);
     }
 }

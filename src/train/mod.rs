@@ -34,19 +34,25 @@ pub mod schedule;
 pub mod split;
 mod start;
 pub mod stopping;
+#[cfg(all(test, feature = "import"))]
+mod task_tests;
+pub mod tasks;
 #[cfg(test)]
 mod testing;
 mod trainer;
 pub mod vjp;
 pub mod wires;
 
-pub use evaluate::{Answered, Evaluation, answers, evaluate};
+#[cfg(feature = "daemon")]
+pub(crate) use evaluate::{Answered, always, answers};
+pub use evaluate::{Evaluation, evaluate};
 pub use features::{Features, choose_features};
 pub use lesson::Lesson;
 pub use mixer::MixerState;
-pub use options::{LossKind, OptimizerKind, TargetChoice, TrainOptions};
+pub use options::{OptimizerKind, TargetChoice, TrainOptions};
 pub use parameter::{Group, Parameter};
 pub use retention::{Retention, retention};
 pub use run::{TrainReport, Trained, learn, misfit, train};
 pub use samples::try_sample;
+pub use tasks::Task;
 pub use trainer::{Answers, Gradients, MicroBatch, Trainer};

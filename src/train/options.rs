@@ -1,6 +1,7 @@
 //! What a person chooses of a training run.
 
 use super::schedule::Schedule;
+use super::tasks::Task;
 use crate::adapter::{Kind, Pool};
 use crate::error::{Error, Result};
 use serde::Serialize;
@@ -28,16 +29,6 @@ impl TargetChoice {
             pattern => TargetChoice::Regex(pattern.into()),
         }
     }
-}
-
-/// What is minimised.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub enum LossKind {
-    /// Classes: cross-entropy over the labels.
-    #[default]
-    CrossEntropy,
-    /// Numbers: mean squared error, one head output per number.
-    MeanSquaredError,
 }
 
 /// How values move along their gradients.
@@ -74,8 +65,8 @@ pub struct TrainOptions {
     pub head_from: Option<String>,
     /// How tokens are pooled; by default the mean for an output of three axes.
     pub pool: Option<Pool>,
-    /// What is minimised.
-    pub loss: LossKind,
+    /// What is learned; that of the data.
+    pub task: Task,
     /// How values move.
     pub optimizer: OptimizerKind,
     /// Peak learning rate.
@@ -123,8 +114,8 @@ pub struct TrainOptions {
     /// Share of each batch that is replayed, 0 to 1, where there are older samples.
     pub replay: f32,
     /// Weight, 0 to 1, of the answers of the generation before against the labels, where that
-    /// generation is right: KL to it, so that what it knows is kept. Of classes only: numbers are
-    /// learned from their labels alone. 0: none.
+    /// generation is right: KL to it, so that what it knows is kept. Numbers are learned from their
+    /// labels alone. 0: none.
     pub keep: f32,
 }
 
@@ -190,7 +181,7 @@ impl Default for TrainOptions {
             targets: TargetChoice::default(),
             head_from: None,
             pool: None,
-            loss: LossKind::default(),
+            task: Task::default(),
             optimizer: OptimizerKind::default(),
             learning_rate: 1e-3,
             head_rate: 1.0,

@@ -5,9 +5,9 @@ use super::forward::{Layer, Trained, change_layer};
 use super::gradient::{add_gradients, reaches};
 use super::head::{self, pool};
 use super::kind;
-use super::loss::{self, Loss};
-use super::options::LossKind;
+use super::loss::Loss;
 use super::parameter::{self, Parameter};
+use super::tasks::Task;
 use super::vjp::rows::sum_rows;
 use crate::adapter::Kind;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,7 +24,7 @@ pub(crate) struct Setup {
     pub features: Features,
     /// Outputs of the head.
     pub classes: usize,
-    pub loss: LossKind,
+    pub task: Task,
     pub kind: Kind,
     /// Of rank and alpha, where the kind has them.
     pub scaling: f32,
@@ -47,19 +47,9 @@ enum Slot {
     Input(usize),
     /// The parameter at this place.
     Parameter(usize),
-    Answers,
-    Weights,
+    /// The loss's target at this place.
+    Target(usize),
     WeightSum,
-}
-
-/// The loss's side of a micro-batch.
-pub(crate) struct Answers {
-    /// [`Loss::targets`].
-    pub targets: Tensor,
-    /// [`Loss::weights`] (B).
-    pub weights: Tensor,
-    /// [`Loss::weight_sum`].
-    pub weight_sum: f32,
 }
 
 /// A gradient graph ready to run, from several threads at once.
@@ -67,6 +57,8 @@ pub(crate) struct Plan {
     runnable: Arc<TypedSimplePlan>,
     idle: Mutex<Vec<TypedSimpleState>>,
     slots: Vec<Slot>,
+    /// Dimensions of the head's answer: (B, classes) or (B, T, classes).
+    answer_shape: Vec<usize>,
     peak: u64,
 }
 
@@ -74,6 +66,8 @@ pub(crate) struct Plan {
 struct Wired {
     model: TypedModel,
     loss: Loss,
+    /// The head's answer.
+    logits: OutletId,
     /// The inputs that are trained, by their parameters' names.
     trained: Vec<(String, OutletId)>,
 }
@@ -125,11 +119,8 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
     let part = head::head(&mut model, pooled, setup.classes)?;
     trained.push((head::WEIGHT.to_string(), part.weight));
     trained.push((head::BIAS.to_string(), part.bias));
-    let loss = match setup.loss {
-        LossKind::CrossEntropy => loss::cross_entropy(&mut model, part.logits)?,
-        LossKind::MeanSquaredError => loss::mean_squared_error(&mut model, part.logits)?,
-    };
-    Ok(Wired { model, loss, trained })
+    let loss = setup.task.rules().loss(&mut model, part.logits)?;
+    Ok(Wired { model, loss, logits: part.logits, trained })
 }
 
 /// Those of the targets whose gradients reach the loss.
@@ -164,7 +155,13 @@ impl Plan {
         };
         let wired = wire(engine, binding, setup).map_err(named)?;
         let trained = wired.inputs_of(parameters)?;
-        let Wired { mut model, loss, .. } = wired;
+        let Wired { mut model, loss, logits, .. } = wired;
+        let shape = model.outlet_fact(logits).map_err(failed)?.shape.as_concrete();
+        let answer_shape = shape.map(<[usize]>::to_vec).ok_or_else(|| {
+            let name = &setup.features.name;
+            Error::unsupported(format!("the sizes of the output '{name}' are open"))
+                .hint("fix them with --dim when packing")
+        })?;
         let gradients = add_gradients(&mut model, loss.value, &trained).map_err(named)?;
         let outputs: Vec<OutletId> = std::iter::once(loss.value).chain(gradients).collect();
         model.select_output_outlets(&outputs).map_err(failed)?;
@@ -173,7 +170,7 @@ impl Plan {
             |e: TractError| named(tract_error(ErrorKind::Unsupported, &e).at("gradient graph"));
         let runnable = optimized(model).and_then(TypedSimplePlan::new).map_err(optimizing)?;
         let peak = peak(&runnable)?;
-        Ok(Plan { runnable, idle: Mutex::new(vec![]), slots, peak })
+        Ok(Plan { runnable, idle: Mutex::new(vec![]), slots, answer_shape, peak })
     }
 
     /// Bytes of tensors that are alive at once while it runs, at most.
@@ -181,22 +178,32 @@ impl Plan {
         self.peak
     }
 
-    /// The loss and the gradients, in the order of the parameters. `inputs` are the graph's own.
+    /// Dimensions of the head's answer.
+    pub(crate) fn answer_shape(&self) -> &[usize] {
+        &self.answer_shape
+    }
+
+    /// The loss and the gradients, in the order of the parameters. `inputs` are the graph's own,
+    /// `targets` those of [`Loss::targets`].
     pub(crate) fn run(
         &self,
         engine: &Engine,
         inputs: &[TValue],
         parameters: &[Arc<Tensor>],
-        answers: &Answers,
+        targets: &[Tensor],
+        weight_sum: f32,
     ) -> Result<(f32, Vec<Tensor>)> {
         let mut values = tvec![];
         for slot in &self.slots {
             values.push(match *slot {
                 Slot::Input(i) => inputs[i].clone(),
                 Slot::Parameter(i) => TValue::from_const(parameters[i].clone()),
-                Slot::Answers => answers.targets.clone().into_tvalue(),
-                Slot::Weights => answers.weights.clone().into_tvalue(),
-                Slot::WeightSum => tensor0(answers.weight_sum).into_tvalue(),
+                Slot::Target(i) => targets
+                    .get(i)
+                    .cloned()
+                    .ok_or_else(|| Error::failed("a loss lacks a target"))?
+                    .into_tvalue(),
+                Slot::WeightSum => tensor0(weight_sum).into_tvalue(),
             });
         }
         let running = |e: TractError| {
@@ -245,10 +252,8 @@ fn slots(
             Ok(Slot::Input(at))
         } else if let Some(i) = trained.iter().position(|p| p == outlet) {
             Ok(Slot::Parameter(i))
-        } else if *outlet == loss.targets {
-            Ok(Slot::Answers)
-        } else if Some(*outlet) == loss.weights {
-            Ok(Slot::Weights)
+        } else if let Some(i) = loss.targets.iter().position(|t| t == outlet) {
+            Ok(Slot::Target(i))
         } else if *outlet == loss.weight_sum {
             Ok(Slot::WeightSum)
         } else {

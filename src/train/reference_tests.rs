@@ -47,8 +47,9 @@ impl Reference {
             ("attention_mask".into(), tokens(rows("attention_mask", 512))),
             ("token_type_ids".into(), tokens(vec![0; 512])),
         ];
-        let classes = rows("labels", 8).into_iter().map(|c| Some(c as usize)).collect();
-        [MicroBatch { inputs, answers: Answers::Classes(classes) }]
+        let one_hot = |c: i64| (0..3).map(|place| f32::from(u8::from(place == c))).collect();
+        let answers = rows("labels", 8).into_iter().map(|c| Some(one_hot(c))).collect();
+        [MicroBatch { inputs, answers }]
     }
 
     fn losses(&self) -> &[f32] {

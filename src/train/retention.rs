@@ -1,10 +1,9 @@
 //! How far an adapted base answers as the base does.
 
-use super::metrics::argmax;
 use crate::adapter::{Bound, Head};
 use crate::error::{Error, Result};
 use crate::pack::Role;
-use crate::runtime::{Engine, Named, pool};
+use crate::runtime::{Engine, Named, argmax, pool};
 use crate::shape::Array;
 use serde::Serialize;
 use std::sync::Arc;

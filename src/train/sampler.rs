@@ -4,10 +4,6 @@ use crate::error::{Error, Result};
 use crate::train::random::{shuffle, stream};
 use serde::{Deserialize, Serialize};
 
-/// With lengths known, batches are cut from runs of this many batches sorted by length: the
-/// padding shrinks while every epoch still mixes differently.
-const RUN_OF_BATCHES: usize = 32;
-
 /// Where a sampler stands. With the sampler's own parameters it says all that is to come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SamplerState {
@@ -24,7 +20,6 @@ pub struct Sampler {
     seed: u64,
     count: usize,
     batch: usize,
-    lengths: Option<Vec<u32>>,
     state: SamplerState,
     order: Vec<Vec<usize>>,
     ordered: Option<u64>,
@@ -40,25 +35,10 @@ impl Sampler {
             seed,
             count,
             batch,
-            lengths: None,
             state: SamplerState::default(),
             order: Vec::new(),
             ordered: None,
         })
-    }
-
-    /// Puts samples of similar length (one per sample, in any unit) into the same batch.
-    pub fn with_lengths(mut self, lengths: Vec<u32>) -> Result<Sampler> {
-        if lengths.len() != self.count {
-            return Err(Error::usage(format!(
-                "{} samples have {} lengths",
-                self.count,
-                lengths.len()
-            )));
-        }
-        self.lengths = Some(lengths);
-        self.ordered = None;
-        Ok(self)
     }
 
     /// Batches in one epoch.
@@ -102,16 +82,7 @@ impl Sampler {
     fn epoch_order(&self, epoch: u64) -> Vec<Vec<usize>> {
         let mut places: Vec<usize> = (0..self.count).collect();
         shuffle(&mut places, &mut stream(self.seed, "order of samples", epoch));
-        let Some(lengths) = &self.lengths else {
-            return places.chunks(self.batch).map(<[usize]>::to_vec).collect();
-        };
-        for run in places.chunks_mut(self.batch.saturating_mul(RUN_OF_BATCHES)) {
-            run.sort_by_key(|&i| lengths.get(i));
-        }
-        let mut batches: Vec<Vec<usize>> =
-            places.chunks(self.batch).map(<[usize]>::to_vec).collect();
-        shuffle(&mut batches, &mut stream(self.seed, "order of batches", epoch));
-        batches
+        places.chunks(self.batch).map(<[usize]>::to_vec).collect()
     }
 }
 
@@ -141,9 +112,8 @@ mod tests {
 
     #[test]
     fn a_resumed_sampler_goes_on_alike() {
-        let lengths: Vec<u32> = (0..40).map(|i| i * 7 % 13).collect();
         for stop in 0..25 {
-            let make = || Sampler::new(40, 3, 4).unwrap().with_lengths(lengths.clone()).unwrap();
+            let make = || Sampler::new(40, 3, 4).unwrap();
             let mut whole = make();
             (0..stop).for_each(|_| _ = whole.next_batch());
             let mut resumed = make();
@@ -157,26 +127,9 @@ mod tests {
     }
 
     #[test]
-    fn batches_by_length_hold_similar_lengths() {
-        let lengths: Vec<u32> = (0..64).map(|i| i * 37 % 64).collect();
-        let mut s = Sampler::new(64, 8, 1).unwrap().with_lengths(lengths.clone()).unwrap();
-        let (first, second) = (epoch(&mut s), epoch(&mut s));
-        for batch in first.iter().chain(&second) {
-            let spread = batch.iter().map(|&i| lengths[i]).max().unwrap()
-                - batch.iter().map(|&i| lengths[i]).min().unwrap();
-            assert_eq!(spread, 7);
-        }
-        let mut all = first.concat();
-        all.sort_unstable();
-        assert_eq!(all, (0..64).collect::<Vec<_>>());
-        assert_ne!(first, second);
-    }
-
-    #[test]
     fn nothing_to_give_is_an_error() {
         assert!(Sampler::new(0, 1, 0).is_err());
         assert!(Sampler::new(1, 0, 0).is_err());
-        assert!(Sampler::new(2, 1, 0).unwrap().with_lengths(vec![1]).is_err());
         assert_eq!(Sampler::new(2, usize::MAX, 0).unwrap().next_batch().len(), 2);
     }
 }

@@ -1,10 +1,12 @@
 //! Samples as micro-batches: encoded once, put together as they are needed.
 
-use super::data::{Dataset, Label, SampleInput, StoredPicture};
+use super::data::{Dataset, Label, Sample, SampleInput, StoredPicture};
+use super::tasks::{Given, Task};
 use super::trainer::Answers;
 use crate::error::{Error, Result};
+use crate::pack::IoSpec;
 use crate::runtime::text::Tokens;
-use crate::runtime::{Engine, Named, Preprocessor, concat_rows};
+use crate::runtime::{Engine, Named, Preprocessor, Words, concat_axis};
 use crate::shape::{Array, Data};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -19,6 +21,13 @@ pub(super) struct Samples<'a> {
     preprocessor: Preprocessor,
     items: Vec<Item<'a>>,
     labels: Vec<Label>,
+    task: Task,
+    /// Of sentences, where the task needs them.
+    sentences: Vec<(&'a str, Words)>,
+    /// Outputs of the head.
+    width: usize,
+    /// Of each input that isn't cut along its first axis, which one the samples stand along.
+    axes: Vec<(String, usize)>,
     /// Rows that every run must have, where the graph fixes that.
     fixed_rows: Option<usize>,
     cache: Mutex<Cache>,
@@ -43,20 +52,16 @@ struct Cache {
 }
 
 /// Encodes one sample and asks the base for it. Errors: what training on it would say of it.
-pub fn try_sample(
-    engine: &Engine,
-    sample: &super::data::Sample,
-    max_tokens: Option<usize>,
-) -> Result<()> {
-    let labels: Vec<String> = match sample.label {
-        // Which class it is doesn't matter here.
-        Label::Class(class) => (0..=class).map(|c| c.to_string()).collect(),
-        Label::Values(_) => vec![],
-    };
+pub fn try_sample(engine: &Engine, sample: &Sample, max_tokens: Option<usize>) -> Result<()> {
+    // Which labels it has doesn't matter here.
+    let sample = Sample { label: Label::Class(0), ..sample.clone() };
+    let labels = vec![String::new()];
     let data = Dataset {
-        samples: vec![sample.clone()],
+        samples: vec![sample],
         labels: labels.clone(),
         splits: Default::default(),
+        task: Task::default(),
+        why: None,
     };
     let samples = Samples::new(engine, &data, &labels, max_tokens)?;
     let inputs = samples.inputs(&[0], samples.fixed_rows().unwrap_or(1))?;
@@ -75,35 +80,54 @@ impl<'a> Samples<'a> {
         max_tokens: Option<usize>,
     ) -> Result<Samples<'a>> {
         let preprocessor = Preprocessor::new(engine).with_max_tokens(max_tokens);
+        let rules = data.task.rules();
         let places: Vec<Option<usize>> =
             data.labels.iter().map(|l| labels.iter().position(|known| known == l)).collect();
         let mut items = Vec::with_capacity(data.samples.len());
         let mut answers = Vec::with_capacity(data.samples.len());
+        let mut sentences = vec![];
         for sample in &data.samples {
             let item = match &sample.input {
+                SampleInput::Text(text) if rules.needs_words() => {
+                    preprocessor.words(text).map(|(tokens, words)| {
+                        sentences.push((text.as_str(), words));
+                        Item::Tokens(tokens)
+                    })
+                }
                 SampleInput::Text(text) => preprocessor.tokens(text).map(Item::Tokens),
                 SampleInput::Image(path) => Ok(Item::Picture(path)),
                 SampleInput::Stored(picture) => Ok(Item::Stored(picture)),
                 SampleInput::Arrays(arrays) => Ok(Item::Arrays(arrays)),
             };
             items.push(item.map_err(|e| e.at(&sample.place))?);
-            answers.push(match &sample.label {
-                Label::Values(values) => Label::Values(values.clone()),
-                Label::Class(class) => {
-                    let place = places.get(*class).copied().flatten().ok_or_else(|| {
-                        let name = data.labels.get(*class).map_or("?", String::as_str);
-                        Error::mismatch(format!("the head has no label '{name}'"))
-                            .at(&sample.place)
-                            .hint(format!("it knows {}", labels.join(", ")))
-                    })?;
-                    Label::Class(place)
-                }
-            });
+            let moved = sample.label.moved(&|place| places.get(place).copied().flatten());
+            answers.push(moved.map_err(|place| {
+                let name = data.labels.get(place).map_or("?", String::as_str);
+                Error::mismatch(format!("the head has no label '{name}'"))
+                    .at(&sample.place)
+                    .hint(format!("it knows {}", labels.join(", ")))
+            })?);
         }
         let first = engine.inputs().iter().find_map(|s| s.dims.first());
+        let batch = first.filter(|d| d.parse::<u64>().is_err());
+        let axis = |spec: &IoSpec| {
+            let at = spec.dims.iter().position(|dim| Some(dim) == batch)?;
+            (at > 0).then(|| (spec.name.clone(), at))
+        };
+        let axes = engine.inputs().iter().filter_map(axis).collect();
         let fixed_rows = first.and_then(|d| d.parse().ok());
         let cache = Cache { limit: PICTURE_CACHE, ..Cache::default() };
-        Ok(Samples { preprocessor, items, labels: answers, fixed_rows, cache: Mutex::new(cache) })
+        Ok(Samples {
+            preprocessor,
+            items,
+            labels: answers,
+            task: data.task,
+            sentences,
+            width: labels.len(),
+            axes,
+            fixed_rows,
+            cache: Mutex::new(cache),
+        })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -114,12 +138,25 @@ impl<'a> Samples<'a> {
         &self.labels[sample]
     }
 
-    /// The class of a sample; `None` where labels are numbers.
-    pub(super) fn class(&self, sample: usize) -> Option<usize> {
-        match self.labels.get(sample) {
-            Some(Label::Class(class)) => Some(*class),
-            _ => None,
-        }
+    /// What is learned of them.
+    pub(super) fn task(&self) -> Task {
+        self.task
+    }
+
+    /// The sentence of a sample and its words, where the task needs them.
+    pub(super) fn sentence(&self, sample: usize) -> Option<(&str, &Words)> {
+        self.sentences.get(sample).map(|(text, words)| (*text, words))
+    }
+
+    /// What a sample's output is read with, as `given` has it.
+    pub(super) fn given<'g>(&'g self, sample: usize, given: Given<'g>) -> Given<'g> {
+        Given { sentence: self.sentence(sample), ..given }
+    }
+
+    /// What the loss compares a sample's output with.
+    pub(super) fn target(&self, sample: usize) -> Result<Vec<f32>> {
+        let words = self.sentence(sample).map(|(_, words)| words);
+        self.task.rules().target(&self.labels[sample], self.width, words)
     }
 
     pub(super) fn fixed_rows(&self) -> Option<usize> {
@@ -221,8 +258,10 @@ impl<'a> Samples<'a> {
                         Item::Arrays(arrays) => arrays.iter().find(|(n, _)| n == name),
                         _ => None,
                     });
-                    let cells = cells.map(|(_, a)| batch_of_one(a)).collect::<Result<Vec<_>>>()?;
-                    concat_rows(name, &cells.iter().collect::<Vec<_>>())
+                    let axis =
+                        self.axes.iter().find(|(n, _)| n == name).map_or(0, |(_, axis)| *axis);
+                    let cells: Vec<&Array> = cells.map(|(_, a)| a).collect();
+                    concat_axis(name, &cells, axis)
                 };
                 arrays.iter().map(|(name, _)| Ok((name.clone(), column(name)?))).collect()
             }
@@ -249,30 +288,10 @@ impl<'a> Samples<'a> {
     }
 
     /// The answers of `samples`, filled up to `rows` with rows that don't count.
-    pub(super) fn answers(&self, samples: &[usize], rows: usize) -> Answers {
-        let classes = matches!(self.labels.first(), Some(Label::Class(_)));
+    pub(super) fn answers(&self, samples: &[usize], rows: usize) -> Result<Answers> {
         let fill = rows.saturating_sub(samples.len());
-        let labels = samples.iter().map(|&s| Some(&self.labels[s]));
-        let labels = labels.chain(std::iter::repeat_n(None, fill));
-        if classes {
-            Answers::Classes(
-                labels
-                    .map(|l| match l {
-                        Some(Label::Class(class)) => Some(*class),
-                        _ => None,
-                    })
-                    .collect(),
-            )
-        } else {
-            Answers::Values(
-                labels
-                    .map(|l| match l {
-                        Some(Label::Values(values)) => Some(values.clone()),
-                        _ => None,
-                    })
-                    .collect(),
-            )
-        }
+        let targets = samples.iter().map(|&s| self.target(s).map(Some));
+        targets.chain((0..fill).map(|_| Ok(None))).collect()
     }
 
     /// What the samples are, for a run's hash.
@@ -296,16 +315,8 @@ impl<'a> Samples<'a> {
                     }
                 }
             }
-            part(match &self.labels[s] {
-                Label::Class(class) => (*class as u64).to_le_bytes().to_vec().into(),
-                Label::Values(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            });
+            part(self.labels[s].bytes().into());
         }
         *hasher.finalize().as_bytes()
     }
-}
-
-fn batch_of_one(array: &Array) -> Result<Array> {
-    let shape: Vec<usize> = std::iter::once(1).chain(array.shape().iter().copied()).collect();
-    Array::new(shape, array.data().clone())
 }

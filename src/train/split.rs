@@ -1,4 +1,4 @@
-//! Hold-outs, and how evenly classes are filled.
+//! Hold-outs.
 
 use crate::error::{Error, Result};
 use crate::train::random::{shuffle, stream};
@@ -58,59 +58,6 @@ pub fn hold_out(
     Ok(HoldOut { train, held_out })
 }
 
-/// How many samples each class has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Balance {
-    /// Samples per class.
-    pub counts: Vec<usize>,
-}
-
-impl Balance {
-    /// Counts `labels`, each below `classes`; others are ignored.
-    pub fn of(classes: usize, labels: impl IntoIterator<Item = usize>) -> Balance {
-        let mut counts = vec![0; classes];
-        for label in labels {
-            if let Some(count) = counts.get_mut(label) {
-                *count += 1;
-            }
-        }
-        Balance { counts }
-    }
-
-    /// The classes without a sample.
-    pub fn missing(&self) -> Vec<usize> {
-        (0..self.counts.len()).filter(|&c| self.counts[c] == 0).collect()
-    }
-
-    /// The largest class's samples over the smallest's that has any; 1 without samples.
-    pub fn imbalance(&self) -> f64 {
-        let present = self.counts.iter().copied().filter(|&c| c > 0);
-        match (present.clone().max(), present.min()) {
-            (Some(most), Some(least)) => most as f64 / least as f64,
-            _ => 1.0,
-        }
-    }
-
-    /// The accuracy of always answering the largest class; 0 without samples.
-    pub fn majority_share(&self) -> f64 {
-        let total: usize = self.counts.iter().sum();
-        let most = self.counts.iter().copied().max().unwrap_or(0);
-        if total == 0 { 0.0 } else { most as f64 / total as f64 }
-    }
-
-    /// Per class, total / (classes with samples · count), so that every class weighs the same in
-    /// a weighted loss (scikit-learn's "balanced"); 0 for a class without samples.
-    pub fn weights(&self) -> Vec<f32> {
-        let total: usize = self.counts.iter().sum();
-        let present = self.counts.iter().filter(|&&c| c > 0).count();
-        let weight = |&c: &usize| match c {
-            0 => 0.0,
-            c => (total as f64 / (present as f64 * c as f64)) as f32,
-        };
-        self.counts.iter().map(weight).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,8 +66,8 @@ mod tests {
     fn every_class_gives_its_share() {
         let classes: Vec<usize> = (0..130).map(|i| if i < 100 { 0 } else { 1 + i % 3 }).collect();
         let split = hold_out(130, Some(&classes), 0.2, 5).unwrap();
-        let held = Balance::of(4, split.held_out.iter().map(|&i| classes[i]));
-        assert_eq!(held.counts, [20, 2, 2, 2]);
+        let held = |class| split.held_out.iter().filter(|&&i| classes[i] == class).count();
+        assert_eq!([0, 1, 2, 3].map(held), [20, 2, 2, 2]);
         let mut all = [split.train.clone(), split.held_out.clone()].concat();
         all.sort_unstable();
         assert_eq!(all, (0..130).collect::<Vec<_>>());
@@ -142,17 +89,5 @@ mod tests {
         assert!(hold_out(2, None, f64::NAN, 0).is_err());
         assert_eq!(hold_out(3, None, 0.0, 0).unwrap().train, [0, 1, 2]);
         assert_eq!(hold_out(10, None, 0.25, 0).unwrap().held_out.len(), 3);
-    }
-
-    #[test]
-    fn balance_by_hand() {
-        let b = Balance::of(4, [0, 0, 0, 1, 3, 3, 9]);
-        assert_eq!(b.counts, [3, 1, 0, 2]);
-        assert_eq!(b.missing(), [2]);
-        assert_eq!(b.imbalance(), 3.0);
-        assert_eq!(b.majority_share(), 0.5);
-        assert_eq!(b.weights(), [6.0 / 9.0, 2.0, 0.0, 1.0]);
-        assert_eq!(Balance::of(2, []).imbalance(), 1.0);
-        assert_eq!(Balance::of(0, []).majority_share(), 0.0);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::head;
 use super::parameter;
+use super::tasks::Task;
 use super::trainer::Trainer;
 use crate::adapter::{Adapter, NamedTensor};
 use crate::error::{Error, Result};
@@ -43,6 +44,9 @@ impl Trainer {
             }
         }
         let Some(head) = previous.head() else { return Ok(()) };
+        if Task::of_head(&head.task)? != self.setup.task {
+            return other(format!("has learned the task {}", head.task));
+        }
         let features = &self.setup.features;
         if (head.output.as_str(), head.pool, head.features as usize)
             != (features.name.as_str(), features.pool, features.width)

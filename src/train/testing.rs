@@ -2,7 +2,7 @@
 
 use super::data::{Dataset, Label, Place, Sample, SampleInput};
 use super::random::{below, stream, unit};
-use super::{MicroBatch, TrainOptions, Trained, Trainer};
+use super::{MicroBatch, Task, TrainOptions, Trained, Trainer};
 use crate::adapter::TensorType;
 use crate::runtime::{Engine, PackOptions, pack};
 use crate::shape::Array;
@@ -78,7 +78,7 @@ pub fn sample(inputs: Vec<(&str, Array)>, label: Label) -> Sample {
 
 fn dataset(samples: Vec<Sample>, labels: &[&str]) -> Dataset {
     let labels = labels.iter().map(|l| l.to_string()).collect();
-    Dataset { samples, labels, splits: Default::default() }
+    Dataset { samples, labels, splits: Default::default(), task: Task::default(), why: None }
 }
 
 /// Points of 12 values around one of three centres, for `mlp`.
@@ -100,6 +100,7 @@ pub fn points(count: usize, seed: u64) -> Dataset {
 pub fn numbers(count: usize, seed: u64) -> Dataset {
     let mut data = points(count, seed);
     data.labels.clear();
+    data.task = Task::parse("numbers").unwrap();
     for s in &mut data.samples {
         let SampleInput::Arrays(arrays) = &s.input else { unreachable!() };
         let x = arrays[0].1.as_f32().unwrap();

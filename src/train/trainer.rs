@@ -1,40 +1,25 @@
 //! Gradients and steps over micro-batches: what a training run is made of.
 
+use super::data::Label;
 use super::features::{choose_features, choose_targets};
 use super::head;
 use super::kind::{self, Frozen};
 use super::optimizer::{Optimizer, Rule, clip_global_norm};
-use super::options::{LossKind, OptimizerKind, TrainOptions};
+use super::options::{OptimizerKind, TrainOptions};
 use super::parameter::{self, Group, Parameter};
-use super::plan::{Answers as Tensors, Plan, Setup, TrainedTarget, floats, reaching};
+use super::plan::{Plan, Setup, TrainedTarget, floats, reaching};
 use crate::adapter::{Adapter, Head, NamedTensor, TargetAdapter, scaling};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::tract_error;
+use crate::pack::Role;
 use crate::runtime::{Binding, Engine, Named, to_tensor};
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use tract_core::internal::{IntoTValue, Tensor};
 
-/// What the rows of a micro-batch should answer. `None`: a row that only fills up the batch.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Answers {
-    /// Places among the labels.
-    Classes(Vec<Option<usize>>),
-    /// A probability per label.
-    Soft(Vec<Option<Vec<f32>>>),
-    /// One number per output of the head.
-    Values(Vec<Option<Vec<f32>>>),
-}
-
-impl Answers {
-    /// Rows that count.
-    pub fn counted(&self) -> usize {
-        match self {
-            Answers::Classes(rows) => rows.iter().flatten().count(),
-            Answers::Soft(rows) | Answers::Values(rows) => rows.iter().flatten().count(),
-        }
-    }
-}
+/// What the rows of a micro-batch should answer, as [`Trainer::answers`] makes it. `None`: a row that
+/// only fills up the batch.
+pub type Answers = Vec<Option<Vec<f32>>>;
 
 /// Rows that go through the graph at once.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,7 +71,9 @@ impl Trainer {
         if labels.is_empty() {
             return Err(Error::usage("a head needs one label at least"));
         }
-        let features = choose_features(engine, options.head_from.as_deref(), options.pool)?;
+        let per_token = options.task.rules().per_token();
+        let head_from = options.head_from.as_deref();
+        let features = choose_features(engine, head_from, options.pool, per_token)?;
         let chosen = choose_targets(engine, &options.targets, features.output)?;
         let (wiring, frozen) = (kind::wiring(options.kind)?, Frozen::of(engine)?);
         let mut parameters = vec![];
@@ -101,7 +88,7 @@ impl Trainer {
         let mut setup = Setup {
             features,
             classes: labels.len(),
-            loss: options.loss,
+            task: options.task,
             kind: options.kind,
             scaling: if ranked {
                 scaling(options.alpha, options.rank, options.rslora)
@@ -269,15 +256,21 @@ impl Trainer {
 
     /// The gradients of one batch, given as its micro-batches.
     pub fn gradients(&self, batch: &[MicroBatch]) -> Result<Gradients> {
-        let counted = batch.iter().map(|m| m.answers.counted()).sum();
+        let counted = batch.iter().map(|m| self.counted(&m.answers)).sum();
         let make = |i: usize| Ok(Cow::Borrowed(&batch[i]));
         let threads = self.options.threads;
         let found = self.gradients_from(batch.len(), counted, threads, &make, &mut || true)?;
         found.ok_or_else(|| Error::failed("the step was stopped"))
     }
 
+    /// How many answers the mean loss counts.
+    pub(super) fn counted(&self, answers: &Answers) -> usize {
+        let (rules, width) = (self.options.task.rules(), self.labels.len());
+        answers.iter().flatten().map(|target| rules.counted(target, width)).sum()
+    }
+
     /// As [`Trainer::gradients`], with `count` micro-batches made on the threads that work on them;
-    /// `counted` is the number of rows that count in all of them. Summed in the order of the
+    /// `counted` is the number of answers that count in all of them. Summed in the order of the
     /// micro-batches, so that the number of threads changes nothing. `None` where `go_on`, asked
     /// before micro-batches start, said stop.
     pub(super) fn gradients_from<'a>(
@@ -358,53 +351,23 @@ impl Trainer {
             let fact = graph.outlet_fact(*outlet).map_err(failed)?;
             inputs.push(to_tensor(&spec.name, array, fact.datum_type)?.into_tvalue());
         }
-        let answers = self.answers(&micro.answers, counted)?;
-        plan.run(&self.engine, &inputs, parameters, &answers)
+        let rules = self.options.task.rules();
+        let kept = if rules.per_token() { mask(&self.engine, &micro.inputs) } else { None };
+        let shape = plan.answer_shape();
+        // A mask of another length is not that of what the head reads.
+        let kept = kept.filter(|k| k.len() == shape.iter().take(2).product::<usize>());
+        let targets = rules.tensors(&micro.answers, shape, kept.as_deref())?;
+        plan.run(&self.engine, &inputs, parameters, &targets, counted as f32)
     }
 
-    fn answers(&self, answers: &Answers, counted: usize) -> Result<Tensors> {
-        let classes = self.setup.classes;
-        let (targets, weights) = match (answers, self.setup.loss) {
-            (Answers::Classes(rows), LossKind::CrossEntropy) => {
-                let mut targets = vec![0f32; rows.len() * classes];
-                for (row, class) in targets.chunks_mut(classes).zip(rows) {
-                    let Some(class) = class else { continue };
-                    *row.get_mut(*class).ok_or_else(|| {
-                        Error::usage(format!("class {class} is not one of {classes}"))
-                    })? = 1.0;
-                }
-                (targets, rows.iter().map(|r| r.is_some()).collect::<Vec<bool>>())
-            }
-            (Answers::Soft(rows), LossKind::CrossEntropy)
-            | (Answers::Values(rows), LossKind::MeanSquaredError) => {
-                let mut targets = vec![0f32; rows.len() * classes];
-                for (row, values) in targets.chunks_mut(classes).zip(rows) {
-                    let Some(values) = values else { continue };
-                    if values.len() != classes {
-                        let found = values.len();
-                        return Err(Error::usage(format!(
-                            "{found} values for a head of {classes} outputs"
-                        )));
-                    }
-                    row.copy_from_slice(values);
-                }
-                (targets, rows.iter().map(|r| r.is_some()).collect())
-            }
-            (Answers::Values(_), LossKind::CrossEntropy) => {
-                return Err(Error::usage("labels are numbers, cross-entropy takes classes")
-                    .hint("mean squared error takes numbers"));
-            }
-            (Answers::Classes(_) | Answers::Soft(_), LossKind::MeanSquaredError) => {
-                return Err(Error::usage("labels are classes, mean squared error takes numbers")
-                    .hint("cross-entropy takes classes"));
-            }
-        };
-        let weights: Vec<f32> = weights.into_iter().map(|w| f32::from(u8::from(w))).collect();
-        Ok(Tensors {
-            targets: tensor(&[weights.len(), classes], &targets)?,
-            weights: tensor(&[weights.len()], &weights)?,
-            weight_sum: counted as f32,
-        })
+    /// What rows with these labels should answer, for [`MicroBatch::answers`]. Labels of tokens are
+    /// places among them.
+    ///
+    /// # Errors
+    /// Usage: labels of another sort than the task's, or that the head doesn't have.
+    pub fn answers(&self, labels: &[Label]) -> Result<Answers> {
+        let (rules, width) = (self.options.task.rules(), self.labels.len());
+        labels.iter().map(|label| rules.target(label, width, None).map(Some)).collect()
     }
 
     /// Clips and takes one optimizer step at learning rate `rate`, the head's by its own factor.
@@ -444,11 +407,7 @@ impl Trainer {
             targets.push(TargetAdapter { module_path, kind, rank, alpha, rslora, tensors });
         }
         let head = Head {
-            name: "head".into(),
-            task: match self.setup.loss {
-                LossKind::CrossEntropy => "classes".into(),
-                LossKind::MeanSquaredError => "numbers".into(),
-            },
+            task: self.options.task.name().into(),
             output: self.setup.features.name.clone(),
             pool: self.setup.features.pool,
             labels: self.labels.clone(),
@@ -465,6 +424,11 @@ impl Trainer {
             ..Adapter::default()
         })
     }
+}
+
+/// Which tokens of a batch count, where the base has a mask for them.
+fn mask(engine: &Engine, inputs: &Named) -> Option<Vec<bool>> {
+    engine.given(inputs, Role::Mask).map(crate::runtime::counted)
 }
 
 fn failed(e: tract_core::internal::TractError) -> Error {

@@ -183,6 +183,14 @@ impl<'m> Wires<'m> {
         self.wire(Reduce::new(axes.into(), Reducer::Sum), &[a])
     }
 
+    /// Without `axes`, each of length 1.
+    pub fn squeeze(&mut self, mut a: OutletId, axes: &[usize]) -> Result<OutletId> {
+        for &axis in axes.iter().rev() {
+            a = self.axis(AxisOp::Rm(axis), a)?;
+        }
+        Ok(a)
+    }
+
     /// Mean over `axes`, which stay with length 1.
     pub fn mean(&mut self, a: OutletId, axes: &[usize]) -> Result<OutletId> {
         let count = self.count(a, axes)?;

@@ -7,7 +7,7 @@ use offshoot::adapter::{Adapter, Kind, TensorType};
 use offshoot::npy::read_npz;
 use offshoot::quant::Scheme;
 use offshoot::runtime::{Engine, Named, PackOptions};
-use offshoot::train::{Answers, MicroBatch, TargetChoice, TrainOptions, Trainer};
+use offshoot::train::{MicroBatch, TargetChoice, TrainOptions, Trainer};
 use std::path::{Path, PathBuf};
 
 /// Forms that are read and served, but that training does not make.
@@ -36,7 +36,8 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 
 fn batch(numbers: &Named) -> [MicroBatch; 1] {
     let labels = named(numbers, "labels").as_i64().unwrap();
-    let answers = Answers::Classes(labels.iter().map(|l| Some(*l as usize)).collect());
+    let one_hot = |label: &i64| (0..3).map(|at| f32::from(u8::from(at == *label))).collect();
+    let answers = labels.iter().map(|l| Some(one_hot(l))).collect();
     [MicroBatch { inputs: vec![("x".into(), named(numbers, "in").clone())], answers }]
 }
 

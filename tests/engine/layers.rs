@@ -236,6 +236,38 @@ fn files_stay_short() {
     }
 }
 
+/// Where a task is named, but for its own file and the list of all. Of the others none can tell one task
+/// from another: their types are private to `train/tasks`.
+const NAME_TASKS: &[&str] =
+    &["adapter/config.rs", "adapter/peft/export.rs", "cli/train.rs", "train/tasks/"];
+
+#[test]
+fn tasks_are_told_apart_in_their_own_files() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let names: Vec<String> = std::fs::read_dir(root.join("train/tasks"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_string())
+        .filter(|stem| !["mod", "rules", "answer"].contains(&stem.as_str()))
+        .collect();
+    assert!(names.len() >= 2, "{names:?}");
+    let mut seen = 0;
+    for source in sources() {
+        let text = std::fs::read_to_string(root.join(&source.path)).unwrap();
+        let tests = text.find("#[cfg(test)]").unwrap_or(text.len());
+        let named = |line: &str, name: &String| {
+            line.contains(&format!("\"{name}\"")) && line.to_lowercase().contains("task")
+        };
+        for line in text[..tests].lines().filter(|line| !line.trim_start().starts_with("//")) {
+            let Some(name) = names.iter().find(|name| named(line, name)) else { continue };
+            seen += 1;
+            let of_tests = source.path.ends_with("tests.rs") || source.path.ends_with("testing.rs");
+            let allowed = of_tests || NAME_TASKS.iter().any(|place| source.path.starts_with(place));
+            assert!(allowed, "{} names the task '{name}': {line}", source.path);
+        }
+    }
+    assert!(seen > 0, "no task is named anywhere");
+}
+
 #[test]
 fn the_reader_of_sources_sees_what_counts() {
     let text = "use crate::{quant::{A, B}, error, r#fs::C};\n// unsafe crate::cli\n\

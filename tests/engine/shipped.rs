@@ -8,7 +8,8 @@ use offshoot::npy::read_npz;
 use offshoot::quant::Scheme;
 use offshoot::runtime::{Engine, Named, PackOptions, apply_head};
 use offshoot::shape::Array;
-use offshoot::train::{Answers, MicroBatch, TargetChoice, TrainOptions, Trainer};
+use offshoot::train::data::Label;
+use offshoot::train::{MicroBatch, TargetChoice, TrainOptions, Trainer};
 use std::path::{Path, PathBuf};
 
 /// What `docs/FIGURES.md` claims of gradients: |ours - theirs| / |theirs| of each tensor.
@@ -113,13 +114,14 @@ fn an_adapter_that_peft_made_answers_and_trains_as_there() {
     let tokens = |name: &str| (name.to_string(), named(&batch, name).clone());
     let types = Array::i64([4, 16], vec![0; 64]).unwrap();
     let classes = named(&batch, "labels").as_i64().unwrap();
+    let classes: Vec<Label> = classes.iter().map(|&c| Label::Class(c as usize)).collect();
     let batch = [MicroBatch {
         inputs: vec![
             tokens("input_ids"),
             tokens("attention_mask"),
             ("token_type_ids".into(), types),
         ],
-        answers: Answers::Classes(classes.iter().map(|&c| Some(c as usize)).collect()),
+        answers: trainer.answers(&classes).unwrap(),
     }];
     let gradients = trainer.gradients(&batch).unwrap();
     let mut worst = 0f64;
@@ -173,7 +175,8 @@ fn gradients_through_convolutions_are_pytorchs() {
         };
         trainer.set_parameter(name, &values(*len, seed, spread)).unwrap();
     }
-    let batch = [MicroBatch { inputs: picture(), answers: Answers::Classes(vec![Some(1)]) }];
+    let answers = trainer.answers(&[Label::Class(1)]).unwrap();
+    let batch = [MicroBatch { inputs: picture(), answers }];
     let gradients = trainer.gradients(&batch).unwrap();
     let apart = (gradients.loss - floats(&arrays, "train.loss")[0]).abs();
     let mut worst = 0f64;

@@ -46,7 +46,12 @@ impl Elsewhere {
         let layers = layers.unwrap_or(&self.head).clone();
         let with = Adapter { heads: self.head.heads.clone(), ..layers };
         let bound = self.engine.bind(&[(&with, 1.0)]).unwrap();
-        f64::from(evaluate(&self.engine, Some(&bound), &self.test, 8).unwrap().accuracy.unwrap())
+        f64::from(
+            evaluate(&self.engine, Some(&bound), &self.test, 8)
+                .unwrap()
+                .metric("accuracy")
+                .unwrap(),
+        )
     }
 
     fn print(&self, week: &Week) {

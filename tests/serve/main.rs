@@ -16,4 +16,5 @@ mod pictures;
 mod place;
 mod slow;
 mod support;
+mod tasks;
 mod tcp;

@@ -12,10 +12,11 @@ use crate::shape::Array;
 use crate::store::{
     Input, Label as Right, Part, Sample, SampleHash, SampleInfo, Store, TrainingSet,
 };
-use crate::train::data::{Dataset, Label, Place, Sample as Trained, SampleInput, StoredPicture};
-use crate::train::{LossKind, TargetChoice, TrainOptions};
+use crate::train::data::{Collector, Dataset, LoadOptions, Place, Row, SampleInput, StoredPicture};
+use crate::train::{TargetChoice, Task, TrainOptions};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeSet, HashSet};
+use serde_json::{Map, Value};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// In a job's folder: the assignment.
@@ -117,6 +118,8 @@ impl Assignment {
             let label = s.label.as_deref().unwrap_or("");
             hasher.update(&(label.len() as u64).to_le_bytes());
             hasher.update(label.as_bytes());
+            // A corrected label that is no class shows here alone.
+            hasher.update(&s.round.to_le_bytes());
         }
         hasher.finalize().to_hex().to_string()
     }
@@ -151,7 +154,7 @@ impl Assignment {
     }
 
     /// The run's options. `memory`: bytes of the whole process.
-    pub fn options(&self, folder: &Path, loss: LossKind, memory: u64) -> TrainOptions {
+    pub fn options(&self, folder: &Path, task: Task, memory: u64) -> TrainOptions {
         let t = &self.train;
         TrainOptions {
             name: self.name.clone(),
@@ -159,7 +162,7 @@ impl Assignment {
             rank: t.rank,
             alpha: t.alpha,
             targets: TargetChoice::parse(&t.targets),
-            loss,
+            task,
             learning_rate: t.learning_rate,
             head_rate: t.head_rate,
             epochs: Some(t.epochs),
@@ -182,58 +185,35 @@ impl Assignment {
     }
 }
 
-/// Samples of the store as a data set. Pictures stay in the store until they are needed.
+/// Samples of the store as a data set, labelled for `task`, else for what their labels look like.
+/// Pictures stay in the store until they are needed.
 ///
 /// # Errors
-/// A sample that is gone (usage, `NotFound`); labels of both sorts (bad input).
-pub fn dataset(store: &Store, engine: &Engine, ids: &[i64]) -> Result<Dataset> {
-    let mut samples = vec![];
-    let mut names = BTreeSet::new();
+/// A sample that is gone (usage, `NotFound`); labels of several sorts (bad input).
+pub fn dataset(store: &Store, engine: &Engine, ids: &[i64], task: Option<Task>) -> Result<Dataset> {
+    let options = LoadOptions { task, ..LoadOptions::default() };
+    let mut rows = Collector::new(Path::new("the samples"), &options);
     for &id in ids {
-        let found = store.sample(id)?;
-        if let Some(Right::Class(name)) = &found.label {
-            names.insert(name.clone());
-        }
-        samples.push(found);
+        let sample = store.sample(id)?;
+        let place = Place::named(format!("sample {id}"));
+        let label = sample.label.clone();
+        let label = label.ok_or_else(|| Error::bad_input("it has no label").at(&place))?;
+        let fields = fields(label).map_err(|e| e.at(&place))?;
+        let input = input(store, engine, sample).map_err(|e| e.at(&place))?;
+        rows.add(input, Row::typed(&fields), None, place)?;
     }
-    let labels: Vec<String> = names.into_iter().collect();
-    let samples = samples
-        .into_iter()
-        .map(|s| {
-            let place = Place::named(format!("sample {}", s.info.id));
-            let label = match &s.label {
-                Some(Right::Class(name)) => {
-                    Label::Class(labels.iter().position(|l| l == name).unwrap_or(0))
-                }
-                Some(Right::Values(values)) if labels.is_empty() => Label::Values(values.clone()),
-                Some(Right::Values(_)) => {
-                    return Err(
-                        Error::bad_input("its label is a number, others' are classes").at(&place)
-                    );
-                }
-                None => return Err(Error::bad_input("it has no label").at(&place)),
-            };
-            let input = input(store, engine, s).map_err(|e| e.at(&place))?;
-            Ok(Trained { input, label, place })
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let Some(first) = samples.first() else {
-        return Err(Error::bad_input("there are no samples"));
-    };
-    let width = width(&first.label);
-    if let Some(other) = samples.iter().find(|s| self::width(&s.label) != width) {
-        return Err(Error::bad_input("its label has another count of numbers than others'")
-            .at(&other.place));
-    }
-    Ok(Dataset { samples, labels, splits: BTreeSet::new() })
+    rows.finish()
 }
 
-/// How many numbers a label has; 0: it is a class.
-pub fn width(label: &Label) -> usize {
-    match label {
-        Label::Values(values) => values.len(),
-        Label::Class(_) => 0,
-    }
+/// A stored label as the fields of a row.
+pub fn fields(label: Right) -> Result<Map<String, Value>> {
+    let one = |name: &str, value: Value| Map::from_iter([(name.to_string(), value)]);
+    Ok(match label {
+        Right::Class(name) => one("label", name.into()),
+        Right::Values(values) => one("values", values.into()),
+        Right::Answer(text) => serde_json::from_str(&text)
+            .map_err(|e| Error::bad_input(format!("its label can't be read: {e}")))?,
+    })
 }
 
 fn input(store: &Store, engine: &Engine, sample: Sample) -> Result<SampleInput> {

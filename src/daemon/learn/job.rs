@@ -10,7 +10,7 @@ use super::prepare::{Prepared, remove};
 use crate::adapter::{Adapter, MAX_FILE};
 use crate::error::{Cause, Error, Result};
 use crate::fs::read_limited;
-use crate::store::{Job, JobState, Origin};
+use crate::store::{Job, JobState, Origin, Reason};
 use serde_json::json;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -79,7 +79,7 @@ impl Shared {
             self.mark_trained(&job.name);
             return Ok(());
         };
-        let asked = job.reason == super::learner::ASKED;
+        let asked = job.reason == Reason::Asked;
         match self.supervise(job, &prepared.work, &folder, asked)? {
             Outcome::Measured => self.decide(&prepared, &folder),
             Outcome::Paused(why) => {

@@ -10,7 +10,7 @@ use super::watch::{Tally, Watched, watch};
 use crate::daemon::Serving;
 use crate::error::{Error, Result};
 use crate::host::Root;
-use crate::store::{How, Job, JobState, Store};
+use crate::store::{How, Job, JobState, Reason, Store};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -18,8 +18,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// The reason of jobs that somebody asked for: they don't wait for samples, hours and idleness.
-pub const ASKED: &str = "asked for";
 /// Longest sleep: what another process changed in the store is seen by then.
 const LONGEST: Duration = Duration::from_secs(3600);
 
@@ -170,7 +168,7 @@ impl Learner {
     /// No such name (usage).
     pub fn train_now(&self, name: &str) -> Result<i64> {
         self.shared.store.name(name)?;
-        let job = self.shared.store.queue_job(name, ASKED)?;
+        let job = self.shared.store.queue_job(name, Reason::Asked)?;
         self.wake();
         Ok(job)
     }
@@ -371,7 +369,7 @@ impl Shared {
             set_missing: self.settings().gate.retention_data.is_some_and(|set| !set.exists()),
             held: counts.held,
             since_last,
-            asked: open.is_some_and(|job| job.reason == ASKED),
+            asked: open.is_some_and(|job| job.reason == Reason::Asked),
             open: open.is_some(),
         })
     }
@@ -384,7 +382,7 @@ impl Shared {
         let mut wait = LONGEST;
         let mut why = vec![];
         let mut open: Vec<&Job> = jobs.iter().filter(|j| j.state.is_open()).collect();
-        open.sort_by_key(|j| (j.reason != ASKED, j.state != JobState::Paused, j.id));
+        open.sort_by_key(|j| (j.reason != Reason::Asked, j.state != JobState::Paused, j.id));
         for job in open {
             let rest = job.not_before.saturating_sub(now.wall);
             // A clock that was set back must not make a backoff longer than the longest.
@@ -410,7 +408,7 @@ impl Shared {
             let all = conditions(&need, &readings, &settings, Phase::Waiting);
             if all_met(&all) {
                 let reason = format!("{} new samples", need.new);
-                let id = self.store.queue_job(&entry.name, &reason)?;
+                let id = self.store.queue_job(&entry.name, reason.as_str())?;
                 self.store.update_job(id, JobState::Running, None)?;
                 if let Some(job) = self.store.job(id)? {
                     return Ok(Next::Train(job));

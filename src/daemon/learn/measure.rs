@@ -7,17 +7,13 @@ use super::probes::probes;
 use crate::adapter::{Adapter, Bound};
 use crate::error::{Error, Result};
 use crate::runtime::{Engine, Named};
-use crate::train::data::{Dataset, Label, LoadOptions, SampleInput, Task, load};
-use crate::train::metrics::{argmax, softmax};
-use crate::train::{answers, retention};
-use std::collections::BTreeMap;
+use crate::train::data::{Dataset, LoadOptions, SampleInput, load};
+use crate::train::{Answered, Task, always, answers, retention};
 use std::sync::Arc;
 use std::time::Instant;
 
 /// Samples that run at once; pictures, which take most memory there, run one by one.
 const BATCH: usize = 4;
-/// Least probability that a loss is taken of: what one sample can weigh is bounded.
-const LEAST: f64 = 1e-4;
 /// Timed runs of each side.
 const TIMED: usize = 9;
 
@@ -44,7 +40,8 @@ pub fn measure(
     };
     let Some(now) = ask(Some(&bound), &mut *go_on)? else { return Ok(None) };
     let own = &engine.base().preprocess().labels;
-    let base_answers = held.classes().is_some() && held.labels.iter().any(|l| own.contains(l));
+    let base_answers = held.task == Task::serving(None, engine.base())?
+        && held.labels.iter().any(|l| own.contains(l));
     let then = match &before {
         None if !base_answers => None,
         // Without a generation before it is the base that answers.
@@ -53,11 +50,15 @@ pub fn measure(
             None => return Ok(None),
         },
     };
-    let finite = now.1.iter().flatten().all(|v| v.is_finite());
+    let finite = now.outputs.iter().flatten().all(|v| v.is_finite());
     // Numbers of samples rise as they come in.
     let old: Vec<bool> =
         work.held.iter().map(|id| work.newest_seen.is_some_and(|newest| *id < newest)).collect();
-    let mut rows_found = rows(train, held, &old, &now, then.as_ref());
+    let frequent = || always(engine, train, held, max_tokens);
+    let mut rows_found = match &then {
+        Some(then) => rows(held, &old, &now, then),
+        None => rows(held, &old, &now, &frequent()?),
+    };
     let mut reference = match work.previous {
         Some(generation) if before.is_some() => Reference::Generation(generation),
         _ if then.is_some() => Reference::Base,
@@ -65,9 +66,9 @@ pub fn measure(
     };
     if reference == Reference::Base {
         // A base that knows few of the labels is easily surpassed: the better of the two counts.
-        let frequent = rows(train, held, &old, &now, None);
+        let frequent = rows(held, &old, &now, &frequent()?);
         let right =
-            |rows: &[HeldRow]| rows.iter().filter(|row| row.reference_right == Some(true)).count();
+            |rows: &[HeldRow]| rows.iter().filter_map(|row| row.reference_right).sum::<f64>();
         if right(&frequent) > right(&rows_found) {
             (rows_found, reference) = (frequent, Reference::MostFrequent);
         }
@@ -77,7 +78,8 @@ pub fn measure(
     let Some(found) = found else { return Ok(None) };
     let labelled = match &work.gate.retention_data {
         Some(path) => {
-            let task = if held.classes().is_some() { Task::Classes } else { Task::Auto };
+            // Of classes names whatever they look like; of another task the base's own may be meant.
+            let task = (held.task == Task::default()).then_some(held.task);
             let data = load(path, &LoadOptions { task, ..LoadOptions::default() })?;
             let sides = [Some(candidate), previous];
             match labelled(engine, sides, &data, max_tokens, &mut *go_on)? {
@@ -92,6 +94,7 @@ pub fn measure(
     Ok(Some(Measured {
         reference,
         labels: held.labels.clone(),
+        metric: held.task.score_name().into(),
         held: rows_found,
         effect: (!candidate.targets.is_empty()).then_some(f64::from(found.moved)),
         kept: Kept {
@@ -115,90 +118,24 @@ fn at_once(data: &Dataset) -> usize {
     }
 }
 
-/// Labels and raw outputs of one side.
-type Side = (Vec<String>, Vec<Vec<f32>>);
-
-/// The answers of both sides to every held-out sample; without a generation before, those of
-/// always the most frequent label (numbers: the mean).
-fn rows(
-    train: &Dataset,
-    held: &Dataset,
-    old: &[bool],
-    now: &Side,
-    then: Option<&Side>,
-) -> Vec<HeldRow> {
-    let frequencies = frequencies(train);
-    let most = frequencies.iter().max_by_key(|(_, n)| **n).map(|(l, _)| l.clone());
-    let mean = mean_values(train);
-    let total: usize = frequencies.values().sum();
-    let row = |(at, sample): (usize, &crate::train::data::Sample)| match &sample.label {
-        Label::Class(class) => {
-            let label = held.labels.get(*class).map_or("", String::as_str);
-            let (candidate_right, candidate_loss) = class_answer(now, at, label);
-            let (reference_right, reference_loss) = match then {
-                Some(then) => class_answer(then, at, label),
-                None => {
-                    let count = frequencies.get(label).copied().unwrap_or(0);
-                    let share = count as f64 / total.max(1) as f64;
-                    (most.as_deref() == Some(label), -share.max(LEAST).ln())
-                }
-            };
-            HeldRow {
-                class: *class,
-                candidate_right: Some(candidate_right),
-                candidate_loss,
-                reference_right: Some(reference_right),
-                reference_loss,
-                old: old.get(at) == Some(&true),
-            }
-        }
-        Label::Values(values) => {
-            let loss = |found: &[f32]| {
-                let squares = values.iter().zip(found).map(|(v, f)| f64::from(v - f).powi(2));
-                squares.sum::<f64>() / values.len().max(1) as f64
-            };
-            let of = |side: &Side| side.1.get(at).map_or(f64::INFINITY, |row| loss(row));
-            HeldRow {
-                class: 0,
-                candidate_right: None,
-                candidate_loss: of(now),
-                reference_right: None,
-                old: old.get(at) == Some(&true),
-                reference_loss: then.map_or_else(|| loss(&mean), of),
-            }
+/// What both sides' answers to every held-out sample are worth.
+fn rows(held: &Dataset, old: &[bool], now: &Answered<'_>, then: &Answered<'_>) -> Vec<HeldRow> {
+    let groups = held.groups();
+    let row = |at: usize| {
+        let (candidate, reference) = (now.score(at), then.score(at));
+        // Both sides name the labels of the same right answer, in its order.
+        let pairs = now.places(at).into_iter().zip(candidate.labels.iter().zip(&reference.labels));
+        HeldRow {
+            group: groups.get(at).copied().unwrap_or(0),
+            candidate_right: candidate.right,
+            candidate_loss: candidate.loss,
+            reference_right: reference.right,
+            reference_loss: reference.loss,
+            labels: pairs.map(|(place, (c, r))| (place, c.1, r.1)).collect(),
+            old: old.get(at) == Some(&true),
         }
     };
-    held.samples.iter().enumerate().map(row).collect()
-}
-
-/// Whether the side's best label is `label`, and its loss; a label that it doesn't know is wrong.
-fn class_answer(side: &Side, at: usize, label: &str) -> (bool, f64) {
-    let Some(logits) = side.1.get(at) else { return (false, -LEAST.ln()) };
-    let place = side.0.iter().position(|l| l == label);
-    let p = place.and_then(|p| softmax(logits).get(p).copied()).map_or(0.0, f64::from);
-    (place.is_some() && argmax(logits) == place, -p.max(LEAST).ln())
-}
-
-fn frequencies(data: &Dataset) -> BTreeMap<String, usize> {
-    let mut found = BTreeMap::new();
-    for class in data.classes().unwrap_or_default() {
-        if let Some(label) = data.labels.get(class) {
-            *found.entry(label.clone()).or_default() += 1;
-        }
-    }
-    found
-}
-
-fn mean_values(data: &Dataset) -> Vec<f32> {
-    let mut sum = vec![0f64; data.label_width()];
-    let mut count = 0u32;
-    for sample in &data.samples {
-        if let Label::Values(values) = &sample.label {
-            sum.iter_mut().zip(values).for_each(|(s, v)| *s += f64::from(*v));
-            count += 1;
-        }
-    }
-    sum.into_iter().map(|s| (s / f64::from(count.max(1))) as f32).collect()
+    (0..held.samples.len()).map(row).collect()
 }
 
 /// Accuracy on the retention set: of the heads where they know its labels, else of the base's own
@@ -212,7 +149,9 @@ fn labelled(
 ) -> Result<Option<Labelled>> {
     let knows = |labels: &[String]| data.labels.iter().all(|l| labels.contains(l));
     let own = &engine.base().preprocess().labels;
-    let by_head = candidate.and_then(Adapter::head).is_some_and(|h| knows(&h.labels));
+    let head = candidate.and_then(Adapter::head);
+    let by_head =
+        head.is_some_and(|h| knows(&h.labels)) && Task::serving(head, engine.base())? == data.task;
     if !by_head && !knows(own) {
         return Err(Error::mismatch(
             "neither the adapter nor the base knows the labels of the \
@@ -234,11 +173,8 @@ fn labelled(
         let found =
             answers(engine, adapter.as_ref(), data, at_once(data), max_tokens, &mut *go_on)?;
         let Some(found) = found else { return Ok(None) };
-        let classes = data.classes().unwrap_or_default();
-        let right = classes.iter().enumerate().filter(|(at, class)| {
-            data.labels.get(**class).is_some_and(|label| class_answer(&found, *at, label).0)
-        });
-        shares.push(right.count() as f64 / data.samples.len().max(1) as f64);
+        let right = (0..data.samples.len()).filter_map(|at| found.score(at).right);
+        shares.push(right.sum::<f64>() / data.samples.len().max(1) as f64);
     }
     let [candidate, reference] = shares.as_slice() else { return Ok(None) };
     let samples = data.samples.len();

@@ -103,15 +103,15 @@ impl Shared {
     }
 
     /// The name's training set without samples of another sort than those that the active generation
-    /// has learned from (`seen`), else than most: classes or numbers, texts or pictures or arrays,
+    /// has learned from (`seen`), else than most: classes, numbers or other answers, texts or pictures or arrays,
     /// never both. The rest goes into quarantine, for people to look at (another task is another
     /// name's), and is counted.
     fn training_set(&self, name: &str, seen: &[SampleHash]) -> Result<(TrainingSet, usize)> {
         let mut set = self.store.training_set(name)?;
-        let sort = |s: &SampleInfo| (s.kind as u8, s.label.is_some());
+        let sort = |s: &SampleInfo| (s.kind as u8, s.form as u8);
         let seen: HashSet<SampleHash> = seen.iter().copied().collect();
         let known = set.train.iter().any(|s| seen.contains(&s.hash));
-        let mut sorts: BTreeMap<(u8, bool), usize> = BTreeMap::new();
+        let mut sorts: BTreeMap<(u8, u8), usize> = BTreeMap::new();
         for sample in set.train.iter().chain(&set.held) {
             if !known || seen.contains(&sample.hash) {
                 *sorts.entry(sort(sample)).or_default() += 1;

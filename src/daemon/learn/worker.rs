@@ -1,17 +1,17 @@
 //! The training child: this program called by itself. It lowers itself, trains, measures, and
 //! leaves what it found in the job's folder; it never changes the store.
 
-use super::assignment::{ASSIGNMENT, Assignment, CANDIDATE, CHECKPOINT, MEASURED, dataset, width};
+use super::assignment::{ASSIGNMENT, Assignment, CANDIDATE, CHECKPOINT, MEASURED, dataset};
 use super::limit::Limit;
 use super::measure::measure;
 use crate::adapter::{Adapter, TensorType};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Cause, Error, ErrorKind, Result};
 use crate::fs::{Access, peak_rss_bytes, read_limited, write_atomic_bytes};
 use crate::runtime::Engine;
 use crate::store::{Key, Options, Reference, Store};
 use crate::train::data::Dataset;
 use crate::train::progress::{Event, Progress};
-use crate::train::{Lesson, LossKind, learn, misfit, try_sample};
+use crate::train::{Lesson, Task, learn, misfit, try_sample};
 use rustix::process::{Signal, getppid, nice, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -184,8 +184,13 @@ fn teach(
     stop: &Arc<AtomicBool>,
 ) -> Result<bool> {
     let ids: Vec<i64> = work.new.iter().chain(&work.replayed).copied().collect();
-    let train = dataset(store, engine, &ids)?;
-    let held = dataset(store, engine, &work.held)?;
+    // What a name has learned it goes on learning.
+    let task = match previous.and_then(Adapter::head) {
+        Some(head) => Some(Task::of_head(&head.task)?),
+        None => None,
+    };
+    let train = dataset(store, engine, &ids, task)?;
+    let held = dataset(store, engine, &work.held, Some(train.task))?;
     if train.label_width() != held.label_width() {
         return Err(Error::bad_input("held-out labels have another count of numbers than others"));
     }
@@ -224,10 +229,10 @@ fn name_unusable(work: &Assignment, store: &Store, engine: &Engine, stop: &Arc<A
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        let tried = dataset(store, engine, &[id]).and_then(|one| {
+        let tried = dataset(store, engine, &[id], None).and_then(|one| {
             let sample = one.samples.first();
             sample.map_or(Ok(()), |sample| try_sample(engine, sample, max_tokens))?;
-            Ok(sample.map_or(0, |sample| width(&sample.label)))
+            Ok(sample.map_or(0, |sample| sample.label.width()))
         });
         match tried {
             Err(e) if of_a_sample(e.kind()) => {
@@ -257,11 +262,7 @@ fn candidate(
     memory: u64,
     stop: &Arc<AtomicBool>,
 ) -> Result<Option<Adapter>> {
-    let loss = match train.classes() {
-        Some(_) => LossKind::CrossEntropy,
-        None => LossKind::MeanSquaredError,
-    };
-    let mut options = work.options(folder, loss, memory);
+    let mut options = work.options(folder, train.task, memory);
     let mut lesson = Lesson { data: train, replayed: work.replayed.len(), holdout: None, previous };
     if options.warm_start
         && let Some(why) = misfit(engine, &lesson, &options)?
@@ -294,8 +295,9 @@ fn candidate(
     Ok(Some(trained.adapter))
 }
 
+/// Whether it is the checkpoint that is at fault.
 fn damaged(error: &Error) -> bool {
-    error.kind() == ErrorKind::BadInput && error.message().contains("checkpoint")
+    error.cause() == Some(Cause::Checkpoint)
 }
 
 fn print(line: &Line) {

@@ -7,8 +7,11 @@ use crate::daemon::Tensor;
 use crate::error::Result;
 use crate::pack::Role;
 use crate::runtime::text::Tokens;
-use crate::runtime::{Engine, Named, Prediction, Preprocessor, apply_head, base_predictions};
+use crate::runtime::{
+    Engine, Named, Prediction, Preprocessor, Words, apply_head, base_predictions,
+};
 use crate::shape::{Array, DType, Data};
+use crate::train::Task;
 use axum::body::Bytes;
 use axum::http::StatusCode;
 use serde::Serialize;
@@ -29,6 +32,8 @@ pub struct Answerer {
 /// A question ready to run.
 pub struct Prepared {
     work: Work,
+    /// The sentence, where the head answers for its words.
+    sentence: Option<(String, Words)>,
     served: Arc<Served>,
     top: usize,
     outputs: Option<bool>,
@@ -46,23 +51,11 @@ struct Reply<'a> {
     /// Who answered, and its generation.
     adapter: Option<&'a str>,
     generation: Option<u64>,
-    /// For each row the likeliest labels.
-    predictions: Vec<Labels>,
+    /// For each row what the head's task says.
+    predictions: Vec<serde_json::Value>,
     /// The base's outputs, where asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     outputs: Option<BTreeMap<&'a str, Tensor<'a>>>,
-}
-
-#[derive(Serialize)]
-struct Labels {
-    label: Option<String>,
-    top: Vec<Label>,
-}
-
-#[derive(Serialize)]
-struct Label {
-    label: String,
-    probability: f32,
 }
 
 impl Answerer {
@@ -87,9 +80,18 @@ impl Answerer {
     pub fn prepare(&self, raw: &Raw) -> Result<Prepared, Problem> {
         let Question { input, selection, top, outputs } = raw.parse(|| self.roster.list())?;
         let served = self.roster.resolve(&selection)?;
+        let head = served.bound.as_ref().and_then(|b| b.head.as_ref());
+        let task = Task::serving(head, self.engine.base())?;
+        let mut sentence = None;
         let work = match input {
             Asked::Text(text) => {
-                let tokens = self.preprocessor.tokens(&text)?;
+                let tokens = if task.needs_words() {
+                    let (tokens, words) = self.preprocessor.words(&text)?;
+                    sentence = Some((text, words));
+                    tokens
+                } else {
+                    self.preprocessor.tokens(&text)?
+                };
                 let length = self.preprocessor.padded_length(tokens.ids.len());
                 Work::Tokens(tokens, length)
             }
@@ -102,7 +104,7 @@ impl Answerer {
             }
             Asked::Tensors(named) => Work::Inputs(named),
         };
-        Ok(Prepared { work, served, top, outputs })
+        Ok(Prepared { work, sentence, served, top, outputs })
     }
 
     /// An error if the base can't take `input`, without running it.
@@ -150,6 +152,7 @@ impl Answerer {
         let bound = first.served.bound.as_ref();
         let outputs = self.engine.run(inputs, bound)?;
         let head = bound.and_then(|b| b.head.as_ref());
+        let task = Task::serving(head, self.engine.base())?;
         let predictions = match head {
             Some(head) => apply_head(head, self.engine.given(inputs, Role::Mask), &outputs)?,
             None => base_predictions(self.engine.base(), &outputs),
@@ -182,10 +185,14 @@ impl Answerer {
                         Some(&part)
                     }
                 };
+                let sentence =
+                    prepared.sentence.as_ref().map(|(text, words)| (text.as_str(), words));
+                let said = own.iter().map(|p| task.answer(head, p, sentence, prepared.top));
+                let said = said.map(|answer| Ok(answer?.json)).collect::<Result<Vec<_>>>()?;
                 let reply = Reply {
                     adapter: prepared.served.name.as_deref(),
                     generation: prepared.served.generation,
-                    predictions: own.iter().map(|p| labels(p, prepared.top)).collect(),
+                    predictions: said,
                     outputs: shown.map(|all| {
                         all.iter().map(|(name, a)| (name.as_str(), Tensor(a))).collect()
                     }),
@@ -220,7 +227,7 @@ impl Answerer {
             Work::Inputs(self.zeros()?)
         };
         let served = self.roster.resolve(&super::roster::Selection::Base)?;
-        Ok(Prepared { work, served, top: 1, outputs: Some(false) })
+        Ok(Prepared { work, sentence: None, served, top: 1, outputs: Some(false) })
     }
 
     /// Zeros of the least sizes that the base's inputs allow.
@@ -288,12 +295,6 @@ fn one_row(array: &Array, row: usize) -> Result<Array> {
         Data::Bool(v) => Data::Bool(part(v, rows, row)),
     };
     Array::new(shape, data)
-}
-
-fn labels(prediction: &Prediction, top: usize) -> Labels {
-    let top = prediction.top(top).into_iter();
-    let top: Vec<Label> = top.map(|(label, probability)| Label { label, probability }).collect();
-    Labels { label: top.first().map(|first| first.label.clone()), top }
 }
 
 impl std::fmt::Debug for Prepared {

@@ -2,6 +2,7 @@
 //! router.
 
 use crate::store::MAX_NAME;
+use crate::train::Task;
 use serde_json::{Map, Value, json};
 
 /// The document that is served at `/openapi.json`: OpenAPI 3.0.
@@ -300,6 +301,15 @@ fn schemas() -> Value {
         json!({"id": {"type": "integer", "minimum": 0}, "scale": {"type": "number"}}),
     );
     let optional = |schema: Value| nullable(schema);
+    let mut feedback = json!({
+        "adapter": optional(name_schema()), "predicted": {},
+        "generation": optional(unsigned()),
+        "source": optional(word()), "time": optional(unsigned()),
+        "consent": optional(json!({"type": "boolean"})),
+    });
+    for (field, schema) in Task::field_schemas() {
+        feedback[field] = optional(schema);
+    }
     json!({
         "Any": {"type": "object"},
         "Tensor": tensor,
@@ -317,21 +327,10 @@ fn schemas() -> Value {
         "Answer": object(&["adapter", "generation", "predictions"], json!({
             "adapter": nullable(word()),
             "generation": nullable(json!({"type": "integer"})),
-            "predictions": {"type": "array", "items": object(&["label", "top"], json!({
-                "label": nullable(word()),
-                "top": {"type": "array", "items": object(&["label", "probability"], json!({
-                    "label": word(), "probability": {"type": "number"},
-                }))},
-            }))},
+            "predictions": {"type": "array", "items": {"anyOf": Task::answer_schemas()}},
             "outputs": {"type": "object"},
         })),
-        "Feedback": object(&[], also(json!({
-            "adapter": optional(name_schema()), "label": optional(word()),
-            "values": optional(json!({"type": "array", "items": {"type": "number"}})),
-            "predicted": optional(word()), "generation": optional(unsigned()),
-            "source": optional(word()), "time": optional(unsigned()),
-            "consent": optional(json!({"type": "boolean"})),
-        }))),
+        "Feedback": object(&[], also(feedback)),
         "SampleState": object(&["state"], json!({
             "state": {"type": "string", "enum": ["kept", "quarantined"]},
             "reason": optional(word()),

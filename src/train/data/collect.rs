@@ -1,74 +1,84 @@
 //! Gathers rows, whatever file they come from, and settles what their labels are.
 
 use super::{
-    Dataset, Label, LoadOptions, MAX_LABEL_BYTES, MAX_LABELS, MAX_SAMPLES, Place, Sample,
-    SampleInput, Task,
+    Dataset, LoadOptions, MAX_LABEL_BYTES, MAX_LABELS, MAX_SAMPLES, Place, Rough, RoughLabel,
+    RoughName, Row, Sample, SampleInput, Seen, canonical_split,
 };
 use crate::error::{Error, Result};
+use crate::train::tasks::Task;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A label as a file has it.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum RawLabel {
-    /// A word.
-    Name(String),
-    /// A number or a word that may be one: what it looks like decides.
-    Scalar(String),
-    /// Numbers.
-    Values(Vec<f32>),
-}
-
+/// What a name looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum Looks {
     Word,
     Integer,
+    /// A whole number written with a point.
+    Whole,
     Fraction,
 }
 
 /// One label name and how it was written.
 struct Known {
     name: String,
-    kind: Kind,
-    /// Row that had it first, if it was one that is wanted.
-    first: Option<usize>,
+    looks: Looks,
 }
 
-enum Held {
-    Known(usize),
-    Values(Vec<f32>),
+impl Known {
+    /// As a class: 2.0 and 2 are one.
+    fn class(&self) -> String {
+        match self.looks {
+            Looks::Whole => match self.name.parse::<f64>() {
+                Ok(v) if v.abs() < 1e15 => format!("{v:.0}").replace("-0", "0"),
+                _ => self.name.clone(),
+            },
+            _ => self.name.clone(),
+        }
+    }
 }
 
-struct Row {
+struct Held {
     input: SampleInput,
-    label: Held,
+    names: Vec<u32>,
+    spans: Vec<[u32; 2]>,
+    values: Vec<f32>,
     place: Place,
 }
 
-pub(super) struct Collector<'a> {
+/// Gathers rows; [`Collector::finish`] makes the data set of them.
+pub(crate) struct Collector<'a> {
     options: &'a LoadOptions,
     file: Arc<str>,
     folder: PathBuf,
-    task: Task,
-    rows: Vec<Row>,
-    ids: BTreeMap<String, usize>,
+    /// The task asked for.
+    task: Option<Task>,
+    /// Those that read the rows so far, where none is asked for.
+    candidates: Vec<Task>,
+    rows: Vec<Held>,
+    ids: BTreeMap<String, u32>,
     known: Vec<Known>,
+    lists: usize,
     splits: BTreeSet<String>,
     seen: usize,
 }
 
 impl<'a> Collector<'a> {
-    pub(super) fn new(path: &Path, options: &'a LoadOptions) -> Collector<'a> {
-        let task = if options.labels.is_some() { Task::Classes } else { options.task };
+    /// For rows of the file or store `path`.
+    pub(crate) fn new(path: &Path, options: &'a LoadOptions) -> Collector<'a> {
+        // A fixed list of labels is a head's: without more said, of classes.
+        let task = options.task.or(options.labels.is_some().then(Task::default));
         Collector {
             options,
             file: path.display().to_string().into(),
             folder: path.parent().unwrap_or(Path::new("")).to_path_buf(),
             task,
+            candidates: vec![],
             rows: Vec::new(),
             ids: BTreeMap::new(),
             known: Vec::new(),
+            lists: 0,
             splits: BTreeSet::new(),
             seen: 0,
         }
@@ -79,35 +89,64 @@ impl<'a> Collector<'a> {
         Place::new(&self.file, line)
     }
 
+    /// The task that was asked for.
+    pub(super) fn task(&self) -> Option<Task> {
+        self.task
+    }
+
     /// Labels are names whatever they look like, unless something else was asked for.
     pub(super) fn prefer_classes(&mut self) {
-        if self.task == Task::Auto {
-            self.task = Task::Classes;
-        }
+        self.task.get_or_insert_default();
     }
 
     /// A sentence as an input.
-    pub(super) fn text(&self, text: String, place: &Place) -> Result<SampleInput> {
+    fn text(&self, text: &str) -> Result<SampleInput> {
         if text.trim().is_empty() {
-            return Err(Error::bad_input("text is empty").at(place));
+            return Err(Error::bad_input("text is empty"));
         }
-        Ok(SampleInput::Text(text))
+        Ok(SampleInput::Text(text.into()))
     }
 
     /// A picture named in the file, relative to the file's folder.
-    pub(super) fn picture(&self, name: &str, place: &Place) -> Result<SampleInput> {
+    fn picture(&self, name: &str) -> Result<SampleInput> {
         let path = self.folder.join(name);
         if name.is_empty() || !path.is_file() {
-            return Err(Error::bad_input(format!("no such picture '{name}'")).at(place));
+            return Err(Error::bad_input(format!("no such picture '{name}'")));
         }
         Ok(SampleInput::Image(path))
     }
 
-    /// Takes one row.
-    pub(super) fn add(
+    /// Takes one row of a file: `text` or `image`, perhaps `split`, and what its task reads.
+    pub(super) fn row(&mut self, row: Row<'_>, place: Place) -> Result<()> {
+        let input = match (row.string("text"), row.string("image")) {
+            (Err(e), _) | (_, Err(e)) => Err(e),
+            (Ok(Some(_)), Ok(Some(_))) => Err(Error::bad_input("both fields 'text' and 'image'")),
+            (Ok(Some(text)), _) => self.text(text),
+            (_, Ok(Some(image))) => self.picture(image.trim()),
+            (Ok(None), Ok(None)) => self.text_of_task(&row),
+        };
+        let input = input.map_err(|e| e.at(&place))?;
+        let split = row.string("split").map_err(|e| e.at(&place))?;
+        let split = split.map(str::trim).filter(|split| !split.is_empty());
+        self.add(input, row, split, place)
+    }
+
+    /// The sentence that a task makes of other fields.
+    fn text_of_task(&self, row: &Row<'_>) -> Result<SampleInput> {
+        let readers = self.task.map_or_else(|| Task::reading(row), |task| vec![task]);
+        for task in readers {
+            if let Some(text) = task.rules().text(row)? {
+                return self.text(&text);
+            }
+        }
+        Err(Error::bad_input("no field 'text' or 'image'"))
+    }
+
+    /// Takes one row whose input is there already.
+    pub(crate) fn add(
         &mut self,
         input: SampleInput,
-        label: RawLabel,
+        row: Row<'_>,
         split: Option<&str>,
         place: Place,
     ) -> Result<()> {
@@ -115,6 +154,7 @@ impl<'a> Collector<'a> {
         if self.seen > MAX_SAMPLES {
             return Err(Error::bad_input(format!("more than {MAX_SAMPLES} samples")).at(&self.file));
         }
+        let split = split.map(canonical_split);
         if let Some(split) = split
             && !self.splits.contains(split)
         {
@@ -124,24 +164,12 @@ impl<'a> Collector<'a> {
             self.splits.insert(split.to_string());
         }
         let wanted = self.options.split.takes(split);
-        let label = match label {
-            RawLabel::Values(values) => {
-                if values.is_empty() || values.iter().any(|v| !v.is_finite()) {
-                    return Err(Error::bad_input("label is no list of finite numbers").at(place));
-                }
-                Held::Values(values)
-            }
-            // Not kept by name: every sample may have another.
-            RawLabel::Scalar(text) if self.task == Task::Values => match text.parse::<f32>() {
-                Ok(v) if v.is_finite() => Held::Values(vec![v]),
-                _ => {
-                    let error = format!("label '{text}' is no finite number");
-                    return Err(Error::bad_input(error).at(place));
-                }
-            },
-            RawLabel::Name(name) => Held::Known(self.name(name, false, wanted, &place)?),
-            RawLabel::Scalar(name) => Held::Known(self.name(name, true, wanted, &place)?),
-        };
+        let reader = self.reader(&row).map_err(|e| e.at(&place))?;
+        let rough = reader.rules().label(&row).map_err(|e| e.at(&place))?;
+        let RoughLabel { names, spans, values } = rough;
+        self.lists += usize::from(!values.is_empty());
+        let names = names.into_iter().map(|name| self.name(name)).collect::<Result<_>>();
+        let names = names.map_err(|e| e.at(&place))?;
         if !wanted {
             return Ok(());
         }
@@ -155,49 +183,66 @@ impl<'a> Collector<'a> {
             ))
             .at(place));
         }
-        self.rows.push(Row { input, label, place });
+        self.rows.push(Held { input, names, spans, values, place });
         Ok(())
     }
 
-    /// The number of a label name.
-    fn name(&mut self, name: String, scalar: bool, wanted: bool, place: &Place) -> Result<usize> {
-        let kind = match name.parse::<f64>() {
-            Ok(_) if scalar && name.parse::<i64>().is_ok() => Kind::Integer,
-            Ok(v) if scalar && v.is_finite() => Kind::Fraction,
-            _ => Kind::Word,
+    /// The task that reads a row's label, for now: without a task asked for, the most general of
+    /// those that read all rows so far.
+    fn reader(&mut self, row: &Row<'_>) -> Result<Task> {
+        if let Some(task) = self.task {
+            return match task.rules().reads(row) {
+                true => Ok(task),
+                false => Err(missing(task.rules().fields())),
+            };
+        }
+        let reading = Task::reading(row);
+        let kept: Vec<Task> = match self.candidates.is_empty() {
+            true => reading,
+            false => self.candidates.iter().copied().filter(|t| reading.contains(t)).collect(),
         };
-        let first = wanted.then_some(self.rows.len());
-        if let Some(&id) = self.ids.get(&name) {
-            if let Some(known) = self.known.get_mut(id) {
-                known.first = known.first.or(first);
+        let expected = self.candidates.last().copied().unwrap_or_default();
+        self.candidates = kept;
+        self.candidates.last().copied().ok_or_else(|| missing(expected.rules().fields()))
+    }
+
+    /// The number of a label name.
+    fn name(&mut self, RoughName { text, scalar }: RoughName) -> Result<u32> {
+        let looks = match text.parse::<f64>() {
+            Ok(_) if scalar && text.parse::<i64>().is_ok() => Looks::Integer,
+            Ok(v) if scalar && v.is_finite() && v.fract() == 0.0 => Looks::Whole,
+            Ok(v) if scalar && v.is_finite() => Looks::Fraction,
+            _ => Looks::Word,
+        };
+        if let Some(&id) = self.ids.get(&text) {
+            if let Some(known) = self.known.get_mut(id as usize)
                 // The word "1" and the number 1 are one class, and no value.
-                if kind == Kind::Word {
-                    known.kind = Kind::Word;
-                }
+                && looks == Looks::Word
+            {
+                known.looks = Looks::Word;
             }
             return Ok(id);
         }
-        if name.is_empty() {
-            return Err(Error::bad_input("label is empty").at(place));
+        if text.is_empty() {
+            return Err(Error::bad_input("label is empty"));
         }
-        if name.len() > MAX_LABEL_BYTES {
+        if text.len() > MAX_LABEL_BYTES {
             return Err(Error::bad_input(format!(
                 "label of {} bytes, at most {MAX_LABEL_BYTES} are taken",
-                name.len()
-            ))
-            .at(place));
+                text.len()
+            )));
         }
-        if self.known.len() >= MAX_LABELS && self.task == Task::Classes {
-            return Err(Error::bad_input(format!("more than {MAX_LABELS} labels")).at(place));
+        if self.known.len() >= MAX_LABELS && self.task.is_some() {
+            return Err(Error::bad_input(format!("more than {MAX_LABELS} labels")));
         }
-        let id = self.known.len();
-        self.ids.insert(name.clone(), id);
-        self.known.push(Known { name, kind, first });
+        let id = self.known.len() as u32;
+        self.ids.insert(text.clone(), id);
+        self.known.push(Known { name: text, looks });
         Ok(id)
     }
 
-    /// Settles the labels.
-    pub(super) fn finish(self) -> Result<Dataset> {
+    /// Settles task and labels.
+    pub(crate) fn finish(self) -> Result<Dataset> {
         if self.seen == 0 {
             return Err(Error::bad_input("no samples").at(&self.file));
         }
@@ -210,82 +255,43 @@ impl<'a> Collector<'a> {
             ))
             .at(&self.file));
         }
-        match self.is_values()? {
-            true => self.values(),
-            false => self.classes(),
-        }
-    }
-
-    fn is_values(&self) -> Result<bool> {
-        match self.task {
-            Task::Classes => return Ok(false),
-            Task::Values => return Ok(true),
-            Task::Auto => {}
-        }
-        let fraction = self.known.iter().find(|k| k.kind == Kind::Fraction);
-        let list = self.rows.iter().find_map(|r| match &r.label {
-            Held::Values(_) => Some(&r.place),
-            Held::Known(_) => None,
-        });
-        if fraction.is_none() && list.is_none() {
-            return Ok(false);
-        }
-        let word = self.known.iter().find(|k| k.kind == Kind::Word && k.first.is_some());
-        if let Some(word) = word {
-            let place = word.first.and_then(|i| self.rows.get(i)).map(|r| &r.place);
-            let other = fraction.map_or("a list of numbers", |k| &k.name);
-            let error = format!("label '{}' is a name where others are {other}", word.name);
-            return Err(match place {
-                Some(place) => Error::bad_input(error).at(place),
-                None => Error::bad_input(error).at(&self.file),
-            });
-        }
-        Ok(true)
-    }
-
-    fn values(self) -> Result<Dataset> {
-        let mut width = None;
-        let mut samples = Vec::with_capacity(self.rows.len());
-        for row in self.rows {
-            let values = match row.label {
-                Held::Values(values) => values,
-                Held::Known(id) => {
-                    let name = self.known.get(id).map_or("", |k| &k.name);
-                    match name.parse::<f32>() {
-                        Ok(v) if v.is_finite() => vec![v],
-                        _ => {
-                            let error = format!("label '{name}' is no finite number");
-                            return Err(Error::bad_input(error).at(row.place));
-                        }
-                    }
-                }
-            };
-            let expected = *width.get_or_insert(values.len());
-            if values.len() != expected {
-                return Err(Error::bad_input(format!(
-                    "label has {} numbers, those before have {expected}",
-                    values.len()
-                ))
-                .at(row.place));
+        let (task, why) = match self.task {
+            Some(task) => (task, None),
+            None => {
+                let decided = Task::decide(&self.candidates, &self.looks());
+                let (task, why) = decided.ok_or_else(|| Error::failed("no task reads the rows"))?;
+                (task, Some(why))
             }
-            samples.push(Sample {
-                input: row.input,
-                label: Label::Values(values),
-                place: row.place,
-            });
-        }
-        Ok(Dataset { samples, labels: Vec::new(), splits: self.splits })
+        };
+        self.settle(task, why)
     }
 
-    fn classes(self) -> Result<Dataset> {
+    fn looks(&self) -> Seen<'_> {
+        let count = |looks| self.known.iter().filter(|k| k.looks == looks).count();
+        let fraction = self.known.iter().find(|k| k.looks == Looks::Fraction);
+        Seen {
+            rows: self.seen,
+            distinct: self.known.len(),
+            words: count(Looks::Word),
+            whole: count(Looks::Whole),
+            fraction: fraction.map(|k| k.name.as_str()),
+            lists: self.lists,
+        }
+    }
+
+    fn settle(self, task: Task, why: Option<String>) -> Result<Dataset> {
+        let rules = task.rules();
+        let classes: Vec<String> = self.known.iter().map(Known::class).collect();
         let labels = match &self.options.labels {
+            _ if !rules.has_names() => vec![],
             Some(labels) => labels.clone(),
             None => {
-                if self.known.len() > MAX_LABELS {
+                let labels = sorted(&classes);
+                if labels.len() > MAX_LABELS {
                     let error = format!("more than {MAX_LABELS} labels");
                     return Err(Error::bad_input(error).at(&self.file));
                 }
-                sorted(&self.known)
+                labels
             }
         };
         let places: BTreeMap<&str, usize> =
@@ -293,42 +299,59 @@ impl<'a> Collector<'a> {
         if places.len() != labels.len() {
             return Err(Error::usage("a label is listed twice"));
         }
-        let class: Vec<Option<usize>> =
-            self.known.iter().map(|k| places.get(k.name.as_str()).copied()).collect();
+        let place = |(known, class): (&Known, &String)| {
+            places.get(known.name.as_str()).or_else(|| places.get(class.as_str())).copied()
+        };
+        let known: Vec<Option<usize>> = self.known.iter().zip(&classes).map(place).collect();
         let mut samples = Vec::with_capacity(self.rows.len());
-        for row in self.rows {
-            let id = match row.label {
-                Held::Known(id) => id,
-                Held::Values(_) => {
-                    let error = "label is a list of numbers, expected a name";
-                    return Err(Error::bad_input(error).at(row.place));
+        let mut width = None;
+        for Held { input, names, spans, values, place } in self.rows {
+            let mut rough = Rough { spans, values, ..Rough::default() };
+            for id in names {
+                let name = self.known.get(id as usize).map_or("", |k| k.name.as_str());
+                rough.names.push(name);
+                if !rules.has_names() {
+                    continue;
                 }
-            };
-            let Some(class) = class.get(id).copied().flatten() else {
-                let name = self.known.get(id).map_or("", |k| &k.name);
-                let some: Vec<&str> = labels.iter().map(String::as_str).take(10).collect();
-                let more = if labels.len() > some.len() { ", ..." } else { "" };
-                return Err(Error::mismatch(format!(
-                    "label '{name}' is not one of the {} known: {}{more}",
-                    labels.len(),
-                    some.join(", ")
+                rough.places.push(known.get(id as usize).copied().flatten().ok_or_else(|| {
+                    let some: Vec<&str> = labels.iter().map(String::as_str).take(10).collect();
+                    let more = if labels.len() > some.len() { ", ..." } else { "" };
+                    Error::mismatch(format!(
+                        "label '{name}' is not one of the {} known: {}{more}",
+                        labels.len(),
+                        some.join(", ")
+                    ))
+                    .at(&place)
+                })?);
+            }
+            let label = rules.settle(rough).map_err(|e| e.at(&place))?;
+            let expected = *width.get_or_insert(label.width());
+            if label.width() != expected {
+                return Err(Error::bad_input(format!(
+                    "label has {} numbers, those before have {expected}",
+                    label.width()
                 ))
-                .at(row.place));
-            };
-            samples.push(Sample { input: row.input, label: Label::Class(class), place: row.place });
+                .at(place));
+            }
+            samples.push(Sample { input, label, place });
         }
         drop(places);
-        Ok(Dataset { samples, labels, splits: self.splits })
+        Ok(Dataset { samples, labels, splits: self.splits, task, why })
     }
 }
 
-/// By number if all are integers, else by name.
-fn sorted(known: &[Known]) -> Vec<String> {
-    let mut names: Vec<String> = known.iter().map(|k| k.name.clone()).collect();
+fn missing(fields: &[&str]) -> Error {
+    Error::bad_input(format!("no field '{}'", fields.join("' or '")))
+}
+
+/// Each once, by number if all are integers, else by name.
+fn sorted(classes: &[String]) -> Vec<String> {
+    let mut names = classes.to_vec();
     let numbers: Option<Vec<i64>> = names.iter().map(|n| n.parse().ok()).collect();
     match numbers {
         Some(_) => names.sort_by_key(|n| (n.parse::<i64>().unwrap_or(0), n.clone())),
         None => names.sort_unstable(),
     }
+    names.dedup();
     names
 }

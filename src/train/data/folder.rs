@@ -1,11 +1,12 @@
-//! A folder of class folders of pictures, or of `train` and `test` folders of those.
+//! A folder of class folders of pictures, or of `train`, `validation` and `test` folders of those.
 
-use super::collect::{Collector, RawLabel};
-use super::{MAX_SAMPLES, Place, SampleInput};
+use super::collect::Collector;
+use super::{MAX_SAMPLES, Place, Row, SampleInput, canonical_split};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
 const READ: [&str; 3] = ["png", "jpg", "jpeg"];
+const SPLITS: [&str; 3] = ["train", "validation", "test"];
 const NOT_READ: [&str; 8] = ["gif", "bmp", "webp", "tif", "tiff", "heic", "avif", "jxl"];
 
 pub(super) fn read(path: &Path, collector: &mut Collector) -> Result<()> {
@@ -19,8 +20,9 @@ pub(super) fn read(path: &Path, collector: &mut Collector) -> Result<()> {
         let error = "no class folders of pictures";
         return Err(Error::bad_input(error).at(path.display()));
     }
-    let is_split = |f: &String| f == "train" || f == "test";
-    if !folders.iter().any(|f| f == "train") || !folders.iter().all(is_split) {
+    let is_split = |f: &String| SPLITS.contains(&canonical_split(f));
+    let has_train = folders.iter().any(|f| canonical_split(f) == "train");
+    if !has_train || !folders.iter().all(is_split) {
         return classes(path, &folders, None, collector);
     }
     for split in &folders {
@@ -42,11 +44,15 @@ fn classes(
     collector: &mut Collector,
 ) -> Result<()> {
     for class in folders {
+        let mut fields = serde_json::Map::new();
+        fields.insert("label".into(), class.as_str().into());
         let folder = path.join(class);
         let (inner, files) = list(&folder)?;
         if let Some(inner) = inner.first() {
             let error = format!("folder '{inner}' within a class folder");
-            return Err(Error::bad_input(error).at(folder.display()));
+            return Err(Error::bad_input(error).at(folder.display()).hint(
+                "the layout is CLASS/*.png, or train/CLASS, validation/CLASS and test/CLASS",
+            ));
         }
         let mut found = false;
         for file in files {
@@ -59,7 +65,7 @@ fn classes(
             if has_ending(&file, &READ) {
                 found = true;
                 let input = SampleInput::Image(picture);
-                collector.add(input, RawLabel::Scalar(class.clone()), split, place)?;
+                collector.add(input, Row::untyped(&fields), split, place)?;
             }
         }
         if !found {
@@ -75,7 +81,8 @@ fn has_ending(name: &str, endings: &[&str]) -> bool {
     endings.iter().any(|e| ending.eq_ignore_ascii_case(e))
 }
 
-/// Names of the folders and of the regular files, hidden ones left out, sorted.
+/// Names of the folders and of the regular files, sorted. What is hidden is left out, and `__MACOSX`,
+/// which a Mac puts beside everything that it packs.
 fn list(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
     let (mut folders, mut files) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(path).map_err(|e| Error::io(path, e))? {
@@ -84,7 +91,7 @@ fn list(path: &Path) -> Result<(Vec<String>, Vec<String>)> {
             let error = format!("name '{}' is not UTF-8", PathBuf::from(name).display());
             Error::bad_input(error).at(path.display())
         })?;
-        if name.starts_with('.') {
+        if name.starts_with('.') || name == "__MACOSX" {
             continue;
         }
         let full = entry.path();

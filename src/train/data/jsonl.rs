@@ -1,20 +1,42 @@
-//! One JSON object a line: `text` or `image`, `label`, optionally `split`; other fields are left.
+//! One JSON object a line: `text` or `image`, the fields of a task (`label`, ...), optionally `split`;
+//! other fields are left.
 
-use super::collect::{Collector, RawLabel};
-use super::{MAX_FILE_BYTES, MAX_LINE_BYTES, Place};
+use super::collect::Collector;
+use super::{MAX_FILE_BYTES, MAX_LINE_BYTES, Place, Row};
 use crate::error::{Error, Result};
 use crate::fs::open_regular;
-use serde::Deserialize;
-use serde_json::Value;
+use serde::de::{self, Deserialize, Deserializer, MapAccess};
+use serde_json::{Map, Value};
+use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-#[derive(Deserialize)]
-struct Row {
-    text: Option<String>,
-    image: Option<String>,
-    label: Option<Value>,
-    split: Option<String>,
+/// An object in which no field stands twice.
+struct Fields(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Fields, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Fields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+                let mut fields = Map::new();
+                while let Some((name, value)) = map.next_entry::<String, Value>()? {
+                    if fields.contains_key(&name) {
+                        return Err(de::Error::custom(format!("duplicate field `{name}`")));
+                    }
+                    fields.insert(name, value);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        d.deserialize_map(Visitor)
+    }
 }
 
 pub(super) fn read(path: &Path, collector: &mut Collector) -> Result<()> {
@@ -54,38 +76,8 @@ fn add(collector: &mut Collector, line: &[u8], place: Place) -> Result<()> {
         };
         return Err(error.at(place));
     }
-    let row: Row = serde_json::from_slice(line).map_err(|e| malformed(&e).at(&place))?;
-    let input = match (row.text, row.image) {
-        (Some(text), None) => collector.text(text, &place)?,
-        (None, Some(image)) => collector.picture(&image, &place)?,
-        (None, None) => {
-            return Err(Error::bad_input("no field 'text' or 'image'").at(place));
-        }
-        (Some(_), Some(_)) => {
-            return Err(Error::bad_input("both fields 'text' and 'image'").at(place));
-        }
-    };
-    let label = match row.label {
-        None | Some(Value::Null) => return Err(Error::bad_input("no field 'label'").at(place)),
-        Some(value) => label(&value).map_err(|e| e.at(&place))?,
-    };
-    collector.add(input, label, row.split.as_deref(), place)
-}
-
-fn label(value: &Value) -> Result<RawLabel> {
-    match value {
-        Value::String(name) => Ok(RawLabel::Name(name.clone())),
-        Value::Bool(truth) => Ok(RawLabel::Name(truth.to_string())),
-        Value::Number(number) => Ok(RawLabel::Scalar(number.to_string())),
-        Value::Array(items) => {
-            let number = |v: &Value| v.as_f64().map(|v| v as f32);
-            let values: Option<Vec<f32>> = items.iter().map(number).collect();
-            values
-                .map(RawLabel::Values)
-                .ok_or_else(|| Error::bad_input("label is a list of something else than numbers"))
-        }
-        _ => Err(Error::bad_input("label is neither a name nor a number")),
-    }
+    let Fields(fields) = serde_json::from_slice(line).map_err(|e| malformed(&e).at(&place))?;
+    collector.row(Row::typed(&fields), place)
 }
 
 /// The library counts lines within the one line it is given: only its column is of use.

@@ -5,14 +5,20 @@
 mod collect;
 mod folder;
 mod jsonl;
+mod label;
 mod npz;
+mod row;
 mod table;
 #[cfg(test)]
 mod tests;
 
+use super::tasks::Task;
 use crate::error::{Error, Result};
 use crate::shape::Array;
-use collect::Collector;
+pub(crate) use collect::Collector;
+pub use label::Label;
+pub use row::Row;
+pub(crate) use row::{Rough, RoughLabel, RoughName, Seen};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -98,15 +104,6 @@ impl PartialEq for StoredPicture {
     }
 }
 
-/// What should come out.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Label {
-    /// A place in [`Dataset::labels`].
-    Class(usize),
-    /// Finite numbers, as many for every sample.
-    Values(Vec<f32>),
-}
-
 /// Where a sample stands: `file:line`, or the file alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -150,33 +147,46 @@ pub struct Sample {
 pub struct Dataset {
     /// The samples, in the file's order (folders: sorted by class and name).
     pub samples: Vec<Sample>,
-    /// Names of the classes: as given, else those of the whole file, sorted (by number if all are
-    /// integers). Empty where labels are values.
+    /// Names of the labels: as given, else those of the whole file, sorted (by number if all are
+    /// integers). Empty where labels are numbers.
     pub labels: Vec<String>,
-    /// Names of the splits that the whole file knows.
+    /// The splits that the whole file knows, by their [`canonical_split`].
     pub splits: BTreeSet<String>,
+    /// What the labels are for.
+    pub task: Task,
+    /// Why it is that task, where nobody asked for it.
+    pub why: Option<String>,
 }
 
 impl Dataset {
-    /// The class of every sample, or `None` where labels are values.
-    pub fn classes(&self) -> Option<Vec<usize>> {
-        let class = |s: &Sample| match s.label {
-            Label::Class(c) => Some(c),
-            Label::Values(_) => None,
-        };
-        self.samples.iter().map(class).collect()
+    /// Numbers per label; 0 where labels are names.
+    pub fn label_width(&self) -> usize {
+        self.samples.first().map_or(0, |s| s.label.width())
     }
 
-    /// Numbers per label; 1 for classes.
-    pub fn label_width(&self) -> usize {
-        match self.samples.first().map(|s| &s.label) {
-            Some(Label::Values(v)) => v.len(),
-            _ => 1,
-        }
+    /// For each sample the group of which a share is held out.
+    pub fn groups(&self) -> Vec<usize> {
+        self.samples.iter().map(|s| self.task.rules().group(&s.label)).collect()
     }
 }
 
-/// Which rows are wanted: the field or column `split`, or the subfolders `train` and `test`.
+/// The split that rows of this name belong to: the usual words for training, validation and test
+/// are `train`, `validation` and `test`; another name stands for itself.
+pub fn canonical_split(name: &str) -> &str {
+    let is = |words: &[&str]| words.iter().any(|word| name.eq_ignore_ascii_case(word));
+    if is(&["train", "training"]) {
+        "train"
+    } else if is(&["validation", "val", "valid", "dev", "eval"]) {
+        "validation"
+    } else if is(&["test", "testing"]) {
+        "test"
+    } else {
+        name
+    }
+}
+
+/// Which rows are wanted: the field or column `split`, or the subfolders `train`, `validation` and
+/// `test`, by their [`canonical_split`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Split {
     /// Every row.
@@ -191,12 +201,13 @@ pub enum Split {
 }
 
 impl Split {
+    /// Whether rows of this canonical split are wanted.
     fn takes(&self, split: Option<&str>) -> bool {
         match self {
             Split::All => true,
             Split::Train => matches!(split, None | Some("train")),
             Split::Test => split == Some("test"),
-            Split::Named(name) => split == Some(name),
+            Split::Named(name) => split == Some(canonical_split(name)),
         }
     }
 
@@ -210,25 +221,13 @@ impl Split {
     }
 }
 
-/// What labels are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Task {
-    /// Values if a label is a list or a number with a fraction, else classes.
-    #[default]
-    Auto,
-    /// Classes, whatever the labels look like.
-    Classes,
-    /// Numbers to meet.
-    Values,
-}
-
 /// How to read a data set.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
     /// Which rows.
     pub split: Split,
-    /// What labels are.
-    pub task: Task,
+    /// What labels are for; by default what they look like decides.
+    pub task: Option<Task>,
     /// The classes and their order, as a head has them; a label outside is an error. Makes every
     /// label a class.
     pub labels: Option<Vec<String>>,

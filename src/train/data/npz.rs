@@ -1,10 +1,11 @@
 //! NumPy archives: arrays named as the inputs and `labels`, samples along the first axis.
 
-use super::collect::{Collector, RawLabel};
-use super::{MAX_FILE_BYTES, MAX_SAMPLES, SampleInput};
+use super::collect::Collector;
+use super::{MAX_FILE_BYTES, MAX_SAMPLES, Row, SampleInput};
 use crate::error::{Error, Result};
 use crate::npy::read_npz;
 use crate::shape::{Array, Data};
+use serde_json::{Map, Value};
 use std::path::Path;
 
 pub(super) fn read(path: &Path, collector: &mut Collector) -> Result<()> {
@@ -55,8 +56,11 @@ pub(super) fn read(path: &Path, collector: &mut Collector) -> Result<()> {
     for i in 0..count {
         let one = |(name, array): &(String, Array)| Ok((name.clone(), sample(array, i)?));
         let arrays = inputs.iter().map(one).collect::<Result<Vec<_>>>()?;
-        let label = label(&labels, i, count).map_err(|e| e.at(&file))?;
-        collector.add(SampleInput::Arrays(arrays), label, None, file.clone())?;
+        let mut fields = Map::new();
+        let asked = collector.task().is_some();
+        let label = label(&labels, i, count, asked).map_err(|e| e.at(&file))?;
+        fields.insert("label".into(), label);
+        collector.add(SampleInput::Arrays(arrays), Row::typed(&fields), None, file.clone())?;
     }
     Ok(())
 }
@@ -78,26 +82,37 @@ fn sample(array: &Array, i: usize) -> Result<Array> {
     Array::new(shape, data)
 }
 
-fn label(labels: &Array, i: usize, count: usize) -> Result<RawLabel> {
+/// The label of sample `i` as rows of text have it: a number, or a list of them.
+fn label(labels: &Array, i: usize, count: usize, asked: bool) -> Result<Value> {
     let width = labels.data().len() / count;
-    let number = match labels.data() {
+    fn part<T: Copy>(values: &[T], i: usize, width: usize, to: impl Fn(T) -> Value) -> Vec<Value> {
+        let part = values.get(i * width..(i + 1) * width).unwrap_or_default();
+        part.iter().map(|v| to(*v)).collect()
+    }
+    let floats = matches!(labels.data(), Data::F32(_));
+    let mut list = match labels.data() {
         Data::F32(v) => {
-            let values = v.get(i * width..(i + 1) * width).unwrap_or_default();
-            if let Some(v) = values.iter().find(|v| !v.is_finite()) {
+            let part = v.get(i * width..(i + 1) * width).unwrap_or_default();
+            if let Some(v) = part.iter().find(|v| !v.is_finite()) {
                 return Err(Error::bad_input(format!("label of sample {i} is {v}")));
             }
-            return Ok(RawLabel::Values(values.to_vec()));
+            part.iter().map(|v| Value::from(f64::from(*v))).collect()
         }
-        _ if width != 1 => {
-            return Err(Error::unsupported(format!(
-                "integer labels of shape {:?}, expected one for each of {count} samples",
-                labels.shape()
-            )));
-        }
-        Data::I64(v) => v.get(i).copied(),
-        Data::I32(v) => v.get(i).map(|&v| v.into()),
-        Data::U8(v) => v.get(i).map(|&v| v.into()),
-        Data::Bool(v) => v.get(i).map(|&v| v.into()),
+        Data::I64(v) => part(v, i, width, Value::from),
+        Data::I32(v) => part(v, i, width, Value::from),
+        Data::U8(v) => part(v, i, width, Value::from),
+        Data::Bool(v) => part(v, i, width, |v| Value::from(u8::from(v))),
     };
-    Ok(RawLabel::Scalar(number.unwrap_or_default().to_string()))
+    if !floats && width != 1 && !asked {
+        return Err(Error::unsupported(format!(
+            "integer labels of shape {:?} may be several labels a sample, a label a token or numbers",
+            labels.shape()
+        ))
+        .hint("say which with --task"));
+    }
+    // A single number, not a list of one, unless the shape says so.
+    match (labels.shape().len(), list.len()) {
+        (1, 1) => Ok(list.remove(0)),
+        _ => Ok(Value::Array(list)),
+    }
 }

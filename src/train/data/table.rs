@@ -1,10 +1,13 @@
-//! Comma-separated values with a header: `text` or `image`, `label`, optionally `split`.
+//! Comma-separated values with a header: `text` or `image`, the fields of a task (`label`, ...),
+//! optionally `split`.
 
-use super::collect::{Collector, RawLabel};
-use super::{MAX_FILE_BYTES, MAX_LINE_BYTES};
+use super::collect::Collector;
+use super::{MAX_FILE_BYTES, MAX_LINE_BYTES, Row};
 use crate::error::{Error, Result};
 use crate::fs::open_regular;
+use crate::train::tasks::Task;
 use csv::{ErrorKind, ReaderBuilder, StringRecord};
+use serde_json::Map;
 use std::cell::Cell;
 use std::io::{self, Read};
 use std::path::Path;
@@ -47,7 +50,7 @@ pub(super) fn read(path: &Path, collector: &mut Collector) -> Result<()> {
     if header.is_empty() {
         return Err(Error::bad_input("no samples").at(collector.place(0)));
     }
-    let columns = Columns::find(&header).map_err(|e| e.at(collector.place(1)))?;
+    let columns = columns(&header).map_err(|e| e.at(collector.place(1)))?;
     let mut record = StringRecord::new();
     loop {
         left.set(MAX_LINE_BYTES + AHEAD);
@@ -59,49 +62,41 @@ pub(super) fn read(path: &Path, collector: &mut Collector) -> Result<()> {
         }
         let line = record.position().map_or(line, csv::Position::line);
         let place = collector.place(line);
-        let field = |column: Option<usize>| column.and_then(|c| record.get(c));
-        let input = match (field(columns.text), field(columns.image)) {
-            (Some(text), _) => collector.text(text.to_string(), &place)?,
-            (None, Some(image)) => collector.picture(image.trim(), &place)?,
-            (None, None) => return Err(Error::bad_input("record is too short").at(place)),
-        };
-        let label = field(Some(columns.label)).unwrap_or("").trim().to_string();
-        let split = field(columns.split).map(str::trim).filter(|s| !s.is_empty());
-        collector.add(input, RawLabel::Scalar(label), split, place)?;
+        let mut fields = Map::new();
+        for (name, column) in &columns {
+            let cell = record.get(*column).unwrap_or("");
+            let cell = if name == "text" { cell } else { cell.trim() };
+            fields.insert(name.clone(), cell.into());
+        }
+        collector.row(Row::untyped(&fields), place)?;
     }
 }
 
-struct Columns {
-    text: Option<usize>,
-    image: Option<usize>,
-    label: usize,
-    split: Option<usize>,
-}
-
-impl Columns {
-    fn find(header: &StringRecord) -> Result<Columns> {
-        let find = |name: &str| {
-            let mut found =
-                (0..header.len()).filter(|&i| header.get(i).map(str::trim) == Some(name));
-            match (found.next(), found.next()) {
-                (first, None) => Ok(first),
-                _ => Err(Error::bad_input(format!("two columns '{name}'"))),
-            }
-        };
-        let missing = |what: &str| {
-            let names: Vec<&str> = header.iter().take(10).collect();
-            Error::bad_input(format!("no column {what}, found '{}'", names.join("', '")))
-        };
-        let (text, image) = (find("text")?, find("image")?);
-        match (text, image) {
-            (None, None) => return Err(missing("'text' or 'image'")),
-            (Some(_), Some(_)) => {
-                return Err(Error::bad_input("both columns 'text' and 'image'"));
-            }
-            _ => {}
+/// The columns that are read, by name.
+fn columns(header: &StringRecord) -> Result<Vec<(String, usize)>> {
+    let labels = Task::label_fields();
+    let known = || ["text", "image", "split"].iter().chain(&labels);
+    let mut columns: Vec<(String, usize)> = vec![];
+    for (column, name) in header.iter().enumerate() {
+        let name = name.trim();
+        if !known().any(|k| *k == name) {
+            continue;
         }
-        let label = find("label")?.ok_or_else(|| missing("'label'"))?;
-        Ok(Columns { text, image, label, split: find("split")? })
+        if columns.iter().any(|(other, _)| other == name) {
+            return Err(Error::bad_input(format!("two columns '{name}'")));
+        }
+        columns.push((name.into(), column));
+    }
+    let has = |name: &str| columns.iter().any(|(other, _)| other == name);
+    let missing = |what: &str| {
+        let names: Vec<&str> = header.iter().take(10).collect();
+        Err(Error::bad_input(format!("no column {what}, found '{}'", names.join("', '"))))
+    };
+    match (has("text"), has("image")) {
+        (false, false) => missing("'text' or 'image'"),
+        (true, true) => Err(Error::bad_input("both columns 'text' and 'image'")),
+        _ if !labels.iter().any(|name| has(name)) => missing("'label'"),
+        _ => Ok(columns),
     }
 }
 

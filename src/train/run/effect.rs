@@ -1,15 +1,52 @@
-//! What a trained adapter moves, measured and kept with it.
+//! What is measured of a trained adapter and kept with it: what it moves, and its thresholds.
 
 use super::Run;
 use crate::adapter::{Adapter, ProbeEffect};
 use crate::error::{Error, Result};
+use crate::train::data::Label;
+use crate::train::evaluate::each_row;
 
 /// Training inputs that effects are measured on.
 const PROBES: usize = 2;
 /// Largest inputs that are stored with an adapter, in bytes.
 const MAX_PROBE_BYTES: usize = 256 << 10;
 
+/// Training samples that thresholds are fitted on.
+const FITTED: usize = 2000;
+
 impl Run<'_> {
+    /// Gives the head the thresholds that are best on what was trained on, where its task has any:
+    /// never on the hold-out, which measures them. `false` where `go_on` said stop.
+    pub(super) fn fit_thresholds(
+        &self,
+        adapter: &mut Adapter,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<bool> {
+        let rules = self.options.task.rules();
+        if !rules.has_thresholds() {
+            return Ok(true);
+        }
+        let which: Vec<usize> = self.train.iter().copied().take(FITTED).collect();
+        let bound = self.engine.bind(&[(&*adapter, 1.0)])?;
+        let labels = self.trainer.labels();
+        let mut outputs = vec![];
+        let mut take = |sample: usize, output: &[f32]| -> Result<()> {
+            outputs.push((sample, output.to_vec()));
+            Ok(())
+        };
+        let (engine, samples) = (self.engine, &self.samples);
+        let (micro, bound) = (self.micro, Some(&bound));
+        if !each_row(engine, bound, samples, &which, labels, micro, go_on, &mut take)? {
+            return Ok(false);
+        }
+        let rows: Vec<(&Label, &[f32])> =
+            outputs.iter().map(|(s, output)| (samples.label(*s), output.as_slice())).collect();
+        if let Some(head) = adapter.heads.first_mut() {
+            head.thresholds = rules.thresholds(&rows, labels.len());
+        }
+        Ok(true)
+    }
+
     /// Measures how far the adapter moves the head's output on training inputs, and stores the
     /// inputs that are small.
     pub(super) fn probe(&self, adapter: &mut Adapter) -> Result<Option<f32>> {

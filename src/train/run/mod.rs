@@ -8,11 +8,12 @@ use super::data::Dataset;
 use super::evaluate::evaluate_samples;
 use super::lesson::{Lesson, Teacher};
 use super::mixer::Mixer;
-use super::options::{LossKind, TrainOptions};
+use super::options::TrainOptions;
 use super::progress::{Event, Meter, Progress};
 use super::samples::Samples;
 use super::split::hold_out;
 use super::stopping::Verdict;
+use super::tasks::Task;
 use super::trainer::{Answers, MicroBatch, Trainer};
 use crate::adapter::{Adapter, TrainingRecord};
 use crate::error::{Error, ErrorKind, Result};
@@ -66,6 +67,8 @@ pub struct TrainReport {
     pub micro_batch: usize,
     /// Threads used.
     pub threads: usize,
+    /// What was learned.
+    pub task: Task,
     /// The output that the head reads.
     pub output: String,
     /// The labels.
@@ -102,7 +105,7 @@ pub fn learn(
     options: &TrainOptions,
     progress: &mut dyn Progress,
 ) -> Result<Trained> {
-    let labels = lesson.labels(options.loss)?;
+    let labels = lesson.labels(options.task)?;
     let mut trainer = Trainer::new(engine, options, labels)?;
     if let Some(previous) = lesson.previous.filter(|_| options.warm_start) {
         trainer.start_from(previous)?;
@@ -122,7 +125,7 @@ pub fn misfit(
     options: &TrainOptions,
 ) -> Result<Option<Error>> {
     let Some(previous) = lesson.previous else { return Ok(None) };
-    let mut trainer = Trainer::new(engine, options, lesson.labels(options.loss)?)?;
+    let mut trainer = Trainer::new(engine, options, lesson.labels(options.task)?)?;
     match trainer.start_from(previous) {
         Err(e) if e.kind() == ErrorKind::Mismatch => Ok(Some(e)),
         other => other.map(|()| None),
@@ -169,9 +172,8 @@ impl<'a> Run<'a> {
             Some(other) => ((0..samples.len()).collect(), (0..other.len()).collect()),
             None if replayed > 0 => ((0..samples.len()).collect(), vec![]),
             None => {
-                let classes = data.classes();
                 let share = f64::from(options.holdout);
-                let split = hold_out(samples.len(), classes.as_deref(), share, options.seed)?;
+                let split = hold_out(samples.len(), Some(&data.groups()), share, options.seed)?;
                 (split.train, split.held_out)
             }
         };
@@ -208,7 +210,7 @@ impl<'a> Run<'a> {
         let labels = self.trainer.labels();
         let (engine, held, micro) = (self.engine, &self.held, self.micro);
         let found = evaluate_samples(engine, Some(&bound), samples, held, labels, micro, go_on)?;
-        Ok(found.map(|e| e.metrics()))
+        Ok(found.map(|e| e.metrics.0.into_iter().map(|m| (m.name.into(), m.value)).collect()))
     }
 
     fn go(mut self, progress: &mut dyn Progress) -> Result<Trained> {
@@ -292,6 +294,9 @@ impl<'a> Run<'a> {
             self.trainer.set_values(best);
         }
         let mut adapter = self.trainer.adapter()?;
+        if !self.fit_thresholds(&mut adapter, &mut || !progress.stop())? {
+            return stopped(so_far.step);
+        }
         let Some(after) = self.evaluate(&adapter, &mut || !progress.stop())? else {
             return stopped(so_far.step);
         };
@@ -313,6 +318,7 @@ impl<'a> Run<'a> {
             planned_peak_bytes: self.peak,
             micro_batch: self.micro,
             threads: self.threads,
+            task: options.task,
             output: self.trainer.output().to_string(),
             labels: self.trainer.labels().to_vec(),
             effect,
@@ -338,8 +344,7 @@ impl<'a> Run<'a> {
     /// Asks the generation before for its answers, where they are wanted. `false` where `go_on`
     /// said stop.
     fn ask_teacher(&mut self, go_on: &mut dyn FnMut() -> bool) -> Result<bool> {
-        let wanted = self.options.keep > 0.0 && self.options.loss == LossKind::CrossEntropy;
-        let Some(previous) = self.previous.filter(|_| wanted) else {
+        let Some(previous) = self.previous.filter(|_| self.options.keep > 0.0) else {
             return Ok(true);
         };
         let (engine, labels) = (self.engine, self.trainer.labels());
@@ -348,21 +353,16 @@ impl<'a> Run<'a> {
     }
 
     /// The answers of `group`, those of the generation before mixed in.
-    fn answers(&self, group: &[usize]) -> Answers {
-        let answers = self.samples.answers(group, self.micro);
-        let (Some(teacher), Answers::Classes(rows)) = (&self.teacher, &answers) else {
-            return answers;
-        };
+    fn answers(&self, group: &[usize]) -> Result<Answers> {
+        let mut answers = self.samples.answers(group, self.micro)?;
         let keep = self.options.keep;
-        let soft = rows.iter().enumerate().map(|(at, class)| {
-            let mut row = vec![0f32; self.trainer.labels().len()];
-            *row.get_mut((*class)?)? = 1.0;
-            if let Some(before) = group.get(at).and_then(|&s| teacher.row(s)) {
+        let Some(teacher) = &self.teacher else { return Ok(answers) };
+        for (row, &sample) in answers.iter_mut().zip(group) {
+            if let (Some(row), Some(before)) = (row, teacher.row(sample)) {
                 row.iter_mut().zip(before).for_each(|(r, b)| *r = (1.0 - keep) * *r + keep * b);
             }
-            Some(row)
-        });
-        Answers::Soft(soft.collect())
+        }
+        Ok(answers)
     }
 
     /// One optimizer step; the batch's mean loss before it. `None` where `go_on`, asked between
@@ -376,12 +376,13 @@ impl<'a> Run<'a> {
         let groups = self.samples.groups(batch, self.micro);
         let make = |i: usize| -> Result<Cow<'_, MicroBatch>> {
             let inputs = self.samples.inputs(&groups[i], self.micro)?;
-            let answers = self.answers(&groups[i]);
+            let answers = self.answers(&groups[i])?;
             Ok(Cow::Owned(MicroBatch { inputs, answers }))
         };
         let threads = self.threads;
         let count = groups.len();
-        let found = self.trainer.gradients_from(count, batch.len(), threads, &make, go_on)?;
+        let counted = self.trainer.counted(&self.samples.answers(batch, 0)?).max(1);
+        let found = self.trainer.gradients_from(count, counted, threads, &make, go_on)?;
         let Some(mut gradients) = found else { return Ok(None) };
         if !gradients.loss.is_finite() {
             return Err(Error::failed(format!("the loss is {}", gradients.loss))

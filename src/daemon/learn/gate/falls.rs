@@ -1,30 +1,29 @@
 //! What must not fall: single classes, and what was learned before.
 
-use super::{Checks, GateSettings, HeldRow, Measured, Reference, mcnemar, percent};
+use super::{Checks, GateSettings, Measured, Reference, mcnemar, percent};
 use std::collections::BTreeMap;
 
 /// How some of the held-out samples were answered by both sides.
 #[derive(Clone, Copy, Default)]
 struct Answered {
     count: u64,
-    now: u64,
-    before: u64,
+    now: f64,
+    before: f64,
     worse: u64,
     better: u64,
 }
 
 impl Answered {
-    fn add(&mut self, row: &HeldRow) {
-        let (now, before) = (row.candidate_right == Some(true), row.reference_right == Some(true));
+    fn add(&mut self, now: f64, before: f64) {
         self.count += 1;
-        self.now += u64::from(now);
-        self.before += u64::from(before);
-        self.worse += u64::from(before && !now);
-        self.better += u64::from(now && !before);
+        self.now += now;
+        self.before += before;
+        self.worse += u64::from(now < before);
+        self.better += u64::from(now > before);
     }
 
     fn shares(self) -> (f64, f64) {
-        let of = |right: u64| right as f64 / self.count.max(1) as f64;
+        let of = |right: f64| right / self.count.max(1) as f64;
         (of(self.now), of(self.before))
     }
 
@@ -35,7 +34,7 @@ impl Answered {
 
     /// Whether nothing is right any more of what mostly was: no share of chance excuses that.
     fn lost(self) -> bool {
-        self.now == 0 && self.before > 0 && 2 * self.before >= self.count
+        self.now == 0.0 && self.before > 0.0 && 2.0 * self.before >= self.count as f64
     }
 }
 
@@ -45,7 +44,9 @@ impl Answered {
 pub(super) fn class_floor(measured: &Measured, settings: &GateSettings, checks: &mut Checks) {
     let mut classes: BTreeMap<usize, Answered> = BTreeMap::new();
     if measured.reference != Reference::MostFrequent {
-        measured.held.iter().for_each(|row| classes.entry(row.class).or_default().add(row));
+        for (label, now, before) in measured.held.iter().flat_map(|row| &row.labels) {
+            classes.entry(*label).or_default().add(*now, *before);
+        }
     }
     let alpha = settings.fall_alpha;
     let judged = classes.into_iter().filter(|(_, a)| a.count >= settings.class_min as u64);
@@ -96,7 +97,9 @@ pub(super) fn class_floor(measured: &Measured, settings: &GateSettings, checks: 
 /// hold-out samples of their own, on which they gain.
 pub(super) fn older(measured: &Measured, settings: &GateSettings, checks: &mut Checks) {
     let mut answered = Answered::default();
-    measured.held.iter().filter(|row| row.old).for_each(|row| answered.add(row));
+    for row in measured.held.iter().filter(|row| row.old) {
+        answered.add(row.candidate_right.unwrap_or(0.0), row.reference_right.unwrap_or(0.0));
+    }
     if answered.count == 0 || measured.reference == Reference::MostFrequent {
         return;
     }

@@ -12,16 +12,19 @@ use serde::{Deserialize, Serialize};
 /// How a candidate and the generation before answered one held-out sample.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeldRow {
-    /// Place of its label in [`Measured::labels`]; 0 where labels are numbers.
-    pub class: usize,
-    /// Whether the candidate was right; `None` where labels are numbers.
-    pub candidate_right: Option<bool>,
+    /// The group of samples that it belongs to: a class, where samples have one.
+    pub group: usize,
+    /// How right the candidate was, 0 to 1; `None` where there is no right and wrong.
+    pub candidate_right: Option<f64>,
     /// The candidate's loss.
     pub candidate_loss: f64,
-    /// Whether the reference was right.
-    pub reference_right: Option<bool>,
+    /// How right the reference was.
+    pub reference_right: Option<f64>,
     /// The reference's loss.
     pub reference_loss: f64,
+    /// Each label of the right answer, by its place in [`Measured::labels`], with how right the
+    /// candidate and the reference were there.
+    pub labels: Vec<(usize, f64, f64)>,
     /// Whether it came before the newest sample that the reference was trained on.
     pub old: bool,
 }
@@ -72,6 +75,8 @@ pub struct Measured {
     pub reference: Reference,
     /// Labels of the hold-out.
     pub labels: Vec<String>,
+    /// What the mean of how right answers are is called: `accuracy`, `F1`.
+    pub metric: String,
     /// The hold-out, sample by sample.
     pub held: Vec<HeldRow>,
     /// Retention on probe inputs.
@@ -114,15 +119,16 @@ pub struct Verdict {
     pub reference: Reference,
     /// Held-out samples.
     pub samples: usize,
-    /// Share right of the candidate (labels that are numbers: none).
+    /// How right the candidate is, the mean; of classes the share of right answers. None where there
+    /// is no right and wrong.
     pub accuracy: Option<f64>,
-    /// Share right of the reference.
+    /// The same of the reference.
     pub reference_accuracy: Option<f64>,
     /// Mean loss of the candidate.
     pub loss: f64,
     /// Mean loss of the reference.
     pub reference_loss: f64,
-    /// Samples that only the candidate got right, and that only the reference got right.
+    /// Samples that the candidate answered better, and that the reference did.
     pub discordant: (u64, u64),
     /// McNemar's exact one-sided p.
     pub p: f64,
@@ -202,7 +208,8 @@ pub fn judge(measured: &Measured, settings: &GateSettings, seed: u64) -> Verdict
         found >= settings.min_gain,
         match by_accuracy {
             Some((candidate, reference)) => format!(
-                "hold-out accuracy {} against {}, a gain of {} is needed",
+                "hold-out {} {} against {}, a gain of {} is needed",
+                measured.metric,
                 percent(candidate),
                 percent(reference),
                 percent(settings.min_gain)
@@ -233,7 +240,10 @@ pub fn judge(measured: &Measured, settings: &GateSettings, seed: u64) -> Verdict
             gain.accuracy_low,
             0.0,
             gain.accuracy_low > 0.0,
-            format!("the accuracy is higher by {:.4} at least, {sure} sure", gain.accuracy_low),
+            format!(
+                "the {} is higher by {:.4} at least, {sure} sure",
+                measured.metric, gain.accuracy_low
+            ),
         ),
         _ => checks.add(
             "evidence",
@@ -277,7 +287,8 @@ fn verdict(
     let passed = failed.is_empty();
     let sentence = match (passed, gain.accuracy, gain.reference_accuracy) {
         (true, Some(now), Some(before)) => format!(
-            "proven: accuracy {} -> {} on {} held-out samples, retention {:.3}",
+            "proven: {} {} -> {} on {} held-out samples, retention {:.3}",
+            measured.metric,
             percent(before),
             percent(now),
             measured.held.len(),
@@ -331,21 +342,18 @@ impl Gain {
 }
 
 fn gain(held: &[HeldRow], settings: &GateSettings, seed: u64) -> Gain {
-    let pairs: Option<Vec<(usize, bool, bool)>> =
-        held.iter().map(|r| Some((r.class, r.candidate_right?, r.reference_right?))).collect();
+    let pairs: Option<Vec<(usize, f64, f64)>> =
+        held.iter().map(|r| Some((r.group, r.candidate_right?, r.reference_right?))).collect();
     let pairs = pairs.filter(|p| !p.is_empty());
     let answers = pairs.as_deref().unwrap_or(&[]);
-    let share = |right: &dyn Fn(&(usize, bool, bool)) -> bool| {
-        pairs.as_ref().map(|p| mean(p.iter().map(|row| f64::from(u8::from(right(row))))))
+    let share = |right: &dyn Fn(&(usize, f64, f64)) -> f64| {
+        pairs.as_ref().map(|p| mean(p.iter().map(right)))
     };
-    let better = answers.iter().filter(|(_, c, r)| *c && !*r).count() as u64;
-    let worse = answers.iter().filter(|(_, c, r)| !*c && *r).count() as u64;
-    let accuracy: Vec<(usize, f64)> = answers
-        .iter()
-        .map(|(class, c, r)| (*class, f64::from(u8::from(*c)) - f64::from(u8::from(*r))))
-        .collect();
+    let better = answers.iter().filter(|(_, c, r)| c > r).count() as u64;
+    let worse = answers.iter().filter(|(_, c, r)| c < r).count() as u64;
+    let accuracy: Vec<(usize, f64)> = answers.iter().map(|(group, c, r)| (*group, c - r)).collect();
     let losses: Vec<(usize, f64)> =
-        held.iter().map(|r| (r.class, r.reference_loss - r.candidate_loss)).collect();
+        held.iter().map(|r| (r.group, r.reference_loss - r.candidate_loss)).collect();
     Gain {
         accuracy: share(&|row| row.1),
         reference_accuracy: share(&|row| row.2),
@@ -382,7 +390,7 @@ fn retention(measured: &Measured, settings: &GateSettings, checks: &mut Checks) 
         let least = set.reference - settings.retention_drop;
         let passed = set.candidate >= least - 1e-9;
         let sentence = format!(
-            "accuracy on the retention set {} against {}, {} less is allowed",
+            "right on the retention set {} against {}, {} less is allowed",
             percent(set.candidate),
             percent(set.reference),
             percent(settings.retention_drop)

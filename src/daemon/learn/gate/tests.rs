@@ -2,6 +2,20 @@
 
 use super::*;
 
+fn share(right: bool) -> f64 {
+    f64::from(u8::from(right))
+}
+
+/// Judged with each sample's group as its one label.
+fn judged(measured: &Measured, settings: &GateSettings, seed: u64) -> Verdict {
+    let mut measured = measured.clone();
+    for row in &mut measured.held {
+        let rights = row.candidate_right.zip(row.reference_right);
+        row.labels = rights.map(|(c, r)| (row.group, c, r)).into_iter().collect();
+    }
+    judge(&measured, settings, seed)
+}
+
 /// `right` of `count` answers are right, in three classes, the first ones wrong.
 fn rows(count: usize, candidate: usize, reference: usize) -> Vec<HeldRow> {
     let loss = |right: bool| if right { 0.2 } else { 1.8 };
@@ -9,10 +23,11 @@ fn rows(count: usize, candidate: usize, reference: usize) -> Vec<HeldRow> {
         .map(|i| {
             let (c, r) = (i >= count - candidate, i >= count - reference);
             HeldRow {
-                class: i % 3,
-                candidate_right: Some(c),
+                group: i % 3,
+                candidate_right: Some(share(c)),
                 candidate_loss: loss(c),
-                reference_right: Some(r),
+                reference_right: Some(share(r)),
+                labels: vec![],
                 reference_loss: loss(r),
                 old: false,
             }
@@ -24,6 +39,7 @@ fn good() -> Measured {
     Measured {
         reference: Reference::Generation(3),
         labels: ["a", "b", "c"].map(String::from).to_vec(),
+        metric: "accuracy".into(),
         held: rows(30, 27, 18),
         kept: Kept {
             samples: 16,
@@ -41,7 +57,7 @@ fn good() -> Measured {
 }
 
 fn failed(measured: &Measured, settings: &GateSettings) -> Vec<String> {
-    let verdict = judge(measured, settings, 1);
+    let verdict = judged(measured, settings, 1);
     let failed: Vec<String> =
         verdict.checks.iter().filter(|c| !c.passed).map(|c| c.name.clone()).collect();
     assert_eq!(verdict.passed, failed.is_empty());
@@ -61,7 +77,7 @@ fn failed(measured: &Measured, settings: &GateSettings) -> Vec<String> {
 fn a_better_candidate_passes_and_its_numbers_are_right() {
     let settings = GateSettings::default();
     assert_eq!(failed(&good(), &settings), Vec::<String>::new());
-    let v = judge(&good(), &settings, 1);
+    let v = judged(&good(), &settings, 1);
     assert_eq!((v.samples, v.accuracy, v.reference_accuracy), (30, Some(0.9), Some(0.6)));
     assert_eq!(v.discordant, (9, 0));
     assert!((v.p - 1.0 / 512.0).abs() < 1e-12);
@@ -119,16 +135,16 @@ fn a_class_that_falls_is_refused_though_the_whole_gains() {
     // Class 0 had 6 of 10 and gets 1 of 10; the others gain.
     for (i, row) in measured.held.iter_mut().enumerate() {
         let in_class = i / 3;
-        row.candidate_right = Some(if i % 3 == 0 { in_class == 9 } else { true });
-        row.candidate_loss = if row.candidate_right == Some(true) { 0.1 } else { 1.0 };
+        row.candidate_right = Some(share(i % 3 != 0 || in_class == 9));
+        row.candidate_loss = if row.candidate_right == Some(1.0) { 0.1 } else { 1.0 };
     }
     assert_eq!(failed(&measured, &GateSettings::default()), ["class floor"]);
-    let verdict = judge(&measured, &GateSettings::default(), 1);
+    let verdict = judged(&measured, &GateSettings::default(), 1);
     assert!(verdict.sentence.contains("'a'"), "{}", verdict.sentence);
     // A class that the reference never got right may stay at nothing.
-    for row in measured.held.iter_mut().filter(|r| r.class == 0) {
-        row.reference_right = Some(false);
-        row.candidate_right = Some(false);
+    for row in measured.held.iter_mut().filter(|r| r.group == 0) {
+        row.reference_right = Some(0.0);
+        row.candidate_right = Some(0.0);
     }
     assert_eq!(failed(&measured, &GateSettings::default()), Vec::<String>::new());
     // Too few to judge a class by.
@@ -144,13 +160,13 @@ fn what_may_be_chance_refuses_no_class() {
     let (mut refused, mut fallen, runs) = (0, 0, 300);
     for run in 0..runs {
         let mut rng = crate::train::random::stream(run, "classes", 0);
-        let mut right = || Some(crate::train::random::unit(&mut rng) < 0.65);
+        let mut right = || Some(share(crate::train::random::unit(&mut rng) < 0.65));
         let mut measured = good();
         measured.held = rows(50, 50, 50);
         for (i, row) in measured.held.iter_mut().enumerate() {
-            (row.class, row.candidate_right, row.reference_right) = (i % 10, right(), right());
+            (row.group, row.candidate_right, row.reference_right) = (i % 10, right(), right());
         }
-        let verdict = judge(&measured, &settings, 1);
+        let verdict = judged(&measured, &settings, 1);
         let check = verdict.checks.iter().find(|c| c.name == "class floor").unwrap();
         refused += usize::from(!check.passed);
         fallen += usize::from(check.value < check.threshold);
@@ -163,9 +179,9 @@ fn what_may_be_chance_refuses_no_class() {
     let mut measured = good();
     measured.held = rows(50, 50, 35);
     for (i, row) in measured.held.iter_mut().enumerate() {
-        row.class = i % 10;
-        if row.class == 4 {
-            (row.candidate_right, row.reference_right) = (Some(false), Some(i > 4));
+        row.group = i % 10;
+        if row.group == 4 {
+            (row.candidate_right, row.reference_right) = (Some(0.0), Some(share(i > 4)));
         }
     }
     assert_eq!(failed(&measured, &settings), ["class floor"]);
@@ -182,20 +198,20 @@ fn more_confidence_is_no_laxer_and_a_lost_class_is_no_chance() {
     let mut measured = good();
     measured.held = rows(60, 60, 30);
     for (i, row) in measured.held.iter_mut().enumerate() {
-        row.class = i % 15;
-        if row.class == 4 {
+        row.group = i % 15;
+        if row.group == 4 {
             // Three of four before, none now: p 0.125.
-            (row.candidate_right, row.reference_right) = (Some(false), Some(i > 4));
+            (row.candidate_right, row.reference_right) = (Some(0.0), Some(share(i > 4)));
         }
     }
     for confidence in [0.8, 0.9, 0.99] {
         let settings = GateSettings { confidence, ..GateSettings::default() };
         assert_eq!(failed(&measured, &settings), ["class floor"], "{confidence}");
     }
-    let verdict = judge(&measured, &GateSettings::default(), 1);
+    let verdict = judged(&measured, &GateSettings::default(), 1);
     assert!(verdict.sentence.contains("nothing is left"), "{}", verdict.sentence);
     // One of four left may be chance.
-    measured.held[4].candidate_right = Some(true);
+    measured.held[4].candidate_right = Some(1.0);
     assert_eq!(failed(&measured, &GateSettings::default()), Vec::<String>::new());
     let strict = GateSettings { fall_alpha: 0.5, ..GateSettings::default() };
     assert_eq!(failed(&measured, &strict), ["class floor"]);
@@ -210,22 +226,22 @@ fn many_wrong_samples_do_not_outvote_the_older_ones() {
     for (i, row) in measured.held.iter_mut().enumerate() {
         row.old = i % 3 == 0;
         let right = !row.old;
-        (row.candidate_right, row.reference_right) = (Some(right), Some(!right));
+        (row.candidate_right, row.reference_right) = (Some(share(right)), Some(share(!right)));
         (row.candidate_loss, row.reference_loss) = if right { (0.2, 1.8) } else { (1.8, 0.2) };
-        row.class = i / 3 % 2;
+        row.group = i / 3 % 2;
     }
     assert_eq!(failed(&measured, &GateSettings::default()), ["older samples"]);
     // One of sixteen may be lost, and more than is allowed only where that may be chance.
     for row in measured.held.iter_mut().filter(|r| r.old) {
-        row.candidate_right = Some(true);
+        row.candidate_right = Some(1.0);
     }
     for lost in 1..=3 {
         let mut olds = measured.held.iter_mut().filter(|r| r.old);
-        olds.by_ref().take(lost).for_each(|row| row.candidate_right = Some(false));
+        olds.by_ref().take(lost).for_each(|row| row.candidate_right = Some(0.0));
         assert_eq!(failed(&measured, &GateSettings::default()), Vec::<String>::new(), "{lost}");
     }
     let mut olds = measured.held.iter_mut().filter(|r| r.old);
-    olds.by_ref().take(4).for_each(|row| row.candidate_right = Some(false));
+    olds.by_ref().take(4).for_each(|row| row.candidate_right = Some(0.0));
     assert_eq!(failed(&measured, &GateSettings::default()), ["older samples"]);
 }
 
@@ -237,7 +253,7 @@ fn numbers_are_judged_by_their_loss() {
         row.reference_loss = 1.0 + 0.01 * (i % 5) as f64;
         row.candidate_loss = 0.5;
     }
-    let verdict = judge(&measured, &GateSettings::default(), 1);
+    let verdict = judged(&measured, &GateSettings::default(), 1);
     assert!(verdict.passed && verdict.accuracy.is_none(), "{}", verdict.sentence);
     measured.held.iter_mut().for_each(|r| r.candidate_loss = 1.2);
     assert_eq!(failed(&measured, &GateSettings::default()), ["gain", "evidence"]);

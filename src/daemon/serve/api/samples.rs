@@ -6,13 +6,16 @@ use crate::daemon::serve::ask::{self, Asked, Mime, TensorBody, input, raw_input}
 use crate::daemon::serve::problem::Problem;
 use crate::daemon::serve::roster::Selection;
 use crate::store::{Filter, Input, Label, NewSample, Part, Recorded, SampleState, Selector};
+use crate::train::Task;
+use crate::train::data::Row;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use base64::Engine as _;
+use serde::de::{self, Deserializer, MapAccess};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
-use std::collections::BTreeMap;
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 /// Samples of one page where the request does not say, and at most.
@@ -21,59 +24,145 @@ const MAX_PAGE: u32 = 1000;
 /// Where feedback comes from if it does not say.
 const DEFAULT_SOURCE: &str = "api";
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+/// Feedback as JSON or, but for the input, as the query of a raw body.
+#[derive(Default)]
 struct FeedbackBody {
     text: Option<String>,
     image: Option<String>,
     inputs: Option<BTreeMap<String, TensorBody>>,
     adapter: Option<String>,
-    label: Option<String>,
-    values: Option<Vec<f32>>,
-    predicted: Option<String>,
+    /// What tasks read: `label`, ...
+    label: Map<String, Value>,
+    predicted: Option<Value>,
     generation: Option<u64>,
     source: Option<String>,
     time: Option<u64>,
     consent: Option<bool>,
 }
 
-/// The query of a raw body.
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FeedbackQuery {
-    adapter: Option<String>,
-    label: Option<String>,
-    predicted: Option<String>,
-    generation: Option<u64>,
-    source: Option<String>,
-    time: Option<u64>,
-    consent: Option<bool>,
+impl<'de> Deserialize<'de> for FeedbackBody {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<FeedbackBody, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = FeedbackBody;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<FeedbackBody, A::Error> {
+                let mut body = FeedbackBody::default();
+                let mut seen = HashSet::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    match key.as_str() {
+                        "text" => body.text = map.next_value()?,
+                        "image" => body.image = map.next_value()?,
+                        "inputs" => body.inputs = map.next_value()?,
+                        "adapter" => body.adapter = map.next_value()?,
+                        "predicted" => body.predicted = map.next_value()?,
+                        "generation" => body.generation = map.next_value()?,
+                        "source" => body.source = map.next_value()?,
+                        "time" => body.time = map.next_value()?,
+                        "consent" => body.consent = map.next_value()?,
+                        field if Task::label_fields().contains(&field) => {
+                            let value: Value = map.next_value()?;
+                            if !value.is_null() {
+                                body.label.insert(field.into(), value);
+                            }
+                        }
+                        other => {
+                            return Err(de::Error::custom(format!("unknown field `{other}`")));
+                        }
+                    }
+                    if !seen.insert(key.clone()) {
+                        return Err(de::Error::custom(format!("duplicate field `{key}`")));
+                    }
+                }
+                Ok(body)
+            }
+        }
+        d.deserialize_map(Visitor)
+    }
 }
 
 struct Feedback {
     input: Asked,
-    values: Option<Vec<f32>>,
-    rest: FeedbackQuery,
+    label: Option<Label>,
+    /// Whether what was answered was right, where that can be told.
+    right: Option<bool>,
+    /// The class that was answered.
+    predicted: Option<String>,
+    rest: FeedbackBody,
 }
 
-fn parse(body: &Bytes, mime: Mime, query: FeedbackQuery, bare: bool) -> Result<Feedback, Problem> {
-    if let Some(input) = raw_input(body, mime)? {
-        return Ok(Feedback { input, values: None, rest: query });
-    }
-    if !bare {
-        return Err(Problem::invalid("the query is for raw bodies: put it into the JSON"));
-    }
-    let b: FeedbackBody = ask::object(body)?;
-    let rest = FeedbackQuery {
-        adapter: b.adapter,
-        label: b.label,
-        predicted: b.predicted,
-        generation: b.generation,
-        source: b.source,
-        time: b.time,
-        consent: b.consent,
+fn parse(body: &Bytes, mime: Mime, query: FeedbackBody, bare: bool) -> Result<Feedback, Problem> {
+    let raw = raw_input(body, mime)?;
+    let mut b = match raw {
+        Some(_) => query,
+        None if !bare => {
+            return Err(Problem::invalid("the query is for raw bodies: put it into the JSON"));
+        }
+        None => ask::object(body)?,
     };
-    Ok(Feedback { input: input(b.text, b.image, b.inputs)?, values: b.values, rest })
+    let fields = std::mem::take(&mut b.label);
+    let row = if raw.is_some() { Row::untyped(&fields) } else { Row::typed(&fields) };
+    let (text, image, inputs) = (b.text.take(), b.image.take(), b.inputs.take());
+    let input = match raw {
+        Some(_) if text.is_some() || image.is_some() || inputs.is_some() => {
+            return Err(Problem::invalid("the body is the input: expected no other in the query"));
+        }
+        Some(raw) => raw,
+        None if text.is_none() && image.is_none() && inputs.is_none() => {
+            input(Task::text_of(&row)?, None, None)?
+        }
+        None => input(text, image, inputs)?,
+    };
+    let Judged { label, right, predicted } = judge(&fields, row, b.predicted.take())?;
+    Ok(Feedback { input, label, right, predicted, rest: b })
+}
+
+/// What feedback says of an answer.
+struct Judged {
+    label: Option<Label>,
+    right: Option<bool>,
+    predicted: Option<String>,
+}
+
+fn judge(
+    fields: &Map<String, Value>,
+    row: Row<'_>,
+    predicted: Option<Value>,
+) -> Result<Judged, Problem> {
+    let word = |predicted: Option<Value>| match predicted {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(Problem::invalid("predicted: expected a string")),
+    };
+    if fields.is_empty() {
+        return Ok(Judged { label: None, right: None, predicted: word(predicted)? });
+    }
+    let named = |e: crate::error::Error| Problem::invalid(e.message());
+    let task = Task::reading_one(&row).map_err(named)?;
+    let right = predicted.as_ref().and_then(|predicted| task.right(&row, predicted));
+    let mut names = fields.iter();
+    let (label, predicted) = match (names.next(), names.next()) {
+        (Some((name, Value::String(class))), None) if name == "label" => {
+            (Label::Class(class.clone()), word(predicted)?)
+        }
+        (Some((name, _)), None) if name == "label" => {
+            return Err(Problem::invalid("label: expected a string"));
+        }
+        (Some((name, _)), None) if name == "values" => {
+            (Label::Values(task.numbers(&row).map_err(named)?), word(predicted)?)
+        }
+        _ => {
+            let text = task.stored(&row).map_err(named)?;
+            // The store tells a right answer by its text.
+            let said = right.map(|right| if right { text.clone() } else { "another".into() });
+            (Label::Answer(text), said)
+        }
+    };
+    Ok(Judged { label: Some(label), right, predicted })
 }
 
 /// `POST /v1/feedback`: a sample, and whether what was answered was right. On the medium when it is
@@ -84,7 +173,7 @@ pub async fn feedback(State(app): State<Arc<App>>, call: Call) -> Answer {
             "application/json, image/png, image/jpeg or application/x-npz",
         ));
     };
-    let query: FeedbackQuery = call.query()?;
+    let query: FeedbackBody = call.query()?;
     let bare = call.parts.uri.query().is_none_or(str::is_empty);
     app.blocking(move |app| record(app, parse(&call.body, mime, query, bare)?)).await
 }
@@ -98,7 +187,7 @@ struct Told<'a> {
 }
 
 fn record(app: &App, feedback: Feedback) -> Answer {
-    let Feedback { input, values, rest } = feedback;
+    let Feedback { input, label, right, predicted, rest } = feedback;
     let name = match (&rest.adapter, app.roster.default_selection()) {
         (Some(name), _) => ask::name(name)?.to_string(),
         (None, Selection::Named(reference)) => reference.name().to_string(),
@@ -108,22 +197,10 @@ fn record(app: &App, feedback: Feedback) -> Answer {
             ));
         }
     };
-    let label = match (rest.label.clone(), values) {
-        (Some(_), Some(_)) => {
-            return Err(Problem::invalid("expected 'label' or 'values', not both"));
-        }
-        (Some(class), None) => Some(Label::Class(class)),
-        (None, Some(values)) => Some(Label::Values(values)),
-        (None, None) => None,
-    };
     in_range("generation", rest.generation)?;
     in_range("time", rest.time)?;
     // What the base can't take is no sample: found now, not at night.
     app.answerer.check(&input)?;
-    let right = match (&rest.label, &rest.predicted) {
-        (Some(label), Some(predicted)) => Some(label == predicted),
-        _ => None,
-    };
     let time = rest.time.unwrap_or_else(now);
     let told = |right: Option<bool>| {
         if let (Some(learning), true) = (app.learning(), right.is_some()) {
@@ -144,7 +221,7 @@ fn record(app: &App, feedback: Feedback) -> Answer {
         name: name.clone(),
         input: input.into_stored()?,
         label,
-        predicted: rest.predicted,
+        predicted,
         generation: rest.generation,
         source: rest.source.unwrap_or_else(|| DEFAULT_SOURCE.into()),
         time,
@@ -224,7 +301,11 @@ pub async fn show(State(app): State<Arc<App>>, call: Call) -> Answer {
         Some(Label::Values(values)) => Some(values),
         _ => None,
     };
-    ok(&json!({"sample": sample.info, "input": input, "values": values}))
+    let answer: Option<Value> = match &sample.label {
+        Some(Label::Answer(text)) => serde_json::from_str(text).ok(),
+        _ => None,
+    };
+    ok(&json!({"sample": sample.info, "input": input, "values": values, "answer": answer}))
 }
 
 #[derive(Deserialize)]

@@ -4,7 +4,7 @@ use super::{Answer, Call, ok, with};
 use crate::daemon::serve::app::App;
 use crate::daemon::serve::ask;
 use crate::daemon::serve::problem::Problem;
-use crate::store::Job;
+use crate::store::{Job, Reason};
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -50,7 +50,7 @@ pub async fn start(State(app): State<Arc<App>>, call: Call) -> Answer {
             match app.learning() {
                 Some(learning) => Ok(learning.train_now(&adapter)?),
                 // A state that can't be written to: the store says so.
-                None => Ok(app.store.queue_job(&adapter, "asked for")?),
+                None => Ok(app.store.queue_job(&adapter, Reason::Asked)?),
             }
         })
         .await?;

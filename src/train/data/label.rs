@@ -1,0 +1,36 @@
+//! What should come out for a sample, whatever the task.
+
+/// What should come out.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Label {
+    /// A place in [`Dataset::labels`](super::Dataset::labels).
+    Class(usize),
+    /// Finite numbers, as many for every sample.
+    Values(Vec<f32>),
+}
+
+impl Label {
+    /// With every place `p` replaced by `to(p)`. Errors: a place that `to` has nothing for.
+    pub(crate) fn moved(&self, to: &dyn Fn(usize) -> Option<usize>) -> Result<Label, usize> {
+        Ok(match self {
+            Label::Class(class) => Label::Class(to(*class).ok_or(*class)?),
+            Label::Values(values) => Label::Values(values.clone()),
+        })
+    }
+
+    /// How many numbers it has; 0 where it has none but names.
+    pub fn width(&self) -> usize {
+        match self {
+            Label::Values(values) => values.len(),
+            _ => 0,
+        }
+    }
+
+    /// What tells it from others, for hashes.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        match self {
+            Label::Class(class) => (*class as u64).to_le_bytes().to_vec(),
+            Label::Values(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Tasks on tiny models, from labels to what is measured of the stored adapter.
+
+use super::data::{Dataset, Label, SampleInput};
+use super::progress::Silent;
+use super::samples::Samples;
+use super::testing::{engine, options, points, sequences};
+use super::*;
+use crate::adapter::{Adapter, TensorType};
+use crate::import::{ImportOptions, InputSpec};
+use crate::quant::Scheme;
+use crate::runtime::{Engine, PackOptions};
+use crate::shape::{Array, Data};
+
+fn exact() -> PackOptions {
+    PackOptions { scheme: Scheme::F32, ..PackOptions::default() }
+}
+
+/// Trains, stores, reads and measures.
+fn learned(engine: &Engine, data: &Dataset, task: &str) -> (Adapter, Evaluation) {
+    let options = TrainOptions { task: Task::parse(task).unwrap(), epochs: Some(25), ..options() };
+    let trained = train(engine, data, None, &options, &mut Silent).unwrap();
+    let bytes = trained.adapter.to_bytes(TensorType::F32).unwrap();
+    let adapter = Adapter::from_bytes(&bytes).unwrap();
+    let bound = engine.bind(&[(&adapter, 1.0)]).unwrap();
+    let found = evaluate(engine, Some(&bound), data, 3).unwrap();
+    (adapter, found)
+}
+
+/// Of what is trained and of what serves the loss is the same, before any step.
+fn loss_is_served(engine: &Engine, data: &Dataset, task: &str) {
+    let options = TrainOptions { task: Task::parse(task).unwrap(), ..options() };
+    let labels = options.task.rules().outputs(data, &[]);
+    let trainer = Trainer::new(engine, &options, labels).unwrap();
+    let samples = Samples::new(engine, data, trainer.labels(), None).unwrap();
+    let all: Vec<usize> = (0..samples.len()).collect();
+    let micro = |group: &Vec<usize>| MicroBatch {
+        inputs: samples.inputs(group, 4).unwrap(),
+        answers: samples.answers(group, 4).unwrap(),
+    };
+    let batch: Vec<MicroBatch> = samples.groups(&all, 4).iter().map(micro).collect();
+    let trained = trainer.gradients(&batch).unwrap().loss;
+    let bound = engine.bind(&[(&trainer.adapter().unwrap(), 1.0)]).unwrap();
+    let served = evaluate(engine, Some(&bound), data, 3).unwrap().metric("loss").unwrap();
+    assert!((trained - served).abs() < 1e-4, "{task}: {trained} {served}");
+}
+
+/// A base whose mask is i32, bool or f32 was trained, and then failed where it was evaluated.
+#[test]
+fn a_mask_of_any_type_trains_and_is_served() {
+    let data = sequences(24, 3);
+    for dtype in ["i64", "i32", "bool", "f32", "u8"] {
+        let spec = InputSpec::parse(&format!("attention_mask=batchxseq,{dtype}")).unwrap();
+        let import = ImportOptions { inputs: vec![spec], ..ImportOptions::default() };
+        let (_dir, engine) = engine("attention", &PackOptions { import, ..exact() });
+        let mut data = data.clone();
+        for s in &mut data.samples {
+            let SampleInput::Arrays(arrays) = &mut s.input else { unreachable!() };
+            let mask = &mut arrays[1].1;
+            let values = mask.as_i64().unwrap().to_vec();
+            let values = match dtype {
+                "i32" => Data::I32(values.iter().map(|v| *v as i32).collect()),
+                "bool" => Data::Bool(values.iter().map(|v| *v > 0).collect()),
+                "f32" => Data::F32(values.iter().map(|v| *v as f32).collect()),
+                "u8" => Data::U8(values.iter().map(|v| *v as u8).collect()),
+                _ => Data::I64(values),
+            };
+            *mask = Array::new([8], values).unwrap();
+        }
+        loss_is_served(&engine, &data, "classes");
+        let (_, found) = learned(&engine, &data, "classes");
+        assert!(found.metric("accuracy").unwrap() > 0.9, "{dtype}: {found:?}");
+    }
+}

@@ -1,0 +1,171 @@
+//! Answers and what they are worth, whatever the task.
+
+use crate::adapter::Head;
+use crate::error::{Error, Result};
+use crate::pack::Base;
+use crate::runtime::{Prediction, Words};
+use crate::train::data::Label;
+use crate::train::metrics::Confusion;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+/// An answer to one sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// For programs: an object whose fields the task decides.
+    pub json: serde_json::Value,
+    /// For people.
+    pub lines: Vec<String>,
+}
+
+/// A measured value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metric {
+    /// `loss`, `accuracy`, ...
+    pub name: &'static str,
+    /// What was measured.
+    pub value: f32,
+    /// Whether more is better.
+    pub higher_is_better: bool,
+}
+
+impl Metric {
+    pub(crate) fn higher(name: &'static str, value: f64) -> Metric {
+        Metric { name, value: value as f32, higher_is_better: true }
+    }
+
+    pub(crate) fn lower(name: &'static str, value: f64) -> Metric {
+        Metric { name, value: value as f32, higher_is_better: false }
+    }
+}
+
+/// Metrics in the order of their weight, `loss` first; in JSON a map of their names.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metrics(pub Vec<Metric>);
+
+impl Metrics {
+    /// One of them.
+    pub fn get(&self, name: &str) -> Option<f32> {
+        self.0.iter().find(|m| m.name == name).map(|m| m.value)
+    }
+}
+
+impl Serialize for Metrics {
+    fn serialize<S: Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        let mut map = s.serialize_map(Some(self.0.len()))?;
+        for metric in &self.0 {
+            map.serialize_entry(metric.name, &metric.value)?;
+        }
+        map.end()
+    }
+}
+
+/// What was measured of many answers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Measured {
+    pub metrics: Metrics,
+    pub confusion: Option<Confusion>,
+    /// F1 of each label, where labels have one; `None` for one that neither occurs nor is answered.
+    pub f1: Option<Vec<Option<f64>>>,
+}
+
+/// Gathers answers.
+pub(crate) trait Meter {
+    fn add(&mut self, label: &Label, given: &Given<'_>) -> Result<()>;
+    fn finish(self: Box<Self>) -> Measured;
+}
+
+/// What one answer is worth.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Score {
+    /// Bounded, so that one sample can't outweigh all others.
+    pub loss: f64,
+    /// How right it is, 0 to 1; `None` where there is no right and wrong.
+    pub right: Option<f64>,
+    /// The labels that the right answer has, each with how right the answer is there.
+    pub labels: Vec<(usize, f64)>,
+}
+
+/// A raw output and what it takes to read it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Given<'a> {
+    pub output: &'a [f32],
+    pub labels: &'a [String],
+    /// One a label, or none.
+    pub thresholds: &'a [f32],
+    pub temperature: f32,
+    /// The sentence and its tokens, where there is one.
+    pub sentence: Option<(&'a str, &'a Words)>,
+}
+
+impl<'a> Given<'a> {
+    /// Without a head: as a base's own labels are read.
+    pub fn plain(output: &'a [f32], labels: &'a [String]) -> Given<'a> {
+        Given { output, labels, thresholds: &[], temperature: 1.0, sentence: None }
+    }
+
+    /// As `head` reads it.
+    pub fn of_head(output: &'a [f32], labels: &'a [String], head: Option<&'a Head>) -> Given<'a> {
+        let plain = Given::plain(output, labels);
+        match head {
+            Some(head) => {
+                Given { thresholds: &head.thresholds, temperature: head.temperature, ..plain }
+            }
+            None => plain,
+        }
+    }
+
+    /// The output over the temperature.
+    pub fn logits(&self) -> Vec<f32> {
+        let scale = if self.temperature > 0.0 { 1.0 / self.temperature } else { 1.0 };
+        self.output.iter().map(|v| v * scale).collect()
+    }
+
+    pub fn label(&self, place: usize) -> String {
+        self.labels.get(place).cloned().unwrap_or_else(|| place.to_string())
+    }
+
+    /// Without a head that says otherwise, half.
+    pub fn threshold(&self, place: usize) -> f32 {
+        self.thresholds.get(place).copied().unwrap_or(0.5)
+    }
+}
+
+impl super::Task {
+    /// What a prediction says: `head` is the one that made it, none where the base's own labels did;
+    /// `sentence` the text that was asked, with [`Preprocessor::words`](crate::runtime::Preprocessor),
+    /// where the task needs it.
+    ///
+    /// # Errors
+    /// Mismatch: a head that answers for tokens, where the task is about samples.
+    pub fn answer(
+        self,
+        head: Option<&Head>,
+        prediction: &Prediction,
+        sentence: Option<(&str, &Words)>,
+        top: usize,
+    ) -> Result<Answer> {
+        let task = self;
+        let (outputs, labels) = (prediction.logits.len(), prediction.labels.len());
+        if !task.rules().per_token() && outputs != labels {
+            return Err(Error::mismatch(format!(
+                "the head gives {outputs} values for {labels} labels: it answers for each token, the \
+                task {task} for a sample"
+            )));
+        }
+        let given = Given::of_head(&prediction.logits, &prediction.labels, head);
+        Ok(task.rules().answer(&Given { sentence, ..given }, top))
+    }
+
+    /// The task of what serves: a head, or the base's own labels.
+    ///
+    /// # Errors
+    /// A head of a task that this version doesn't know (unsupported).
+    pub fn serving(head: Option<&Head>, base: &Base) -> Result<super::Task> {
+        match (head, base.preprocess().problem) {
+            (Some(head), _) => super::Task::of_head(&head.task),
+            (None, Some(problem)) => super::Task::of_problem(problem),
+            (None, None) => Ok(super::Task::default()),
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What every task says of itself.
+
+use super::answer::{Answer, Given, Meter, Score};
+use crate::error::Result;
+use crate::runtime::Words;
+use crate::train::data::{Dataset, Label, Rough, RoughLabel, Row, Seen};
+use crate::train::loss::Loss;
+use serde_json::{Map, Value};
+use tract_core::internal::{OutletId, Tensor, TypedModel};
+
+/// A sentence's tokens as a task sees them, where it asks for them.
+pub(crate) type Sentence<'a> = Option<&'a Words>;
+
+/// A task's rules. What is called an output are the raw values of the head (or of the base's own
+/// output) for one sample: C of them, or C for each token that counts, row by row.
+pub(crate) trait TaskRules: Sync {
+    /// Its name on the command line, in files and answers.
+    fn name(&self) -> &'static str;
+
+    /// The fields of a row that tell the label.
+    fn fields(&self) -> &'static [&'static str];
+
+    /// The JSON schema of one of them.
+    fn field_schema(&self, field: &str) -> Value;
+
+    /// Whether a row has what it reads.
+    fn reads(&self, row: &Row<'_>) -> bool;
+
+    /// The sentence of a row that has no field `text`.
+    fn text(&self, _row: &Row<'_>) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// The label of a row.
+    fn label(&self, row: &Row<'_>) -> Result<RoughLabel>;
+
+    /// The fields of a row that are kept for its label, in one form for all that say the same.
+    fn stored(&self, row: &Row<'_>) -> Map<String, Value> {
+        let kept = |field: &&str| Some((field.to_string(), row.get(field)?.clone()));
+        self.fields().iter().filter_map(kept).collect()
+    }
+
+    /// Why the labels of a whole file are its own, where nobody named a task.
+    fn claims(&self, _seen: &Seen<'_>) -> Option<String> {
+        None
+    }
+
+    /// Whether labels are names, which all samples of a data set share.
+    fn has_names(&self) -> bool {
+        true
+    }
+
+    /// The label, once the names of the whole file are known.
+    fn settle(&self, rough: Rough<'_>) -> Result<Label>;
+
+    /// Names of the head's outputs for `data`; `known` are those of the generation before.
+    fn outputs(&self, data: &Dataset, known: &[String]) -> Vec<String> {
+        let new = data.labels.iter().filter(|label| !known.contains(label));
+        known.iter().chain(new).cloned().collect()
+    }
+
+    /// Whether the head answers for each token, not for each sample.
+    fn per_token(&self) -> bool {
+        false
+    }
+
+    /// Whether it must know where in a sentence each token stands.
+    fn needs_words(&self) -> bool {
+        false
+    }
+
+    /// What samples share of which each group is held out in its share.
+    fn group(&self, _label: &Label) -> usize {
+        0
+    }
+
+    /// Wires the loss of `output` (B, C) or (B, T, C).
+    fn loss(&self, model: &mut TypedModel, output: OutletId) -> Result<Loss>;
+
+    /// What the loss compares a sample's output with.
+    fn target(&self, label: &Label, width: usize, sentence: Sentence<'_>) -> Result<Vec<f32>>;
+
+    /// How many answers of a target the mean loss counts.
+    fn counted(&self, _target: &[f32], _width: usize) -> usize {
+        1
+    }
+
+    /// The loss's inputs, [`Loss::targets`], for rows of `shape`, that of the output. `None`: a row
+    /// that only fills up the batch. `kept`: of outputs (B, T, C), which tokens count.
+    fn tensors(
+        &self,
+        rows: &[Option<Vec<f32>>],
+        shape: &[usize],
+        kept: Option<&[bool]>,
+    ) -> Result<Vec<Tensor>>;
+
+    /// What the generation before answered, in the form of `target`, where it was right; its outputs
+    /// stand for the places `places` among `width` ones. `None`: the label alone teaches.
+    fn before(
+        &self,
+        _target: &[f32],
+        _output: &[f32],
+        _places: &[usize],
+        _width: usize,
+    ) -> Option<Vec<f32>> {
+        None
+    }
+
+    /// The output that serves best if every sample, or every token, gets the same: what anything
+    /// learned must beat. `targets` are those of the samples trained on.
+    fn constant(&self, targets: &[Vec<f32>], width: usize) -> Vec<f32>;
+
+    /// What one answer is worth. A place that the answerer doesn't know is beyond its outputs.
+    fn score(&self, label: &Label, given: &Given<'_>) -> Score;
+
+    /// What the mean of [`Score::right`] is called.
+    fn score_name(&self) -> &'static str {
+        "accuracy"
+    }
+
+    /// Measures many answers.
+    fn meter(&self, width: usize) -> Box<dyn Meter>;
+
+    /// The thresholds with which answers to these samples are best; none where it has none.
+    fn thresholds(&self, _rows: &[(&Label, &[f32])], _width: usize) -> Vec<f32> {
+        vec![]
+    }
+
+    /// Whether [`TaskRules::thresholds`] has any.
+    fn has_thresholds(&self) -> bool {
+        false
+    }
+
+    /// What is said for an output; at most `top` labels where labels are ranked.
+    fn answer(&self, given: &Given<'_>, top: usize) -> Answer;
+
+    /// Whether what was answered (`predicted`, as feedback tells it) is what the row says.
+    fn right(&self, row: &Row<'_>, predicted: &Value) -> Option<bool>;
+
+    /// The JSON schema of an answer.
+    fn schema(&self) -> Value;
+}

@@ -1,0 +1,82 @@
+//! Each task from its data file to the daemon: train, save, eval, predict, feedback.
+
+use crate::place::Place;
+use crate::support::Daemon;
+use serde_json::{Value, json};
+
+const WORDS: [&str; 16] = [
+    "[PAD]", "[UNK]", "lamp", "door", "radio", "on", "off", "open", "close", "red", "anna",
+    "berlin", "in", "the", "is", ".",
+];
+
+/// A base of tokens with a vocabulary of its own, as `mlp.base`, the name that the daemon is set to.
+fn base() -> Place {
+    let place = Place::new();
+    let vocab: Vec<String> =
+        WORDS.iter().enumerate().map(|(id, word)| format!("\"{word}\": {id}")).collect();
+    let tokenizer = format!(
+        r#"{{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": {{"type": "Lowercase"}}, "pre_tokenizer": {{"type": "Whitespace"}},
+        "post_processor": null, "decoder": null,
+        "model": {{"type": "WordLevel", "vocab": {{{}}}, "unk_token": "[UNK]"}}}}"#,
+        vocab.join(", ")
+    );
+    place.write("tokenizer.json", tokenizer);
+    place.ok("pack {models}/attention.onnx -o mlp.base --tokenizer tokenizer.json");
+    for seed in [1, 2] {
+        place.write(&format!("{seed}.adapter"), "");
+    }
+    place
+}
+
+/// `train` with a task decided by the data.
+fn train(place: &Place, data: &str, more: &str) -> Value {
+    let line = format!(
+        "train mlp.base --data {data} --out a.adapter --lr 0.02 --batch 8 --threads 1 {more}"
+    );
+    place.json(&line)["report"].clone()
+}
+
+/// A daemon that serves `a.adapter` by the name `home`.
+fn served(place: Place) -> Daemon {
+    let daemon = Daemon::start_in(place, "adapter = \"home\"");
+    let bytes = daemon.place.read("a.adapter");
+    let answer = daemon.send("POST", "/v1/adapters/home", "application/octet-stream", &bytes);
+    assert_eq!(answer.status, 201, "{answer:?}");
+    daemon.activate(1);
+    daemon
+}
+
+fn predict(daemon: &Daemon, text: &str) -> Value {
+    let answer = daemon.ok("POST", "/v1/predict", Some(&json!({"text": text})));
+    answer["predictions"][0].clone()
+}
+
+fn rows(rows: &[Value]) -> String {
+    (0..8).flat_map(|_| rows).map(|row| format!("{row}\n")).collect()
+}
+
+#[test]
+fn numbers_are_learned_served_and_corrected() {
+    let place = base();
+    let data = rows(&[
+        json!({"text": "lamp on", "values": [1.5, -1.0]}),
+        json!({"text": "door off", "values": [-0.5, 1.0]}),
+        json!({"text": "radio open", "values": [0.25, 0.0]}),
+    ]);
+    place.write("data.jsonl", data);
+    let report = train(&place, "data.jsonl", "--epochs 40");
+    assert_eq!(
+        (&report["task"], &report["labels"]),
+        (&json!("numbers"), &json!(["value_0", "value_1"]))
+    );
+    let eval = place.json("eval mlp.base --data data.jsonl --adapter a.adapter");
+    assert!(eval["evaluation"]["mse"].as_f64().unwrap() < 0.05, "{eval}");
+    let daemon = served(place);
+    let said = predict(&daemon, "lamp on");
+    assert!((said["values"][0].as_f64().unwrap() - 1.5).abs() < 0.4, "{said}");
+    let told = json!({"text": "lamp on", "adapter": "home", "values": [1.0, 2.0]});
+    daemon.ok("POST", "/v1/feedback", Some(&told));
+    let wrong = json!({"text": "lamp on", "adapter": "home", "values": [1.0], "label": "x"});
+    assert_eq!(daemon.post("/v1/feedback", &wrong).status, 400);
+}
