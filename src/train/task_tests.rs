@@ -44,6 +44,25 @@ fn loss_is_served(engine: &Engine, data: &Dataset, task: &str) {
     assert!((trained - served).abs() < 1e-4, "{task}: {trained} {served}");
 }
 
+#[test]
+fn several_labels_at_once_are_learned_with_their_thresholds() {
+    let (_dir, engine) = engine("mlp", &exact());
+    let mut data = points(60, 1);
+    data.task = Task::parse("tags").unwrap();
+    for (i, s) in data.samples.iter_mut().enumerate() {
+        // The third kind of point has both labels of the others, and none of its own.
+        s.label = Label::Names([vec![0], vec![1], vec![0, 1]][i % 3].clone());
+    }
+    loss_is_served(&engine, &data, "tags");
+    let (adapter, found) = learned(&engine, &data, "tags");
+    let head = adapter.head().unwrap();
+    assert_eq!((head.task.as_str(), head.thresholds.len()), ("tags", 3));
+    assert!(found.metric("micro_f1").unwrap() > 0.95, "{found:?}");
+    assert!(found.metric("exact").unwrap() > 0.9, "{found:?}");
+    // Two of three labels: the third neither occurs nor is said.
+    assert!(found.metric("macro_f1").unwrap() < 0.7, "{found:?}");
+}
+
 /// A base whose mask is i32, bool or f32 was trained, and then failed where it was evaluated.
 #[test]
 fn a_mask_of_any_type_trains_and_is_served() {

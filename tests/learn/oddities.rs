@@ -210,3 +210,25 @@ fn a_label_of_another_width_is_set_aside() {
     assert_eq!(aside.iter().map(|s| s.id).collect::<Vec<_>>(), [wide]);
     assert_eq!(device.active("home"), Some(1));
 }
+
+/// Several labels at once: feedback, training, the gate by their own measure, promotion.
+#[test]
+fn tags_are_learned_and_judged_by_their_f1() {
+    let mut device = Device::tiny("mlp", settings());
+    let mut points = Points::new(9);
+    for i in 0..60 {
+        let labels = [r#"{"labels":["a"]}"#, r#"{"labels":["b"]}"#, r#"{"labels":["a","b"]}"#];
+        add(&device, points.around(i % 3), Label::Answer(labels[i % 3].into()));
+    }
+    device.start();
+    let job = device.ended(0, PATIENCE);
+    assert_eq!((job.state, job.attempts), (JobState::Done, 0), "{:?}", job.error);
+    assert_eq!(device.active("home"), Some(1));
+    let generations = device.store.generations("home").unwrap();
+    let verdict: Verdict = serde_json::from_value(generations[0].verdict.clone().unwrap()).unwrap();
+    assert!(verdict.sentence.contains("F1"), "{}", verdict.sentence);
+    let reference = offshoot::store::Reference::parse("home@1").unwrap();
+    let adapter = device.store.load(&reference).unwrap().adapter;
+    let head = adapter.head().unwrap();
+    assert_eq!((head.task.as_str(), head.labels.len()), ("tags", 2));
+}

@@ -80,3 +80,45 @@ fn numbers_are_learned_served_and_corrected() {
     let wrong = json!({"text": "lamp on", "adapter": "home", "values": [1.0], "label": "x"});
     assert_eq!(daemon.post("/v1/feedback", &wrong).status, 400);
 }
+
+#[test]
+fn tags_are_learned_served_and_judged() {
+    let place = base();
+    let data = rows(&[
+        json!({"text": "lamp on", "labels": ["light", "start"]}),
+        json!({"text": "lamp off", "labels": ["light"]}),
+        json!({"text": "radio on", "labels": ["sound", "start"]}),
+        json!({"text": "door close", "labels": []}),
+    ]);
+    place.write("data.jsonl", data);
+    let report = train(&place, "data.jsonl", "--epochs 30");
+    assert_eq!(
+        (&report["task"], &report["labels"]),
+        (&json!("tags"), &json!(["light", "sound", "start"]))
+    );
+    let csv = "text,labels\nlamp on,light|start\nradio on,sound; start\ndoor close,\n";
+    place.write("test.csv", csv);
+    let eval = place.json("eval mlp.base --data test.csv --adapter a.adapter");
+    assert_eq!(eval["evaluation"]["exact"], 1.0, "{eval}");
+    assert_eq!(eval["evaluation"]["micro_f1"], 1.0, "{eval}");
+    let said = place.json("run mlp.base --adapter a.adapter --text=lamp_on");
+    assert!(said["predictions"][0]["labels"].is_array(), "{said}");
+    let daemon = served(place);
+    let said = predict(&daemon, "lamp on");
+    assert_eq!(said["labels"], json!(["light", "start"]), "{said}");
+    assert_eq!(predict(&daemon, "door close")["labels"], json!([]));
+    let feedback = |labels: Value, predicted: Value| {
+        let told = json!({"text": "radio off", "adapter": "home", "labels": labels,
+            "predicted": predicted, "generation": 1, "source": "me"});
+        daemon.ok("POST", "/v1/feedback", Some(&told))
+    };
+    // The order of labels says nothing: the same sample, and an answer that was right.
+    let first = feedback(json!(["sound", "light"]), json!(["light", "sound"]));
+    assert_eq!(feedback(json!(["light", "sound"]), json!(["light", "sound"]))["outcome"], "merged");
+    let outcomes = &daemon.ok("GET", "/v1/status", None)["adapters"][0]["outcomes"];
+    assert_eq!((&outcomes["right"], &outcomes["total"]), (&json!(1), &json!(1)), "{outcomes}");
+    let sample = daemon.ok("GET", &format!("/v1/samples/{}", first["id"]), None);
+    assert_eq!(sample["answer"], json!({"labels": ["light", "sound"]}));
+    let wrong = json!({"text": "lamp on", "adapter": "home", "labels": "light"});
+    assert_eq!(daemon.post("/v1/feedback", &wrong).status, 400);
+}

@@ -5,6 +5,8 @@
 pub enum Label {
     /// A place in [`Dataset::labels`](super::Dataset::labels).
     Class(usize),
+    /// Any number of places, ascending.
+    Names(Vec<usize>),
     /// Finite numbers, as many for every sample.
     Values(Vec<f32>),
 }
@@ -14,6 +16,10 @@ impl Label {
     pub(crate) fn moved(&self, to: &dyn Fn(usize) -> Option<usize>) -> Result<Label, usize> {
         Ok(match self {
             Label::Class(class) => Label::Class(to(*class).ok_or(*class)?),
+            Label::Names(places) => {
+                let moved = places.iter().map(|place| to(*place).ok_or(*place));
+                Label::Names(moved.collect::<Result<_, _>>()?)
+            }
             Label::Values(values) => Label::Values(values.clone()),
         })
     }
@@ -30,6 +36,9 @@ impl Label {
     pub(crate) fn bytes(&self) -> Vec<u8> {
         match self {
             Label::Class(class) => (*class as u64).to_le_bytes().to_vec(),
+            Label::Names(places) => {
+                places.iter().flat_map(|place| (*place as u64).to_le_bytes()).collect()
+            }
             Label::Values(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         }
     }

@@ -21,6 +21,11 @@ impl<'a> Row<'a> {
         Row { fields, typed: false }
     }
 
+    /// Whether types say what values are.
+    pub(crate) fn is_typed(&self) -> bool {
+        self.typed
+    }
+
     /// A field that is there and not null.
     pub(crate) fn get(&self, name: &str) -> Option<&'a Value> {
         self.fields.get(name).filter(|value| !value.is_null())

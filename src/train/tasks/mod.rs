@@ -8,6 +8,7 @@ mod answer;
 mod classes;
 mod numbers;
 mod rules;
+mod tags;
 
 pub use answer::{Answer, Metric, Metrics};
 pub(crate) use answer::{Given, Score};
@@ -21,7 +22,7 @@ use std::fmt;
 
 /// Those with fields of their own first; of several that read a row, the first that claims the file's
 /// labels has them, and the last without a claim.
-const ALL: &[Task] = &[Task(&numbers::Numbers), Task(&classes::Classes)];
+const ALL: &[Task] = &[Task(&tags::Tags), Task(&numbers::Numbers), Task(&classes::Classes)];
 
 /// What is learned: a name of [`Task::names`].
 #[derive(Clone, Copy)]
