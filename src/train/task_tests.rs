@@ -1,6 +1,6 @@
 //! Tasks on tiny models, from labels to what is measured of the stored adapter.
 
-use super::data::{Dataset, Label, SampleInput};
+use super::data::{Dataset, Label, Mark, SampleInput};
 use super::progress::Silent;
 use super::samples::Samples;
 use super::testing::{engine, options, points, sequences};
@@ -61,6 +61,42 @@ fn several_labels_at_once_are_learned_with_their_thresholds() {
     assert!(found.metric("exact").unwrap() > 0.9, "{found:?}");
     // Two of three labels: the third neither occurs nor is said.
     assert!(found.metric("macro_f1").unwrap() < 0.7, "{found:?}");
+}
+
+/// Of each id whether it is high, but for masked places and some that have no label.
+#[test]
+fn a_label_a_token_is_learned_and_places_without_one_count_for_nothing() {
+    let (_dir, engine) = engine("attention", &exact());
+    let mut data = sequences(40, 2);
+    data.task = Task::parse("tokens").unwrap();
+    for s in &mut data.samples {
+        let SampleInput::Arrays(arrays) = &s.input else { unreachable!() };
+        let ids = arrays[0].1.as_i64().unwrap();
+        let mark = |(at, id): (usize, &i64)| {
+            let start = at as u32;
+            (*id > 0 && at != 2).then(|| Mark {
+                start,
+                end: start + 1,
+                label: usize::from(*id > 23),
+            })
+        };
+        s.label = Label::Marks(ids.iter().enumerate().filter_map(mark).collect());
+    }
+    loss_is_served(&engine, &data, "tokens");
+    let (adapter, found) = learned(&engine, &data, "tokens");
+    assert_eq!(adapter.head().unwrap().task, "tokens");
+    assert!(found.metric("accuracy").unwrap() > 0.9, "{found:?}");
+    assert!(found.metric("macro_f1").unwrap() > 0.9, "{found:?}");
+    let counted = found.confusion.unwrap().total() as usize;
+    let marks = |s: &data::Sample| match &s.label {
+        Label::Marks(marks) => marks.len(),
+        _ => 0,
+    };
+    assert_eq!(counted, data.samples.iter().map(marks).sum::<usize>());
+    // A pooled head doesn't fit the task.
+    let pooled =
+        TrainOptions { task: data.task, pool: Some(crate::adapter::Pool::Mean), ..options() };
+    assert!(train(&engine, &data, None, &pooled, &mut Silent).is_err());
 }
 
 /// A base whose mask is i32, bool or f32 was trained, and then failed where it was evaluated.

@@ -122,3 +122,38 @@ fn tags_are_learned_served_and_judged() {
     let wrong = json!({"text": "lamp on", "adapter": "home", "labels": "light"});
     assert_eq!(daemon.post("/v1/feedback", &wrong).status, 400);
 }
+
+#[test]
+fn tokens_are_learned_and_served_with_their_texts() {
+    let place = base();
+    let data = rows(&[
+        json!({"tokens": ["Anna", "is", "in", "Berlin."], "tags": ["PER", "O", "O", "LOC"]}),
+        json!({"tokens": ["the", "lamp", "is", "red"], "tags": ["O", "O", "O", "O"]}),
+        json!({"tokens": ["Berlin", "is", "open"], "tags": ["LOC", "O", "O"]}),
+    ]);
+    place.write("data.jsonl", data);
+    let report = train(&place, "data.jsonl", "--epochs 30");
+    assert_eq!(
+        (&report["task"], &report["labels"]),
+        (&json!("tokens"), &json!(["LOC", "O", "PER"]))
+    );
+    let spans = json!({"text": "the door is in Berlin .",
+        "spans": [{"start": 15, "end": 21, "label": "LOC"}]});
+    place.write("test.jsonl", spans.to_string());
+    let eval = place.json("eval mlp.base --data test.jsonl --adapter a.adapter");
+    assert!(eval["evaluation"]["accuracy"].as_f64().unwrap() >= 0.8, "{eval}");
+    let daemon = served(place);
+    let said = predict(&daemon, "Anna is in Berlin.");
+    let tokens = said["tokens"].as_array().unwrap();
+    let of = |at: usize| (&tokens[at]["text"], &tokens[at]["label"]);
+    assert_eq!((tokens.len(), of(0)), (5, (&json!("Anna"), &json!("PER"))), "{said}");
+    assert_eq!(of(3), (&json!("Berlin"), &json!("LOC")), "{said}");
+    assert_eq!((&tokens[3]["start"], &tokens[3]["end"]), (&json!(11), &json!(17)));
+    let told = json!({"text": "Berlin is red", "adapter": "home",
+        "spans": [{"start": 0, "end": 6, "label": "LOC"}]});
+    daemon.ok("POST", "/v1/feedback", Some(&told));
+    let told = json!({"tokens": ["Anna", "is"], "tags": ["PER", "O"], "adapter": "home"});
+    let id = daemon.ok("POST", "/v1/feedback", Some(&told))["id"].clone();
+    let sample = daemon.ok("GET", &format!("/v1/samples/{id}"), None);
+    assert_eq!(sample["input"], json!({"text": "Anna is"}));
+}

@@ -7,8 +7,21 @@ pub enum Label {
     Class(usize),
     /// Any number of places, ascending.
     Names(Vec<usize>),
+    /// Labels of parts of the input.
+    Marks(Vec<Mark>),
     /// Finite numbers, as many for every sample.
     Values(Vec<f32>),
+}
+
+/// The label of a part of the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Its first character or place.
+    pub start: u32,
+    /// The one behind its last. Where it is `start`, the label is that of all that no other covers.
+    pub end: u32,
+    /// A place in [`Dataset::labels`](super::Dataset::labels).
+    pub label: usize,
 }
 
 impl Label {
@@ -19,6 +32,11 @@ impl Label {
             Label::Names(places) => {
                 let moved = places.iter().map(|place| to(*place).ok_or(*place));
                 Label::Names(moved.collect::<Result<_, _>>()?)
+            }
+            Label::Marks(marks) => {
+                let moved =
+                    |mark: &Mark| Ok(Mark { label: to(mark.label).ok_or(mark.label)?, ..*mark });
+                Label::Marks(marks.iter().map(moved).collect::<Result<_, usize>>()?)
             }
             Label::Values(values) => Label::Values(values.clone()),
         })
@@ -38,6 +56,10 @@ impl Label {
             Label::Class(class) => (*class as u64).to_le_bytes().to_vec(),
             Label::Names(places) => {
                 places.iter().flat_map(|place| (*place as u64).to_le_bytes()).collect()
+            }
+            Label::Marks(marks) => {
+                let words = |m: &Mark| [u64::from(m.start), u64::from(m.end), m.label as u64];
+                marks.iter().flat_map(words).flat_map(u64::to_le_bytes).collect()
             }
             Label::Values(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         }

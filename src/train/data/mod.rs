@@ -16,7 +16,7 @@ use super::tasks::Task;
 use crate::error::{Error, Result};
 use crate::shape::Array;
 pub(crate) use collect::Collector;
-pub use label::Label;
+pub use label::{Label, Mark};
 pub use row::Row;
 pub(crate) use row::{Rough, RoughLabel, RoughName, Seen};
 use std::collections::BTreeSet;

@@ -9,6 +9,7 @@ mod classes;
 mod numbers;
 mod rules;
 mod tags;
+mod tokens;
 
 pub use answer::{Answer, Metric, Metrics};
 pub(crate) use answer::{Given, Score};
@@ -22,7 +23,8 @@ use std::fmt;
 
 /// Those with fields of their own first; of several that read a row, the first that claims the file's
 /// labels has them, and the last without a claim.
-const ALL: &[Task] = &[Task(&tags::Tags), Task(&numbers::Numbers), Task(&classes::Classes)];
+const ALL: &[Task] =
+    &[Task(&tokens::Tokens), Task(&tags::Tags), Task(&numbers::Numbers), Task(&classes::Classes)];
 
 /// What is learned: a name of [`Task::names`].
 #[derive(Clone, Copy)]
