@@ -3,6 +3,7 @@
 
 use tract_core::internal::*;
 use tract_core::ops::einsum::EinSum;
+use tract_core::ops::scan::Scan;
 
 use super::weights::{expect_f32, filled, floats};
 use crate::quant::{ContractedAxis, contract};
@@ -112,10 +113,14 @@ impl TypedOp for Contraction {
     }
 }
 
-/// Makes a [`Contraction`] of every EinSum that can be one; how many there were.
+/// Makes a [`Contraction`] of every EinSum that can be one, in the bodies of loops too; how many there
+/// were.
 pub fn contract_einsums(model: &mut TypedModel) -> TractResult<usize> {
     let mut found = 0;
     for id in 0..model.nodes().len() {
+        if let Some(scan) = model.nodes_mut()[id].op_as_mut::<Scan>() {
+            found += contract_einsums(&mut scan.body)?;
+        }
         let node = model.node(id);
         let Some(op) = node.op_as::<EinSum>() else { continue };
         let Some(op) = Contraction::of(op, &model.node_input_facts(id)?) else { continue };

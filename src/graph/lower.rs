@@ -1,5 +1,6 @@
 //! The rewritten ONNX graph becomes a decluttered tract graph with our ops in it.
 
+use super::recurrent::{RecurrentLayer, read_recurrent};
 use super::{
     FrozenConv, FrozenDepthwise, FrozenEmbedding, FrozenLinear, FrozenWeights, Window, tract_error,
 };
@@ -25,15 +26,19 @@ pub fn lower(model: &ModelProto, weights: &FrozenWeights) -> Result<TypedModel> 
     onnx.op_register.insert(op::DEPTHWISE, read_layer);
     onnx.op_register.insert(op::EMBEDDING, read_layer);
     super::shapes::register(&mut onnx.op_register);
+    for kind in [op::RECURRENT, "LSTM", "GRU", "RNN"] {
+        onnx.op_register.insert(kind, read_recurrent);
+    }
     if let Some(graph) = &model.graph {
         check_operations(graph, &onnx.op_register.0)?;
     }
     let parsed = onnx.parse(model, None).map_err(|e| tract_error(ErrorKind::Unsupported, &e))?;
     let mut graph = parsed.model;
     for node in graph.nodes_mut() {
-        if let Some(op) = node.op_as_mut::<Box<dyn Expansion>>()
-            && let Some(layer) = op.as_any_mut().downcast_mut::<Layer>()
-        {
+        let Some(op) = node.op_as_mut::<Box<dyn Expansion>>() else { continue };
+        if let Some(layer) = op.as_any_mut().downcast_mut::<Layer>() {
+            layer.weights = Some(weights.clone());
+        } else if let Some(layer) = op.as_any_mut().downcast_mut::<RecurrentLayer>() {
             layer.weights = Some(weights.clone());
         }
     }

@@ -3,6 +3,7 @@
 
 mod attention;
 mod bind;
+mod cells;
 mod changes;
 mod contraction;
 mod conv;
@@ -13,11 +14,15 @@ mod fused_linear;
 mod layer_norm;
 mod layout;
 mod linear;
+mod looped;
 #[cfg(feature = "import")]
 mod lower;
 mod nnef;
 mod optimize;
 mod patches;
+mod place;
+#[cfg(feature = "import")]
+mod recurrent;
 mod row_norms;
 #[cfg(feature = "import")]
 mod shapes;
@@ -28,6 +33,7 @@ mod window;
 
 pub use attention::Attention;
 pub use bind::{bind_dims, solve, substitute};
+pub use cells::{Functions, GruCell, LstmCell};
 pub use changes::{ActiveAdapter, RowAdapters};
 pub use contraction::{Contraction, contract_einsums};
 pub use conv::{FrozenConv, FrozenConvInputGradient};
@@ -43,6 +49,7 @@ pub use lower::lower;
 pub use nnef::{GraphText, read_graph, write_graph};
 pub use optimize::{optimized, shared_macs};
 pub use patches::{Col2im, Im2col};
+pub use place::{Place, places, within};
 pub use row_norms::RowNorms;
 pub use weights::FrozenWeights;
 pub use window::{Padding, Window};

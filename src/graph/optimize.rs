@@ -1,8 +1,11 @@
 //! From a bound graph to one that runs.
 
 use tract_core::internal::*;
+use tract_core::ops::scan::Scan;
 use tract_core::optim::Optimizer;
 
+use super::fuse;
+use super::looped::Looped;
 use crate::quant::WORTH_SHARING;
 
 /// As tract's `into_optimized`, in half the time: of its decluttering passes only the folding of
@@ -15,8 +18,22 @@ pub fn optimized(mut model: TypedModel) -> TractResult<TypedModel> {
     declutter.passes.retain(|pass| KEPT.iter().any(|name| format!("{pass:?}").starts_with(name)));
     ensure!(declutter.passes.len() == KEPT.len(), "{KEPT:?} are not among tract's {all} passes");
     declutter.optimize(&mut model)?;
+    with_loops(&mut model)?;
     model.optimize()?;
     Ok(model)
+}
+
+/// Makes loops and their bodies ready to run.
+fn with_loops(model: &mut TypedModel) -> TractResult<()> {
+    for id in 0..model.nodes.len() {
+        let Some(scan) = model.node(id).op_as::<Scan>() else { continue };
+        let ready = |body| optimized(fuse(body)?.0);
+        let looped = Looped::of(scan, &model.node_input_facts(id)?, ready);
+        if let Some(looped) = looped.with_context(|| format!("loop '{}'", model.node(id).name))? {
+            model.node_mut(id).op = Box::new(looped);
+        }
+    }
+    Ok(())
 }
 
 /// Multiply-adds of the steps that are worth several threads each. A size that only a run knows counts

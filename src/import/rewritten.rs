@@ -15,6 +15,8 @@ pub mod op {
     pub const DEPTHWISE: &str = "OffshootDepthwise";
     /// ids → rows of a table.
     pub const EMBEDDING: &str = "OffshootEmbedding";
+    /// What an LSTM, GRU or RNN reads, without its matrices.
+    pub const RECURRENT: &str = "OffshootRecurrent";
 }
 
 /// Spatial geometry of a convolution as the file states it.

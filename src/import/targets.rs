@@ -3,6 +3,7 @@
 
 use super::names::{Scopes, make_unique};
 use super::nbits;
+use super::recurrent::{self, Recurrent};
 use super::rewritten::{
     ConvAttributes, float_tensor, int_attribute, ints_attribute, op, rewritten,
 };
@@ -49,6 +50,8 @@ struct Finder<'a> {
     replaced: HashMap<usize, NodeProto>,
     dropped: HashSet<usize>,
     added: Vec<TensorProto>,
+    /// Recurrent layers of each module so far.
+    layers: HashMap<String, usize>,
 }
 
 /// Finds targets in `graph` and rewrites it. Weights that only targets read are removed from it.
@@ -64,6 +67,7 @@ pub(super) fn find_and_rewrite(graph: &mut GraphProto, scopes: &Scopes) -> Resul
         replaced: HashMap::new(),
         dropped: HashSet::new(),
         added: vec![],
+        layers: HashMap::new(),
     };
     finder.index_readers();
     for (index, node) in graph.node.iter().enumerate() {
@@ -117,6 +121,7 @@ impl<'a> Finder<'a> {
             ("Conv", "" | "ai.onnx") => self.conv(index, node),
             ("Gather", "" | "ai.onnx") => self.gather(index, node),
             ("MatMulNBits", "com.microsoft") => self.matmul_nbits(index, node),
+            ("LSTM" | "GRU" | "RNN", "" | "ai.onnx") => self.recurrent(index, node),
             _ => Ok(()),
         }
     }
@@ -234,6 +239,68 @@ impl<'a> Finder<'a> {
         let mut new =
             self.target_node(op::EMBEDDING, node, matrix, features, TargetKind::Embedding);
         new.input = vec![ids.clone()];
+        self.replaced.insert(index, new);
+        Ok(())
+    }
+
+    /// The matrices of a recurrent layer, one for the input and one for the state in each direction.
+    /// Those that are no constants stay inputs of the node.
+    fn recurrent(&mut self, index: usize, node: &'a NodeProto) -> Result<()> {
+        let Some(layer) = Recurrent::of(node)? else { return Ok(()) };
+        let [_, w, r, ..] = node.input.as_slice() else { return Ok(()) };
+        let weights = (self.constants.weight(w)?, self.constants.weight(r)?);
+        let (Some(w), Some(r)) = weights else { return Ok(()) };
+        let rows = layer.reversed.len() * layer.cell.gates() * layer.hidden;
+        let stated = [layer.reversed.len(), layer.cell.gates() * layer.hidden];
+        let columns = |weight: &Weight| match weight.shape().as_slice() {
+            &[directions, gates, columns] if [directions, gates] == stated => Ok(columns),
+            shape => Err(Error::bad_input(format!(
+                "weight '{}' has the shape {shape:?}, expected {stated:?} and the inputs",
+                weight.name
+            ))),
+        };
+        let (inputs, state) = (columns(&w)?, columns(&r)?);
+        if inputs == 0 || state != layer.hidden {
+            return Err(Error::bad_input(format!("{state} columns for {} states", layer.hidden)));
+        }
+        let path = self.scopes.module_path(node, &[w.name, r.name]);
+        let number = self.layers.entry(path.clone()).or_default();
+        let place = *number;
+        *number += 1;
+        let read = |weight: &Weight| weight.matrix(&[0, 1, 2], rows);
+        let (input_values, state_values) = (read(&w)?, read(&r)?);
+        let mut products = vec![];
+        for direction in 0..layer.reversed.len() {
+            for (part, (name, rows)) in layer.frozen(direction, place).into_iter().enumerate() {
+                let (weight, values, cols) = match part {
+                    0 => (&w, &input_values, inputs),
+                    _ => (&r, &state_values, state),
+                };
+                let values = recurrent::pick(values, cols, &rows);
+                match &values {
+                    MatrixValues::F32(v) => check_finite(weight.name, v)?,
+                    MatrixValues::Int8 { scales, .. } => check_finite(weight.name, scales)?,
+                }
+                let key = (format!("{}.{direction}.{part}", weight.name), vec![]);
+                let name_in_file = weight.name.to_string();
+                let matrix = self.add_matrix(key, name_in_file, rows.len(), cols, values);
+                products.push((matrix, self.found.targets.len()));
+                self.found.targets.push(Target {
+                    module_path: format!("{path}.{name}"),
+                    node: if node.name.is_empty() { path.clone() } else { node.name.clone() },
+                    kind: TargetKind::Linear,
+                    weight: matrix,
+                    in_features: cols as u32,
+                    out_features: rows.len() as u32,
+                });
+            }
+        }
+        let mut new = rewritten(op::RECURRENT, node);
+        new.input = node.input.clone();
+        new.input[1].clear();
+        new.input[2].clear();
+        new.attribute = node.attribute.clone();
+        Recurrent::mark(&mut new, &node.op_type, &products);
         self.replaced.insert(index, new);
         Ok(())
     }

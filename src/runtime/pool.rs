@@ -99,6 +99,13 @@ impl Pool {
                     match attribute.name.as_str() {
                         "weight" => attribute.i = moved[old].weight as i64,
                         "target" => attribute.i = targets[old] as i64,
+                        "weights" => attribute
+                            .ints
+                            .iter_mut()
+                            .for_each(|i| *i = moved[*i as usize].weight as i64),
+                        "targets" => {
+                            attribute.ints.iter_mut().for_each(|i| *i = targets[*i as usize] as i64)
+                        }
                         _ => {}
                     }
                 }

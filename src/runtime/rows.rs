@@ -3,7 +3,7 @@
 use super::engine::{Carried, Engine, Named};
 use crate::adapter::Bound;
 use crate::error::{Error, Result};
-use crate::graph::{FrozenConv, FrozenLinear};
+use crate::graph::{FrozenConv, FrozenLinear, places};
 use crate::shape::Array;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -54,18 +54,23 @@ impl Engine {
             changed.extend(targets.filter(|(_, lora)| lora.is_some()).map(|(target, _)| target));
         }
         let graph = self.graph();
-        let first = |outlet: OutletId| graph.outlet_fact(outlet).ok()?.shape.first().cloned();
-        let mut batches = graph.inputs.iter().map(|input| first(*input));
+        let places = places(graph);
+        let first = |graph: &TypedModel, outlet: OutletId| {
+            graph.outlet_fact(outlet).ok()?.shape.first().cloned()
+        };
+        let mut batches = graph.inputs.iter().map(|input| first(graph, *input));
         let batch = batches.next().flatten().filter(|dim| matches!(dim, TDim::Sym(_)));
         let free = batch.is_some() && batches.all(|other| other == batch);
         let by_rows = |target: usize| {
             let mut seen = false;
-            for node in graph.nodes() {
+            for place in &places {
+                let Ok(within) = place.graph(graph) else { return false };
+                let node = within.node(place.node);
                 let linear = node.op_as::<FrozenLinear>().and_then(|op| op.target);
                 let conv = node.op_as::<FrozenConv>().and_then(|op| op.target);
                 if linear.or(conv) == Some(target) {
                     seen = true;
-                    if node.inputs.first().and_then(|x| first(*x)) != batch {
+                    if node.inputs.first().and_then(|x| first(within, *x)) != batch {
                         return false;
                     }
                 }

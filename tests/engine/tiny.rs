@@ -6,17 +6,13 @@ use offshoot::import::ImportOptions;
 use offshoot::quant::Scheme;
 use offshoot::runtime::{Engine, PackOptions};
 
-/// The network and its reference. `sr` of `scalar_if` becomes a constant; tract needs the batch of
-/// an LSTM without initial states bound.
+/// The network and its reference. `sr` of `scalar_if` becomes a constant.
 fn tiny(name: &str, scheme: Scheme) -> (Engine, Reference) {
     let mut reference = reference(&model(&format!("tiny/{name}.npz")));
     let mut import = ImportOptions::default();
     if let Some(at) = reference.inputs.iter().position(|(n, _)| n == "sr") {
         let (name, rate) = reference.inputs.remove(at);
         import.consts.push((name, rate.as_i64().unwrap()[0].to_string()));
-    }
-    if name == "lstm" {
-        import.dims.push(("batch".into(), 2));
     }
     let options = PackOptions { scheme, import, ..PackOptions::default() };
     (packed(&model(&format!("tiny/{name}.onnx")), &options), reference)
@@ -84,6 +80,16 @@ fn scalar_if() {
 #[test]
 fn group() {
     check("group");
+}
+
+#[test]
+fn recurrent() {
+    check("recurrent");
+}
+
+#[test]
+fn recurrent_kinds() {
+    check("recurrent_kinds");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::graph::weights::FrozenWeights;
 use crate::graph::window::{Padding, Window};
 use crate::graph::{
     Col2im, DepthwiseInputGradient, FrozenConv, FrozenConvInputGradient, FrozenDepthwise,
-    FrozenEmbedding, FrozenLinear, FrozenLinearTransposed, Im2col,
+    FrozenEmbedding, FrozenLinear, FrozenLinearTransposed, GruCell, Im2col, LstmCell,
 };
 
 /// The weight table as a resource of the document being read.
@@ -69,6 +69,19 @@ pub fn register(registry: &mut Registry) {
         vec![tensors(&["x"]), integers(&["weight", "rows", "features", "target"])],
         read_embedding,
     );
+    for (id, outputs, load) in [
+        ("offshoot_lstm_cell", &["h", "c"][..], read_lstm_cell as ToTract),
+        ("offshoot_gru_cell", &["h"], read_gru_cell),
+    ] {
+        let outputs: Vec<_> = outputs.iter().map(|n| (*n, TypeName::Scalar.tensor())).collect();
+        registry.register_primitive(id, &tensors(&CELL), &outputs, load);
+    }
+    registry.register_dumper(|ast, node, _: &LstmCell| {
+        Ok(Some(invocation("offshoot_lstm_cell", &[], &inputs(ast, node, &CELL))))
+    });
+    registry.register_dumper(|ast, node, _: &GruCell| {
+        Ok(Some(invocation("offshoot_gru_cell", &[], &inputs(ast, node, &CELL))))
+    });
     registry.register_dumper(|ast, node, op: &FrozenLinear| {
         let mut args = inputs(ast, node, &["x", "bias"]);
         args.extend(weight_args(op.weight, op.in_features, op.out_features));
@@ -245,6 +258,19 @@ fn weight(
         "node '{node}': weight {index} expected of shape {expected:?}, found {found:?}"
     );
     Ok((weights, index))
+}
+
+/// What a recurrent cell reads: both products, and the state.
+const CELL: [&str; 3] = ["x", "from_h", "before"];
+
+fn read_lstm_cell(b: &mut ModelBuilder, i: &ResolvedInvocation) -> TractResult<Value> {
+    let wires = wires(b, i, &CELL)?;
+    b.wire(LstmCell, &wires)
+}
+
+fn read_gru_cell(b: &mut ModelBuilder, i: &ResolvedInvocation) -> TractResult<Value> {
+    let wires = wires(b, i, &CELL)?;
+    b.wire(GruCell, &wires)
 }
 
 const LINEAR: [&str; 2] = ["out_features", "in_features"];

@@ -4,8 +4,11 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use tract_core::internal::{Tensor, TractError, TractResult, TypedModel};
+use tract_core::internal::{TDim, Tensor, TractError, TractResult, TypedModel, TypedOp};
+use tract_core::ops::array::{DynSlice, Slice};
 use tract_core::ops::cast::Cast;
+use tract_core::ops::logic::IfThenElse;
+use tract_core::ops::scan::Scan;
 use tract_nnef::ast::{Identifier, ProtoModel};
 use tract_nnef::internal::{Registry, Resource};
 
@@ -36,7 +39,7 @@ pub fn read_graph(
         Ok(model) => model,
         Err(_) => translated(&proto, tract_nnef::ops::tract_nnef())?,
     };
-    let model = without_idle_casts(model).map_err(|e| translation(&e))?;
+    let model = settled(model).map_err(|e| translation(&e))?;
     let names: Vec<&str> = model.inputs.iter().map(|i| model.nodes[i.node].name.as_str()).collect();
     let stated: Vec<&str> = proto.doc.graph_def.parameters.iter().map(|p| p.0.as_str()).collect();
     if names != stated {
@@ -88,8 +91,52 @@ pub(super) fn translated(proto: &ProtoModel, standard: Registry) -> Result<Typed
     })?
 }
 
-/// tract's reader casts both sides of each binary operator, mostly to the type that they have.
-fn without_idle_casts(mut model: TypedModel) -> TractResult<TypedModel> {
+/// The model, bodies included, without what tract's reader adds to each graph: casts of both sides of
+/// a binary operator, mostly to the type that they have; slices whose bounds are values where they are
+/// constants; loops that go on where another run ended.
+fn settled(mut model: TypedModel) -> TractResult<TypedModel> {
+    for node in &mut model.nodes {
+        if let Some(op) = node.op_as_mut::<Scan>() {
+            op.reset_every_turn = true;
+            op.body = settled(std::mem::take(&mut op.body))?;
+        } else if let Some(op) = node.op_as_mut::<IfThenElse>() {
+            op.then_body = settled(std::mem::take(&mut op.then_body))?;
+            op.else_body = settled(std::mem::take(&mut op.else_body))?;
+        }
+    }
+    with_constant_bounds(&mut model)?;
+    without_idle_casts(&mut model)?;
+    model.compact()?;
+    Ok(model)
+}
+
+/// A `DynSlice` that has constant bounds becomes a `Slice`.
+fn with_constant_bounds(model: &mut TypedModel) -> TractResult<()> {
+    for id in 0..model.nodes.len() {
+        let node = &model.nodes[id];
+        let (Some(slice), &[x, start, end]) = (node.op_as::<DynSlice>(), &node.inputs[..]) else {
+            continue;
+        };
+        let bound = |outlet| -> TractResult<Option<TDim>> {
+            let Some(value) = &model.outlet_fact(outlet)?.konst else { return Ok(None) };
+            Ok(Some(value.cast_to::<TDim>()?.try_as_plain_ram()?.to_scalar::<TDim>()?.clone()))
+        };
+        let (Some(first), Some(last)) = (bound(start)?, bound(end)?) else { continue };
+        let op = Slice::new(slice.axis, first, last);
+        let facts = op.output_facts(&[model.outlet_fact(x)?])?;
+        for outlet in [start, end] {
+            let successors = &mut model.nodes[outlet.node].outputs[outlet.slot].successors;
+            successors.retain(|s| s.node != id);
+        }
+        let node = &mut model.nodes[id];
+        node.op = Box::new(op);
+        node.inputs.truncate(1);
+        node.outputs[0].fact = facts[0].clone();
+    }
+    Ok(())
+}
+
+fn without_idle_casts(model: &mut TypedModel) -> TractResult<()> {
     for id in 0..model.nodes.len() {
         let node = &model.nodes[id];
         let Some(cast) = node.op_as::<Cast>() else { continue };
@@ -106,8 +153,7 @@ fn without_idle_casts(mut model: TypedModel) -> TractResult<TypedModel> {
         successors.retain(|s| s.node != id);
         successors.extend(readers);
     }
-    model.compact()?;
-    Ok(model)
+    Ok(())
 }
 
 /// tract's translator panics on some damaged texts.
