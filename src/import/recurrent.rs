@@ -163,7 +163,7 @@ impl Recurrent {
             return refuse(format!("the layout {layout} is not known"));
         }
         let clip = attribute(node, "clip").map(|a| a.f);
-        if let Some(clip) = clip.filter(|c| !(*c > 0.0)) {
+        if let Some(clip) = clip.filter(|c| c.is_nan() || *c <= 0.0) {
             return refuse(format!("clip is {clip}"));
         }
         let functions = match functions(node, &cell, reversed.len()) {

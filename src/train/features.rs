@@ -3,7 +3,7 @@
 use super::options::TargetChoice;
 use crate::adapter::{Pool, TargetKind};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{FrozenConv, FrozenEmbedding, FrozenLinear, tract_error};
+use crate::graph::{FrozenConv, FrozenEmbedding, FrozenLinear, Place, places, tract_error};
 use crate::pack::Role;
 use crate::runtime::Engine;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -150,23 +150,24 @@ fn ancestors(graph: &TypedModel, node: usize) -> HashSet<usize> {
     found
 }
 
-/// The nodes of the graph that are targets, by place in the target table. A target that stands
-/// inside a loop's or condition's body is not among them, nor one that stands twice.
-pub(crate) fn target_nodes(graph: &TypedModel) -> BTreeMap<usize, usize> {
+/// Where the targets stand in the graph, by place in the target table. One that stands twice is not
+/// among them, nor one inside a condition's body.
+pub(crate) fn target_nodes(graph: &TypedModel) -> Result<BTreeMap<usize, Place>> {
     let mut found = BTreeMap::new();
     let mut twice = BTreeSet::new();
-    for node in graph.nodes() {
+    for place in places(graph) {
+        let node = place.graph(graph)?.node(place.node);
         let linear = node.op_as::<FrozenLinear>().and_then(|op| op.target);
         let conv = || node.op_as::<FrozenConv>().and_then(|op| op.target);
         let embedding = || node.op_as::<FrozenEmbedding>().and_then(|op| op.target);
         if let Some(target) = linear.or_else(conv).or_else(embedding)
-            && found.insert(target, node.id).is_some()
+            && found.insert(target, place).is_some()
         {
             twice.insert(target);
         }
     }
     found.retain(|target, _| !twice.contains(target));
-    found
+    Ok(found)
 }
 
 /// Places of the targets that `choice` names, in the order of the table. With
@@ -181,11 +182,12 @@ pub(crate) fn choose_targets(
     output: usize,
 ) -> Result<Vec<usize>> {
     let graph = engine.graph();
-    let nodes = target_nodes(graph);
+    let nodes = target_nodes(graph)?;
     let outlets = graph.output_outlets().map_err(|e| tract_error(ErrorKind::Failed, &e))?;
     let outlet = outlets.get(output).ok_or_else(|| Error::failed("the output is gone"))?;
     let before = ancestors(graph, outlet.node);
-    let trainable = |target: usize| nodes.get(&target).is_some_and(|node| before.contains(node));
+    let trainable =
+        |target: usize| nodes.get(&target).is_some_and(|place| before.contains(&place.outermost()));
     let targets = engine.base().targets();
     let pattern = match choice {
         TargetChoice::None => return Ok(vec![]),

@@ -1,43 +1,83 @@
 //! The backward part of a graph, wired into the same tract model.
 //!
-//! Only the nodes on a path from a trained tensor to the loss get a backward part: what else the
+//! Only the nodes on a path from a wanted tensor to a seed get a backward part: what else the
 //! graph does (gathers of ids, masks, shapes) needs no rule.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use tract_core::internal::*;
 use tract_core::model::order::eval_order_for_nodes;
-use tract_core::ops::source::TypedSource;
 
 use super::vjp::{self, Site};
 use super::wires::Wires;
 use crate::error::{Error, Result};
 use crate::graph::RowNorms;
 
-/// Wires the backward part of `model` and returns d `loss` / d `trained[i]`, each of the shape
-/// and element type of `trained[i]`, in the order asked for.
+/// What [`backward`] wired.
+pub struct Backward {
+    /// The gradient of each wanted outlet, of its shape and element type, in the order asked for:
+    /// zeros where no seed depends on it.
+    pub gradients: Vec<OutletId>,
+    /// The ids of the backward nodes. All others are forward; rules may have given those further
+    /// outputs, to keep a state.
+    pub nodes: Range<usize>,
+}
+
+/// Wires the backward part of `model`: the gradients of Σ seed·outlet over the seeds.
 ///
-/// `loss` is one f32 value (any rank, volume 1); each of `trained` is the outlet of a source node
-/// of f32. A tensor that doesn't reach the loss gets zeros (see [`reaches`]). The model's outputs
-/// stay as they are: select them afterwards. Dimensions may be symbols; bind those that will be
-/// bound before this, since a bound graph runs faster.
+/// `seeds` are pairs of a float outlet and its gradient, of the same shape and type; `wanted` are any
+/// float outlets. The model's outputs stay as they are: select them afterwards. Dimensions may be
+/// symbols; bind those that will be bound before this, since a bound graph runs faster.
 ///
 /// # Errors
 /// [`Unsupported`](crate::error::ErrorKind::Unsupported) where an op on the way has no rule, or
 /// the rule doesn't cover its attributes: op and node are named.
-pub fn add_gradients(
+pub fn backward(
     model: &mut TypedModel,
-    loss: OutletId,
-    trained: &[OutletId],
-) -> Result<Vec<OutletId>> {
-    check(model, loss, trained)?;
-    let order = forward_order(model, loss)?;
-    let depends = depends(model, &order, trained)?;
+    seeds: &[(OutletId, OutletId)],
+    wanted: &[OutletId],
+) -> Result<Backward> {
+    let first = model.nodes().len();
+    let found = wire_backward(model, seeds, wanted)?;
+    let mut b = Wires::new(model, "wanted.vjp");
+    let mut gradients = vec![];
+    for (&outlet, found) in wanted.iter().zip(found) {
+        gradients.push(match found {
+            Some(gradient) => gradient,
+            None => {
+                let fact = b.fact(outlet)?.clone();
+                b.zeros(fact.datum_type, &fact.shape)?
+            }
+        });
+    }
+    Ok(Backward { gradients, nodes: first..model.nodes().len() })
+}
+
+/// A seed for the gradients of `loss` itself: ones.
+pub fn ones(model: &mut TypedModel, loss: OutletId) -> Result<OutletId> {
     let mut b = Wires::new(model, "loss.vjp");
+    let fact = b.fact(loss)?.clone();
+    let one = tensor0(1f32).cast_to_dt(fact.datum_type).map(|t| t.into_owned());
+    let one = one.map_err(|e| Error::usage(format!("a loss is a float: {e:#}")))?;
+    let one = b.constant(one)?;
+    b.broadcast_to(one, &fact.shape)
+}
+
+/// [`backward`] with nothing for what no seed depends on.
+pub(super) fn wire_backward(
+    model: &mut TypedModel,
+    seeds: &[(OutletId, OutletId)],
+    wanted: &[OutletId],
+) -> Result<Vec<Option<OutletId>>> {
+    check(model, seeds, wanted)?;
+    let order = forward_order(model, seeds.iter().map(|(outlet, _)| *outlet))?;
+    let depends = depends(model, &order, wanted)?;
+    let mut b = Wires::new(model, "seeds.vjp");
     let mut gradients: HashMap<OutletId, OutletId> = HashMap::new();
-    let shape = b.fact(loss)?.shape.clone();
-    let one = b.constant(tensor0(1f32))?;
-    gradients.insert(loss, b.broadcast_to(one, &shape)?);
+    for &(outlet, seed) in seeds {
+        add(&mut b, &mut gradients, outlet, seed)?;
+    }
     for &id in order.iter().rev() {
         let node = b.model().node(id).clone();
         if node.inputs.is_empty() {
@@ -56,56 +96,50 @@ pub fn add_gradients(
         for ((&input, &wanted), gradient) in node.inputs.iter().zip(&wanted).zip(outgoing) {
             let Some(gradient) = gradient.filter(|_| wanted) else { continue };
             b.check_like(gradient, input, &node)?;
-            let sum = match gradients.get(&input) {
-                Some(&before) => b.add(before, gradient)?,
-                None => gradient,
-            };
-            gradients.insert(input, sum);
+            add(&mut b, &mut gradients, input, gradient)?;
         }
     }
-    b.enter("trained.vjp");
-    let mut result = Vec::with_capacity(trained.len());
-    for outlet in trained {
-        result.push(match gradients.get(outlet) {
-            Some(&gradient) => gradient,
-            None => {
-                let fact = b.fact(*outlet)?.clone();
-                b.zeros(fact.datum_type, &fact.shape)?
-            }
-        });
-    }
-    Ok(result)
+    Ok(wanted.iter().map(|outlet| gradients.get(outlet).copied()).collect())
 }
 
-/// Whether each of `trained` has a path to `loss` along which a gradient could flow.
-pub fn reaches(model: &TypedModel, loss: OutletId, trained: &[OutletId]) -> Result<Vec<bool>> {
-    check(model, loss, trained)?;
-    let order = forward_order(model, loss)?;
-    trained
-        .iter()
-        .map(|t| Ok(depends(model, &order, std::slice::from_ref(t))?.contains(&loss)))
-        .collect()
+fn add(
+    b: &mut Wires,
+    gradients: &mut HashMap<OutletId, OutletId>,
+    outlet: OutletId,
+    gradient: OutletId,
+) -> Result<()> {
+    let sum = match gradients.get(&outlet) {
+        Some(&before) => b.add(before, gradient)?,
+        None => gradient,
+    };
+    gradients.insert(outlet, sum);
+    Ok(())
 }
 
-fn check(model: &TypedModel, loss: OutletId, trained: &[OutletId]) -> Result<()> {
-    let fact = fact(model, loss)?;
-    if !fact.datum_type.is::<f32>() || !fact.shape.volume().is_one() {
-        return Err(Error::usage(format!("a loss is one f32 value, found {fact:?}")));
-    }
-    for &outlet in trained {
-        let fact = self::fact(model, outlet)?;
-        let node = model.node(outlet.node);
-        if !node.op_is::<TypedSource>() {
-            let op = node.op.name();
-            return Err(Error::usage(format!(
-                "a trained tensor is an input of the graph, '{}' is a {op}",
-                node.name
-            )));
+/// Whether each of `wanted` has a path to one of `outlets` along which a gradient could flow.
+pub fn reaches(model: &TypedModel, outlets: &[OutletId], wanted: &[OutletId]) -> Result<Vec<bool>> {
+    let order = forward_order(model, outlets.iter().copied())?;
+    let reached = |outlet: &OutletId| -> Result<bool> {
+        let depends = depends(model, &order, std::slice::from_ref(outlet))?;
+        Ok(outlets.iter().any(|o| depends.contains(o)))
+    };
+    wanted.iter().map(reached).collect()
+}
+
+fn check(model: &TypedModel, seeds: &[(OutletId, OutletId)], wanted: &[OutletId]) -> Result<()> {
+    for &(outlet, seed) in seeds {
+        let (outlet, seed) = (fact(model, outlet)?, fact(model, seed)?);
+        let like = outlet.rank() == seed.rank() && outlet.datum_type == seed.datum_type;
+        if !outlet.datum_type.is_float() || !like {
+            return Err(Error::usage(format!("{seed:?} is no gradient of {outlet:?}")));
         }
-        if !fact.datum_type.is::<f32>() {
+    }
+    for &outlet in wanted {
+        let fact = fact(model, outlet)?;
+        if !fact.datum_type.is_float() {
             return Err(Error::usage(format!(
-                "a trained tensor is f32, '{}' is {fact:?}",
-                node.name
+                "only floats have a gradient, '{}' is {fact:?}",
+                model.node(outlet.node).name
             )));
         }
     }
@@ -116,19 +150,19 @@ fn fact(model: &TypedModel, outlet: OutletId) -> Result<&TypedFact> {
     model.outlet_fact(outlet).map_err(|e| Error::usage(format!("no such tensor: {e:#}")))
 }
 
-/// The nodes that reach `loss`, inputs before users.
-fn forward_order(model: &TypedModel, loss: OutletId) -> Result<Vec<usize>> {
-    eval_order_for_nodes(model.nodes(), &[], &[loss.node], &[])
+/// The nodes that reach `outlets`, inputs before users.
+fn forward_order(
+    model: &TypedModel,
+    outlets: impl Iterator<Item = OutletId>,
+) -> Result<Vec<usize>> {
+    let nodes: Vec<usize> = outlets.map(|o| o.node).collect();
+    eval_order_for_nodes(model.nodes(), &[], &nodes, &[])
         .map_err(|e| Error::bad_input(format!("the graph can't be ordered: {e:#}")))
 }
 
-/// The outlets among the nodes of `order` whose values depend on one of `trained` through floats.
-fn depends(
-    model: &TypedModel,
-    order: &[usize],
-    trained: &[OutletId],
-) -> Result<std::collections::HashSet<OutletId>> {
-    let mut found: std::collections::HashSet<OutletId> = trained.iter().copied().collect();
+/// The outlets among the nodes of `order` whose values depend on one of `wanted` through floats.
+fn depends(model: &TypedModel, order: &[usize], wanted: &[OutletId]) -> Result<HashSet<OutletId>> {
+    let mut found: HashSet<OutletId> = wanted.iter().copied().collect();
     for &id in order {
         let node = model.node(id);
         // A norm that DoRA holds constant.
@@ -161,6 +195,11 @@ mod tests {
         model.wire_node(name, op, &[x, w]).unwrap()[0]
     }
 
+    fn of(model: &mut TypedModel, loss: OutletId, wanted: &[OutletId]) -> Result<Vec<OutletId>> {
+        let one = ones(model, loss)?;
+        Ok(backward(model, &[(loss, one)], wanted)?.gradients)
+    }
+
     fn total(model: &mut TypedModel, x: OutletId) -> OutletId {
         let axes = (0..model.outlet_fact(x).unwrap().rank()).collect();
         model.wire_node("total", Reduce::new(axes, Reducer::Sum), &[x]).unwrap()[0]
@@ -183,7 +222,7 @@ mod tests {
         let half = model.add_const("half", tensor2(&[[0.5f32]])).unwrap();
         let halved = model.wire_node("halved", math::mul(), &[square, half]).unwrap()[0];
         let loss = total(&mut model, halved);
-        let grads = add_gradients(&mut model, loss, &[w1s, w2s]).unwrap();
+        let grads = of(&mut model, loss, &[w1s, w2s]).unwrap();
         model.select_output_outlets(&grads).unwrap();
         let got = run(&model, &[w1.clone(), w2.clone()]);
 
@@ -209,13 +248,12 @@ mod tests {
     fn a_missing_rule_is_an_error_that_names_op_and_node() {
         let mut model = TypedModel::default();
         let x = model.add_source("x", f32::fact([5])).unwrap();
-        let k = model.add_const("k", tensor0(2i64)).unwrap();
-        let op = Topk { axis: 0, largest: true, fallback_k: 2.to_dim() };
-        let y = model.wire_node("best two", op, &[x, k]).unwrap()[0];
+        let k = model.add_const("k", tensor1(&[2f32])).unwrap();
+        let y = model.wire_node("the rest", math::rem(), &[x, k]).unwrap()[0];
         let loss = total(&mut model, y);
-        let e = add_gradients(&mut model, loss, &[x]).unwrap_err();
+        let e = of(&mut model, loss, &[x]).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Unsupported);
-        assert!(e.message().contains("Topk") && e.message().contains("'best two'"), "{e}");
+        assert!(e.message().contains("Rem") && e.message().contains("'the rest'"), "{e}");
     }
 
     #[test]
@@ -228,7 +266,7 @@ mod tests {
         let best = model.wire_node("best two", op, &[x, k]).unwrap()[0];
         let y = model.wire_node("y", math::mul(), &[best, w]).unwrap()[0];
         let loss = total(&mut model, y);
-        let grads = add_gradients(&mut model, loss, &[w]).unwrap();
+        let grads = of(&mut model, loss, &[w]).unwrap();
         model.select_output_outlets(&grads).unwrap();
         let got = run(&model, &[tensor1(&[1f32, 5., 2., 4., 3.]), tensor1(&[1f32, 1.])]);
         assert_eq!(got[0].as_ref(), &tensor1(&[5f32, 4.]));
@@ -240,8 +278,8 @@ mod tests {
         let x = model.add_source("x", f32::fact([2])).unwrap();
         let idle = model.add_source("idle", f32::fact([3])).unwrap();
         let loss = total(&mut model, x);
-        assert_eq!(reaches(&model, loss, &[x, idle]).unwrap(), [true, false]);
-        let grads = add_gradients(&mut model, loss, &[x, idle]).unwrap();
+        assert_eq!(reaches(&model, &[loss], &[x, idle]).unwrap(), [true, false]);
+        let grads = of(&mut model, loss, &[x, idle]).unwrap();
         model.select_output_outlets(&grads).unwrap();
         let got = run(&model, &[tensor1(&[1f32, 2.]), tensor1(&[1f32, 2., 3.])]);
         assert_eq!(got[0].as_ref(), &tensor1(&[1f32, 1.]));
@@ -249,16 +287,39 @@ mod tests {
     }
 
     #[test]
-    fn only_sources_of_floats_are_trained_and_a_loss_is_one_value() {
+    fn only_floats_have_gradients_and_a_seed_is_like_its_outlet() {
         let mut model = TypedModel::default();
         let x = model.add_source("x", f32::fact([2])).unwrap();
         let ids = model.add_source("ids", i64::fact([2])).unwrap();
         let y = model.wire_node("y", math::exp(), &[x]).unwrap()[0];
         let loss = total(&mut model, y);
-        for (loss, trained, text) in [(y, x, "loss"), (loss, y, "'y'"), (loss, ids, "'ids'")] {
-            let e = add_gradients(&mut model, loss, &[trained]).unwrap_err();
+        let e = of(&mut model, loss, &[ids]).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Usage);
+        assert!(e.message().contains("'ids'"), "{e}");
+        let matrix = model.add_source("matrix", f32::fact([1, 1])).unwrap();
+        for seed in [ids, matrix] {
+            let e = backward(&mut model, &[(y, seed)], &[x]).err().unwrap();
             assert_eq!(e.kind(), ErrorKind::Usage);
-            assert!(e.message().contains(text), "{e}");
         }
+    }
+
+    /// d (a·exp(x) + b·exp(exp(x))) by x and by exp(x), and which nodes are backward.
+    #[test]
+    fn several_seeds_add_up_and_any_outlet_may_be_wanted() {
+        let mut model = TypedModel::default();
+        let x = model.add_source("x", f32::fact([1])).unwrap();
+        let y = model.wire_node("y", math::exp(), &[x]).unwrap()[0];
+        let z = model.wire_node("z", math::exp(), &[y]).unwrap()[0];
+        let a = model.add_const("a", tensor1(&[2f32])).unwrap();
+        let b = model.add_const("b", tensor1(&[0.5f32])).unwrap();
+        let forward = model.nodes().len();
+        let found = backward(&mut model, &[(y, a), (z, b)], &[x, y]).unwrap();
+        assert_eq!(found.nodes, forward..model.nodes().len());
+        model.select_output_outlets(&found.gradients).unwrap();
+        let got = run(&model, &[tensor1(&[0.3f32])]);
+        let y = 0.3f32.exp();
+        let dy = 2.0 + 0.5 * y.exp();
+        got[0].close_enough(&tensor1(&[dy * y]), Approximation::Close).unwrap();
+        got[1].close_enough(&tensor1(&[dy]), Approximation::Close).unwrap();
     }
 }

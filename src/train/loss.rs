@@ -160,7 +160,7 @@ pub(crate) mod testing {
 mod tests {
     use super::testing::{differences, near, value};
     use super::*;
-    use crate::train::gradient::add_gradients;
+    use crate::train::vjp::check::gradients;
     use crate::train::vjp::check::{random, run, slice};
 
     /// Reference values by hand: log-softmax of (1, 2, 3) is (-2.40761, -1.40761, -0.40761).
@@ -207,7 +207,7 @@ mod tests {
             let mut model = TypedModel::default();
             let logits = model.add_source("x", f32::fact([to - from, 3])).unwrap();
             let loss = cross_entropy(&mut model, logits).unwrap();
-            let gradients = add_gradients(&mut model, loss.value, &[logits]).unwrap();
+            let gradients = gradients(&mut model, loss.value, &[logits]).unwrap();
             model.select_output_outlets(&gradients).unwrap();
             slice(&run(&model, &[part(&x), part(&t), tensor0(4f32)])[0]).to_vec()
         };

@@ -23,6 +23,8 @@ mod plan;
 pub mod progress;
 pub mod random;
 #[cfg(test)]
+mod recurrent_tests;
+#[cfg(test)]
 mod reference_tests;
 mod retention;
 mod run;

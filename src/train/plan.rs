@@ -2,7 +2,7 @@
 
 use super::features::{Features, target_nodes};
 use super::forward::{Layer, Trained, change_layer};
-use super::gradient::{add_gradients, reaches};
+use super::gradient::{backward, ones, reaches};
 use super::head::{self, pool};
 use super::kind;
 use super::loss::Loss;
@@ -11,7 +11,7 @@ use super::tasks::Task;
 use super::vjp::rows::sum_rows;
 use crate::adapter::Kind;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{bind_dims, contract_einsums, tract_error};
+use crate::graph::{bind_dims, contract_einsums, tract_error, within};
 use crate::pack::Role;
 use crate::runtime::{Binding, Engine};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -98,16 +98,17 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
     let outlet = outlet.ok_or_else(|| Error::failed("the head's output is gone"))?;
     model.select_output_outlets(&[outlet]).map_err(failed)?;
 
-    let nodes = target_nodes(&model);
+    let nodes = target_nodes(&model)?;
     let wiring = kind::wiring(setup.kind)?;
     let mut trained = vec![];
     for TrainedTarget { place, tensors } in &setup.targets {
         let path = &engine.base().targets()[*place].module_path;
-        let node = *nodes.get(place).ok_or_else(|| {
+        let stands = nodes.get(place).ok_or_else(|| {
             Error::unsupported(format!("target '{path}' is not in the graph of these dimensions"))
         })?;
         let wire = |layer: &mut Layer<'_>| wiring.wire(layer, setup.scaling);
-        let inputs = change_layer(&mut model, node, tensors, &wire)
+        let mut change = |model: &mut TypedModel, node| change_layer(model, node, tensors, &wire);
+        let inputs = within(&mut model, stands, &mut change)
             .map_err(|e| e.at(format!("target '{path}'")))?;
         for ((tensor, _), outlet) in tensors.iter().zip(inputs) {
             trained.push((parameter::of_target(path, tensor), outlet));
@@ -134,7 +135,7 @@ pub(crate) fn reaching(engine: &Engine, setup: &Setup) -> Result<Vec<bool>> {
         let found = found.ok_or_else(|| Error::failed(format!("'{path}' has no tensors")))?;
         last.push(found.1);
     }
-    reaches(&wired.model, wired.loss.value, &last)
+    reaches(&wired.model, &[wired.loss.value], &last)
 }
 
 impl Plan {
@@ -162,8 +163,10 @@ impl Plan {
             Error::unsupported(format!("the sizes of the output '{name}' are open"))
                 .hint("fix them with --dim when packing")
         })?;
-        let gradients = add_gradients(&mut model, loss.value, &trained).map_err(named)?;
-        let outputs: Vec<OutletId> = std::iter::once(loss.value).chain(gradients).collect();
+        let one = ones(&mut model, loss.value)?;
+        let backward = backward(&mut model, &[(loss.value, one)], &trained).map_err(named)?;
+        let outputs: Vec<OutletId> =
+            std::iter::once(loss.value).chain(backward.gradients).collect();
         model.select_output_outlets(&outputs).map_err(failed)?;
         let slots = slots(&model, engine.inputs().len(), &loss, &trained)?;
         let optimizing =

@@ -49,14 +49,40 @@ impl<'m> Wires<'m> {
         op: impl Into<Box<dyn TypedOp>>,
         inputs: &[OutletId],
     ) -> Result<OutletId> {
+        Ok(self.wire_all(op, inputs)?[0])
+    }
+
+    /// One node; all its outputs.
+    pub fn wire_all(
+        &mut self,
+        op: impl Into<Box<dyn TypedOp>>,
+        inputs: &[OutletId],
+    ) -> Result<TVec<OutletId>> {
         let op = op.into();
         let kind = op.name();
         let name = format!("{}.{}.{}", self.place, kind, self.model.nodes().len());
-        let wires = self
-            .model
-            .wire_node(name, op, inputs)
-            .map_err(|e| wiring_error(&self.place, &kind, e))?;
-        Ok(wires[0])
+        let wires = self.model.wire_node(name, op, inputs);
+        wires.map_err(|e| wiring_error(&self.place, &kind, e))
+    }
+
+    /// Puts `op` in the place of a node's: one that gives the same outputs, and more behind them.
+    pub fn extend(&mut self, node: usize, op: impl Into<Box<dyn TypedOp>>) -> Result<()> {
+        let op = op.into();
+        let wiring = |e| wiring_error(&self.place, &op.name(), e);
+        let inputs = self.model.node_input_facts(node).map_err(wiring)?;
+        let facts = op.output_facts(&inputs).map_err(wiring)?;
+        drop(inputs);
+        let node = self.model.node_mut(node);
+        for fact in facts.into_iter().skip(node.outputs.len()) {
+            node.outputs.push(Outlet { fact, successors: tvec![] });
+        }
+        node.op = op;
+        Ok(())
+    }
+
+    /// An input of the model like `fact`.
+    pub fn state(&mut self, name: &str, fact: TypedFact) -> Result<OutletId> {
+        self.model.add_source(name, fact).map_err(|e| wiring_error(&self.place, name, e))
     }
 
     /// An input of the model, of f32.

@@ -11,7 +11,7 @@ use crate::graph::testing::{bound, matrix, run_model, tensor, values, windows};
 use crate::graph::weights::FrozenWeights;
 use crate::graph::{
     Col2im, DepthwiseInputGradient, FrozenConv, FrozenDepthwise, FrozenEmbedding, FrozenLinear,
-    Im2col, bind_dims,
+    GruCell, Im2col, LstmCell, bind_dims,
 };
 
 fn no_weights() -> FrozenWeights {
@@ -146,6 +146,23 @@ fn each_of_our_ops_comes_back_the_same() {
     for (want, base) in want.iter().zip(&base) {
         assert_ne!(want, base, "the adapter has an effect");
     }
+}
+
+#[test]
+fn recurrent_cells_come_back_the_same() {
+    let mut model = TypedModel::default();
+    let inputs = [[2, 1, 8], [2, 1, 6], [2, 1, 2]]
+        .map(|shape| tensor(&shape, &values(shape.iter().product(), shape[2] as u64)));
+    let sources: Vec<OutletId> = inputs
+        .iter()
+        .enumerate()
+        .map(|(i, t)| model.add_source(format!("in{i}"), f32::fact(t.shape())).unwrap())
+        .collect();
+    let [four, three, state] = sources[..] else { unreachable!() };
+    let lstm = model.wire_node("lstm", LstmCell, &[four, four, state]).unwrap();
+    let gru = model.wire_node("gru", GruCell, &[three, three, lstm[0]]).unwrap();
+    model.select_output_outlets(&[lstm[1], gru[0]]).unwrap();
+    round_trip(&model, &no_weights(), &inputs, 0.0);
 }
 
 #[test]

@@ -109,8 +109,10 @@ impl<'a> Frozen<'a> {
     pub(crate) fn of(engine: &'a Engine) -> Result<Frozen<'a>> {
         let graph = engine.graph();
         let mut biases = HashMap::new();
-        for (target, node) in target_nodes(graph) {
-            let bias = graph.node(node).inputs.get(1).map(|bias| graph.outlet_fact(*bias));
+        for (target, place) in target_nodes(graph)? {
+            let within = place.graph(graph)?;
+            let bias = within.node(place.node).inputs.get(1);
+            let bias = bias.map(|bias| within.outlet_fact(*bias));
             let bias = bias.transpose().map_err(|e| tract_error(ErrorKind::Failed, &e))?;
             biases.extend(bias.and_then(|fact| Some((target, fact.konst.clone()?))));
         }

@@ -4,7 +4,18 @@ use tract_core::internal::*;
 use tract_core::ops::math;
 use tract_core::ops::nn::{Reduce, Reducer};
 
-use crate::train::gradient::add_gradients;
+use crate::error::Result;
+use crate::train::gradient::{backward, ones};
+
+/// Gradients of `loss`, one value.
+pub(crate) fn gradients(
+    model: &mut TypedModel,
+    loss: OutletId,
+    wanted: &[OutletId],
+) -> Result<Vec<OutletId>> {
+    let one = ones(model, loss)?;
+    Ok(backward(model, &[(loss, one)], wanted)?.gradients)
+}
 
 /// Deterministic values in (-1, 1), none near 0.
 pub(crate) fn random(shape: &[usize], seed: u64) -> Tensor {
@@ -127,7 +138,7 @@ impl<'a> Case<'a> {
         dims.clear();
         let loss = model.wire_node("loss", Reduce::new(axes, Reducer::Sum), &[product]).unwrap()[0];
         let trained: Vec<OutletId> = self.trained.iter().map(|&i| sources[i]).collect();
-        let gradients = add_gradients(&mut model, loss, &trained).unwrap();
+        let gradients = gradients(&mut model, loss, &trained).unwrap();
         model.select_output_outlets(&gradients).unwrap();
         let mut inputs = self.inputs.clone();
         inputs.push(weights.clone());

@@ -2,12 +2,13 @@
 
 use tract_core::internal::*;
 use tract_core::ops::array::{
-    CumSum, Gather, GatherElements, Pad, PadMode, ScatterElements, ScatterNd, ScatterReduction,
-    Slice, Tile, Trilu, TypedConcat,
+    CumSum, DynSlice, Gather, GatherElements, Pad, PadMode, ScatterElements, ScatterNd,
+    ScatterReduction, Slice, Tile, Trilu, TypedConcat,
 };
 use tract_core::ops::downsample::Downsample;
 use tract_core::ops::logic::comp_lt;
 
+use super::ops::SliceGradient;
 use super::{InputGradients, Site, Wires};
 use crate::error::Result;
 
@@ -58,6 +59,14 @@ pub(super) fn slice(b: &mut Wires, site: &Site) -> Result<InputGradients> {
     Ok(tvec![Some(gradient)])
 }
 
+/// Bounds that only a run knows.
+pub(super) fn dyn_slice(b: &mut Wires, site: &Site) -> Result<InputGradients> {
+    let axis = site.op::<DynSlice>()?.axis;
+    let shape = b.fact(site.input(0)?)?.shape.clone();
+    let op = SliceGradient { axis, shape };
+    Ok(tvec![Some(b.wire(op, &[site.gradient()?, site.input(1)?])?), None, None])
+}
+
 pub(super) fn concat(b: &mut Wires, site: &Site) -> Result<InputGradients> {
     let axis = site.op::<TypedConcat>()?.axis;
     let mut start = 0.to_dim();
@@ -76,7 +85,7 @@ pub(super) fn concat(b: &mut Wires, site: &Site) -> Result<InputGradients> {
 pub(super) fn pad(b: &mut Wires, site: &Site) -> Result<InputGradients> {
     let op = site.op::<Pad>()?;
     if !matches!(op.mode, PadMode::Constant(_)) {
-        return Err(site.unsupported("only padding with a constant has a rule"));
+        return super::moved::moved(b, site);
     }
     let shape = b.fact(site.input(0)?)?.shape.clone();
     let mut gradient = site.gradient()?;

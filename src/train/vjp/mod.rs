@@ -7,15 +7,18 @@ mod binary;
 
 #[cfg(test)]
 mod cases;
+mod cells;
 #[cfg(test)]
 pub(crate) mod check;
 mod cnn;
 mod einsum;
 mod frozen;
 mod layout;
+mod moved;
 mod normalize;
 pub mod ops;
 pub mod rows;
+mod scan;
 #[cfg(test)]
 mod tests;
 mod unary;
@@ -25,7 +28,7 @@ use tract_core::internal::*;
 use tract_core::ops::array as a;
 use tract_core::ops::binary::{BinMiniOp, TypedBinOp};
 use tract_core::ops::cast::Cast;
-use tract_core::ops::cnn::{Conv, MaxPool, SumPool};
+use tract_core::ops::cnn::{Conv, Deconv, MaxPool, SumPool};
 use tract_core::ops::downsample::Downsample;
 use tract_core::ops::einsum::EinSum;
 use tract_core::ops::element_wise::ElementWiseOp;
@@ -33,6 +36,7 @@ use tract_core::ops::identity::Identity;
 use tract_core::ops::logic::Iff;
 use tract_core::ops::math as m;
 use tract_core::ops::nn as n;
+use tract_core::ops::scan::Scan;
 
 use crate::error::{Error, Result};
 use crate::graph as g;
@@ -93,6 +97,8 @@ pub type InputGradients = TVec<Option<OutletId>>;
 pub type Rule = fn(&mut Wires, &Site) -> Result<InputGradients>;
 
 struct Entry {
+    /// Under which it has its cases.
+    #[cfg(test)]
     name: &'static str,
     matches: fn(&dyn TypedOp) -> bool,
     rule: Rule,
@@ -110,8 +116,13 @@ fn ew<T: ElementWiseMiniOp>(op: &dyn TypedOp) -> bool {
     op.downcast_ref::<ElementWiseOp>().is_some_and(|op| op.0.is::<T>())
 }
 
-const fn entry(name: &'static str, matches: fn(&dyn TypedOp) -> bool, rule: Rule) -> Entry {
-    Entry { name, matches, rule }
+const fn entry(_name: &'static str, matches: fn(&dyn TypedOp) -> bool, rule: Rule) -> Entry {
+    Entry {
+        #[cfg(test)]
+        name: _name,
+        matches,
+        rule,
+    }
 }
 
 static TABLE: &[Entry] = &[
@@ -164,6 +175,8 @@ static TABLE: &[Entry] = &[
     entry("Identity", op::<Identity>, layout::identity),
     entry("Cast", op::<Cast>, layout::cast),
     entry("Slice", op::<a::Slice>, layout::slice),
+    entry("DynSlice", op::<a::DynSlice>, layout::dyn_slice),
+    entry("Scan", op::<Scan>, scan::scan),
     entry("Concat", op::<a::TypedConcat>, layout::concat),
     entry("MultiBroadcastTo", op::<a::MultiBroadcastTo>, layout::broadcast),
     entry("Tile", op::<a::Tile>, layout::tile),
@@ -174,26 +187,25 @@ static TABLE: &[Entry] = &[
     entry("CumSum", op::<a::CumSum>, layout::cum_sum),
     entry("Gather", op::<a::Gather>, layout::gather),
     entry("GatherElements", op::<a::GatherElements>, layout::gather_elements),
+    entry("GatherNd", op::<a::GatherNd>, moved::moved),
+    entry("ScatterElements", op::<a::ScatterElements>, moved::scatter_elements),
+    entry("ScatterNd", op::<a::ScatterNd>, moved::scatter_nd),
+    entry("Topk", op::<a::Topk>, moved::top_k),
+    entry("Resize", op::<n::resize::Resize>, moved::resize),
+    entry("NearestUpsample", op::<n::resize::NearestUpsample>, moved::moved),
     entry("SumPool", op::<SumPool>, cnn::sum_pool),
     entry("MaxPool", op::<MaxPool>, cnn::max_pool),
     entry("Conv", op::<Conv>, cnn::conv),
+    entry("Deconv", op::<Deconv>, cnn::deconv),
     entry("FrozenLinear", op::<g::FrozenLinear>, frozen::linear),
     entry("FrozenLinearTransposed", op::<g::FrozenLinearTransposed>, frozen::linear_transposed),
     entry("FrozenConv", op::<g::FrozenConv>, frozen::conv),
     entry("FrozenDepthwise", op::<g::FrozenDepthwise>, frozen::depthwise),
+    entry("LstmCell", op::<g::LstmCell>, cells::lstm),
+    entry("GruCell", op::<g::GruCell>, cells::gru),
     entry("Im2col", op::<g::Im2col>, frozen::im2col),
     entry("Col2im", op::<g::Col2im>, frozen::col2im),
 ];
-
-/// The names of the rules in the table: the ops a gradient can pass.
-pub fn rule_names() -> impl Iterator<Item = &'static str> {
-    TABLE.iter().map(|e| e.name)
-}
-
-/// Whether the table has a rule for this op.
-pub fn has_rule(op: &dyn TypedOp) -> bool {
-    TABLE.iter().any(|e| (e.matches)(op))
-}
 
 /// Applies the rule for the node's op.
 pub(super) fn apply(b: &mut Wires, site: &Site) -> Result<InputGradients> {

@@ -5,7 +5,7 @@ use tract_core::ops::logic::comp_eq;
 use tract_core::ops::math;
 use tract_core::ops::nn::{Reduce, Reducer, RmsNorm, Softmax, SoftmaxKind};
 
-use super::rows::{RmsNormGradient, SoftmaxGradient};
+use super::rows::{ProductGradient, RmsNormGradient, SoftmaxGradient};
 use super::{InputGradients, Site, Wires};
 use crate::error::Result;
 
@@ -40,7 +40,7 @@ fn along_rows(b: &Wires, outlet: OutletId, axes: &[usize]) -> Result<bool> {
     Ok(last.is_some_and(|last| axes == [last]) && fact.datum_type.is::<f32>())
 }
 
-/// Sum, mean of squares, and the extrema, which share the gradient evenly among equals as
+/// Sum, product, mean of squares, and the extrema, which share the gradient evenly among equals as
 /// PyTorch's amax does.
 pub(super) fn reduce(b: &mut Wires, site: &Site) -> Result<InputGradients> {
     let op = site.op::<Reduce>()?;
@@ -62,8 +62,13 @@ pub(super) fn reduce(b: &mut Wires, site: &Site) -> Result<InputGradients> {
             let each = b.div(g, ties)?;
             b.mul(taken, each)?
         }
-        Reducer::ArgMax(_) | Reducer::ArgMin(_) => return Ok(tvec![None]),
-        other => return Err(site.unsupported(&format!("no rule for {other:?}"))),
+        Reducer::Prod => {
+            let op = ProductGradient { axes: op.axes.clone() };
+            b.wire(op, &[x, g])?
+        }
+        Reducer::ArgMax(_) | Reducer::ArgMin(_) | Reducer::All | Reducer::Any => {
+            return Ok(tvec![None]);
+        }
     })])
 }
 

@@ -1,7 +1,7 @@
 //! Wires ops that tract lacks. All take and give f32; f16 is converted on the way.
 
 use tract_core::internal::*;
-use tract_core::ops::cnn::{Conv, PoolSpec, SumPool};
+use tract_core::ops::cnn::{Conv, Deconv, PoolSpec, SumPool};
 
 use super::window::Window;
 
@@ -57,8 +57,91 @@ impl TypedOp for Gate {
     as_op!();
 }
 
+/// Zeros like its input. Unlike a constant it may be the state of a loop.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Blank;
+
+impl Op for Blank {
+    fn name(&self) -> StaticName {
+        "OffshootBlank".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Blank {
+    op_out_of_plan!();
+
+    fn eval(&self, _ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let x = args_1!(inputs);
+        Ok(tvec![Tensor::zero_dt(x.datum_type(), x.shape())?.into_tvalue()])
+    }
+}
+
+impl TypedOp for Blank {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec![inputs[0].without_value()])
+    }
+
+    as_op!();
+}
+
+/// dx of a slice from (dy, start), where `start` is known when it runs; `shape` is x's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SliceGradient {
+    /// The axis that was sliced.
+    pub axis: usize,
+    /// Shape of dx.
+    pub shape: ShapeFact,
+}
+
+impl Op for SliceGradient {
+    fn name(&self) -> StaticName {
+        "OffshootSliceGradient".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for SliceGradient {
+    not_out_of_plan!();
+
+    fn eval(&self, ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let (dy, start) = args_2!(inputs);
+        let start = start.cast_to::<TDim>()?;
+        let start = start.try_as_plain_ram()?.to_scalar::<TDim>()?.eval(ctx.symbols).to_usize()?;
+        let shape = self.shape.eval_to_usize(ctx.symbols)?;
+        let mut dx = Tensor::zero_dt(dy.datum_type(), &shape)?;
+        let end = start + dy.shape()[self.axis];
+        dx.assign_slice(start..end, &dy, .., self.axis)?;
+        Ok(tvec![dx.into_tvalue()])
+    }
+}
+
+impl TypedOp for SliceGradient {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        ensure!(inputs.len() == 2 && self.axis < self.shape.rank());
+        Ok(tvec![inputs[0].datum_type.fact(self.shape.clone())])
+    }
+
+    fn set_symbols(
+        &self,
+        _source: &TypedModel,
+        node: &TypedNode,
+        target: &mut TypedModel,
+        mapping: &HashMap<OutletId, OutletId>,
+        subs: &HashMap<Symbol, TDim>,
+    ) -> TractResult<TVec<OutletId>> {
+        let shape = self.shape.substitute(subs)?.into_owned();
+        let inputs: TVec<OutletId> = node.inputs.iter().map(|i| mapping[i]).collect();
+        target.wire_node(&node.name, SliceGradient { axis: self.axis, shape }, &inputs)
+    }
+
+    as_op!();
+}
+
 /// The tensor itself where nothing else holds it.
-fn into_f32(value: TValue) -> TractResult<Tensor> {
+pub(super) fn into_f32(value: TValue) -> TractResult<Tensor> {
     match value.datum_type() {
         DatumType::F32 => Ok(value.into_tensor()),
         _ => Ok(value.cast_to::<f32>()?.into_owned()),
@@ -284,6 +367,88 @@ impl TypedOp for ConvInputGradient {
     ) -> TractResult<TVec<OutletId>> {
         let shape = self.shape.substitute(subs)?.into_owned();
         let op = ConvInputGradient { shape, ..self.clone() };
+        let inputs: TVec<OutletId> = node.inputs.iter().map(|i| mapping[i]).collect();
+        target.wire_node(&node.name, op, &inputs)
+    }
+
+    as_op!();
+}
+
+/// dx of a transposed convolution from (dy, kernel); `shape` is its input's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DeconvInputGradient {
+    /// The forward op.
+    pub deconv: Deconv,
+    /// Shape of dx.
+    pub shape: ShapeFact,
+}
+
+impl Op for DeconvInputGradient {
+    fn name(&self) -> StaticName {
+        "OffshootDeconvInputGradient".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for DeconvInputGradient {
+    not_out_of_plan!();
+
+    fn eval(&self, ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let (dy, kernel) = args_2!(inputs);
+        let shape = self.shape.eval_to_usize(ctx.symbols)?;
+        let (deconv, spec) = (&self.deconv, &self.deconv.pool_spec);
+        // The convolution whose input gradient the forward op computes: from dy's places to dx's.
+        let window = Window::new(spec, dy.shape())?;
+        let taps: usize = spec.kernel_shape.iter().product();
+        let groups = deconv.group;
+        let (ins, outs) = (spec.input_channels / groups, spec.output_channels / groups);
+        let dt = dy.datum_type();
+        // (group, output channel, input channel · tap)
+        let kernel = deconv.kernel_format.kernel_as_group_o_ihw(&into_f32(kernel)?, groups)?;
+        let kernel = kernel.try_as_plain_ram()?.as_slice::<f32>()?;
+        let dy = into_f32(dy)?;
+        let dy = dy.try_as_plain_ram()?.as_slice::<f32>()?;
+        let mut dx = Tensor::zero::<f32>(&shape)?;
+        let mut plain = dx.try_as_plain_ram_mut()?;
+        let values = plain.as_slice_mut::<f32>()?;
+        ensure!(kernel.len() == groups * outs * ins * taps, "length of the kernel");
+        ensure!(values.len() == window.batch * groups * ins * window.places[1], "shape of dx");
+        for n in 0..window.batch {
+            for g in 0..groups {
+                for i in g * ins..(g + 1) * ins {
+                    let (to, to_step) = window.plane(n, i, groups * ins, window.places[1]);
+                    for o in g * outs..(g + 1) * outs {
+                        let (from, from_step) = window.plane(n, o, groups * outs, window.places[0]);
+                        let kernel = &kernel[(o * ins + i - g * ins) * taps..][..taps];
+                        window.taps(|at, place, tap| {
+                            values[to + at * to_step] += dy[from + place * from_step] * kernel[tap];
+                        });
+                    }
+                }
+            }
+        }
+        drop(plain);
+        Ok(tvec![dx.cast_to_dt(dt)?.into_owned().into_tvalue()])
+    }
+}
+
+impl TypedOp for DeconvInputGradient {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        ensure!(self.deconv.pool_spec.rank() <= 3, "at most three spatial axes");
+        Ok(tvec![inputs[0].datum_type.fact(self.shape.clone())])
+    }
+
+    fn set_symbols(
+        &self,
+        _source: &TypedModel,
+        node: &TypedNode,
+        target: &mut TypedModel,
+        mapping: &HashMap<OutletId, OutletId>,
+        subs: &HashMap<Symbol, TDim>,
+    ) -> TractResult<TVec<OutletId>> {
+        let shape = self.shape.substitute(subs)?.into_owned();
+        let op = DeconvInputGradient { shape, ..self.clone() };
         let inputs: TVec<OutletId> = node.inputs.iter().map(|i| mapping[i]).collect();
         target.wire_node(&node.name, op, &inputs)
     }

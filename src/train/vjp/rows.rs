@@ -3,6 +3,9 @@
 
 use tract_core::internal::*;
 use tract_core::ops::nn::{Reduce, Reducer};
+use tract_core::ops::scan::Scan;
+
+use super::ops::into_f32;
 
 /// dx of a softmax over rows from (dy, y): y·(dy - Σ dy·y).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -173,6 +176,9 @@ impl TypedOp for RowSum {
 /// Makes a [`RowSum`] of every sum of f32 over the last axis alone.
 pub fn sum_rows(model: &mut TypedModel) -> TractResult<()> {
     for id in 0..model.nodes().len() {
+        if let Some(scan) = model.nodes_mut()[id].op_as_mut::<Scan>() {
+            sum_rows(&mut scan.body)?;
+        }
         let node = model.node(id);
         let Some(op) = node.op_as::<Reduce>() else { continue };
         let fact = model.outlet_fact(node.inputs[0])?;
@@ -182,6 +188,72 @@ pub fn sum_rows(model: &mut TypedModel) -> TractResult<()> {
         }
     }
     Ok(())
+}
+
+/// dx of a product over `axes` from (x, dy): dy times the product of the others, zeros or not.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ProductGradient {
+    /// The axes that were multiplied up; they stay with length 1.
+    pub axes: TVec<usize>,
+}
+
+impl Op for ProductGradient {
+    fn name(&self) -> StaticName {
+        "OffshootProductGradient".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for ProductGradient {
+    op_out_of_plan!();
+
+    fn eval(&self, _ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let (x, dy) = args_2!(inputs);
+        let dt = x.datum_type();
+        let (x, dy) = (into_f32(x)?, into_f32(dy)?);
+        let values = x.try_as_plain_ram()?.as_slice::<f32>()?;
+        let dy = dy.try_as_plain_ram()?.as_slice::<f32>()?;
+        // The places of x by the place of dy that they are multiplied to.
+        let mut factors: Vec<Vec<usize>> = vec![vec![]; dy.len()];
+        for at in 0..values.len() {
+            let (mut rest, mut to, mut stride) = (at, 0, 1);
+            for (axis, &length) in x.shape().iter().enumerate().rev() {
+                if !self.axes.contains(&axis) {
+                    to += rest % length * stride;
+                    stride *= length;
+                }
+                rest /= length;
+            }
+            factors.get_mut(to).context("shape of dy")?.push(at);
+        }
+        let mut dx = Tensor::zero::<f32>(x.shape())?;
+        let mut plain = dx.try_as_plain_ram_mut()?;
+        let slopes = plain.as_slice_mut::<f32>()?;
+        for (factors, dy) in factors.iter().zip(dy) {
+            let mut before = *dy;
+            for &at in factors {
+                slopes[at] = before;
+                before *= values[at];
+            }
+            let mut behind = 1.0;
+            for &at in factors.iter().rev() {
+                slopes[at] *= behind;
+                behind *= values[at];
+            }
+        }
+        drop(plain);
+        Ok(tvec![dx.cast_to_dt(dt)?.into_owned().into_tvalue()])
+    }
+}
+
+impl TypedOp for ProductGradient {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        ensure!(inputs.len() == 2 && inputs[0].rank() == inputs[1].rank());
+        Ok(tvec![inputs[0].without_value()])
+    }
+
+    as_op!();
 }
 
 #[cfg(test)]

@@ -3,12 +3,13 @@
 use tract_core::internal::*;
 use tract_core::ops::array as a;
 use tract_core::ops::binary::TypedBinOp;
-use tract_core::ops::cnn::{Conv, KernelFormat, PaddingSpec, PoolSpec};
+use tract_core::ops::cnn::{Conv, Deconv, KernelFormat, PaddingSpec, PoolSpec};
 use tract_core::ops::einsum::EinSum;
 use tract_core::ops::element_wise::ElementWiseOp;
 use tract_core::ops::logic::Iff;
 use tract_core::ops::math as m;
 use tract_core::ops::nn::{DataFormat, Reduce, Reducer, Softmax, SoftmaxKind};
+use tract_core::ops::scan::{InputMapping, OutputMapping, Scan, ScanInfo};
 
 use crate::graph as g;
 use crate::quant::{Packed, Scheme};
@@ -250,4 +251,150 @@ pub(in crate::train::vjp) fn iff(mask: &[usize], yes: &[usize], no: &[usize]) ->
     let bits: Vec<bool> = slice(&random(mask, 51)).iter().map(|&v| v > 0.0).collect();
     let mask = Tensor::from_shape(mask, &bits).unwrap();
     Case::op([mask, random(yes, 52), random(no, 53)], Iff)
+}
+
+/// How a case's loop differs from h = tanh(x·Wᵀ + h·Wᵀ) of which every step is seen.
+#[derive(Clone, Copy, Default)]
+pub(in crate::train::vjp) struct Loop {
+    /// From the end to the beginning.
+    pub backwards: bool,
+    /// The last step of the state is seen, too.
+    pub last: bool,
+    /// No other step is.
+    pub only_last: bool,
+    /// No state: what each step gives is x·Wᵀ.
+    pub stateless: bool,
+    /// What is seen of each step is not the state, but its square.
+    pub apart: bool,
+}
+
+/// Of x (B, T, 4), W (4, 4) and the first h (B, 1, 4).
+pub(in crate::train::vjp) fn looped(kind: Loop) -> Case<'static> {
+    let inputs = [random(&[2, 3, 4], 41), random(&[4, 4], 42), random(&[2, 1, 4], 43)];
+    Case::new(inputs, move |model, sources| {
+        let info = ScanInfo { axis: 1, chunk: if kind.backwards { -1 } else { 1 } };
+        let mut body = TypedModel { symbols: model.symbols.clone(), ..TypedModel::default() };
+        let fact = |axis: usize| {
+            let mut fact = model.outlet_fact(sources[axis]).unwrap().clone();
+            if axis == 0 {
+                fact.shape.set(1, 1.to_dim());
+            }
+            fact
+        };
+        let x = body.add_source("x", fact(0)).unwrap();
+        let w = body.add_source("w", fact(1)).unwrap();
+        let product = |body: &mut TypedModel, name: &str, left| {
+            let op = EinSum::new("abk,nk->abn".parse().unwrap(), f32::datum_type());
+            body.wire_node(name, op, &[left, w]).unwrap()[0]
+        };
+        let wx = product(&mut body, "wx", x);
+        let mut mapping = vec![InputMapping::Scan(info), InputMapping::Full];
+        let seen = |slot: Option<usize>, last: Option<usize>, state| OutputMapping {
+            scan: slot.map(|slot| (slot, info)),
+            full_dim_hint: None,
+            last_value_slot: last,
+            state,
+        };
+        if kind.stateless {
+            body.select_output_outlets(&[wx]).unwrap();
+            let last = kind.last.then_some(1);
+            let op = Scan::new(body, mapping, vec![seen(Some(0), last, false)], 0).unwrap();
+            let found = model.wire_node("op", op, &sources[..2]).unwrap();
+            return joined(model, &found);
+        }
+        let h = body.add_source("h", fact(2)).unwrap();
+        mapping.push(InputMapping::State);
+        let wh = product(&mut body, "wh", h);
+        let sum = body.wire_node("sum", m::add(), &[wx, wh]).unwrap()[0];
+        let h = body.wire_node("new", m::tanh(), &[sum]).unwrap()[0];
+        let (outlets, outputs) = if kind.apart {
+            let square = body.wire_node("square", m::square(), &[h]).unwrap()[0];
+            let last = kind.last.then_some(1);
+            (vec![square, h], vec![seen(Some(0), last, false), seen(None, None, true)])
+        } else if kind.only_last {
+            (vec![h], vec![seen(None, Some(0), true)])
+        } else {
+            (vec![h], vec![seen(Some(0), kind.last.then_some(1), true)])
+        };
+        body.select_output_outlets(&outlets).unwrap();
+        let mut op = Scan::new(body, mapping, outputs, 0).unwrap();
+        op.reset_every_turn = true;
+        let found = model.wire_node("op", op, sources).unwrap();
+        joined(model, &found)
+    })
+}
+
+/// All that a loop gives, along its steps.
+fn joined(model: &mut TypedModel, found: &[OutletId]) -> OutletId {
+    match found {
+        [one] => *one,
+        several => model.wire_node("joined", a::TypedConcat::new(1), several).unwrap()[0],
+    }
+}
+
+/// Transposed convolutions of 4 channels to 2.
+pub(in crate::train::vjp) fn deconvs() -> Vec<Case<'static>> {
+    let one = PaddingSpec::Explicit(tvec![1, 0], tvec![0, 1]);
+    let strided = |spec: PoolSpec| PoolSpec { strides: Some(tvec![2, 1]), ..spec };
+    let specs = [
+        (pool_spec(DataFormat::NCHW, &[2, 3], PaddingSpec::Valid), tvec![0, 0]),
+        (strided(pool_spec(DataFormat::NCHW, &[3, 2], one.clone())), tvec![1, 0]),
+        (strided(pool_spec(DataFormat::NHWC, &[3, 2], one)), tvec![0, 0]),
+        (strided(pool_spec(DataFormat::NCHW, &[3, 2], PaddingSpec::SameUpper)), tvec![0, 0]),
+        (
+            PoolSpec {
+                dilations: Some(tvec![2, 1]),
+                ..pool_spec(DataFormat::NCHW, &[2, 2], PaddingSpec::Valid)
+            },
+            tvec![0, 0],
+        ),
+    ];
+    let mut cases = vec![];
+    for (spec, adjustments) in specs {
+        for group in [1, 2] {
+            let spec = PoolSpec { input_channels: 4, output_channels: 2, ..spec.clone() };
+            let shape = match spec.data_format {
+                DataFormat::NHWC => [2, 3, 2, 4],
+                _ => [2, 4, 3, 2],
+            };
+            let kernel = [&[2, 4 / group][..], &spec.kernel_shape].concat();
+            let adjustments = adjustments.clone();
+            let kernel_format = KernelFormat::OIHW;
+            let op = Deconv { pool_spec: spec, kernel_format, adjustments, group };
+            let inputs = [random(&shape, 31), random(&[2], 33)];
+            cases.push(Case::new(inputs, move |model, sources| {
+                let kernel = model.add_const("kernel", random(&kernel, 32)).unwrap();
+                model.wire_node("op", op.clone(), &[sources[0], kernel, sources[1]]).unwrap()[0]
+            }));
+        }
+    }
+    cases
+}
+
+/// Up and down by every interpolation.
+pub(in crate::train::vjp) fn resizes() -> Vec<Case<'static>> {
+    use tract_core::ops::nn::resize::{CoordTransformer::*, Interpolator, Nearest, Resize};
+    let by = [
+        (Interpolator::Linear, HalfPixel),
+        (Interpolator::Linear, AlignCorners),
+        (Interpolator::Cubic, HalfPixel),
+        (Interpolator::Nearest, Asymmetric),
+    ];
+    let mut cases = vec![];
+    for (interpolator, coord_transformer) in by {
+        for scales in [[1f32, 1.0, 2.0, 1.5], [1.0, 1.0, 0.5, 1.0]] {
+            let op = Resize {
+                coord_transformer: coord_transformer.clone(),
+                interpolator: interpolator.clone(),
+                nearest: Nearest::Floor,
+                optional_scales_input: Some(1),
+                optional_sizes_input: None,
+            };
+            cases.push(Case::new([random(&[1, 2, 4, 4], 1)], move |model, sources| {
+                let scales = model.add_const("scales", tensor1(&scales)).unwrap();
+                model.wire_node("op", op.clone(), &[sources[0], scales]).unwrap()[0]
+            }));
+        }
+    }
+    cases
 }

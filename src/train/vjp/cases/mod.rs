@@ -117,6 +117,7 @@ pub(super) fn cases(rule: &str) -> Vec<Case<'static>> {
         "Reduce" => [
             (Reducer::Sum, x()),
             (Reducer::MeanOfSquares, x()),
+            (Reducer::Prod, x()),
             (Reducer::Max, spread(&[3, 4, 2])),
             (Reducer::Min, spread(&[3, 4, 2])),
         ]
@@ -166,6 +167,32 @@ pub(super) fn cases(rule: &str) -> Vec<Case<'static>> {
             })
             .symbolic(),
         ],
+        "DynSlice" => [(1, 0i64, 2i64), (1, 1, 4), (0, 1, 2), (2, 0, 2)]
+            .into_iter()
+            .flat_map(|(axis, start, end)| {
+                let inputs = [x(), tensor0(start), tensor0(end)];
+                let op = a::DynSlice { axis, len: (end - start).to_dim() };
+                [Case::op(inputs.clone(), op.clone()), Case::op(inputs, op).symbolic()]
+            })
+            .collect(),
+        "Scan" => {
+            let backwards = Loop { backwards: true, ..Loop::default() };
+            vec![
+                looped(Loop::default()),
+                looped(backwards),
+                looped(backwards).symbolic(),
+                looped(Loop { last: true, ..backwards }),
+                looped(Loop { last: true, ..Loop::default() }).symbolic(),
+                looped(Loop { only_last: true, ..Loop::default() }),
+                looped(Loop { stateless: true, ..Loop::default() }).trained(&[0, 1]),
+                looped(Loop { stateless: true, last: true, ..backwards }).trained(&[0, 1]),
+                looped(Loop { apart: true, ..Loop::default() }),
+                looped(Loop { apart: true, last: true, ..backwards }),
+                looped(Loop::default()).trained(&[0]),
+                looped(Loop::default()).trained(&[1]),
+                looped(Loop { last: true, ..Loop::default() }).trained(&[2]),
+            ]
+        }
         "Concat" => vec![
             Case::op([x(), random(&[3, 1, 2], 2)], a::TypedConcat::new(1)),
             Case::op([x(), random(&[2, 4, 2], 2)], a::TypedConcat::new(0)),
@@ -210,6 +237,12 @@ pub(super) fn cases(rule: &str) -> Vec<Case<'static>> {
                 Case::op([x()], pad(&[(2, 0), (0, 0), (0, 1)])),
                 Case::op([x()], pad(&[(1, 0), (0, 3), (0, 0)])).symbolic(),
             ]
+            .into_iter()
+            .chain([a::PadMode::Edge, a::PadMode::Reflect].into_iter().flat_map(|mode| {
+                let op = a::Pad { pads: vec![(0, 0), (2, 1), (1, 0)], mode };
+                [Case::op([x()], op.clone()), Case::op([x()], op).symbolic()]
+            }))
+            .collect()
         }
         "Downsample" => {
             let every = |axis, stride, modulo| Downsample { axis, stride, modulo };
@@ -252,6 +285,48 @@ pub(super) fn cases(rule: &str) -> Vec<Case<'static>> {
             ),
             Case::op([random(&[2, 3], 1), tensor2(&[[1i64, 1, -2]])], a::GatherElements::new(0)),
         ],
+        "GatherNd" => [0, 1]
+            .into_iter()
+            .map(|batch_dims| {
+                let at = tensor3(&[[[1i64], [0]], [[1], [1]], [[2], [0]]]);
+                Case::op([x(), at], a::GatherNd { batch_dims })
+            })
+            .collect(),
+        "ScatterElements" => [a::ScatterReduction::None, a::ScatterReduction::Add]
+            .into_iter()
+            .flat_map(|reduction| {
+                let at = tensor2(&[[0i64, 2], [1, -1]]);
+                let inputs = [random(&[2, 3], 1), at, random(&[2, 2], 2)];
+                let op = a::ScatterElements { axis: 1, reduction };
+                [Case::op(inputs.clone(), op.clone()), Case::op(inputs, op).trained(&[2])]
+            })
+            .collect(),
+        "ScatterNd" => [a::ScatterReduction::None, a::ScatterReduction::Add]
+            .into_iter()
+            .flat_map(|reduction| {
+                let at = tensor2(&[[2i64], [0]]);
+                let inputs = [x(), at, random(&[2, 4, 2], 2)];
+                let op = a::ScatterNd { reduction };
+                [Case::op(inputs.clone(), op.clone()), Case::op(inputs, op).trained(&[0])]
+            })
+            .collect(),
+        "Topk" => [true, false]
+            .into_iter()
+            .map(|largest| {
+                Case::new([spread(&[3, 4])], move |model, sources| {
+                    let k = model.add_const("k", tensor0(2i64)).unwrap();
+                    let op = a::Topk { axis: 1, largest, fallback_k: 2.to_dim() };
+                    model.wire_node("op", op, &[sources[0], k]).unwrap()[0]
+                })
+            })
+            .collect(),
+        "Resize" => resizes(),
+        "NearestUpsample" => {
+            let op = n::NearestUpsample { scales: tvec![1, 1, 2, 3] };
+            let x = random(&[2, 1, 2, 2], 1);
+            vec![Case::op([x.clone()], op.clone()), Case::op([x], op).symbolic()]
+        }
+        "Deconv" => deconvs(),
         "SumPool" => pools()
             .into_iter()
             .flat_map(|(pool_spec, shape)| {
@@ -320,6 +395,21 @@ pub(super) fn cases(rule: &str) -> Vec<Case<'static>> {
                 ]
             })
             .collect(),
+        "LstmCell" => {
+            let inputs = || [random(&[2, 1, 12], 1), random(&[2, 1, 12], 2), random(&[2, 1, 3], 3)];
+            let both = |slots: [usize; 2]| {
+                Case::new(inputs(), move |model, sources| {
+                    let found = model.wire_node("op", g::LstmCell, sources).unwrap();
+                    let parts = slots.map(|slot| found[slot]);
+                    model.wire_node("both", a::TypedConcat::new(1), &parts).unwrap()[0]
+                })
+            };
+            vec![both([0, 1]), both([0, 0]), both([1, 1]), both([0, 1]).symbolic()]
+        }
+        "GruCell" => {
+            let inputs = || [random(&[2, 1, 9], 1), random(&[2, 1, 9], 2), random(&[2, 1, 3], 3)];
+            vec![Case::op(inputs(), g::GruCell), Case::op(inputs(), g::GruCell).symbolic()]
+        }
         "Im2col" => windows()
             .into_iter()
             .flat_map(|window| {
