@@ -53,14 +53,7 @@ pub fn fit<T>(
     prepared: &mut Prepared,
     mut attempt: impl FnMut(&Prepared) -> Result<T>,
 ) -> Result<(T, Vec<Bound>)> {
-    // tract panics over some sizes and takes others.
-    let mut attempt = |prepared: &Prepared| {
-        catch_unwind(AssertUnwindSafe(|| attempt(prepared))).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            Err(Error::unsupported(format!("the importer gave up: {text}")))
-        })
-    };
+    let mut attempt = |prepared: &Prepared| caught(|| attempt(prepared));
     let first = match attempt(prepared) {
         Ok(made) => return Ok((made, vec![])),
         Err(e) if e.kind() == ErrorKind::Failed => return Err(e),
@@ -98,6 +91,16 @@ pub fn fit<T>(
     }
     put(prepared, inputs);
     Err(first)
+}
+
+/// Gives what `work` gives, and a panic as an error (unsupported): tract panics over some sizes and
+/// takes others.
+pub fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(Error::unsupported(format!("the importer gave up: {text}")))
+    })
 }
 
 fn fit_dims<T>(
@@ -177,7 +180,7 @@ impl<T> Search<'_, T> {
             });
             extended(&one, rest.collect())
         };
-        ways.extend([all(320, 128), all(224, 16), all(640, 16000), all(256, 512)]);
+        ways.extend([all(320, 128), all(224, 16), all(256, 512), all(640, 16000)]);
         // Readers of lines of text take pictures of one height.
         if let Some(height) = sides.first() {
             let lines = [48, 32, 64, 96].map(|size| vec![(height.clone(), Dim::DimValue(size))]);

@@ -3,13 +3,15 @@
 use super::made_up::{Filling, FreeSymbol, free_symbols, made_up};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{bind_dims, optimized, tract_error};
-use crate::import::Prepared;
+use crate::import::{Prepared, caught};
 use tract_core::internal::*;
 
 /// Sizes of free dimensions other than the batch, small ones first; the second is for the second run.
 const SIZES: [(i64, i64); 4] = [(24, 40), (96, 160), (320, 256), (16000, 24000)];
 /// From here on only inputs of floats are tried: tokens are never so many, and memory is not endless.
 const LONG: i64 = 1000;
+/// Graphs of more nodes run once only: tract's making of a plan takes time by their square.
+const MAX_NODES: usize = 6000;
 /// The batch of the second run.
 const BATCH: i64 = 3;
 
@@ -56,6 +58,10 @@ pub(super) fn try_out(graph: &TypedModel, prepared: &Prepared) -> Result<Option<
     let Some((filling, size, second, (lead, more))) = ways.into_iter().find(works) else {
         return Ok(None);
     };
+    let runs = Runs { dims: dims(lead, size, 1), filling };
+    if graph.nodes.len() > MAX_NODES {
+        return Ok(Some(runs));
+    }
     if more != lead {
         run(graph, prepared, &dims(more, size, 1), filling)
             .map_err(|e| e.at(format!("with a batch of {more}")))?;
@@ -71,7 +77,7 @@ pub(super) fn try_out(graph: &TypedModel, prepared: &Prepared) -> Result<Option<
             }
         }
     }
-    last.map(|()| Some(Runs { dims: dims(lead, size, 1), filling }))
+    last.map(|()| Some(runs))
 }
 
 fn run(
@@ -80,10 +86,12 @@ fn run(
     dims: &[(String, i64)],
     filling: Filling,
 ) -> Result<()> {
-    let bound = bind_dims(graph, dims)?;
-    let inputs = made_up(&bound, prepared, 1, filling)?;
-    let plan = optimized(bound).and_then(TypedSimplePlan::new).map_err(failed)?;
-    plan.run(inputs).map(drop).map_err(failed)
+    caught(|| {
+        let bound = bind_dims(graph, dims)?;
+        let inputs = made_up(&bound, prepared, 1, filling)?;
+        let plan = optimized(bound).and_then(TypedSimplePlan::new).map_err(failed)?;
+        plan.run(inputs).map(drop).map_err(failed)
+    })
 }
 
 fn failed(e: TractError) -> Error {

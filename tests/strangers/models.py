@@ -172,14 +172,17 @@ def train(binary, base, inputs, made, work):
     """One step on made-up labels: the head with LoRA, then the head alone. Gives what was said."""
     count = 8
     arrays = {}
+    batch = next((str(d) for spec in inputs for d in spec['dims'][:1] if not str(d).isdigit()), '')
     for spec in inputs:
         value = made[spec['name']]
         if value.dtype in (np.float64, np.float16):
             value = value.astype(np.float32)
         if value.dtype in (np.int16, np.int8):
             value = value.astype(np.int32)
-        # The row of one sample, repeated; floats differ.
-        row = value[0] if value.ndim else value
+        # The row of one sample, repeated; floats differ. A state may have its batch on a later axis.
+        dims = [str(d) for d in spec['dims']]
+        axis = dims.index(batch) if batch in dims else 0
+        row = value.take(0, axis=axis) if value.ndim else value
         rows = np.stack([row] * count)
         if rows.dtype.kind == 'f':
             noise = np.random.default_rng(7).standard_normal(rows.shape)
