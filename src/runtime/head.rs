@@ -5,6 +5,7 @@ use crate::adapter::{Head, Pool};
 use crate::error::{Error, Result};
 use crate::pack::Base;
 use crate::shape::{Array, Data};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// What a token that doesn't count has under [`Pool::Max`], as sentence-transformers has it.
@@ -50,8 +51,9 @@ pub fn apply_head(
         Error::mismatch(format!("head '{}' reads the output '{}'", head.name, head.output))
             .hint(format!("the base's outputs are {}", names.join(", ")))
     })?;
-    let features = pool(head.pool, output, mask)?;
     let width = head.features as usize;
+    let (output, mask) = (&*as_tokens(output, width)?, mask.filter(|_| output.shape().len() != 4));
+    let features = pool(head.pool, output, mask)?;
     // Without pooling an output (B, T, features) is answered for token by token.
     let per_token = head.pool == Pool::None && output.shape().len() == 3;
     let fits = match per_token {
@@ -102,6 +104,43 @@ pub(crate) fn counted(mask: &Array) -> Vec<bool> {
         Data::U8(v) => v.iter().map(|&m| m > 0).collect(),
         Data::Bool(v) => v.clone(),
     }
+}
+
+/// The axis of the features in a map of four axes, of whose axes 1 and 3 these are the sizes, where
+/// they are known.
+///
+/// # Errors
+/// Mismatch: neither of them has `width` features, or both.
+pub(crate) fn feature_axis(sizes: [Option<usize>; 2], width: usize) -> Result<usize> {
+    match sizes.map(|size| size == Some(width)) {
+        [true, false] => Ok(1),
+        [false, true] => Ok(3),
+        [true, true] => Err(Error::mismatch(format!(
+            "two axes of the map have the length {width}, which of them holds the features can't be told"
+        ))
+        .hint("inputs of another height or width make them differ")),
+        [false, false] => {
+            Err(Error::mismatch(format!("no axis of the map holds {width} features")))
+        }
+    }
+}
+
+/// A map of features (B, F, H, W) or (B, H, W, F) as (B, H·W, F); other outputs as they are.
+pub(crate) fn as_tokens(output: &Array, width: usize) -> Result<Cow<'_, Array>> {
+    let &[batch, second, third, last] = output.shape() else { return Ok(Cow::Borrowed(output)) };
+    let values = output.as_f32()?;
+    if feature_axis([Some(second), Some(last)], width)? == 3 {
+        let tokens = Array::f32([batch, second * third, last], values.to_vec())?;
+        return Ok(Cow::Owned(tokens));
+    }
+    let area = third * last;
+    let mut turned = Vec::with_capacity(values.len());
+    for map in values.chunks((second * area).max(1)) {
+        for pixel in 0..area {
+            turned.extend((0..second).map(|feature| map[feature * area + pixel]));
+        }
+    }
+    Ok(Cow::Owned(Array::f32([batch, area, second], turned)?))
 }
 
 /// Rows of features: (B, T, F) pooled over the tokens that count. Without pooling (B, F) as it is, and

@@ -42,7 +42,7 @@ pub(crate) use engine::Binding;
 pub use engine::{Engine, Named};
 #[cfg(feature = "import")]
 pub use export::ExportFolder;
-pub(crate) use head::{LEAST_COUNT, MASKED, counted};
+pub(crate) use head::{LEAST_COUNT, MASKED, as_tokens, counted, feature_axis};
 pub use head::{Prediction, apply_head, base_predictions, pool};
 pub use inputs::Preprocessor;
 pub(crate) use inputs::concat_axis;

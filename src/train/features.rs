@@ -26,7 +26,7 @@ pub struct Features {
 /// [`TrainOptions::head_from`](super::TrainOptions::head_from) describes.
 ///
 /// # Errors
-/// Usage: no such output, or one that `pool` doesn't fit. Unsupported: no output of two or three
+/// Usage: no such output, or one that `pool` doesn't fit. Unsupported: no output of two to four
 /// axes with floats and a known number of features.
 pub fn choose_features(
     engine: &Engine,
@@ -44,7 +44,10 @@ pub fn choose_features(
         None => default_output(engine, per_token)?.ok_or_else(|| {
             Error::unsupported(match per_token {
                 true => "no output of the base has three axes of floats, the batch first",
-                false => "no output of the base has two or three axes of floats, the batch first",
+                false => {
+                    "no output of the base has two to four axes of floats, the batch first, and a \
+                     known number of features"
+                }
             })
             .hint(format!("its outputs are {}", names()))
         })?,
@@ -52,12 +55,12 @@ pub fn choose_features(
     let name = specs.get(output).map_or_else(String::new, |s| s.name.clone());
     let fact = output_fact(engine, output)?;
     let rank = fact.rank();
-    let usual = if rank == 3 && !per_token { Pool::Mean } else { Pool::None };
+    let usual = if rank >= 3 && !per_token { Pool::Mean } else { Pool::None };
     let pool = pool.unwrap_or(usual);
     let fits = match (per_token, pool) {
         (true, pool) => pool == Pool::None && rank == 3,
         (false, Pool::None) => rank == 2,
-        (false, _) => rank == 3,
+        (false, _) => rank == 3 || rank == 4,
     };
     if !fits || !fact.datum_type.is_float() {
         let (kind, pool) = (fact.datum_type, pool.name());
@@ -66,7 +69,9 @@ pub fn choose_features(
         ))
         .hint(match per_token {
             true => "labels of tokens take (B, T, F) with pool none",
-            false => "pools mean, cls and max take (B, T, F), none takes (B, F)",
+            false => {
+                "pools mean, cls and max take (B, T, F) and maps of four axes, none takes (B, F)"
+            }
         }));
     }
     if let Some(axis) = batch_axis(engine, output)
@@ -85,12 +90,18 @@ pub fn choose_features(
             others => error.hint(format!("--head-from takes {}", others.join(", "))),
         });
     }
-    let width = fact.shape.last().and_then(|d| d.to_usize().ok()).filter(|&w| w > 0);
-    let width = width.ok_or_else(|| {
+    let width = width_of(&fact).ok_or_else(|| {
         Error::unsupported(format!("the number of features of output '{name}' is open"))
             .hint("fix it with --dim when packing")
     })?;
     Ok(Features { output, name, pool, width })
+}
+
+/// The number of features: of a map of four axes the second axis, or the last where only that is known.
+fn width_of(fact: &TypedFact) -> Option<usize> {
+    let known = |dim: Option<&TDim>| dim.and_then(|d| d.to_usize().ok()).filter(|&w| w > 0);
+    let second = known(fact.shape.get(1)).filter(|_| fact.rank() == 4);
+    second.or_else(|| known(fact.shape.last()))
 }
 
 fn output_fact(engine: &Engine, output: usize) -> Result<TypedFact> {
@@ -109,15 +120,16 @@ fn batch_axis(engine: &Engine, output: usize) -> Option<usize> {
 }
 
 fn default_output(engine: &Engine, per_token: bool) -> Result<Option<usize>> {
-    let mut of_rank: [Vec<usize>; 2] = [vec![], vec![]];
+    let mut of_rank: [Vec<usize>; 3] = [vec![], vec![], vec![]];
     for output in 0..engine.outputs().len() {
         let fact = output_fact(engine, output)?;
         let batched = batch_axis(engine, output).is_none_or(|axis| axis == 0);
-        if fact.datum_type.is_float() && (2..=3).contains(&fact.rank()) && batched {
+        let read = fact.datum_type.is_float() && (2..=4).contains(&fact.rank());
+        if read && batched && width_of(&fact).is_some() {
             of_rank[fact.rank() - 2].push(output);
         }
     }
-    let [flat, tokens] = of_rank;
+    let [flat, tokens, maps] = of_rank;
     if per_token {
         return Ok(tokens.first().copied());
     }
@@ -135,7 +147,7 @@ fn default_output(engine: &Engine, per_token: bool) -> Result<Option<usize>> {
             return Ok(Some(output));
         }
     }
-    Ok(flat.first().or(tokens.first()).copied())
+    Ok(flat.first().or(tokens.first()).or(maps.first()).copied())
 }
 
 fn ancestors(graph: &TypedModel, node: usize) -> HashSet<usize> {

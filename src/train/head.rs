@@ -10,7 +10,7 @@ use tract_core::ops::nn::{Reduce, Reducer};
 use super::wires::Wires;
 use crate::adapter::Pool;
 use crate::error::{Error, Result};
-use crate::runtime::{LEAST_COUNT, MASKED};
+use crate::runtime::{LEAST_COUNT, MASKED, feature_axis};
 
 /// A linear head wired into a model.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +27,26 @@ pub struct HeadPart {
 pub const WEIGHT: &str = "head.weight";
 /// Name of [`HeadPart::bias`].
 pub const BIAS: &str = "head.bias";
+
+/// A map of features (B, F, H, W) or (B, H, W, F) as (B, H·W, F); other outputs as they are. All as
+/// f32.
+///
+/// # Errors
+/// Mismatch: which axis holds the `width` features can't be told.
+pub fn as_tokens(model: &mut TypedModel, output: OutletId, width: usize) -> Result<OutletId> {
+    let mut w = Wires::new(model, "tokens");
+    let mut output = w.cast(output, f32::datum_type())?;
+    if w.rank(output)? != 4 {
+        return Ok(output);
+    }
+    let shape = w.fact(output)?.shape.to_tvec();
+    if feature_axis([1, 3].map(|axis| shape[axis].to_usize().ok()), width)? == 1 {
+        output = w.axis(AxisOp::Move(1, 3), output)?;
+    }
+    let shape = w.fact(output)?.shape.to_tvec();
+    let area = tvec![shape[1].clone() * &shape[2]];
+    w.axis(AxisOp::Reshape(1, tvec![shape[1].clone(), shape[2].clone()], area), output)
+}
 
 /// Pools `tokens` (B, T, F) to (B, F). `mask` (B, T), of any integer, float or bool type, tells
 /// the tokens that count by values above 0; without one all count. [`Pool::None`] gives `tokens`
@@ -171,6 +191,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn maps_of_features_are_tokens_in_training_and_in_serving() {
+        for (shape, width) in [([2, 3, 4, 5], 3), ([2, 4, 5, 3], 3)] {
+            let map = spread(&shape);
+            let mut model = TypedModel::default();
+            let x = model.add_source("x", TypedFact::shape_and_dt_of(&map)).unwrap();
+            let y = as_tokens(&mut model, x, width).unwrap();
+            model.select_output_outlets(&[y]).unwrap();
+            let trained = run(&model, &[map.clone()]);
+            assert_eq!(trained[0].shape(), [2, 20, 3]);
+            let map = crate::shape::Array::f32(shape, slice(&map).to_vec()).unwrap();
+            let served = crate::runtime::as_tokens(&map, width).unwrap();
+            assert_eq!(served.as_f32().unwrap(), slice(&trained[0]));
+        }
+        let square = crate::shape::Array::f32([1, 2, 1, 2], vec![0.0; 4]).unwrap();
+        assert!(crate::runtime::as_tokens(&square, 2).is_err());
+        assert!(crate::runtime::as_tokens(&square, 7).is_err());
+        let case = Case::new([spread(&[2, 3, 2, 2])], |model, sources| {
+            let tokens = as_tokens(model, sources[0], 3).unwrap();
+            pool(model, Pool::Mean, tokens, None).unwrap()
+        });
+        case.check();
     }
 
     #[test]

@@ -116,7 +116,9 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
     }
     // A target's sum may have taken the place of the output.
     let outlet = model.output_outlets().map_err(failed)?[0];
-    let pooled = pool(&mut model, setup.features.pool, outlet, mask)?;
+    let map = model.outlet_fact(outlet).map_err(failed)?.rank() == 4;
+    let outlet = head::as_tokens(&mut model, outlet, setup.features.width)?;
+    let pooled = pool(&mut model, setup.features.pool, outlet, mask.filter(|_| !map))?;
     let part = head::head(&mut model, pooled, setup.classes)?;
     trained.push((head::WEIGHT.to_string(), part.weight));
     trained.push((head::BIAS.to_string(), part.bias));

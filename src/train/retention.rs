@@ -3,7 +3,7 @@
 use crate::adapter::{Bound, Head};
 use crate::error::{Error, Result};
 use crate::pack::Role;
-use crate::runtime::{Engine, Named, argmax, pool};
+use crate::runtime::{Engine, Named, argmax, as_tokens, pool};
 use crate::shape::Array;
 use serde::Serialize;
 use std::sync::Arc;
@@ -102,7 +102,8 @@ fn features(
 ) -> Result<Vec<f32>> {
     let array = find(outputs, output)?;
     let Some(head) = head else { return Ok(array.as_f32()?.to_vec()) };
-    Ok(pool(head.pool, array, mask)?.concat())
+    let mask = mask.filter(|_| array.shape().len() != 4);
+    Ok(pool(head.pool, &*as_tokens(array, head.features as usize)?, mask)?.concat())
 }
 
 fn find<'a>(outputs: &'a Named, name: &str) -> Result<&'a Array> {
