@@ -150,7 +150,7 @@ fn check_head(head: &Head) -> Result<()> {
         )));
     }
     let mut seen = HashSet::new();
-    for label in &head.labels {
+    for label in head.labels.iter() {
         name("label", label)?;
         if !seen.insert(label) {
             return Err(Error::bad_input(format!("label '{}' appears twice", shown(label))));

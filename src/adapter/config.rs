@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;
 use crate::shape::Array;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// The factor on a low-rank product: alpha/rank, or alpha/sqrt(rank) with rsLoRA
 /// (Kalajdzievski 2023, arXiv:2312.03732). The only place that computes it; no file stores it.
@@ -153,8 +154,8 @@ pub struct Head {
     pub output: String,
     /// How tokens are pooled before it.
     pub pool: Pool,
-    /// One name per class, in the order of the rows of `weight`.
-    pub labels: Vec<String>,
+    /// One name per class, in the order of the rows of `weight`. Answers share them.
+    pub labels: Arc<[String]>,
     /// Columns of `weight`: features of the output that it reads.
     pub features: u32,
     /// (classes, features) row-major.
@@ -174,7 +175,7 @@ impl Default for Head {
             task: "classes".into(),
             output: String::new(),
             pool: Pool::default(),
-            labels: vec![],
+            labels: [].into(),
             features: 0,
             weight: vec![],
             bias: vec![],

@@ -142,7 +142,7 @@ impl HeadDescription {
             task: h.task.clone(),
             output: h.output.clone(),
             pool: h.pool,
-            labels: h.labels.clone(),
+            labels: h.labels.to_vec(),
             features: h.features,
         }
     }

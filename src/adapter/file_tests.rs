@@ -222,7 +222,7 @@ fn golden_bytes() {
             task: "t".into(),
             output: "y".into(),
             pool: Pool::Cls,
-            labels: vec!["a".into()],
+            labels: ["a".to_string()].into(),
             features: 1,
             weight: vec![2.0],
             bias: vec![-1.0],

@@ -42,7 +42,7 @@ pub fn head(name: &str) -> Head {
         name: name.into(),
         output: "logits".into(),
         pool: Pool::Cls,
-        labels: vec!["no".into(), "yes".into()],
+        labels: ["no", "yes"].map(String::from).into(),
         features: 3,
         weight: values(6, 5),
         bias: vec![0.5, -0.25],

@@ -67,11 +67,11 @@ pub fn measured(
     head: Option<&Head>,
 ) -> Result<Dataset> {
     let own = &engine.base().preprocess().labels;
-    let labels = head.map_or(own, |head| &head.labels);
+    let labels = head.map_or(own.as_slice(), |head| &head.labels[..]);
     let options = LoadOptions {
         split: Split::All,
         task: Some(Task::serving(head, engine.base())?),
-        labels: (!labels.is_empty()).then(|| labels.clone()),
+        labels: (!labels.is_empty()).then(|| labels.to_vec()),
     };
     let read = |split: Split| load(path, &LoadOptions { split, ..options.clone() });
     match chosen {

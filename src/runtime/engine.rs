@@ -42,6 +42,8 @@ pub struct Engine {
 
 struct Shared {
     base: Base,
+    /// Names of the base's own classes, shared by all answers.
+    labels: Arc<[String]>,
     weights: FrozenWeights,
     /// Those that have been asked for.
     graphs: Mutex<Vec<Arc<Graph>>>,
@@ -99,7 +101,8 @@ impl Engine {
         }
         let weights = FrozenWeights::new(base.clone());
         let graph = Arc::new(Graph::read(&base, &weights, 0)?);
-        let shared = Shared { base, weights, graphs: Mutex::new(vec![graph.clone()]) };
+        let labels = base.preprocess().labels.as_slice().into();
+        let shared = Shared { base, labels, weights, graphs: Mutex::new(vec![graph.clone()]) };
         Ok(Engine { shared: Arc::new(shared), graph, threads: Threads::default() })
     }
 
@@ -154,6 +157,11 @@ impl Engine {
     /// What was decided about the graph when it was packed.
     pub(crate) fn record(&self) -> Option<&GraphRecord> {
         self.shared.base.record().graphs.get(self.graph.index)
+    }
+
+    /// Names of the base's own classes; none where it was packed without.
+    pub(crate) fn labels(&self) -> &Arc<[String]> {
+        &self.shared.labels
     }
 
     /// The graph's inputs.

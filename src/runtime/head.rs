@@ -1,9 +1,9 @@
 //! Heads at run time: pooling, the linear layer, probabilities and labels.
 
+use super::engine::Engine;
 use super::scores::{softmax, top_k};
 use crate::adapter::{Head, Pool};
 use crate::error::{Error, Result};
-use crate::pack::Base;
 use crate::shape::{Array, Data};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -68,7 +68,7 @@ pub fn apply_head(
             output.shape()
         )));
     }
-    let labels: Arc<[String]> = head.labels.as_slice().into();
+    let labels = &head.labels;
     let answer = |x: &[f32]| {
         let rows = head.weight.chunks(width).zip(&head.bias);
         rows.map(|(w, b)| w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>() + b).collect::<Vec<_>>()
@@ -83,8 +83,8 @@ pub fn apply_head(
 }
 
 /// The base's own classes, where it has label names: the last output with one row of as many values.
-pub fn base_predictions(base: &Base, outputs: &[(String, Array)]) -> Vec<Prediction> {
-    let labels: Arc<[String]> = base.preprocess().labels.as_slice().into();
+pub fn base_predictions(engine: &Engine, outputs: &[(String, Array)]) -> Vec<Prediction> {
+    let labels = engine.labels();
     let rows = |array: &Array| match (array.shape(), array.as_f32()) {
         (&[_, classes], Ok(values)) if classes == labels.len() && classes > 0 => {
             let predict = |row: &[f32]| Prediction { logits: row.to_vec(), labels: labels.clone() };

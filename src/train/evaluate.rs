@@ -154,7 +154,7 @@ pub(crate) fn answers<'a>(
 
 fn labels(engine: &Engine, adapter: Option<&Arc<Bound>>) -> Result<Vec<String>> {
     if let Some(head) = adapter.and_then(|a| a.head.as_ref()) {
-        return Ok(head.labels.clone());
+        return Ok(head.labels.to_vec());
     }
     let own = &engine.base().preprocess().labels;
     if own.is_empty() {
@@ -249,7 +249,7 @@ fn predictions(
     if let Some(head) = adapter.and_then(|a| a.head.as_ref()) {
         return apply_head(head, mask, outputs);
     }
-    match base_predictions(engine.base(), outputs) {
+    match base_predictions(engine, outputs) {
         none if none.is_empty() => Err(Error::mismatch(format!(
             "no output of the base has its {classes} labels as columns"
         ))),

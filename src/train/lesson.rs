@@ -44,7 +44,7 @@ impl<'a> Lesson<'a> {
             .hint(format!("train with --task {found}")));
         }
         let head = self.previous.and_then(Adapter::head);
-        let known = head.map_or(&[][..], |head| head.labels.as_slice());
+        let known = head.map_or(&[][..], |head| &head.labels[..]);
         Ok(task.rules().outputs(self.data, known))
     }
 }

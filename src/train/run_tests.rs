@@ -47,7 +47,7 @@ fn each_kind_of_network_learns_on_a_quantized_base() {
             t.values("lora_b").unwrap().iter().any(|v| *v != 0.0)
         };
         assert!(adapter.targets.iter().any(any));
-        assert_eq!(adapter.head().unwrap().labels, data.labels);
+        assert_eq!(adapter.head().unwrap().labels[..], data.labels[..]);
         // What is stored is what was measured.
         let read = Adapter::from_bytes(&adapter.to_bytes(crate::adapter::TensorType::F32).unwrap());
         let bound = engine.bind(&[(&read.unwrap(), 1.0)]).unwrap();

@@ -410,7 +410,7 @@ impl Trainer {
             task: self.options.task.name().into(),
             output: self.setup.features.name.clone(),
             pool: self.setup.features.pool,
-            labels: self.labels.clone(),
+            labels: self.labels.as_slice().into(),
             features: self.setup.features.width as u32,
             weight: self.value(head::WEIGHT)?.to_vec(),
             bias: self.value(head::BIAS)?.to_vec(),

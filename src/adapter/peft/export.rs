@@ -177,7 +177,7 @@ fn read_back(adapter: &Adapter, targets: &[Target], text: &str, bytes: &[u8]) ->
         head: adapter.head().map(|h| HeadSpec {
             output: h.output.clone(),
             pool: h.pool,
-            labels: Some(h.labels.clone()),
+            labels: Some(h.labels.to_vec()),
         }),
         ..ImportOptions::default()
     };

@@ -287,6 +287,7 @@ fn to_head(
     };
     let (output, pool) = spec.map_or((String::new(), Pool::Mean), |s| (s.output.clone(), s.pool));
     let weight = weight.values;
+    let labels = labels.into();
     Ok(Head { name: path, output, pool, labels, features, weight, bias, ..Head::default() })
 }
 

@@ -155,7 +155,7 @@ impl Answerer {
         let task = Task::serving(head, self.engine.base())?;
         let predictions = match head {
             Some(head) => apply_head(head, self.engine.given(inputs, Role::Mask), &outputs)?,
-            None => base_predictions(self.engine.base(), &outputs),
+            None => base_predictions(&self.engine, &outputs),
         };
         if predictions.iter().flat_map(|p| &p.logits).any(|v| !v.is_finite()) {
             return Err(Problem::new(
