@@ -155,6 +155,30 @@ fn npy_row(place: &Place) -> &'static str {
     "row.npy"
 }
 
+#[test]
+fn every_kind_trains_serves_and_is_told() {
+    let place = Place::new();
+    learnable(&place);
+    let row = npy_row(&place);
+    for kind in ["lora", "rslora", "dora", "ia3", "lokr", "bias", "bottleneck", "full"] {
+        let train = format!("train mlp.base --data two.npz --lr 0.02 --epochs 10 --kind {kind}");
+        let trained = place.json(&format!("{train} --threads 1 --out {kind}.adapter"));
+        let after = trained["report"]["after"].as_array().unwrap();
+        let accuracy = after.iter().find(|m| m[0] == "accuracy").unwrap()[1].as_f64().unwrap();
+        assert!(accuracy > 0.8, "{kind}: {after:?}");
+        let run = place.json(&format!("run mlp.base --input x={row} --adapter {kind}.adapter"));
+        assert!(run["predictions"][0]["logits"][0].is_number(), "{kind}: {run}");
+        let told = place.ok(&format!("inspect {kind}.adapter"));
+        assert!(told.contains(kind), "{told}");
+        // Its effect on stored inputs is the one that was measured.
+        let verified = place.json(&format!("adapter verify {kind}.adapter --base mlp.base"));
+        assert!(verified["probes"][0]["measured"].as_f64().unwrap() > 0.0, "{verified}");
+    }
+    place.fails("train mlp.base --data two.npz --out x.adapter --kind ia3 --rank 4", 2);
+    let none = place.fails("train mlp.base --data two.npz --out x.adapter --kind hydra", 2);
+    assert!(none.contains("lokr"), "{none}");
+}
+
 /// A run that is killed goes on from its checkpoint and ends as one that was never stopped.
 #[test]
 fn a_stopped_run_resumes_to_the_same_adapter() {
