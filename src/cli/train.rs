@@ -6,7 +6,7 @@ use super::output::{Out, bytes, count};
 use super::progress::Bar;
 use crate::adapter::{Kind, Pool, TensorType};
 use crate::error::{Error, Result};
-use crate::fs::{open_regular, peak_rss_bytes};
+use crate::fs::{open_regular, peak_rss_bytes, remove_stale_temps_of};
 use crate::runtime::Engine;
 use crate::train::data::{Dataset, LoadOptions, Split, load};
 use crate::train::schedule::Schedule;
@@ -136,6 +136,12 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let data = data.data;
     let options = options(args, &data);
     let checkpoint = options.checkpoint.clone();
+    // What a run that was killed was writing.
+    for path in [Some(&args.out), checkpoint.as_ref()].into_iter().flatten() {
+        if let Err(e) = remove_stale_temps_of(path) {
+            out.remark(format!("warning: {e}"));
+        }
+    }
     let mut bar = Bar::new("training", out.json());
     let trained = train(&engine, &data, held_out.as_ref(), &options, &mut bar)?;
     drop(bar);

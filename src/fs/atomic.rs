@@ -114,10 +114,26 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 /// Removes temporary files of [`write_atomic`] in `folder` whose writer is gone (power cut, kill).
 /// Those still being written are left alone. Returns how many were removed.
 pub fn remove_stale_temps(folder: &Path) -> Result<usize> {
+    sweep(folder, |_| true)
+}
+
+/// As [`remove_stale_temps`], those alone that were to become the file `path`: for folders that are
+/// somebody else's too. One whose folder is missing has none.
+pub fn remove_stale_temps_of(path: &Path) -> Result<usize> {
+    let Some(name) = path.file_name() else { return Ok(0) };
+    let folder = folder_of(path);
+    if !folder.is_dir() {
+        return Ok(0);
+    }
+    sweep(folder, |temp| target_of(temp).is_some_and(|target| target == name.as_bytes()))
+}
+
+fn sweep(folder: &Path, ours: impl Fn(&OsStr) -> bool) -> Result<usize> {
     let mut removed = 0;
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
         let entry = entry.map_err(|e| Error::io(folder, e))?;
-        if !is_temp_name(&entry.file_name()) {
+        let name = entry.file_name();
+        if !is_temp_name(&name) || !ours(&name) {
             continue;
         }
         let path = entry.path();
@@ -223,15 +239,18 @@ fn temp_name(name: &OsStr) -> OsString {
 
 /// Whether `name` has the form of [`temp_name`].
 fn is_temp_name(name: &OsStr) -> bool {
-    let bytes = name.as_bytes();
-    let Some(rest) = bytes.strip_prefix(b".").and_then(|b| b.strip_suffix(b".tmp")) else {
-        return false;
-    };
+    target_of(name).is_some()
+}
+
+/// NAME of a [`temp_name`].
+fn target_of(name: &OsStr) -> Option<&[u8]> {
+    let rest = name.as_bytes().strip_prefix(b".")?.strip_suffix(b".tmp")?;
     let digits = |part: Option<&[u8]>| {
         part.is_some_and(|p| !p.is_empty() && p.iter().all(u8::is_ascii_digit))
     };
     let mut parts = rest.rsplitn(3, |&b| b == b'.');
-    digits(parts.next()) && digits(parts.next()) && parts.next().is_some_and(|n| !n.is_empty())
+    let numbered = digits(parts.next()) && digits(parts.next());
+    parts.next().filter(|name| numbered && !name.is_empty())
 }
 
 #[cfg(test)]
@@ -314,6 +333,9 @@ mod tests {
         let path = dir.path().join("a.bin");
         std::fs::write(dir.path().join(".a.bin.4000000.0.tmp"), b"left by a kill").unwrap();
         std::fs::write(dir.path().join(".hidden.tmp"), b"not ours").unwrap();
+        std::fs::write(dir.path().join(".b.bin.4000000.0.tmp"), b"left by another's kill").unwrap();
+        assert_eq!(remove_stale_temps_of(&dir.path().join("b.bin")).unwrap(), 1);
+        assert_eq!(remove_stale_temps_of(&dir.path().join("no/b.bin")).unwrap(), 0);
         write_atomic(&path, Access::Shared, |w| {
             assert_eq!(remove_stale_temps(dir.path()).unwrap(), 1);
             w.write_all(b"whole")

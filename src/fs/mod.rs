@@ -7,7 +7,10 @@ mod memory;
 mod open;
 mod staged;
 
-pub use atomic::{Access, remove_stale_temps, sync_folder, write_atomic, write_atomic_bytes};
+pub use atomic::{
+    Access, remove_stale_temps, remove_stale_temps_of, sync_folder, write_atomic,
+    write_atomic_bytes,
+};
 pub use lock::FileLock;
 pub use memory::{available_bytes, peak_rss_bytes, unshared_bytes};
 pub use open::{Opened, open_regular, open_regular_no_link, read_limited, read_text};

@@ -202,6 +202,22 @@ fn a_stopped_run_resumes_to_the_same_adapter() {
     assert!(!checkpoint.exists());
 }
 
+/// A run that was killed while it wrote left a file of the adapter's size, or the checkpoint's, each time.
+#[test]
+fn what_a_killed_run_was_writing_is_removed_by_the_next() {
+    let place = Place::new();
+    learnable(&place);
+    let left = [".a.adapter.4000000.0.tmp", ".a.adapter.checkpoint.4000000.3.tmp"];
+    let others = [".b.adapter.4000000.0.tmp", ".a.adapter.tmp", "a.adapter.1.2.tmp"];
+    for name in left.iter().chain(&others) {
+        place.write(name, b"half");
+    }
+    place.ok("train mlp.base --data two.npz --out a.adapter --steps 2 --threads 1");
+    let names = place.names(".");
+    assert!(!left.iter().any(|name| names.iter().any(|n| n == name)), "{names:?}");
+    assert!(others.iter().all(|name| names.iter().any(|n| n == name)), "{names:?}");
+}
+
 #[test]
 fn errors_for_programs_are_one_json_line() {
     let place = Place::new();
