@@ -9,6 +9,7 @@ use crate::quant::Threads;
 use crate::store::{Quota, Rules};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -391,9 +392,19 @@ impl Config {
     }
 }
 
-/// Reads a token: one line of 16 to 256 visible ASCII characters.
+/// Reads a token: one line of 16 to 256 visible ASCII characters, in a file that others can't read
+/// and the group can't write.
 pub fn read_token(path: &Path) -> Result<String> {
     let text = read_text(path, MAX_TOKEN_FILE)?;
+    let mode = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.mode();
+    if mode & 0o027 != 0 {
+        let shown = path.display();
+        return Err(Error::bad_input(format!(
+            "token file '{shown}' has mode {:04o}: others can use it",
+            mode & 0o7777
+        ))
+        .hint(format!("chmod 640 {shown}")));
+    }
     let token = text.trim();
     let visible = token.bytes().all(|b| b.is_ascii_graphic());
     if !TOKEN_LENGTH.contains(&token.len()) || !visible {

@@ -1,4 +1,5 @@
 use super::*;
+use std::os::unix::fs::PermissionsExt;
 
 const SHIPPED: &str =
     include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/cross/package/offshoot.toml"));
@@ -63,7 +64,18 @@ fn tokens_are_one_visible_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("token");
     std::fs::write(&path, "0123456789abcdef\n").unwrap();
-    assert_eq!(read_token(&path).unwrap(), "0123456789abcdef");
+    let set = |mode| std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+    for (mode, good) in
+        [(0o600, true), (0o640, true), (0o644, false), (0o666, false), (0o660, false)]
+    {
+        set(mode);
+        let read = read_token(&path);
+        assert_eq!(read.is_ok(), good, "{mode:o}");
+        assert!(read.is_ok_and(|token| token == "0123456789abcdef") == good);
+    }
+    let error = read_token(&path).unwrap_err();
+    assert!(error.message().contains("has mode 0660: others can use it"), "{error}");
+    set(0o600);
     for bad in ["", "short", "0123456789 abcdef", "0123456789abcdef\n0123", &"x".repeat(257)] {
         std::fs::write(&path, bad).unwrap();
         assert!(read_token(&path).is_err(), "{bad:?}");

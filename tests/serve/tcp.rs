@@ -21,6 +21,8 @@ fn ask(port: u16, headers: &str) -> Answer {
 fn the_port_wants_its_token_and_its_name() {
     let place = Place::new();
     place.write("token", format!("{TOKEN}\n"));
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(place.path("token"), private).unwrap();
     let port = free_port();
     let config = format!("tcp = \"127.0.0.1:{port}\"\ntoken_file = \"token\"\n");
     let daemon = Daemon::start_in(place, &config);
