@@ -433,3 +433,22 @@ fn what_has_no_label_is_not_new_to_learn() {
     store.add_sample(&sample("a", "x", "me")).unwrap();
     assert_eq!(store.counts("home").unwrap().new, 1);
 }
+
+/// A clock that was once in the future put all later feedback into quarantine, until that date came.
+#[test]
+fn what_came_while_the_clock_was_ahead_counts_in_no_hour() {
+    let (_dir, store) = store();
+    let rules = Rules { source_per_hour: 5, ..Rules::default() };
+    store.set_rules(rules).unwrap();
+    for i in 0..5 {
+        store.add_sample(&sample(&format!("ahead {i}"), "x", "app")).unwrap();
+    }
+    let ahead = "UPDATE samples SET received = received + 365 * 86400";
+    store.write(|c| Ok(c.execute(ahead, [])?)).unwrap();
+    for i in 0..5 {
+        let recorded = store.add_sample(&sample(&format!("now {i}"), "x", "app")).unwrap();
+        assert_eq!(recorded.outcome, Taken::New, "{i}");
+    }
+    let recorded = store.add_sample(&sample("one more", "x", "app")).unwrap();
+    assert!(matches!(recorded.outcome, Taken::Quarantined(_)));
+}

@@ -18,16 +18,20 @@ const SPELLINGS: u32 = 3;
 pub(super) fn too_much(c: &Connection, rules: &Rules, row: &Row<'_>) -> Outcome<Option<String>> {
     let source = &row.sample.source;
     if rules.source_per_hour > 0 {
+        let now = now();
         let hour: i64 = c
             .prepare_cached(
                 "SELECT count(*) FROM samples WHERE source = ?1 AND received > ?2
-                 AND id > (SELECT max(id) FROM samples) - ?3",
+                 AND received <= ?4 AND id > (SELECT max(id) FROM samples) - ?3",
             )?
             .query_row(
                 params![
                     source,
-                    signed(now().saturating_sub(3600)),
-                    4 * i64::from(rules.source_per_hour)
+                    signed(now.saturating_sub(3600)),
+                    4 * i64::from(rules.source_per_hour),
+                    // What came while the clock was wrong and in the future came in no hour that
+                    // counts: till that date all would wait otherwise.
+                    signed(now)
                 ],
                 |row| row.get(0),
             )?;
