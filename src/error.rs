@@ -61,6 +61,8 @@ pub enum Cause {
     Unreadable,
     /// The state of a training run is damaged.
     Checkpoint,
+    /// The state is damaged or has lost something: nothing is changed until a person has decided.
+    Doubtful,
 }
 
 /// An error: kind, one line that says what, where, expected and found, and a hint if there is one.

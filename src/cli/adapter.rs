@@ -10,7 +10,7 @@ use crate::pack::Base;
 use crate::runtime::Engine;
 use crate::shape::Array;
 use crate::store::{
-    Added, NameEntry, Options, Origin, Reference, Removed, Store, Switched, check_name,
+    NameEntry, Options, Origin, Reference, Removed, Serve, Store, Switched, check_name,
 };
 use clap::Subcommand;
 use serde_json::json;
@@ -183,7 +183,10 @@ fn switched(switched: &Switched, out: &Out) -> Result<()> {
 fn list_all(out: &Out) -> Result<()> {
     let root = Store::folder_of_user()?;
     let entries = match Store::open_existing(&root, Options::default())? {
-        Some(store) => store.names()?,
+        Some(store) => {
+            store.problems().iter().for_each(|problem| out.remark(format!("warning: {problem}")));
+            store.names()?
+        }
         None => vec![],
     };
     if entries.is_empty() {
@@ -242,7 +245,10 @@ fn add(
         let unmoved = without_effect(&bound, &adapter);
         unmoved.iter().for_each(|w| out.remark(format!("warning: {w}")));
     }
-    let added = put(&Store::of_user()?, name, &adapter, activate)?;
+    // The first of a name serves at once.
+    let serve = if activate { Serve::Now } else { Serve::First };
+    let store = Store::of_user()?;
+    let added = store.add_and_serve(name, &adapter, &Origin::default(), serve)?;
     let generation = added.generation;
     let what = if added.new { "added" } else { "was there already" };
     let active = if added.active {
@@ -254,19 +260,6 @@ fn add(
     out.document(&json!({
         "name": name, "generation": generation, "new": added.new, "active": added.active,
     }))
-}
-
-/// Adds a generation. The first of a name serves at once, but one that was there already was perhaps
-/// taken back: only `activate` makes that serve.
-fn put(store: &Store, name: &str, adapter: &Adapter, activate: bool) -> Result<Added> {
-    let mut added = store.add(name, adapter, &Origin::default())?;
-    let generation = added.generation;
-    let first = added.new && store.name(name)?.generations == [generation];
-    if !added.active && (activate || first) {
-        store.activate(name, generation, None, None)?;
-        added.active = true;
-    }
-    Ok(added)
 }
 
 fn verify(text: &str, base: Option<&Path>, out: &Out) -> Result<()> {
@@ -446,23 +439,6 @@ fn without_effect(bound: &Bound, adapter: &Adapter) -> Option<String> {
 mod tests {
     use super::*;
     use crate::adapter::TargetAdapter;
-    use crate::store::GenerationState;
-
-    /// A generation that had been rolled back served again when its file was added once more.
-    #[test]
-    fn adding_again_does_not_bring_back_what_was_rolled_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path()).unwrap();
-        let target = TargetAdapter::lora("layer.0", 1, 1.0, vec![1.0, 2.0], vec![0.5]);
-        let adapter = Adapter { name: "home".into(), targets: vec![target], ..Adapter::default() };
-        let added = |new, active| Added { generation: 1, new, active };
-        assert_eq!(put(&store, "home", &adapter, false).unwrap(), added(true, true));
-        store.rollback("home", None, "worse").unwrap();
-        assert_eq!(put(&store, "home", &adapter, false).unwrap(), added(false, false));
-        assert_eq!(store.generations("home").unwrap()[0].state, GenerationState::Bad);
-        assert_eq!(store.name("home").unwrap().active, None);
-        assert_eq!(put(&store, "home", &adapter, true).unwrap(), added(false, true));
-    }
 
     #[test]
     fn adapters_that_change_nothing_are_told() {

@@ -269,6 +269,16 @@ pub fn status(args: &StatusArgs, out: &Out) -> Result<()> {
     if base["changed"] == true {
         out.line("the base's file was written to: restart the daemon with a whole one");
     }
+    for problem in list(&status["problems"]) {
+        out.line(format!("PROBLEM: {}", text(problem)));
+    }
+    if status["state"]["doubt"].is_string() {
+        out.line(crate::store::DECIDE);
+    }
+    for lost in list(&status["state"]["lost"]) {
+        let name = lost["name"].as_str().map_or(String::new(), |n| format!(" (adapter '{n}')"));
+        out.line(format!("  lost: {}{name}", text(&lost["path"])));
+    }
     let rows: Vec<Vec<String>> = list(&status["adapters"]).iter().map(adapter_row).collect();
     if rows.is_empty() {
         out.line("no adapters");
@@ -293,7 +303,10 @@ fn adapter_row(adapter: &Value) -> Vec<String> {
     let samples = &adapter["samples"];
     let number = |v: &Value| count(v.as_u64().unwrap_or_default());
     let active = match (adapter["active"].as_u64(), adapter["fault"].as_str()) {
-        (_, Some(fault)) => format!("NOT SERVED: {fault}"),
+        (_, Some(_)) => match adapter["served"].as_u64() {
+            Some(served) => format!("generation {served}, NOT {}", adapter["active"]),
+            None => format!("the base, NOT generation {}", adapter["active"]),
+        },
         (Some(generation), _) if !adapter["trial"].is_null() => {
             format!("generation {generation}, on trial")
         }

@@ -90,6 +90,9 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     if !generations.is_empty() {
         out.line(format!("retired {}, which had learned from them", generations.join(", ")));
     }
+    if report.lost > 0 {
+        out.line(format!("removed {} lost files, which may have learned from them", report.lost));
+    }
     for f in &report.fallbacks {
         let to = f.to.map_or("the base".into(), |g| format!("generation {g}"));
         out.line(format!("'{}' serves {to} now", f.name));
@@ -98,7 +101,10 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         out.line("training anew is queued");
     }
     if !report.finished {
-        out.remark("warning: another process reads the store: its free pages are cleared later");
+        out.remark(
+            "warning: another process reads the store, or the disk is full: its free pages are \
+             cleared later",
+        );
     }
     out.document(&done)
 }

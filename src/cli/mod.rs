@@ -1,6 +1,7 @@
 //! Layer 7: the command line. Everything is done through the crate's public interface.
 
 mod adapter;
+mod backup;
 mod bench;
 mod chosen;
 #[cfg(feature = "daemon")]
@@ -57,6 +58,10 @@ enum Verb {
     Eval(eval::Args),
     /// Keep adapters in a store and switch between them
     Adapter(adapter::Args),
+    /// Make a backup of a state, also while its daemon runs
+    Backup(backup::BackupArgs),
+    /// Put a backup in a state's place, or go on with what can be read of a damaged one
+    Restore(backup::RestoreArgs),
     /// See it work: pack a model, train two adapters, switch between them
     #[cfg(feature = "import")]
     Demo(demo::Args),
@@ -140,6 +145,8 @@ fn dispatch(cli: Cli, out: &Out) -> Result<()> {
         Verb::Train(args) => train::run(&args, out),
         Verb::Eval(args) => eval::run(&args, out),
         Verb::Adapter(args) => adapter::run(&args, out),
+        Verb::Backup(args) => backup::backup(&args, out),
+        Verb::Restore(args) => backup::restore(&args, out),
         #[cfg(feature = "import")]
         Verb::Demo(args) => demo::run(&args, out),
         Verb::Bench(args) => bench::run(&args, out),

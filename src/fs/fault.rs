@@ -16,6 +16,8 @@ pub(crate) enum Op {
     Commit,
     /// It was.
     Committed,
+    /// The store's second record of what was acknowledged is synced.
+    Witnessed,
 }
 
 #[cfg(not(test))]

@@ -112,22 +112,7 @@ impl Store {
             let row = known(c, self, name)?;
             compare(name, expected, row.active)?;
             self.load_row(&found)?;
-            let state = match trial {
-                Some(_) => GenerationState::Trial,
-                None => GenerationState::Promoted,
-            };
-            if let Some(old) = row.trial.filter(|t| t.generation != generation) {
-                // The next one takes its place before it has proven itself.
-                set_state(c, row.id, old.generation, GenerationState::Candidate, None)?;
-            }
-            set_state(c, row.id, generation, state, None)?;
-            point(c, &row, Some(generation), How::Activated, None)?;
-            if let Some(trial) = trial {
-                c.execute(
-                    "UPDATE names SET trial_since = ?2, trial_seconds = ?3 WHERE id = ?1",
-                    params![row.id, signed(now()), signed(trial.as_secs())],
-                )?;
-            }
+            serve(c, &row, generation, trial)?;
             Ok(Switched { name: name.into(), active: Some(generation), before: row.active })
         })
     }
@@ -260,6 +245,13 @@ impl Store {
         })
     }
 
+    /// What may serve where the active generation of `name` can't: the proven ones that served before
+    /// it, the last first. Errors: no such name (usage).
+    pub fn fallbacks(&self, name: &str) -> Result<Vec<u64>> {
+        check_name(name)?;
+        self.read(|c| fallbacks(c, &known(c, self, name)?))
+    }
+
     /// The switches of a name, oldest first. Errors: no such name (usage).
     pub fn history(&self, name: &str) -> Result<Vec<Switch>> {
         check_name(name)?;
@@ -313,6 +305,32 @@ impl Store {
         let _ = self.collect();
         Ok(removed)
     }
+}
+
+/// Makes a generation the active one, perhaps on trial.
+pub(super) fn serve(
+    c: &Connection,
+    row: &NameRow,
+    generation: u64,
+    trial: Option<Duration>,
+) -> Outcome<()> {
+    let state = match trial {
+        Some(_) => GenerationState::Trial,
+        None => GenerationState::Promoted,
+    };
+    if let Some(old) = row.trial.filter(|t| t.generation != generation) {
+        // The next one takes its place before it has proven itself.
+        set_state(c, row.id, old.generation, GenerationState::Candidate, None)?;
+    }
+    set_state(c, row.id, generation, state, None)?;
+    point(c, row, Some(generation), How::Activated, None)?;
+    if let Some(trial) = trial {
+        c.execute(
+            "UPDATE names SET trial_since = ?2, trial_seconds = ?3 WHERE id = ?1",
+            params![row.id, signed(now()), signed(trial.as_secs())],
+        )?;
+    }
+    Ok(())
 }
 
 fn went_back(from: u64, to: Option<u64>, why: &str) -> String {
@@ -396,22 +414,28 @@ fn history(c: &Connection, name: i64) -> Outcome<Vec<Switch>> {
 /// Where a name goes when its active generation must not serve: the proven generation that served
 /// last before it, of its base; the base where that was chosen by hand, or where there is none.
 pub(super) fn fallback(c: &Connection, row: &NameRow) -> Outcome<Option<u64>> {
-    let Some(active) = row.active else { return Ok(None) };
+    Ok(fallbacks(c, row)?.first().copied())
+}
+
+/// The proven generations that served before the active one, of its base, the last first.
+fn fallbacks(c: &Connection, row: &NameRow) -> Outcome<Vec<u64>> {
+    let Some(active) = row.active else { return Ok(vec![]) };
+    let mut found = vec![];
     let base = find_generation(c, row.id, active)?.and_then(|g: GenerationRow| g.base);
     let live = live(c, row.id)?;
     for switch in history(c, row.id)?.iter().skip(1) {
         let Some(number) = switch.generation else {
             if switch.how == How::Deactivated {
-                return Ok(None);
+                break;
             }
             continue;
         };
         let proven = live
             .iter()
             .any(|g| g.number == number && g.state == GenerationState::Promoted && g.base == base);
-        if proven && number != active {
-            return Ok(Some(number));
+        if proven && number != active && !found.contains(&number) {
+            found.push(number);
         }
     }
-    Ok(None)
+    Ok(found)
 }

@@ -2,19 +2,27 @@
 
 use super::schema;
 use crate::error::{Cause, Error, Result};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long a change waits for another process's.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of a page. A sample touches eight or so, which go to the log one after another: small ones
 /// spare the card (`wear_tests` has the figures: 12 KB a sentence reach the medium with 1024, 31 KB
 /// with 4096).
 pub(super) const PAGE: u32 = 1024;
-/// Pages in the write-ahead log before they are moved into the database: 4 MiB, so that a page that
-/// changes often is moved seldom.
-const CHECKPOINT: u32 = 4096;
+/// Bytes of the write-ahead log before it is moved into the database: small, since it is where
+/// damage costs most, and large enough that a page that changes often is moved seldom.
+pub(super) const LOG: u64 = 1 << 20;
+
+/// What a person can do about a state that is damaged or has lost something.
+pub const DECIDE: &str = "'offshoot restore DIR' puts a backup in its place, 'offshoot restore --salvage' goes on with \
+     what can be read; nothing is changed before";
+
+/// How the refusal of another program's database reads.
+pub(super) const FOREIGN: &str = "is the database of another program";
 
 /// An error of ours or of SQLite, until the place is known.
 pub(super) enum Fault {
@@ -71,10 +79,7 @@ fn explain(path: &Path, error: &rusqlite::Error) -> Error {
         }
         ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => {
             Error::bad_input(format!("'{path}' is damaged: {error}"))
-                .hint(
-                    "move it away, or put a backup in its place; \
-                     the adapters' files beside it can be added anew",
-                )
+                .hint(DECIDE)
                 .because(Cause::Unreadable)
         }
         ErrorCode::SystemIoFailure => Error::failed(format!(
@@ -103,6 +108,12 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
 }
 
+/// Whether an error shows that the database is damaged.
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error_code();
+    matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
 pub(super) fn open_with(path: &Path, steps: &[&str]) -> Outcome<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
@@ -123,7 +134,9 @@ pub(super) fn open_with(path: &Path, steps: &[&str]) -> Outcome<Connection> {
     // Acknowledged means on the medium.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "secure_delete", "ON")?;
-    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT)?;
+    // The store does both itself, and says in its second record what the database is then.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     schema::upgrade(&mut connection, steps)?;
     Ok(connection)
 }
@@ -136,14 +149,7 @@ pub(super) fn open_read_only(path: &Path) -> Result<Connection> {
         // Without a log nothing can be pending, and without its index a reader would want to make
         // one: then the file is taken for one that never changes.
         let suffix = if log == 0 { "?immutable=1" } else { "" };
-        let escaped: String = path
-            .to_string_lossy()
-            .chars()
-            .map(|c| match c {
-                '?' | '#' | '%' => format!("%{:02x}", u32::from(c)),
-                c => c.to_string(),
-            })
-            .collect();
+        let escaped = escaped(path);
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_URI;
@@ -163,6 +169,17 @@ pub(super) fn open_read_only(path: &Path) -> Result<Connection> {
     open().map_err(|e| e.at(path))
 }
 
+/// A path as part of a URI.
+pub(super) fn escaped(path: &Path) -> String {
+    path.to_string_lossy()
+        .chars()
+        .map(|c| match c {
+            '?' | '#' | '%' => format!("%{:02x}", u32::from(c)),
+            c => c.to_string(),
+        })
+        .collect()
+}
+
 /// Refuses another program's database.
 fn ours(connection: &Connection, path: &Path) -> Outcome<()> {
     // In this order: another process may be making the tables, and the mark comes with them.
@@ -173,8 +190,7 @@ fn ours(connection: &Connection, path: &Path) -> Outcome<()> {
         return Ok(());
     }
     Err(Fault::Ours(
-        Error::bad_input(format!("'{}' is the database of another program", path.display()))
-            .because(Cause::Unreadable),
+        Error::bad_input(format!("'{}' {FOREIGN}", path.display())).because(Cause::Unreadable),
     ))
 }
 

@@ -7,16 +7,20 @@ use crate::error::{Error, Result};
 use crate::fs::{Access, read_limited, remove_stale_temps, sync_folder, write_atomic_bytes};
 use rusqlite::Connection;
 use std::collections::HashSet;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The folder of adapters.
-const ADAPTERS: &str = "adapters";
+pub(super) const ADAPTERS: &str = "adapters";
 /// The folder of jobs.
-const JOBS: &str = "jobs";
+pub(super) const JOBS: &str = "jobs";
+
+/// A copy of the database that is so old is nobody's any more.
+const COPIES: Duration = Duration::from_secs(600);
 
 /// Hex of a file's hash.
-fn hex(hash: &[u8; 32]) -> String {
+pub(super) fn hex(hash: &[u8; 32]) -> String {
     blake3::Hash::from_bytes(*hash).to_hex().to_string()
 }
 
@@ -77,6 +81,36 @@ pub(super) fn refuse_old(root: &Path, database: &Path) -> Result<()> {
     Ok(())
 }
 
+/// An error if everybody may write to the store's folder: who can replace its files decides what
+/// is served.
+pub(super) fn refuse_open(root: &Path) -> Result<()> {
+    let mode = std::fs::metadata(root).map_or(0, |meta| meta.mode());
+    if mode & 0o002 == 0 {
+        return Ok(());
+    }
+    let shown = root.display();
+    Err(Error::refused(format!(
+        "'{shown}' has mode {:04o}: everybody can change the state in it",
+        mode & 0o7777
+    ))
+    .hint(format!("chmod 700 {shown}, after looking at who has been there")))
+}
+
+/// Removes copies of the database that a killed process left: they hold samples.
+pub(super) fn sweep_copies(root: &Path) -> Result<()> {
+    for path in entries(root)? {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        // Those of a temporary file begin with one dot more.
+        let name = name.strip_prefix('.').filter(|n| n.starts_with('.')).unwrap_or(name);
+        let ours = name.starts_with(super::salvage::COPY) || name.starts_with(super::backup::FRESH);
+        let age = path.symlink_metadata().ok().and_then(|m| m.modified().ok()?.elapsed().ok());
+        if ours && age.is_some_and(|age| age > COPIES) {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn sync(folder: &Path) -> Result<()> {
     sync_folder(folder).map_err(|e| Error::io(folder, e))
 }
@@ -102,7 +136,7 @@ impl Store {
     }
 
     /// Writes an adapter's bytes, durably, before anything points to them. Inside a write
-    /// transaction, so that [`Store::collect`] doesn't take them for left over.
+    /// transaction, so that [`Store::collect`] doesn't take them for lost.
     pub(super) fn put_adapter(&self, hash: &[u8; 32], bytes: &[u8]) -> Result<()> {
         let path = self.adapter_path(hash);
         make(&self.root().join(ADAPTERS))?;
@@ -131,56 +165,9 @@ impl Store {
         }
         Ok(())
     }
-
-    /// Removes files that nothing points to: of an add that was cut before its transaction, of
-    /// removals that were cut after theirs. Returns the bytes freed.
-    pub(super) fn collect(&self) -> Result<u64> {
-        let hashes = self.read(|c| pointed_to(c))?;
-        let jobs = self.read(|c| job_ids(c))?;
-        if self.left_over(&hashes, &jobs)?.is_empty() {
-            return Ok(0);
-        }
-        // Once more with the writers' lock: an adapter's file comes before the row that names it.
-        self.write(|c| {
-            let left = self.left_over(&pointed_to(c)?, &job_ids(c)?)?;
-            let mut freed = 0;
-            for path in &left {
-                freed += remove(path)?;
-            }
-            for folder in [ADAPTERS, JOBS].map(|f| self.root().join(f)) {
-                if left.iter().any(|path| path.starts_with(&folder)) {
-                    sync(&folder)?;
-                }
-            }
-            Ok(freed)
-        })
-    }
-
-    /// Files of the store that nothing points to. Names that are not ours are left alone.
-    fn left_over(&self, hashes: &HashSet<[u8; 32]>, jobs: &HashSet<i64>) -> Result<Vec<PathBuf>> {
-        let adapters = self.root().join(ADAPTERS);
-        if adapters.is_dir() {
-            remove_stale_temps(&adapters)?;
-        }
-        let mut found = vec![];
-        for path in entries(&adapters)? {
-            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            let hash = name.strip_suffix(".adapter").and_then(|h| blake3::Hash::from_hex(h).ok());
-            if hash.is_some_and(|h| !hashes.contains(h.as_bytes())) {
-                found.push(path);
-            }
-        }
-        for path in entries(&self.root().join(JOBS))? {
-            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            if name.parse::<i64>().is_ok_and(|id| !jobs.contains(&id)) {
-                found.push(path);
-            }
-        }
-        Ok(found)
-    }
 }
 
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     match std::fs::read_dir(folder) {
         Ok(entries) => {
             entries.map(|e| e.map(|e| e.path()).map_err(|e| Error::io(folder, e))).collect()
@@ -191,7 +178,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Removes a file or a folder of files; returns its bytes. One that is gone already is no error.
-fn remove(path: &Path) -> Result<u64> {
+pub(super) fn remove(path: &Path) -> Result<u64> {
     let meta = match path.symlink_metadata() {
         Ok(meta) => meta,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
@@ -211,7 +198,7 @@ fn remove(path: &Path) -> Result<u64> {
 }
 
 /// The hashes of all files that generations have.
-fn pointed_to(c: &Connection) -> Outcome<HashSet<[u8; 32]>> {
+pub(super) fn pointed_to(c: &Connection) -> Outcome<HashSet<[u8; 32]>> {
     let mut statement = c.prepare_cached("SELECT hash FROM generations WHERE state <> ?1")?;
     let rows = statement
         .query_map([super::generations::GenerationState::Retired.code()], |row| row.get(0))?;
@@ -219,7 +206,7 @@ fn pointed_to(c: &Connection) -> Outcome<HashSet<[u8; 32]>> {
 }
 
 /// The jobs whose files may stay.
-fn job_ids(c: &Connection) -> Outcome<HashSet<i64>> {
+pub(super) fn job_ids(c: &Connection) -> Outcome<HashSet<i64>> {
     let mut statement = c.prepare_cached("SELECT id FROM jobs WHERE state <> ?1")?;
     let rows = statement.query_map([super::jobs::JobState::Forgotten.code()], |row| row.get(0))?;
     rows.map(|id| id.map_err(Fault::Sql)).collect()

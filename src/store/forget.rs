@@ -6,6 +6,7 @@
 //! the next that opens the store.
 
 use super::active::{How, fallback, point, set_state};
+use super::ballast;
 use super::db::{self, Outcome};
 use super::events;
 use super::generations::GenerationState;
@@ -15,19 +16,18 @@ use super::rows::{find_name, live, manifest};
 use super::samples::{Filter, condition};
 use super::seal::Key;
 use super::state::{Secrets, Store, Unlocked};
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::fs::fault::{self, Op};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::time::{Duration, Instant};
 
 /// Largest database that is rebuilt in memory; larger ones go through SQLite's temporary file.
 const IN_MEMORY: u64 = 32 << 20;
-/// How long other processes' readers are waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// In `meta`: a forget whose files and free pages are still there.
 const UNFINISHED: &str = "forget";
+/// Its value where what is in `lost` may tell of the samples too: nobody knows what that learned.
+const LOST_TOO: &[u8] = b"lost";
 
 /// What to forget: the samples that meet all that is given.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -86,6 +86,9 @@ pub struct ForgetReport {
     pub jobs_queued: Vec<i64>,
     /// Bytes of the samples' inputs.
     pub bytes: u64,
+    /// Files in `lost` that went too: nobody knows what they had learned from.
+    #[serde(default)]
+    pub lost: u64,
     /// Whether files, free pages and the log are gone too. `false` while another process reads or
     /// the disk is too full to rebuild the database: then the rest is done when the store is opened
     /// next, or by [`Store::finish_forgetting`].
@@ -103,6 +106,7 @@ struct Doomed {
 impl Store {
     /// Forgets the samples that `selector` selects, those in quarantine and those whose input was
     /// evicted too, and every generation that learned from one, itself or through its parents.
+    /// What is in `lost` goes too: nobody knows what that had learned from.
     /// Names that served one of those fall back to what served before, else to the base, and are
     /// queued for training if they have samples left. The names stay known, whatever is left of
     /// them: who asks them is answered, by the base. A report is kept as an event.
@@ -118,15 +122,35 @@ impl Store {
             return Err(Error::usage("nothing says what to forget")
                 .hint("name samples, a label, a source, a time, an adapter, or all"));
         }
-        let mut report = self.write(|c| {
+        let mut report = match self.forget_rows(selector) {
+            Err(e) if e.cause() == Some(Cause::Full) => {
+                self.make_room();
+                let again = self.forget_rows(selector);
+                let _ = self.connection().pragma_update(None, "secure_delete", "ON");
+                again?
+            }
+            other => other?,
+        };
+        if report.samples > 0 || selector.all {
+            report.lost = self.lost_count() as u64;
+        }
+        // It is forgotten already; what is left may wait for room or for a reader to end.
+        report.finished = self.finish_forgetting().unwrap_or(false);
+        // Where there is no room yet, the next that opens the store makes it.
+        let _ = ballast::keep(self.root());
+        Ok(report)
+    }
+
+    fn forget_rows(&self, selector: &Selector) -> Result<ForgetReport> {
+        self.write(|c| {
             let unlocked = match selector.label {
                 Some(_) => Some(self.unlocked(c)?),
                 None => None,
             };
             let doomed = doomed(c, unlocked.as_ref(), selector)?;
             let report = remove(c, &doomed)?;
-            if !doomed.is_empty() {
-                db::set_meta(c, UNFINISHED, b"1")?;
+            if !doomed.is_empty() || selector.all {
+                db::set_meta(c, UNFINISHED, LOST_TOO)?;
                 let value = serde_json::to_value(&report).unwrap_or_default();
                 let text = format!(
                     "{} samples forgotten, {} generations retired",
@@ -136,19 +160,30 @@ impl Store {
                 events::record(c, "forget", selector.name.as_deref(), &text, Some(&value))?;
             }
             Ok(report)
-        })?;
-        // It is forgotten already; what is left may wait for room or for a reader to end.
-        report.finished = self.finish_forgetting().unwrap_or(false);
-        Ok(report)
+        })
+    }
+
+    /// Makes room on a full disk: the ballast goes, the log is emptied, and until the database is
+    /// rebuilt what is deleted need not be overwritten, which would go through the log.
+    fn make_room(&self) {
+        let given = ballast::give_up(self.root());
+        let moved = self.settle();
+        let _ = self.connection().pragma_update(None, "secure_delete", "FAST");
+        tracing::warn!(
+            "the disk is full: room for forgetting was {}{}",
+            if given { "kept and is used" } else { "not kept" },
+            moved.err().map_or(String::new(), |e| format!("; {e}"))
+        );
     }
 
     /// Removes the files, free pages and log of what was forgotten, if something is left of it.
     /// Returns whether nothing is left. `false`: another process reads the store.
     pub fn finish_forgetting(&self) -> Result<bool> {
-        if self.read(|c| Ok(db::meta(c, UNFINISHED)?))?.is_none() {
-            return Ok(true);
-        }
+        let Some(mark) = self.read(|c| Ok(db::meta(c, UNFINISHED)?))? else { return Ok(true) };
         self.collect()?;
+        if mark == LOST_TOO {
+            self.clear_lost()?;
+        }
         if !self.scrub()? {
             return Ok(false);
         }
@@ -168,19 +203,7 @@ impl Store {
             connection.pragma_update(None, "temp_store", if small { "MEMORY" } else { "FILE" })?;
             connection.execute_batch("VACUUM")?;
             let _ = fault::point(Op::Committed, self.database());
-            let start = Instant::now();
-            loop {
-                let busy: i64 =
-                    connection
-                        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
-                if busy == 0 {
-                    return Ok(true);
-                }
-                if start.elapsed() > PATIENCE {
-                    return Ok(false);
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            self.move_log(&connection)
         };
         match run() {
             Err(db::Fault::Sql(e)) if db::is_busy(&e) => Ok(false),

@@ -1,5 +1,6 @@
 //! Names and their generations: what there is, adding, reading.
 
+use super::active;
 use super::db::{Fault, Outcome, now, signed, unsigned};
 use super::hashes::{self, SampleHash};
 use super::names::{Reference, check_name};
@@ -68,6 +69,17 @@ pub struct Origin {
     pub verdict: Option<serde_json::Value>,
     /// The round of the training set that it learned from.
     pub round: Option<i64>,
+}
+
+/// Whether a generation that is added is made the active one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serve {
+    /// It waits.
+    Never,
+    /// If it is new and the name has no other: one that was there already was perhaps taken back.
+    First,
+    /// In any case.
+    Now,
 }
 
 /// What [`Store::add`] did.
@@ -254,6 +266,18 @@ impl Store {
     /// forgotten meanwhile, or the same bytes, brought by hand, were retired with what they had learned (refused,
     /// `Cause::Forgotten`), a full disk (failed): the store stays as it was.
     pub fn add(&self, name: &str, adapter: &Adapter, origin: &Origin) -> Result<Added> {
+        self.add_and_serve(name, adapter, origin, Serve::Never)
+    }
+
+    /// As [`Store::add`], and makes the generation the active one where `serve` says so: both or, on
+    /// an error, neither.
+    pub fn add_and_serve(
+        &self,
+        name: &str,
+        adapter: &Adapter,
+        origin: &Origin,
+        serve: Serve,
+    ) -> Result<Added> {
         check_name(name)?;
         adapter.check()?;
         let mut named = adapter.clone();
@@ -262,8 +286,7 @@ impl Store {
         let hash = *blake3::hash(&bytes).as_bytes();
         let verdict = origin.verdict.as_ref().map(|v| v.to_string());
         let quota = self.rules().quota;
-        let added = self.write(|c| {
-            let row = make_name(c, name)?;
+        let insert = |c: &Connection, row: &NameRow| -> Outcome<Added> {
             let mut learned = origin.manifest.clone();
             hashes::all_there(c, row.id, &learned)?;
             if let Some(parent) = origin.parent {
@@ -320,8 +343,22 @@ impl Store {
                 "INSERT INTO manifests (name_id, number, hashes) VALUES (?1, ?2, ?3)",
                 params![row.id, number, learned],
             )?;
-            trim(c, &row, number, quota.max_generations)?;
+            trim(c, row, number, quota.max_generations)?;
             Ok(Added { generation: unsigned(number), new: true, active: false })
+        };
+        let added = self.write(|c| {
+            let row = make_name(c, name)?;
+            let mut added = insert(c, &row)?;
+            let wanted = match serve {
+                Serve::Never => false,
+                Serve::First => added.new && live(c, row.id)?.len() == 1,
+                Serve::Now => true,
+            };
+            if wanted && !added.active {
+                active::serve(c, &row, added.generation, None)?;
+                added.active = true;
+            }
+            Ok(added)
         })?;
         // It is done; files that are left over go when the store is opened next.
         let _ = self.collect();
@@ -348,7 +385,7 @@ fn entry(c: &Connection, row: NameRow, name: String) -> Outcome<NameEntry> {
 /// Drops the oldest generations beyond `max`, and all but the newest retired ones.
 fn trim(c: &Connection, row: &NameRow, added: i64, max: u64) -> Outcome<()> {
     let live = live(c, row.id)?;
-    let spare = super::active::fallback(c, row)?;
+    let spare = active::fallback(c, row)?;
     let mut excess = (live.len() as u64).saturating_sub(max);
     for old in &live {
         let number = Some(old.number);

@@ -447,7 +447,7 @@ fn again(
 }
 
 /// Numbers of samples are never given twice, also when the newest was forgotten.
-fn next_sample(c: &Connection) -> Outcome<i64> {
+pub(super) fn next_sample(c: &Connection) -> rusqlite::Result<i64> {
     let newest: Option<i64> =
         c.prepare_cached("SELECT max(id) FROM samples")?.query_row([], |row| row.get(0))?;
     let floor = super::db::meta_number(c, "next_sample")?;

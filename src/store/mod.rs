@@ -10,6 +10,8 @@
 //! Knows nothing about how operations run, of training, or of HTTP.
 
 mod active;
+mod backup;
+mod ballast;
 mod db;
 mod events;
 mod folder;
@@ -19,24 +21,35 @@ mod hashes;
 mod insert;
 mod jobs;
 mod label;
+mod log;
+mod lost;
 mod names;
+mod opening;
 mod outcomes;
 mod quota;
 mod rows;
 mod rules;
+mod salvage;
 mod samples;
 mod schema;
 mod seal;
+mod settle;
 mod state;
 mod trust;
+mod witness;
 
 pub use active::{How, Removed, Switch, Switched};
+pub use backup::{Backup, Restored};
+pub use db::DECIDE;
 pub use events::Event;
 pub use forget::{Fallback, ForgetReport, Retired, Selector};
-pub use generations::{Added, Generation, GenerationState, Loaded, NameEntry, Origin, Trial};
+pub use generations::{
+    Added, Generation, GenerationState, Loaded, NameEntry, Origin, Serve, Trial,
+};
 pub use hashes::SampleHash;
 pub use insert::{NewSample, Recorded, Taken};
 pub use jobs::{Job, JobState, Reason};
+pub use lost::Lost;
 pub use names::{MAX_NAME, Reference, check_name};
 pub use outcomes::{ClassCount, Counts, Outcomes};
 pub use rules::{Quota, Rules};
@@ -48,7 +61,11 @@ pub use state::{Options, Store};
 pub use trust::ODD_LABEL;
 
 #[cfg(test)]
+mod backup_tests;
+#[cfg(test)]
 mod cut_tests;
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 mod forget_tests;
 #[cfg(test)]

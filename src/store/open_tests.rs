@@ -80,6 +80,7 @@ fn a_damaged_or_foreign_database_is_named() {
         assert_eq!((error.kind(), error.cause()), (ErrorKind::BadInput, Some(Cause::Unreadable)));
     }
     std::fs::remove_file(&path).unwrap();
+    std::fs::remove_file(root.join("acknowledged")).unwrap();
     let foreign = rusqlite::Connection::open(&path).unwrap();
     foreign.execute_batch("CREATE TABLE notes (a)").unwrap();
     drop(foreign);
@@ -199,6 +200,83 @@ fn a_full_disk_loses_nothing() {
             let said = String::from_utf8_lossy(&out.stdout);
             assert!(said.contains("all is there"), "{said}");
             assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        }
+        _ => println!("skipped: a small tmpfs can't be mounted here (needs root)"),
+    }
+}
+
+/// Runs in a child started by the test below; alone it does nothing.
+#[test]
+fn forget_when_full_child() {
+    let Some(root) = std::env::var_os("OFFSHOOT_TEST_FORGET_FULL") else { return };
+    let folder = Path::new(&root);
+    let root = folder.join("store");
+    let store = Store::open(&root).unwrap();
+    let mut all = vec![];
+    for i in 0..200 {
+        let text = format!("secret{i} {}", "words ".repeat(400));
+        all.push(store.add_sample(&sample(&text, "x", "app")).unwrap());
+    }
+    let origin = Origin { manifest: vec![all[3].hash], ..Origin::default() };
+    store.add_and_serve("home", &adapter(1.0), &origin, Serve::Now).unwrap();
+    let ballast = root.join("ballast");
+    assert!(ballast.exists());
+    let fill = || {
+        let mut file = std::fs::File::create(folder.join("filler")).unwrap();
+        while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+        while std::io::Write::write_all(&mut file, &[1]).is_ok() {}
+    };
+    fill();
+    // The log may have room in blocks that it has.
+    let error = (0..1000).find_map(|i| {
+        let text = format!("more{i} {}", "words ".repeat(400));
+        store.add_sample(&sample(&text, "x", "app")).err()
+    });
+    assert_eq!(error.unwrap().cause(), Some(Cause::Full));
+    let one = Selector { ids: vec![all[3].id], ..Selector::default() };
+    let report = store.forget(&one).unwrap();
+    assert_eq!((report.samples, report.generations.len()), (1, 1));
+    println!("one: finished {}", report.finished);
+    assert_eq!(store.active("home").unwrap(), None);
+    assert_eq!(std::fs::read_dir(root.join("adapters")).unwrap().count(), 0);
+    drop(store);
+    // A fresh process on the full disk, as the command line is.
+    fill();
+    let store = Store::open(&root).unwrap();
+    let report = store.forget(&Selector { all: true, ..Selector::default() }).unwrap();
+    println!("all: {} samples, finished {}", report.samples, report.finished);
+    assert!(report.samples >= 199 && report.finished);
+    for file in ["state.db", "state.db-wal"] {
+        let bytes = std::fs::read(root.join(file)).unwrap();
+        assert!(!bytes.windows(6).any(|w| w == b"secret"), "{file}");
+    }
+    store.verify().unwrap();
+    drop(store);
+    std::fs::remove_file(folder.join("filler")).unwrap();
+    drop(Store::open(&root).unwrap());
+    assert!(ballast.exists(), "it is kept anew");
+    println!("forgotten");
+}
+
+/// On a full disk nothing could be forgotten: that writes too.
+#[test]
+fn something_can_be_forgotten_on_a_full_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = Command::new("unshare")
+        .args(["-m", "/bin/sh", "-c"])
+        .arg(
+            "mount -t tmpfs -o size=24m none \"$OFFSHOOT_TEST_FORGET_FULL\" || exit 77
+             exec \"$0\" --exact store::open_tests::forget_when_full_child --nocapture",
+        )
+        .arg(std::env::current_exe().unwrap())
+        .env("OFFSHOOT_TEST_FORGET_FULL", dir.path())
+        .output();
+    match ran {
+        Ok(out) if out.status.code() != Some(77) && !out.stdout.is_empty() => {
+            let said = String::from_utf8_lossy(&out.stdout);
+            let complaint = String::from_utf8_lossy(&out.stderr);
+            assert!(said.contains("forgotten\n"), "{said}{complaint}");
+            println!("{said}");
         }
         _ => println!("skipped: a small tmpfs can't be mounted here (needs root)"),
     }

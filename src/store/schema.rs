@@ -9,12 +9,13 @@ pub(super) const APPLICATION: i64 = 0x6f66_7374;
 
 /// One script per version, each applied in a transaction of its own; `PRAGMA user_version` counts
 /// those applied. A released script never changes: what must change comes as a further one.
-pub(super) const STEPS: &[&str] = &[VERSION_1, VERSION_2];
+pub(super) const STEPS: &[&str] = &[VERSION_1, VERSION_2, VERSION_3];
 
 /// Times are seconds since 1970-01-01 UTC. Hashes are 32 bytes. `labels.text` and `inputs.content`
 /// are sealed where `meta` has a `key`.
 const VERSION_1: &str = "
--- hash_key (sealed where there is a key), key (the key's id), next_sample, forget (unfinished);
+-- hash_key (sealed where there is a key), key (the key's id), next_sample, forget (unfinished),
+-- link (see the file 'acknowledged');
 -- next:NAME: the number of the next generation of a name that was removed
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 
@@ -93,6 +94,25 @@ UPDATE generations SET round = (SELECT trained FROM names WHERE id = name_id)
 ALTER TABLE samples ADD COLUMN alike BLOB;
 ALTER TABLE samples ADD COLUMN judged INTEGER;
 CREATE INDEX samples_alike ON samples (name_id, alike) WHERE alike IS NOT NULL;
+";
+
+/// `doomed`: files that nothing points to any more because this database said so, by their paths
+/// below the store's folder. Only those are ever deleted: a file that a database doesn't know may be
+/// all that is left of another one.
+const VERSION_3: &str = "
+CREATE TABLE doomed (path TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TRIGGER generation_removed AFTER DELETE ON generations BEGIN
+    INSERT OR IGNORE INTO doomed VALUES ('adapters/' || lower(hex(OLD.hash)) || '.adapter');
+END;
+CREATE TRIGGER generation_retired AFTER UPDATE OF state ON generations WHEN NEW.state = 4 BEGIN
+    INSERT OR IGNORE INTO doomed VALUES ('adapters/' || lower(hex(NEW.hash)) || '.adapter');
+END;
+CREATE TRIGGER job_removed AFTER DELETE ON jobs BEGIN
+    INSERT OR IGNORE INTO doomed VALUES ('jobs/' || OLD.id);
+END;
+CREATE TRIGGER job_forgotten AFTER UPDATE OF state ON jobs WHEN NEW.state = 6 BEGIN
+    INSERT OR IGNORE INTO doomed VALUES ('jobs/' || NEW.id);
+END;
 ";
 
 /// Brings the database to the last of `steps`. Several processes may try at once.

@@ -1,17 +1,20 @@
 //! The store itself: its folder, its database, transactions.
 
 use super::db::{self, Fault, Outcome};
-use super::folder;
+use super::opening::{self, Opened};
 use super::rules::Rules;
 use super::seal::{Key, random};
-use crate::error::{Cause, Error, ErrorKind, Result};
+use super::witness::{self, Witness};
+use super::{ballast, folder};
+use crate::error::{Cause, Error, Result};
 use crate::fs::fault::{self, Op};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// The database's file in the store's folder.
-const DATABASE: &str = "state.db";
+pub(super) const DATABASE: &str = "state.db";
 
 /// How a store is opened.
 #[derive(Clone, Debug, Default)]
@@ -30,16 +33,25 @@ pub struct Options {
 /// a method has changed is on the medium when it returns.
 #[derive(Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
-    root: PathBuf,
-    database: PathBuf,
-    connection: Mutex<Connection>,
-    rules: RwLock<Rules>,
-    secrets: Secrets,
-    read_only: bool,
+pub(super) struct Inner {
+    pub(super) root: PathBuf,
+    pub(super) database: PathBuf,
+    pub(super) connection: Mutex<Connection>,
+    pub(super) rules: RwLock<Rules>,
+    pub(super) secrets: Secrets,
+    pub(super) read_only: bool,
+    /// Why nothing is changed until a person decides; a damage that shows later sets it too.
+    pub(super) doubt: RwLock<Option<String>>,
+    pub(super) witness: Option<Witness>,
+    /// Why the newest change is not in the second record.
+    pub(super) unrecorded: RwLock<Option<String>>,
+    /// Entries in `lost`, as they were last counted.
+    pub(super) lost: AtomicUsize,
+    /// Bytes of the log before it is moved into the database.
+    pub(super) log_limit: AtomicU64,
 }
 
 /// What is needed to read and find samples.
@@ -60,11 +72,13 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// Opens the store in the folder `root`, making it if it is not there, and finishes what a
     /// killed process left half done, if the disk has room for that. A folder that can't be written
-    /// is opened for reading.
+    /// is opened for reading. So is a state that is damaged or has lost something that was
+    /// acknowledged: [`Store::doubt`] says what is wrong, every change is refused, and nothing in
+    /// the folder changes until a person has decided.
     ///
     /// # Errors
-    /// A damaged database or another program's (bad input), one of a newer version (unsupported),
-    /// what the file system says (failed).
+    /// Another program's database (bad input), one of a newer version (unsupported), a folder that
+    /// everybody may write to (refused), what the file system says (failed).
     pub fn open(root: impl Into<PathBuf>) -> Result<Store> {
         Store::open_with(root, Options::default())
     }
@@ -76,20 +90,10 @@ impl Store {
         let root = root.into();
         let database = root.join(DATABASE);
         folder::refuse_old(&root, &database)?;
-        let closed = || !folder::writable(&root) || !folder::writable(&database);
-        let (connection, read_only) = match open_database(&root, &database) {
-            Ok(connection) => {
-                // SQLite opens a file that it can't write for reading.
-                let read_only = connection.is_readonly("main").unwrap_or(false) || closed();
-                (connection, read_only)
-            }
-            Err(error) if database.exists() && closed() => {
-                // What an earlier build made is no other failure's fault.
-                let say = |e: Error| if e.kind() == ErrorKind::Refused { e } else { error };
-                (db::open_read_only(&database).map_err(say)?, true)
-            }
-            Err(error) => return Err(error),
-        };
+        folder::refuse_open(&root)?;
+        let Opened { connection, read_only, doubt, witness, unrecorded, remark } =
+            opening::open(&root)?;
+        let doubtful = doubt.is_some();
         let connection = Mutex::new(connection);
         let mut store = Store {
             inner: Arc::new(Inner {
@@ -99,28 +103,53 @@ impl Store {
                 rules: RwLock::new(options.rules),
                 secrets: Secrets { key: None, hash_key: None },
                 read_only,
+                doubt: RwLock::new(doubt),
+                witness,
+                unrecorded: RwLock::new(unrecorded),
+                lost: AtomicUsize::new(0),
+                log_limit: AtomicU64::new(db::LOG),
             }),
         };
-        let secrets = store.unlock(options.key)?;
+        let secrets = match store.unlock(options.key) {
+            // Nothing is asked of samples that can't be read.
+            Err(_) if doubtful => Secrets { key: None, hash_key: None },
+            other => other?,
+        };
         match Arc::get_mut(&mut store.inner) {
             Some(inner) => inner.secrets = secrets,
             None => return Err(Error::failed("the store was shared while it was opened")),
         }
-        if !read_only {
-            store.tidy();
+        if let Some(why) = store.doubt() {
+            tracing::error!("{why}");
         }
+        if !read_only {
+            store.tidy(remark);
+        }
+        store.lost_count();
         Ok(store)
     }
 
     /// Finishes what was left half done. On a full disk it stays for a later opening: whoever wants
     /// to make room needs the store open.
-    fn tidy(&self) {
+    fn tidy(&self, remark: Option<&str>) {
         let root = self.inner.root.display();
+        if let Some(remark) = remark {
+            tracing::warn!("'{root}': {remark}: it is made anew");
+            if let Err(e) = self.event("record", None, &format!("{remark}: made anew"), None) {
+                tracing::warn!("'{root}': {e}");
+            }
+        }
         if let Err(e) = self.finish_forgetting() {
             tracing::warn!("'{root}': what was forgotten is not cleared away yet: {e}");
         }
         if let Err(e) = self.collect() {
             tracing::warn!("'{root}': files that nothing points to stay: {e}");
+        }
+        if let Err(e) = folder::sweep_copies(&self.inner.root) {
+            tracing::warn!("'{root}': copies of the database stay: {e}");
+        }
+        if let Err(e) = ballast::keep(&self.inner.root) {
+            tracing::warn!("'{root}': no room is kept for a full disk: {e}");
         }
     }
 
@@ -171,6 +200,11 @@ impl Store {
         self.inner.secrets.key.is_some()
     }
 
+    /// Whether samples are encrypted, under whatever key.
+    pub fn encrypted_at_rest(&self) -> Result<bool> {
+        Ok(self.read(|c| Ok(db::meta(c, "key")?))?.is_some())
+    }
+
     /// The rules in force.
     pub fn rules(&self) -> Rules {
         self.inner.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -189,6 +223,9 @@ impl Store {
     /// # Errors
     /// Bad input, naming the first thing that is damaged.
     pub fn verify(&self) -> Result<()> {
+        if let Some(why) = self.doubt() {
+            return Err(Error::bad_input(why).hint(db::DECIDE).because(Cause::Unreadable));
+        }
         let said: String =
             self.read(|c| Ok(c.pragma_query_value(None, "integrity_check", |row| row.get(0))?))?;
         if said != "ok" {
@@ -208,6 +245,11 @@ impl Store {
 
     /// Runs `work` as one durable change: all of it or, on an error, nothing.
     pub(super) fn write<T>(&self, work: impl FnOnce(&Transaction<'_>) -> Outcome<T>) -> Result<T> {
+        if let Some(why) = self.doubt() {
+            return Err(Error::refused(format!("nothing is changed: {why}"))
+                .hint(db::DECIDE)
+                .because(Cause::Doubtful));
+        }
         if self.inner.read_only {
             return Err(Error::failed(format!(
                 "the store in '{}' can't be written: read-only",
@@ -226,24 +268,34 @@ impl Store {
         let mut connection = self.connection();
         let run = || -> Outcome<T> {
             let transaction = connection.transaction_with_behavior(behavior)?;
+            let before = transaction.total_changes();
             let value = work(&transaction)?;
             if matches!(behavior, TransactionBehavior::Deferred) {
                 transaction.commit()?;
                 return Ok(value);
             }
             let step = |op| fault::point(op, &self.inner.database);
+            // A change of nothing is none.
+            let changed = transaction.total_changes() != before;
+            let record = if changed { Some(witness::advance(&transaction)?) } else { None };
             step(Op::Commit).map_err(|e| Error::io(&self.inner.database, e))?;
             transaction.commit()?;
             // It is durable: too late to fail.
             let _ = step(Op::Committed);
+            if let Some(record) = record {
+                self.inner.record(&record);
+            }
             Ok(value)
         };
-        run().map_err(|e| e.at(&self.inner.database))
+        let result = run().map_err(|fault| self.inner.noticed(fault));
+        if result.is_ok() && matches!(behavior, TransactionBehavior::Immediate) {
+            self.inner.keep_log_small(&connection);
+        }
+        result
     }
 
     pub(super) fn connection(&self) -> MutexGuard<'_, Connection> {
-        // A panic inside a transaction has rolled it back.
-        self.inner.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     pub(super) fn database(&self) -> &Path {
@@ -371,12 +423,6 @@ impl Unlocked<'_> {
             None => Ok(stored),
         }
     }
-}
-
-fn open_database(root: &Path, database: &Path) -> Result<Connection> {
-    folder::make(root)?;
-    folder::make_private(database)?;
-    db::open(database)
 }
 
 #[cfg(test)]

@@ -190,10 +190,14 @@ fn an_older_database_is_upgraded() {
     c.execute_batch(
         "DROP INDEX samples_alike; ALTER TABLE samples DROP COLUMN alike;
          ALTER TABLE samples DROP COLUMN judged;
+         DROP TRIGGER generation_removed; DROP TRIGGER generation_retired;
+         DROP TRIGGER job_removed; DROP TRIGGER job_forgotten; DROP TABLE doomed;
+         DELETE FROM meta WHERE key = 'link';
          ALTER TABLE generations DROP COLUMN round; PRAGMA user_version = 1;",
     )
     .unwrap();
     drop(c);
+    std::fs::remove_file(dir.path().join("acknowledged")).unwrap();
     let store = Store::open(dir.path()).unwrap();
     assert_eq!(store.generations("home").unwrap()[0].round, Some(0));
     assert_eq!(
@@ -388,4 +392,43 @@ fn a_store_that_is_no_folder_is_an_error() {
     assert!(Store::open(&root).is_err());
     assert!(Store::open_existing(&root, Options::default()).unwrap().is_none());
     assert_eq!(std::fs::read(&root).unwrap(), b"x");
+}
+
+/// A generation that had been rolled back served again when its file was added once more.
+#[test]
+fn adding_again_does_not_bring_back_what_was_rolled_back() {
+    let (_dir, store) = store();
+    let put =
+        |serve| store.add_and_serve("home", &adapter(1.0), &Origin::default(), serve).unwrap();
+    let added = |new, active| Added { generation: 1, new, active };
+    assert_eq!(put(Serve::First), added(true, true));
+    store.rollback("home", None, "worse").unwrap();
+    assert_eq!(put(Serve::First), added(false, false));
+    assert_eq!(state_of(&store, 1), GenerationState::Bad);
+    assert_eq!(store.name("home").unwrap().active, None);
+    assert_eq!(put(Serve::Now), added(false, true));
+    let second = store.add_and_serve("home", &adapter(2.0), &Origin::default(), Serve::First);
+    assert_eq!(second.unwrap(), Added { generation: 2, new: true, active: false });
+}
+
+/// 'adapter add' was two changes: a cut between them left a generation that nothing served.
+#[test]
+fn adding_and_serving_is_one_change() {
+    use crate::fs::fault::{self, Op};
+    for nth in 0..3 {
+        let (_dir, store) = store();
+        let mut left = nth;
+        let added = fault::with(
+            move |op, _| {
+                let fails = op == Op::Commit && left == 0;
+                left -= i32::from(op == Op::Commit);
+                if fails { Err(std::io::Error::from_raw_os_error(5)) } else { Ok(()) }
+            },
+            || store.add_and_serve("home", &adapter(1.0), &Origin::default(), Serve::First),
+        );
+        match store.name("home") {
+            Ok(entry) => assert_eq!((entry.active, added.unwrap().active), (Some(1), true)),
+            Err(_) => drop(added.unwrap_err()),
+        }
+    }
 }

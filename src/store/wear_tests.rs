@@ -19,11 +19,15 @@ fn written() -> (u64, u64) {
     (field("wchar:"), field("write_bytes:"))
 }
 
-/// Runs in a child started by the test below; alone it does nothing.
+/// Runs in a child started by the test below; alone it does nothing. `OFFSHOOT_TEST_LOG`: bytes of
+/// the log before it is moved.
 #[test]
 fn wear_child() {
     let Some(root) = std::env::var_os("OFFSHOOT_TEST_WEAR") else { return };
     let store = Store::open(Path::new(&root)).unwrap();
+    if let Some(limit) = std::env::var("OFFSHOOT_TEST_LOG").ok().and_then(|l| l.parse().ok()) {
+        store.limit_log(limit);
+    }
     let before = written();
     for i in 0..SAMPLES {
         let text = format!("turn the lamp number {i} in the kitchen on, please");
@@ -71,4 +75,31 @@ fn a_sample_costs_the_card_little() {
     println!("{text} bytes a sentence, {picture} a picture of {PICTURE}\n{said}");
     assert!(text <= 12 << 10, "{text}");
     assert!(picture <= 3 * PICTURE as u64, "{picture}");
+}
+
+/// Each change is synced in the log, and once more in the second record, which changes no length and
+/// so spares the file system's journal.
+#[test]
+fn a_sample_is_synced_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let counts = dir.path().join("counts");
+    let out = Command::new("strace")
+        .args(["-f", "-c", "-e", "trace=fsync,fdatasync", "-o"])
+        .arg(&counts)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "store::wear_tests::wear_child", "--nocapture"])
+        .env("OFFSHOOT_TEST_WEAR", dir.path().join("store"))
+        .output();
+    let traced = out.is_ok_and(|out| out.status.success());
+    let Some(text) = std::fs::read_to_string(&counts).ok().filter(|_| traced) else {
+        return println!("skipped: no strace here");
+    };
+    let syncs: u64 = text
+        .lines()
+        .filter(|line| line.ends_with("fsync") || line.ends_with("fdatasync"))
+        .map(|line| line.split_whitespace().nth(3).unwrap().parse::<u64>().unwrap())
+        .sum();
+    let each = syncs as f64 / (SAMPLES + PICTURES) as f64;
+    println!("{each:.2} syncs a sample\n{text}");
+    assert!((2.0..2.2).contains(&each), "{each}");
 }

@@ -6,5 +6,6 @@ mod cli;
 #[path = "../common/mod.rs"]
 mod common;
 mod doctor;
+mod faults;
 mod hostile;
 mod support;

@@ -2,7 +2,7 @@
 
 use super::ask::{Asked, Question, Raw};
 use super::problem::Problem;
-use super::roster::{Roster, Served};
+use super::roster::{Instead, Roster, Served};
 use crate::daemon::Tensor;
 use crate::error::Result;
 use crate::pack::Role;
@@ -51,6 +51,9 @@ struct Reply<'a> {
     /// Who answered, and its generation.
     adapter: Option<&'a str>,
     generation: Option<u64>,
+    /// The generation that should have answered and can't, with the reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instead_of: Option<&'a Instead>,
     /// For each row what the head's task says.
     predictions: Vec<serde_json::Value>,
     /// The base's outputs, where asked for.
@@ -192,6 +195,7 @@ impl Answerer {
                 let reply = Reply {
                     adapter: prepared.served.name.as_deref(),
                     generation: prepared.served.generation,
+                    instead_of: prepared.served.instead.as_deref(),
                     predictions: said,
                     outputs: shown.map(|all| {
                         all.iter().map(|(name, a)| (name.as_str(), Tensor(a))).collect()

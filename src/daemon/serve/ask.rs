@@ -387,7 +387,7 @@ mod tests {
             id,
             name: name.into(),
             generation: Some(1),
-            fault: None,
+            instead: None,
         };
         raw.parse(|| ["a", "b"].into_iter().enumerate().map(row).collect())
     }

@@ -63,7 +63,7 @@ fn paths() -> Value {
             "parameters": [path_parameter("id", id())],
             "get": Operation::new("A sample with its input").gives(200, "Any").refuses(&[404]).end(),
             "post": Operation::new("Put a sample into quarantine or take it out")
-                .takes("SampleState", false).gives(200, "Any").refuses(&[404]).end(),
+                .takes("SampleState", false).gives(200, "Any").refuses(&[404, 409]).end(),
         },
         "/v1/forget": {"post": Operation::new("Remove samples and every generation that learned \
             from them. All that is given must hold of a sample")
@@ -316,8 +316,11 @@ fn schemas() -> Value {
         "Error": object(&["error"], json!({"error": object(&["code", "type", "message"], json!({
             "code": {"type": "integer"}, "type": word(), "message": word(), "hint": word(),
         }))})),
-        "Health": object(&["status", "base_changed"],
-            json!({"status": word(), "base_changed": {"type": "boolean"}})),
+        "Health": object(&["status", "base_changed", "problems"], json!({
+            "status": {"type": "string", "enum": ["ok", "degraded"]},
+            "base_changed": {"type": "boolean"},
+            "problems": {"type": "array", "items": word()},
+        })),
         "Question": object(&[], also(json!({
             "adapter": optional(json!({"type": "string"})),
             "lora": optional(json!({"type": "array", "maxItems": 16, "items": weight})),
@@ -327,6 +330,8 @@ fn schemas() -> Value {
         "Answer": object(&["adapter", "generation", "predictions"], json!({
             "adapter": nullable(word()),
             "generation": nullable(json!({"type": "integer"})),
+            "instead_of": object(&["generation", "why"],
+                json!({"generation": {"type": "integer"}, "why": word()})),
             "predictions": {"type": "array", "items": {"anyOf": Task::answer_schemas()}},
             "outputs": {"type": "object"},
         })),

@@ -66,6 +66,7 @@ impl From<Error> for Problem {
     fn from(e: Error) -> Problem {
         let (status, kind) = match (e.cause(), e.kind()) {
             (Some(Cause::NotFound), _) => (StatusCode::NOT_FOUND, "not_found"),
+            (Some(Cause::Doubtful), _) => (StatusCode::CONFLICT, "state_doubtful"),
             (Some(Cause::Moved | Cause::Forgotten), _) => (StatusCode::CONFLICT, "conflict"),
             (Some(Cause::Busy), _) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             (Some(Cause::Full), _) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),

@@ -8,6 +8,7 @@ use crate::adapter::{Adapter, Bound};
 use crate::error::{Cause, Error, Result};
 use crate::runtime::Engine;
 use crate::store::{NameEntry, Reference, Store};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError, mpsc};
@@ -34,6 +35,17 @@ pub struct Served {
     pub generation: Option<u64>,
     /// Ready to run.
     pub bound: Option<Arc<Bound>>,
+    /// What it answers in the place of.
+    pub instead: Option<Arc<Instead>>,
+}
+
+/// A generation that should answer and can't.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Instead {
+    /// The generation.
+    pub generation: u64,
+    /// Why it can't.
+    pub why: String,
 }
 
 /// What a request asks for.
@@ -78,10 +90,10 @@ struct Seen {
     reader: Option<JoinHandle<()>>,
 }
 
-/// A name: its number in the store, and the active generation or why it can't be served.
+/// A name: its number in the store, and what answers for it.
 struct Entry {
     id: i64,
-    served: std::result::Result<Arc<Served>, (u64, String)>,
+    served: Arc<Served>,
 }
 
 /// A name as it is listed.
@@ -92,16 +104,16 @@ pub struct Row {
     pub name: String,
     /// The generation that is served; `None`: the base.
     pub generation: Option<u64>,
-    /// Why it can't be served.
-    pub fault: Option<String>,
+    /// The active generation, where that can't be served.
+    pub instead: Option<Arc<Instead>>,
 }
 
 /// Changes with every commit of any process: time and length of the database and its log.
 type Stamp = [Option<(SystemTime, u64)>; 2];
 
 impl Roster {
-    /// Loads what is active. A name whose generation can't be loaded is refused, not served by the
-    /// base; the others are served.
+    /// Loads what is active. For a name whose generation can't be loaded the one before answers, else
+    /// the base, and says so.
     pub fn new(
         engine: Engine,
         store: Store,
@@ -145,7 +157,7 @@ impl Roster {
     /// feedback makes it known, as it does from then until a generation is active.
     ///
     /// # Errors
-    /// 404: no such adapter or generation. 503: its file can't be used.
+    /// 404: no such adapter or generation. A named generation whose file can't be used.
     pub fn resolve(self: &Arc<Self>, selection: &Selection) -> Result<Arc<Served>, Problem> {
         if *selection == Selection::Base {
             return Ok(self.base.clone());
@@ -183,13 +195,7 @@ impl Roster {
 
     fn active(&self, name: &str) -> Result<Arc<Served>, Problem> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        match names.get(name).map(|entry| &entry.served) {
-            Some(Ok(served)) => Ok(served.clone()),
-            Some(Err((generation, why))) => Err(Problem::busy(format!(
-                "generation {generation} of adapter '{name}' can't be served: {why}"
-            ))),
-            None => Err(unknown(name)),
-        }
+        names.get(name).map(|entry| entry.served.clone()).ok_or_else(|| unknown(name))
     }
 
     fn pinned(&self, reference: &Reference, generation: u64) -> Result<Arc<Served>, Problem> {
@@ -224,7 +230,7 @@ impl Roster {
                 .collect::<Result<Vec<_>>>()?;
             let weighted: Vec<(&Adapter, f32)> = adapters.iter().map(|(a, w)| (a, *w)).collect();
             let bound = self.engine.bind(&weighted)?;
-            Ok(Served { name: None, generation: None, bound: Some(bound) })
+            Ok(Served { bound: Some(bound), ..Served::default() })
         })
     }
 
@@ -255,7 +261,7 @@ impl Roster {
     /// Serves what the store calls active for `name`.
     ///
     /// # Errors
-    /// The generation can't be loaded or does not fit the base: what was served is served on.
+    /// The generation can't be loaded or does not fit the base: another one answers in its place.
     pub fn refresh(&self, name: &str) -> Result<()> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         match self.store.name(name) {
@@ -303,43 +309,64 @@ impl Roster {
             let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
             // A name that was removed and made again has another number.
             let known = names.get(&entry.name).filter(|e| e.id == entry.id);
-            known.map(|e| match &e.served {
-                Ok(served) => Ok(served.generation),
-                Err((generation, _)) => Err(*generation),
-            })
+            known.map(|e| e.served.clone())
         };
-        if current == Some(Ok(entry.active)) {
+        let whole = |served: &Served| served.instead.is_none() && served.generation == entry.active;
+        if current.as_deref().is_some_and(whole) {
             return Ok(());
         }
-        let loaded = self.load(entry);
-        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
-        let id = entry.id;
-        match loaded {
-            Ok(served) => {
-                if current.is_some() {
-                    count(&self.metrics.switches);
-                }
-                names.insert(entry.name.clone(), Entry { id, served: Ok(served) });
-                Ok(())
-            }
-            Err(e) => {
-                // What was served goes on being served, if it may.
-                let still = current.and_then(|c| c.ok()).is_some_and(|generation| {
-                    generation.is_none_or(|g| entry.generations.contains(&g))
-                });
-                if !still {
-                    let why = (entry.active.unwrap_or_default(), e.to_string());
-                    names.insert(entry.name.clone(), Entry { id, served: Err(why) });
-                }
-                Err(e)
-            }
+        let (served, fault) = match self.load(entry) {
+            Ok(served) => (served, None),
+            Err(e) => (self.substitute(entry, current.as_deref(), &e), Some(e)),
+        };
+        let same = |before: &Served| {
+            before.generation == served.generation && before.instead == served.instead
+        };
+        if !current.as_deref().is_some_and(same) {
+            self.say(entry, &served);
         }
+        if current.is_some_and(|before| before.generation != served.generation) {
+            count(&self.metrics.switches);
+        }
+        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        names.insert(entry.name.clone(), Entry { id: entry.id, served });
+        fault.map_or(Ok(()), Err)
+    }
+
+    /// What answers where the active generation can't be loaded: what does so already, the newest
+    /// proven one before it that can be, else the base.
+    fn substitute(&self, entry: &NameEntry, current: Option<&Served>, why: &Error) -> Arc<Served> {
+        let generation = entry.active.unwrap_or_default();
+        let instead = Some(Arc::new(Instead { generation, why: why.to_string() }));
+        let before = self.store.fallbacks(&entry.name).unwrap_or_default();
+        let stays = current.filter(|c| c.generation.is_some_and(|g| before.contains(&g)));
+        if let Some(stays) = stays {
+            return Arc::new(Served { instead, ..stays.clone() });
+        }
+        let loaded = before.iter().find_map(|generation| {
+            let reference = Reference::parse(&format!("{}@{generation}", entry.name)).ok()?;
+            self.bind(&reference, *generation).ok()
+        });
+        let base = || Served { name: Some(entry.name.clone()), ..Served::default() };
+        Arc::new(Served { instead, ..loaded.unwrap_or_else(base) })
+    }
+
+    /// Puts into the store's events that another generation answers than the active one.
+    fn say(&self, entry: &NameEntry, served: &Served) {
+        let Some(instead) = &served.instead else { return };
+        let by = served.generation.map_or("the base".into(), |g| format!("generation {g}"));
+        let text = format!(
+            "generation {} can't be served, {by} answers in its place: {}",
+            instead.generation, instead.why
+        );
+        // A state that can't be written is said elsewhere.
+        let _ = self.store.event("fallback", Some(&entry.name), &text, None);
     }
 
     fn load(&self, entry: &NameEntry) -> Result<Arc<Served>> {
         let name = Some(entry.name.clone());
         let Some(generation) = entry.active else {
-            return Ok(Arc::new(Served { name, generation: None, bound: None }));
+            return Ok(Arc::new(Served { name, ..Served::default() }));
         };
         let reference = Reference::parse(&format!("{}@{generation}", entry.name))?;
         // A switch has it bound before.
@@ -352,7 +379,12 @@ impl Roster {
     fn bind(&self, reference: &Reference, generation: u64) -> Result<Served> {
         let adapter = self.store.load(reference)?.adapter;
         let bound = Some(self.engine.bind(&[(&adapter, 1.0)])?);
-        Ok(Served { name: Some(reference.name().into()), generation: Some(generation), bound })
+        Ok(Served {
+            name: Some(reference.name().into()),
+            generation: Some(generation),
+            bound,
+            instead: None,
+        })
     }
 
     fn drop_kept(&self, gone: impl Fn(&str) -> bool) {
@@ -367,14 +399,16 @@ impl Roster {
     /// Names, what is active, and whether it can be served; by name.
     pub fn list(self: &Arc<Self>) -> Vec<Row> {
         self.look();
+        self.rows()
+    }
+
+    /// As [`Roster::list`], as the store was when it was looked at last.
+    pub fn rows(&self) -> Vec<Row> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
         let row = |(name, entry): (&String, &Entry)| {
-            let (generation, fault) = match &entry.served {
-                Ok(served) => (served.generation, None),
-                Err((generation, why)) => (Some(*generation), Some(why.clone())),
-            };
+            let Served { generation, instead, .. } = &*entry.served;
             let id = usize::try_from(entry.id.saturating_sub(1)).unwrap_or(usize::MAX);
-            Row { id, name: name.clone(), generation, fault }
+            Row { id, name: name.clone(), generation: *generation, instead: instead.clone() }
         };
         names.iter().map(row).collect()
     }

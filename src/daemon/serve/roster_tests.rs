@@ -126,14 +126,68 @@ fn what_could_not_be_loaded_is_tried_again() {
     let number = place.promote();
     let away = place.folder.path().join("away");
     std::fs::rename(place.adapters(), &away).unwrap();
-    assert!(place.settled().is_err());
+    assert_eq!(place.settled().unwrap(), None);
+    // Once more: an event of it was written.
+    assert_eq!(place.settled().unwrap(), None);
     std::fs::rename(&away, place.adapters()).unwrap();
     let again = place.roster.seen().again.unwrap();
     assert!(again > Instant::now() + FAULTS_AGAIN / 2);
-    assert!(place.generation().is_err(), "not at once");
+    assert_eq!(place.generation().unwrap(), None, "not at once");
+    assert_eq!(place.roster.rows()[0].instead.as_ref().unwrap().generation, number);
     place.roster.seen().again = Some(Instant::now());
     assert_eq!(place.settled().unwrap(), Some(number));
     assert!(place.roster.seen().again.is_none());
+    assert!(place.roster.rows()[0].instead.is_none());
+}
+
+/// A name whose active generation was damaged was refused for ever, while the one before and the base
+/// were there.
+#[test]
+fn where_the_active_generation_is_damaged_the_one_before_answers_and_says_so() {
+    let place = place();
+    let numbers = [place.promote(), place.promote(), place.promote()];
+    let damage = |number: u64| {
+        let all = place.other.generations("home").unwrap();
+        let hash = &all.iter().find(|g| g.number == number).unwrap().hash;
+        let path = place.adapters().join(format!("{hash}.adapter"));
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[200] ^= 1;
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+    };
+    damage(numbers[2]);
+    // As at a start.
+    let [roster, again] = [0, 1].map(|_| {
+        let store = Store::open(place.folder.path().join("store")).unwrap();
+        Arc::new(Roster::new(place.roster.engine.clone(), store, Arc::default(), 2).unwrap())
+    });
+    let home = || Selection::Named(Reference::parse("home").unwrap());
+    let served = roster.resolve(&home()).unwrap();
+    let instead = served.instead.as_ref().unwrap();
+    assert_eq!((served.generation, instead.generation), (Some(numbers[1]), numbers[2]));
+    assert!(served.bound.is_some() && instead.why.contains("is damaged"), "{}", instead.why);
+    let said = |store: &Store| {
+        let events = store.latest_events(100).unwrap();
+        events.into_iter().filter(|e| e.kind == "fallback").map(|e| e.text).collect::<Vec<_>>()
+    };
+    // Each of the two processes says it once.
+    assert_eq!(said(&place.other).len(), 2);
+    assert!(said(&place.other)[0].contains("generation 2 answers in its place"));
+    roster.refresh_all().unwrap();
+    assert_eq!(said(&place.other).len(), 2);
+    // What was served from memory goes on; a switch to a whole one ends it.
+    assert_eq!(again.rows()[0].generation, Some(numbers[1]));
+    place.other.activate("home", numbers[0], None, None).unwrap();
+    roster.refresh("home").unwrap();
+    let served = roster.resolve(&home()).unwrap();
+    assert_eq!((served.generation, &served.instead), (Some(numbers[0]), &None));
+    // With nothing before it the base answers.
+    damage(numbers[0]);
+    let store = Store::open(place.folder.path().join("store")).unwrap();
+    let fresh = Roster::new(place.roster.engine.clone(), store, Arc::default(), 2).unwrap();
+    damage(numbers[1]);
+    let served = Arc::new(fresh).resolve(&home()).unwrap();
+    assert!(served.instead.is_some());
 }
 
 #[test]

@@ -20,6 +20,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long the first probe may take: a large base on a worn card.
 const FIRST_PROBE: Duration = Duration::from_secs(120);
+/// How long nothing is written before the log is moved into the database.
+const SETTLE: Duration = Duration::from_secs(20);
 
 /// Where the configuration comes from: at the start and at each reload.
 #[derive(Clone, Debug)]
@@ -112,9 +114,11 @@ pub fn run(source: &Source) -> Result<()> {
         .build()
         .map_err(|e| Error::failed(format!("the runtime can't be started: {e}")))?;
     // Before anything is decided on the state: another daemon may be at it.
-    let _alone = match store.read_only() {
-        true => None,
-        false => Some(alone(&config.state)?),
+    let _alone = match (store.read_only(), store.doubt()) {
+        (false, _) => Some(alone(&config.state)?),
+        // Nobody may decide on it while it is served.
+        (true, Some(_)) => alone(&config.state).map_or_else(refused, |lock| Ok(Some(lock)))?,
+        (true, None) => None,
     };
     let listeners = {
         let _in = runtime.enter();
@@ -123,7 +127,9 @@ pub fn run(source: &Source) -> Result<()> {
     let app = App::new(config, engine, store)?;
     let place =
         Place { root: Root::system(), program: None, key: app.config().samples.key_file.clone() };
-    if app.store.read_only() {
+    if app.store.doubt().is_some() {
+        tracing::error!("the state is served as it can be read, and nothing is learned");
+    } else if app.store.read_only() {
         tracing::error!("the state can't be written to: it is served, and nothing is learned");
     } else {
         let (store, settings) = (app.store.clone(), app.settings.clone());
@@ -135,7 +141,15 @@ pub fn run(source: &Source) -> Result<()> {
         learning.stop();
     }
     runtime.shutdown_timeout(Duration::from_secs(5));
+    if let Err(e) = app.store.settle() {
+        tracing::warn!("the log stays beside the database: {e}");
+    }
     result
+}
+
+/// Where the lock can't be made in a folder that can't be written, nobody else makes it.
+fn refused(e: Error) -> Result<Option<FileLock>> {
+    if e.kind() == ErrorKind::Refused { Err(e) } else { Ok(None) }
 }
 
 /// The right to serve and to train on a state, which one process has.
@@ -177,6 +191,7 @@ async fn serve(app: &Arc<App>, source: &Source, mut listeners: Listeners) -> Res
     if let Some(every) = sd_notify::watchdog_enabled() {
         tasks.push(tokio::spawn(watchdog(app.clone(), every / 2)));
     }
+    tasks.push(tokio::spawn(settle(app.clone())));
     while signals.next().await == Told::Reload {
         reload(app, source).await;
     }
@@ -258,6 +273,17 @@ async fn reload(app: &Arc<App>, source: &Source) {
 fn warn_of_default(app: &App) {
     if let Some(name) = app.roster.unborn() {
         tracing::warn!("'{name}' (serve.adapter) is not there yet: the base answers for it");
+    }
+}
+
+/// Moves the state's log into its database where nothing was written for a while.
+async fn settle(app: Arc<App>) {
+    loop {
+        tokio::time::sleep(SETTLE).await;
+        let settled = app.blocking(|app| Ok(app.store.settle_idle(SETTLE)?)).await;
+        if let Err(p) = settled {
+            tracing::warn!("the log stays beside the database: {}", p.message);
+        }
     }
 }
 

@@ -25,12 +25,12 @@ pub async fn list(State(app): State<Arc<App>>, _call: Call) -> Answer {
         .iter()
         .map(|entry| {
             let served = served.iter().find(|row| row.name == entry.name);
-            let fault = served.and_then(|row| row.fault.as_deref());
+            let fault = served.and_then(|row| row.instead.as_ref());
             json!({
                 "name": entry.name,
                 "active": entry.active,
-                "served": served.filter(|_| fault.is_none()).and_then(|row| row.generation),
-                "fault": fault,
+                "served": served.and_then(|row| row.generation),
+                "fault": fault.map(|instead| &instead.why),
                 "trial": entry.trial,
                 "base": entry.base.map(|b| b.to_string()),
                 "generations": entry.generations,

@@ -26,8 +26,25 @@ pub async fn health(State(app): State<Arc<App>>, _call: Call) -> Answer {
         let message = "the base has answered no probe yet";
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message));
     }
-    let changed = app.engine().base().check_unchanged().is_err();
-    ok(&json!({"status": "ok", "base_changed": changed}))
+    let base_changed = app.engine().base().check_unchanged().is_err();
+    let problems = problems(&app);
+    let status = if problems.is_empty() && !base_changed { "ok" } else { "degraded" };
+    ok(&json!({"status": status, "base_changed": base_changed, "problems": problems}))
+}
+
+/// What a person should know, in sentences: of the state, and of adapters that can't be served. Asks
+/// no disk.
+fn problems(app: &App) -> Vec<String> {
+    let mut problems = app.store.problems();
+    for row in app.roster.rows() {
+        let Some(instead) = &row.instead else { continue };
+        let by = row.generation.map_or("the base".into(), |g| format!("generation {g}"));
+        problems.push(format!(
+            "generation {} of adapter '{}' can't be served, {by} answers in its place: {}",
+            instead.generation, row.name, instead.why
+        ));
+    }
+    problems
 }
 
 /// `GET /metrics`.
@@ -57,13 +74,15 @@ fn document(app: &App) -> crate::error::Result<Value> {
     };
     let mut adapters = vec![];
     for entry in app.store.names()? {
-        let fault = served.iter().find(|row| row.name == entry.name);
+        let served = served.iter().find(|row| row.name == entry.name);
+        let fault = served.and_then(|row| row.instead.as_ref());
         adapters.push(json!({
             "name": entry.name,
             "active": entry.active,
             "trial": entry.trial,
             "generations": entry.generations,
-            "fault": fault.and_then(|row| row.fault.as_deref()),
+            "served": served.and_then(|row| row.generation),
+            "fault": fault.map(|instead| &instead.why),
             "samples": app.store.counts(&entry.name)?,
             "outcomes": app.store.outcomes(&entry.name, entry.active.unwrap_or(0))?,
         }));
@@ -81,6 +100,12 @@ fn document(app: &App) -> crate::error::Result<Value> {
         },
         "encrypted": app.store.encrypted(),
         "read_only": app.store.read_only(),
+        "problems": problems(app),
+        "state": {
+            "path": std::path::absolute(app.store.root()).unwrap_or(app.store.root().into()),
+            "doubt": app.store.doubt(),
+            "lost": app.store.lost(),
+        },
         "default_adapter": default,
         "adapters": adapters,
         "jobs": app.store.jobs()?.into_iter().filter(|j| j.state.is_open()).collect::<Vec<_>>(),
