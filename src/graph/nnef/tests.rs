@@ -3,6 +3,7 @@ use std::time::Instant;
 
 use tract_core::internal::*;
 use tract_core::ops::logic::IfThenElse;
+use tract_core::ops::scan::{InputMapping, OutputMapping, Scan, ScanInfo};
 use tract_onnx::prelude::{Framework, InferenceModelExt};
 
 use super::*;
@@ -162,6 +163,31 @@ fn recurrent_cells_come_back_the_same() {
     let lstm = model.wire_node("lstm", LstmCell, &[four, four, state]).unwrap();
     let gru = model.wire_node("gru", GruCell, &[three, three, lstm[0]]).unwrap();
     model.select_output_outlets(&[lstm[1], gru[0]]).unwrap();
+    round_trip(&model, &no_weights(), &inputs, 0.0);
+}
+
+#[test]
+fn an_op_of_ours_that_stands_in_a_loop_alone_comes_back() {
+    let mut body = TypedModel::default();
+    let gates = body.add_source("gates", f32::fact([1, 6])).unwrap();
+    let before = body.add_source("before", f32::fact([1, 2])).unwrap();
+    let after = body.wire_node("cell", GruCell, &[gates, gates, before]).unwrap();
+    body.select_output_outlets(&after).unwrap();
+    let info = ScanInfo { axis: 0, chunk: 1 };
+    let output = OutputMapping {
+        scan: Some((0, info)),
+        full_dim_hint: None,
+        last_value_slot: None,
+        state: true,
+    };
+    let inputs = vec![InputMapping::Scan(info), InputMapping::State];
+    let scan = Scan::new(body, inputs, vec![output], 0).unwrap();
+    let mut model = TypedModel::default();
+    let gates = model.add_source("all gates", f32::fact([3, 6])).unwrap();
+    let before = model.add_source("first", f32::fact([1, 2])).unwrap();
+    let y = model.wire_node("loop", scan, &[gates, before]).unwrap();
+    model.select_output_outlets(&y).unwrap();
+    let inputs = [tensor(&[3, 6], &values(18, 1)), tensor(&[1, 2], &values(2, 2))];
     round_trip(&model, &no_weights(), &inputs, 0.0);
 }
 

@@ -11,8 +11,8 @@ use tract_nnef::ast::dump::Dumper;
 use tract_nnef::ast::{Identifier, LValue};
 use tract_nnef::ser::{rewrite_model, to_proto_model};
 
-use super::framework;
 use super::repair::repair_loops;
+use super::{REGISTRY, framework};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::bind::substitute;
 use crate::graph::tract_error;
@@ -81,6 +81,12 @@ pub fn write_graph(model: &TypedModel) -> Result<GraphText> {
         }
     }
     proto.doc.extension.retain(|(id, _)| id.0 == "tract_registry");
+    // tract's writer states only what stands outside of bodies.
+    let stated = proto.doc.extension.iter().any(|(_, value)| value.trim() == REGISTRY);
+    if !stated && !proto.doc.fragments.is_empty() {
+        let registry = Identifier("tract_registry".into());
+        proto.doc.extension.push((registry, REGISTRY.into()));
+    }
     let mut bytes = vec![];
     Dumper::new(&nnef, &mut bytes).document(&proto.doc).map_err(|e| unsupported(&e))?;
     let text = String::from_utf8(bytes).map_err(|e| Error::failed(format!("graph text: {e}")))?;

@@ -198,13 +198,20 @@ impl RecurrentLayer {
         };
         let bias = from_h.map(|b| body.value(w, "bias_hh", b)).transpose()?;
         let mut matrices = tvec!();
+        let free = match product {
+            Some(_) => None,
+            None => Some(w.part(inputs[R].context("R is missing")?, direction)?),
+        };
         for (part, gates) in layer.cell.state_parts().iter().enumerate() {
-            matrices.push(match product {
-                Some(products) => Matrix::Frozen(self.linear(&products[1 + part], bias.is_some())?),
-                None => {
-                    let matrix = w.part(inputs[R].context("R is missing")?, direction)?;
+            matrices.push(match (product, free) {
+                (None, Some(matrix)) => {
                     let matrix = self.gates(w, &format!("r{part}"), matrix, 0, gates)?;
                     Matrix::Free(body.value(w, &format!("r{part}"), matrix)?)
+                }
+                (product, _) => {
+                    let frozen = product.and_then(|all| all.get(1 + part));
+                    let frozen = frozen.context("a matrix is missing")?;
+                    Matrix::Frozen(self.linear(frozen, bias.is_some())?)
                 }
             });
         }
