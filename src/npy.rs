@@ -19,7 +19,8 @@ const MAX_ENTRIES: usize = 4096;
 const MAX_RATIO: u64 = 1100;
 
 /// Reads the bytes of a `.npy` file (format versions 1 to 3). Takes f32, f64 and f16 (both become
-/// f32), i64, i32, u8 and bool, of either byte order, in C order.
+/// f32), i64 (which u32 becomes), i32 (which i16, u16 and i8 become), u8 and bool, of either byte order,
+/// in C order.
 ///
 /// Errors: damaged, truncated or with bytes left over (bad input); another element type, a string
 /// or object array, Fortran order of more than one dimension (unsupported).
@@ -222,6 +223,10 @@ enum Element {
     F64,
     I64,
     I32,
+    I16,
+    I8,
+    U32,
+    U16,
     U8,
     Bool,
 }
@@ -229,9 +234,9 @@ enum Element {
 impl Element {
     fn size(self) -> usize {
         match self {
-            Element::U8 | Element::Bool => 1,
-            Element::F16 => 2,
-            Element::F32 | Element::I32 => 4,
+            Element::U8 | Element::I8 | Element::Bool => 1,
+            Element::F16 | Element::I16 | Element::U16 => 2,
+            Element::F32 | Element::I32 | Element::U32 => 4,
             Element::F64 | Element::I64 => 8,
         }
     }
@@ -243,6 +248,10 @@ impl Element {
             Element::F64 => Data::F32(map(data, big, |b| f64::from_le_bytes(b) as f32)),
             Element::I64 => Data::I64(map(data, big, i64::from_le_bytes)),
             Element::I32 => Data::I32(map(data, big, i32::from_le_bytes)),
+            Element::I16 => Data::I32(map(data, big, |b| i32::from(i16::from_le_bytes(b)))),
+            Element::U16 => Data::I32(map(data, big, |b| i32::from(u16::from_le_bytes(b)))),
+            Element::I8 => Data::I32(map(data, big, |b| i32::from(i8::from_le_bytes(b)))),
+            Element::U32 => Data::I64(map(data, big, |b| i64::from(u32::from_le_bytes(b)))),
             Element::U8 => Data::U8(data.to_vec()),
             Element::Bool => match data.iter().find(|&&b| b > 1) {
                 None => Data::Bool(data.iter().map(|&b| b == 1).collect()),
@@ -313,11 +322,15 @@ impl Header {
             "f8" => Element::F64,
             "i8" => Element::I64,
             "i4" => Element::I32,
+            "i2" => Element::I16,
+            "i1" => Element::I8,
+            "u4" => Element::U32,
+            "u2" => Element::U16,
             "u1" => Element::U8,
             "b1" => Element::Bool,
             _ => {
                 return Err(Error::unsupported(format!(
-                    "npy: element type '{descr}', expected f2, f4, f8, i8, i4, u1 or b1"
+                    "npy: element type '{descr}', expected f2, f4, f8, i1, i2, i4, i8, u1, u2, u4 or b1"
                 ))
                 .hint("convert it with numpy's astype"));
             }

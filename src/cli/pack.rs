@@ -66,7 +66,7 @@ pub struct ImportArgs {
     /// An input's shape and type: x=1x3x48x320,f32; names in it stay free
     #[arg(long = "input", value_name = "NAME=SHAPE", value_parser = input)]
     inputs: Vec<InputSpec>,
-    /// Make a scalar input constant: sr=16000
+    /// Make an input constant: sr=16000, or with several values size=64,64
     #[arg(long = "const", value_name = "NAME=VALUE", value_parser = constant)]
     consts: Vec<(String, String)>,
 }

@@ -2,6 +2,7 @@
 
 use tract_core::internal::*;
 use tract_core::model::translator::Translate;
+use tract_core::ops::array::DynSlice;
 use tract_core::ops::cnn::{MaxPool, PaddingSpec, SumPool};
 use tract_core::ops::logic::IfThenElse;
 
@@ -101,6 +102,12 @@ impl Translate<TypedFact, Box<dyn TypedOp>, TypedFact, Box<dyn TypedOp>> for Sub
         target: &mut TypedModel,
         mapping: &HashMap<OutletId, OutletId>,
     ) -> TractResult<TVec<OutletId>> {
+        if let Some(op) = node.op_as::<DynSlice>() {
+            // tract leaves its length as it is.
+            let op = DynSlice { axis: op.axis, len: op.len.substitute_all(self.0)? };
+            let inputs: TVec<OutletId> = node.inputs.iter().map(|i| mapping[i]).collect();
+            return target.wire_node(&node.name, op, &inputs);
+        }
         let Some(op) = node.op_as::<IfThenElse>() else {
             return self.0.translate_node(source, node, target, mapping);
         };

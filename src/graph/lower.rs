@@ -21,6 +21,7 @@ use tract_onnx::tract_hir::ops::expandable::{Expansion, expand};
 /// An operation that tract does not know (named with its node), a graph that can't be typed.
 pub fn lower(model: &ModelProto, weights: &FrozenWeights) -> Result<TypedModel> {
     let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
+    super::onnx::register(&mut onnx.op_register, opset(model));
     onnx.op_register.insert(op::LINEAR, read_layer);
     onnx.op_register.insert(op::CONV, read_layer);
     onnx.op_register.insert(op::DEPTHWISE, read_layer);
@@ -47,6 +48,12 @@ pub fn lower(model: &ModelProto, weights: &FrozenWeights) -> Result<TypedModel> 
     super::shapes::free_factors_as_integers(&mut typed)
         .map_err(|e| tract_error(ErrorKind::Unsupported, &e))?;
     super::channels_last(typed).map_err(|e| tract_error(ErrorKind::Unsupported, &e))
+}
+
+/// The version of the default operator set.
+fn opset(model: &ModelProto) -> i64 {
+    let default = model.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
+    default.map_or(0, |o| o.version)
 }
 
 /// Refuses, by name, the first node whose operation isn't known.

@@ -18,12 +18,15 @@ mod looped;
 #[cfg(feature = "import")]
 mod lower;
 mod nnef;
+#[cfg(feature = "import")]
+mod onnx;
 mod optimize;
 mod patches;
 mod place;
 #[cfg(feature = "import")]
 mod recurrent;
 mod row_norms;
+mod select;
 #[cfg(feature = "import")]
 mod shapes;
 #[cfg(test)]
@@ -51,6 +54,7 @@ pub use optimize::{optimized, shared_macs};
 pub use patches::{Col2im, Im2col};
 pub use place::{Place, places, within};
 pub use row_norms::RowNorms;
+pub use select::{NonMaxSuppression, NonZero};
 pub use weights::FrozenWeights;
 pub use window::{Padding, Window};
 

@@ -5,8 +5,10 @@
 mod binding;
 mod branches;
 mod child;
+mod lowering;
 mod names;
 mod nbits;
+mod operators;
 mod options;
 mod prepare;
 mod quantize;

@@ -63,11 +63,20 @@ impl Scopes {
         let from_metadata = node.output.first().and_then(|o| self.0.get(o)).cloned();
         from_metadata
             .or_else(|| from_node_scope(&node.name))
+            .or_else(|| from_value_scope(node))
             .or_else(|| initializers.iter().find_map(|n| from_initializer(n)))
             .or_else(|| Some(node.name.clone()).filter(|n| !n.is_empty()))
             .or_else(|| node.output.first().cloned())
             .unwrap_or_default()
     }
+}
+
+/// Optimizers drop the names of nodes and keep those of values: `/fc1/MatMul_output_0`.
+fn from_value_scope(node: &NodeProto) -> Option<String> {
+    let output = node.output.first().filter(|_| node.name.is_empty())?;
+    let (scope, slot) = output.rsplit_once("_output_")?;
+    slot.parse::<usize>().ok()?;
+    from_node_scope(scope)
 }
 
 /// `['', 'bert', 'bert.encoder', …, 'bert.encoder.layer.0.attention.self.query', 'linear']`: the

@@ -14,7 +14,7 @@ pub struct ImportOptions {
     pub dims: Vec<(String, i64)>,
     /// Shapes and types of inputs.
     pub inputs: Vec<InputSpec>,
-    /// Scalar inputs made constant: name and value as text.
+    /// Inputs made constant: name and values as text, with commas between them.
     pub consts: Vec<(String, String)>,
 }
 
@@ -152,9 +152,7 @@ pub(super) fn apply(graph: &mut GraphProto, options: &ImportOptions) -> Result<(
 pub(super) fn make_constant(graph: &mut GraphProto, name: &str, text: &str) -> Result<()> {
     let at = graph.input.iter().position(|i| i.name == name);
     let at = at.ok_or_else(|| Error::usage(format!("no input '{name}'")))?;
-    let mut tensor = scalar(name, elem_type(&graph.input[at]), text)?;
-    // A vector of one value stays one.
-    tensor.dims = vec![1; shape_of(&mut graph.input[at]).map_or(0, |s| s.len())];
+    let tensor = constant(&graph.input[at], text)?;
     graph.input.remove(at);
     graph.initializer.push(tensor);
     Ok(())
@@ -183,20 +181,66 @@ fn onnx_type(dtype: DType) -> DataType {
     }
 }
 
-fn scalar(name: &str, data_type: i32, text: &str) -> Result<TensorProto> {
-    let bad = || Error::usage(format!("--const {name}={text}: no value of the input's type"));
+/// A constant of an input's type: one value, or several with commas between them, in the shape that
+/// the file states.
+fn constant(info: &ValueInfoProto, text: &str) -> Result<TensorProto> {
+    let name = &info.name;
+    let bad = || Error::usage(format!("--const {name}={text}: no values of the input's type"));
+    let texts: Vec<&str> =
+        if text.trim().is_empty() { vec![] } else { text.split(',').map(str::trim).collect() };
+    fn bytes<T: std::str::FromStr, const N: usize>(
+        texts: &[&str],
+        to: impl Fn(T) -> [u8; N],
+    ) -> Option<Vec<u8>> {
+        let values = texts.iter().map(|t| t.parse().ok().map(&to));
+        Some(values.collect::<Option<Vec<_>>>()?.concat())
+    }
+    let data_type = elem_type(info);
     let raw_data = match DataType::try_from(data_type) {
-        Ok(DataType::Float) => text.parse::<f32>().map_err(|_| bad())?.to_le_bytes().to_vec(),
-        Ok(DataType::Int64) => text.parse::<i64>().map_err(|_| bad())?.to_le_bytes().to_vec(),
-        Ok(DataType::Int32) => text.parse::<i32>().map_err(|_| bad())?.to_le_bytes().to_vec(),
-        Ok(DataType::Bool) => vec![u8::from(text.parse::<bool>().map_err(|_| bad())?)],
+        Ok(DataType::Float) => bytes(&texts, f32::to_le_bytes),
+        Ok(DataType::Double) => bytes(&texts, f64::to_le_bytes),
+        Ok(DataType::Int64) => bytes(&texts, i64::to_le_bytes),
+        Ok(DataType::Int32) => bytes(&texts, i32::to_le_bytes),
+        Ok(DataType::Int16) => bytes(&texts, i16::to_le_bytes),
+        Ok(DataType::Int8) => bytes(&texts, i8::to_le_bytes),
+        Ok(DataType::Uint8) => bytes(&texts, u8::to_le_bytes),
+        Ok(DataType::Bool) => bytes(&texts, |b: bool| [u8::from(b)]),
         _ => {
             return Err(Error::unsupported(format!(
                 "--const {name}: inputs of this type can't be made constant"
             )));
         }
     };
-    Ok(TensorProto { name: name.into(), data_type, raw_data, ..TensorProto::default() })
+    let raw_data = raw_data.ok_or_else(bad)?;
+    // A vector of one value stays one.
+    let stated = dims_of(info).unwrap_or_default();
+    let count = texts.len() as i64;
+    let open = stated.iter().filter(|d| d.is_none()).count();
+    let known: i64 = stated.iter().flatten().product();
+    let dims: Vec<i64> = match open {
+        0 => stated.iter().flatten().copied().collect(),
+        _ if count == 1 && known == 1 => vec![1; stated.len()],
+        1 if known > 0 && count % known == 0 => {
+            stated.iter().map(|d| d.unwrap_or(count / known)).collect()
+        }
+        _ => return Err(bad()),
+    };
+    if dims.iter().product::<i64>() != count {
+        return Err(Error::usage(format!(
+            "--const {name}={text}: {count} values for the shape {dims:?}"
+        )));
+    }
+    Ok(TensorProto { name: name.clone(), data_type, raw_data, dims, ..TensorProto::default() })
+}
+
+/// An input's dimensions, none where one is open.
+fn dims_of(info: &ValueInfoProto) -> Option<Vec<Option<i64>>> {
+    let TypeValue::TensorType(tensor) = info.r#type.as_ref()?.value.as_ref()?;
+    let known = |d: &Dimension| match d.value {
+        Some(Dim::DimValue(v)) if v >= 0 => Some(v),
+        _ => None,
+    };
+    Some(tensor.shape.as_ref()?.dim.iter().map(known).collect())
 }
 
 #[cfg(test)]

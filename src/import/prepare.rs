@@ -1,7 +1,9 @@
 //! The whole of an import up to the rewritten graph.
 
 use super::branches::take_constant_branches;
+use super::lowering::{self, inline};
 use super::names::Scopes;
+use super::operators;
 use super::options::{self, ImportOptions};
 use super::targets::{FrozenMatrix, find_and_rewrite};
 use super::validate::validate;
@@ -69,6 +71,7 @@ fn prepare_bytes(bytes: &[u8], path: &Path, options: &ImportOptions) -> Result<P
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
+    inline(&mut model, bytes)?;
     validate(&mut model, dir)?;
     let source_hash = blake3::hash(bytes).to_hex().to_string();
     let properties: Vec<(String, String)> =
@@ -77,6 +80,8 @@ fn prepare_bytes(bytes: &[u8], path: &Path, options: &ImportOptions) -> Result<P
     name_unknown_dims(graph);
     options::apply(graph, options)?;
     take_constant_branches(graph)?;
+    operators::check(graph, opset)?;
+    lowering::lower(graph)?;
     let inputs = described_inputs(graph);
     let outputs = graph.output.iter().map(describe).collect();
     let found = find_and_rewrite(graph, &scopes)?;

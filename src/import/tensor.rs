@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::fs::{Opened, open_regular_no_link};
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use tract_onnx::pb::TensorProto;
 use tract_onnx::pb::tensor_proto::DataType;
 
@@ -112,8 +112,42 @@ fn short(tensor: &TensorProto, expected: usize, found: usize) -> Error {
     ))
 }
 
-/// Reads a tensor's external data, if it has any, into `raw_data`: a plain file beside the model,
-/// no links, the range wholly within the file.
+/// Where a tensor's external data lies: below the model's folder, by no links. Links are followed in
+/// one case: within a download cache of Hugging Face, `snapshots/REVISION/NAME` to a file in `blobs`.
+fn external_path(location: &str, model_dir: &Path) -> Result<PathBuf> {
+    let unreadable = |e: std::io::Error| Error::bad_input(format!("can't be read: {e}"));
+    let parts: Vec<Component<'_>> = Path::new(location).components().collect();
+    if parts.is_empty() || !parts.iter().all(|p| matches!(p, Component::Normal(_))) {
+        return Err(Error::bad_input("is not a plain name beside the model"));
+    }
+    let mut path = model_dir.to_path_buf();
+    let (name, folders) = parts.split_last().ok_or_else(|| Error::bad_input("has no name"))?;
+    for folder in folders {
+        path.push(folder);
+        if !std::fs::symlink_metadata(&path).map_err(unreadable)?.file_type().is_dir() {
+            return Err(Error::bad_input("lies in what is no folder"));
+        }
+    }
+    path.push(name);
+    let kind = std::fs::symlink_metadata(&path).map_err(unreadable)?.file_type();
+    if kind.is_file() {
+        return Ok(path);
+    }
+    if kind.is_symlink() {
+        let blobs = model_dir.canonicalize().map_err(unreadable)?;
+        let snapshots = blobs.ancestors().find(|a| a.file_name().is_some_and(|n| n == "snapshots"));
+        let blobs = snapshots.and_then(Path::parent).map(|cache| cache.join("blobs"));
+        let target = path.canonicalize().map_err(unreadable)?;
+        if blobs.is_some_and(|blobs| target.parent() == Some(&blobs)) {
+            return Ok(target);
+        }
+        return Err(Error::bad_input("is a link that leads out of the model's folder"));
+    }
+    Err(Error::bad_input("is not a regular file"))
+}
+
+/// Reads a tensor's external data, if it has any, into `raw_data`: a plain file below the model's
+/// folder, the range wholly within the file.
 pub(super) fn load_external(tensor: &mut TensorProto, model_dir: &Path) -> Result<()> {
     if tensor.external_data.is_empty() && tensor.data_location.unwrap_or(0) == 0 {
         return Ok(());
@@ -134,18 +168,7 @@ pub(super) fn load_external(tensor: &mut TensorProto, model_dir: &Path) -> Resul
     };
     let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
     let place = format!("external data '{location}' of tensor '{}'", tensor.name);
-    let path = Path::new(location);
-    let plain = path.components().count() == 1
-        && matches!(path.components().next(), Some(Component::Normal(_)));
-    if !plain {
-        return Err(Error::bad_input(format!("{place} is not a plain name beside the model")));
-    }
-    let path = model_dir.join(path);
-    let link = std::fs::symlink_metadata(&path)
-        .map_err(|e| Error::bad_input(format!("{place} can't be read: {e}")))?;
-    if !link.file_type().is_file() {
-        return Err(Error::bad_input(format!("{place} is not a regular file")));
-    }
+    let path = external_path(location, model_dir).map_err(|e| e.at(&place))?;
     let Opened { mut file, len: file_len } = open_regular_no_link(&path, u64::MAX)
         .map_err(|e| Error::bad_input(format!("{place} can't be read: {}", e.message())))?;
     let size = element_size(tensor.data_type).ok_or_else(|| {

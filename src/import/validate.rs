@@ -1,6 +1,7 @@
 //! What is checked of an ONNX file before tract sees it. tract-onnx 0.23.9 panics, hangs or
 //! accepts in silence many of these (measured: RELIABILITY §1.4 of the design notes).
 
+use super::operators::MAX_OPSET;
 use super::tensor::{MAX_RANK, check_tensor, int_values, load_external};
 use crate::error::{Error, Result};
 use std::collections::{HashMap, HashSet};
@@ -10,8 +11,6 @@ use tract_onnx::pb::tensor_shape_proto::dimension::Value as Dim;
 use tract_onnx::pb::type_proto::Value as TypeValue;
 use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto};
 
-/// Later operator sets may mean other things by the same names.
-const MAX_OPSET: i64 = 26;
 const MAX_NODES: usize = 100_000;
 const MAX_INITIALIZERS: usize = 100_000;
 const MAX_GRAPH_DEPTH: usize = 8;
@@ -26,14 +25,6 @@ const MAX_MADE: i64 = 1 << 28;
 
 /// Checks counts, names, sizes, cycles and duplicate outputs; loads external data.
 pub(super) fn validate(model: &mut ModelProto, model_dir: &Path) -> Result<()> {
-    if !model.functions.is_empty() {
-        return Err(Error::unsupported(format!(
-            "the model defines {} functions of its own ({}, …)",
-            model.functions.len(),
-            model.functions.first().map(|f| format!("{:?}", f.name)).unwrap_or_default()
-        ))
-        .hint("export with functions inlined (onnx.inliner.inline_local_functions)"));
-    }
     let opset = model.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
     match opset.map(|o| o.version) {
         None => return Err(Error::bad_input("the file does not state its operator set")),
@@ -46,11 +37,32 @@ pub(super) fn validate(model: &mut ModelProto, model_dir: &Path) -> Result<()> {
     }
     let graph = model.graph.as_mut().ok_or_else(|| Error::bad_input("the file holds no graph"))?;
     load_all_external(graph, model_dir, 0)?;
+    drop_long_dims(graph);
     let graph = &*graph;
     if graph.output.is_empty() {
         return Err(Error::bad_input("the graph has no output"));
     }
     check_graph(graph, &HashSet::new())
+}
+
+/// The legacy exporter names a computed dimension by its whole formula. Nothing needs the names of
+/// dimensions that the graph computes.
+fn drop_long_dims(graph: &mut GraphProto) {
+    for info in graph.output.iter_mut().chain(&mut graph.value_info) {
+        let Some(TypeValue::TensorType(tensor)) =
+            info.r#type.as_mut().and_then(|t| t.value.as_mut())
+        else {
+            continue;
+        };
+        for dim in tensor.shape.iter_mut().flat_map(|s| &mut s.dim) {
+            if matches!(&dim.value, Some(Dim::DimParam(name)) if name.len() > MAX_DIM_NAME) {
+                dim.value = None;
+            }
+        }
+    }
+    for inner in graph.node.iter_mut().flat_map(|n| &mut n.attribute) {
+        inner.g.iter_mut().chain(&mut inner.graphs).for_each(drop_long_dims);
+    }
 }
 
 fn load_all_external(graph: &mut GraphProto, dir: &Path, depth: usize) -> Result<()> {

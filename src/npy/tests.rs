@@ -80,6 +80,12 @@ fn wider_and_narrower_floats_and_byte_orders() {
     assert_eq!(array.as_f32().unwrap(), [1.0, -2.0]);
     let array = read_bytes(&npy(">i4", false, "(1,)", &[0, 0, 1, 2])).unwrap();
     assert_eq!(array.data(), &Data::I32(vec![258]));
+    let array = read_bytes(&npy(">i2", false, "(2,)", &[0xff, 0xfe, 1, 0])).unwrap();
+    assert_eq!(array.data(), &Data::I32(vec![-2, 256]));
+    let array = read_bytes(&npy("|i1", false, "(1,)", &[0xff])).unwrap();
+    assert_eq!(array.data(), &Data::I32(vec![-1]));
+    let array = read_bytes(&npy("<u4", false, "(1,)", &[0xff; 4])).unwrap();
+    assert_eq!(array.data(), &Data::I64(vec![u32::MAX as i64]));
     let array = read_bytes(&npy("=f4", false, "()", &[0, 0, 0x80, 0x3f])).unwrap();
     assert_eq!(array.shape(), [0usize; 0]);
 }
@@ -126,7 +132,7 @@ fn hostile_headers() {
     let many = format!("({})", "1,".repeat(33));
     fails(&npy("<f4", false, &many, &[0; 4]), BadInput, "too many dimensions");
     fails(&npy("|b1", false, "(1,)", &[2]), BadInput, "boolean of value 2");
-    for descr in ["|O", "<U5", "<c8", "<i2", "", "é"] {
+    for descr in ["|O", "<U5", "<c8", "<u8", "", "é"] {
         fails(&npy(descr, false, "(1,)", &[0; 8]), Unsupported, "element type");
     }
     let structured = "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}";

@@ -27,14 +27,16 @@ pub(crate) fn to_tensor(name: &str, array: &Array, expected: DatumType) -> Resul
             Tensor::from_shape(shape, &wide)
         }
         (Data::I64(v), DatumType::I64) => Tensor::from_shape(shape, v),
-        (Data::I64(v), DatumType::I32) => {
-            let narrow: Vec<i32> =
-                v.iter().map(|&x| i32::try_from(x)).collect::<Result<_, _>>().map_err(|_| {
-                    Error::bad_input(format!("input '{name}': a value exceeds 32 bits"))
-                })?;
-            Tensor::from_shape(shape, &narrow)
-        }
+        (Data::I64(v), DatumType::I32) => narrowed::<_, i32>(name, shape, v)?,
         (Data::I32(v), DatumType::I32) => Tensor::from_shape(shape, v),
+        (Data::I32(v), DatumType::I16) => narrowed::<_, i16>(name, shape, v)?,
+        (Data::I32(v), DatumType::I8) => narrowed::<_, i8>(name, shape, v)?,
+        (Data::I32(v), DatumType::U16) => narrowed::<_, u16>(name, shape, v)?,
+        (Data::I64(v), DatumType::U32) => narrowed::<_, u32>(name, shape, v)?,
+        (Data::I64(v), DatumType::U64) => narrowed::<_, u64>(name, shape, v)?,
+        (Data::I64(v), DatumType::I16) => narrowed::<_, i16>(name, shape, v)?,
+        (Data::I64(v), DatumType::I8) => narrowed::<_, i8>(name, shape, v)?,
+        (Data::I64(v), DatumType::U8) => narrowed::<_, u8>(name, shape, v)?,
         (Data::I32(v), DatumType::I64) => {
             let wide: Vec<i64> = v.iter().map(|&x| x as i64).collect();
             Tensor::from_shape(shape, &wide)
@@ -46,7 +48,24 @@ pub(crate) fn to_tensor(name: &str, array: &Array, expected: DatumType) -> Resul
     tensor.map_err(|e| tract_error(ErrorKind::BadInput, &e))
 }
 
-/// The public form of an output; half and double precision come out as f32.
+/// The values in a smaller integer type, if all fit.
+fn narrowed<T: Copy, U: Datum + Copy + TryFrom<T>>(
+    name: &str,
+    shape: &[usize],
+    values: &[T],
+) -> Result<TractResult<Tensor>> {
+    let narrow: Option<Vec<U>> = values.iter().map(|&x| U::try_from(x).ok()).collect();
+    let narrow = narrow.ok_or_else(|| {
+        Error::bad_input(format!(
+            "input '{name}': a value does not fit into {} bits",
+            8 * size_of::<U>()
+        ))
+    })?;
+    Ok(Tensor::from_shape(shape, &narrow))
+}
+
+/// The public form of an output; half and double precision come out as f32, small integers as i32,
+/// unsigned ones of 32 and 64 bits as i64.
 pub(crate) fn to_array(name: &str, tensor: &Tensor) -> Result<Array> {
     let failed = |e: TractError| tract_error(ErrorKind::Failed, &e).at(format!("output '{name}'"));
     let shape = tensor.shape().to_vec();
@@ -60,7 +79,11 @@ pub(crate) fn to_array(name: &str, tensor: &Tensor) -> Result<Array> {
             Data::F32(values(&cast).map_err(failed)?)
         }
         DatumType::I64 => Data::I64(values(tensor).map_err(failed)?),
-        DatumType::TDim => {
+        DatumType::I16 | DatumType::I8 | DatumType::U16 => {
+            let cast = tensor.cast_to::<i32>().map_err(failed)?;
+            Data::I32(values(&cast).map_err(failed)?)
+        }
+        DatumType::TDim | DatumType::U32 | DatumType::U64 => {
             let cast = tensor.cast_to::<i64>().map_err(failed)?;
             Data::I64(values(&cast).map_err(failed)?)
         }

@@ -277,8 +277,8 @@ fn io_specs(
 fn public_type(name: &str, dtype: DatumType) -> Result<DType> {
     Ok(match dtype {
         DatumType::F32 | DatumType::F16 | DatumType::F64 => DType::F32,
-        DatumType::I64 | DatumType::TDim => DType::I64,
-        DatumType::I32 => DType::I32,
+        DatumType::I64 | DatumType::TDim | DatumType::U32 | DatumType::U64 => DType::I64,
+        DatumType::I32 | DatumType::I16 | DatumType::I8 | DatumType::U16 => DType::I32,
         DatumType::U8 => DType::U8,
         DatumType::Bool => DType::Bool,
         other => {

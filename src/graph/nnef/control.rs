@@ -3,13 +3,40 @@
 use std::collections::HashMap;
 
 use tract_core::ops::logic::IfThenElse;
+use tract_core::ops::math::Rem;
 use tract_core::ops::nn::GeluExact;
 use tract_nnef::ast::TypeSpec;
 use tract_nnef::internal::*;
-use tract_nnef::ser::{array, to_fragment_def, tuple_2};
+use tract_nnef::ser::{array, tdim, to_fragment_def, tuple_2};
+
+use crate::graph::{NonMaxSuppression, NonZero};
 
 pub fn register(registry: &mut Registry) {
     registry.register_unit_element_wise("offshoot_gelu", &GeluExact {});
+    registry.register_binary("offshoot_remainder", &Rem {});
+    let tensor = |name: &str| TypeName::Scalar.tensor().named(name);
+    registry.register_dumper(write_suppression);
+    registry.register_primitive(
+        "offshoot_non_max_suppression",
+        &[
+            tensor("boxes"),
+            tensor("scores"),
+            tensor("most"),
+            tensor("overlap"),
+            tensor("least"),
+            TypeName::Integer.named("count"),
+            TypeName::Logical.named("center"),
+        ],
+        &[("y", TypeName::Integer.tensor())],
+        read_suppression,
+    );
+    registry.register_dumper(write_non_zero);
+    registry.register_primitive(
+        "offshoot_non_zero",
+        &[tensor("x"), TypeName::Integer.named("count")],
+        &[("y", TypeName::Integer.tensor())],
+        read_non_zero,
+    );
     let wires = || {
         // Pairs of a body's parameter and the outer value it stands for.
         TypeSpec::Tuple(vec![TypeName::String.spec(), TypeName::Scalar.tensor()]).array()
@@ -27,6 +54,39 @@ pub fn register(registry: &mut Registry) {
         &[("outputs", TypeName::Any.tensor().array())],
         read_if,
     );
+}
+
+fn write_suppression(
+    ast: &mut IntoAst,
+    node: &TypedNode,
+    op: &NonMaxSuppression,
+) -> TractResult<Option<Arc<RValue>>> {
+    let inputs: TVec<Arc<RValue>> = node.inputs.iter().map(|i| ast.mapping[i].clone()).collect();
+    let arguments = [("count", tdim(&op.count)), ("center", logical(op.center))];
+    Ok(Some(invocation("offshoot_non_max_suppression", &inputs, &arguments)))
+}
+
+fn read_suppression(b: &mut ModelBuilder, i: &ResolvedInvocation) -> TractResult<Value> {
+    let mut inputs: TVec<OutletId> = tvec!();
+    for name in ["boxes", "scores", "most", "overlap", "least"] {
+        inputs.push(i.named_arg_as(b, name)?);
+    }
+    let (count, center) = (i.named_arg_as(b, "count")?, i.named_arg_as(b, "center")?);
+    b.wire(NonMaxSuppression { count, center }, &inputs)
+}
+
+fn write_non_zero(
+    ast: &mut IntoAst,
+    node: &TypedNode,
+    op: &NonZero,
+) -> TractResult<Option<Arc<RValue>>> {
+    let x = ast.mapping[&node.inputs[0]].clone();
+    Ok(Some(invocation("offshoot_non_zero", &[x], &[("count", tdim(&op.count))])))
+}
+
+fn read_non_zero(b: &mut ModelBuilder, i: &ResolvedInvocation) -> TractResult<Value> {
+    let (x, count): (OutletId, TDim) = (i.named_arg_as(b, "x")?, i.named_arg_as(b, "count")?);
+    b.wire(NonZero { count }, &[x])
 }
 
 fn write_if(
