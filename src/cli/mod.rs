@@ -22,6 +22,8 @@ mod progress;
 mod run;
 #[cfg(feature = "daemon")]
 mod serve;
+#[cfg(feature = "import")]
+mod stages;
 mod train;
 
 use crate::error::{Error, ErrorKind, Result};

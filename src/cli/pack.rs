@@ -1,7 +1,7 @@
 //! `offshoot pack`.
 
 use super::output::{Out, bytes, count, table};
-use super::progress::Stages;
+use super::stages::Stages;
 use crate::error::{Error, Result};
 use crate::import::{ImportOptions, InputSpec};
 use crate::pack::{Base, Bound, ImageSpec, Role, TargetError};
