@@ -23,6 +23,8 @@ struct Axis {
     after: usize,
     /// How far the last window reaches past `before + length + after`, or falls short of it.
     beyond: isize,
+    /// Padded as SAME_UPPER says, for a length that is open.
+    same_upper: bool,
     /// Input and output lengths where they are known.
     lengths: Option<(usize, usize)>,
 }
@@ -62,12 +64,14 @@ fn axes(w: &Wiring<'_>, x: Wire) -> TractResult<Vec<Axis>> {
                 before: pads[i],
                 after: pads[i + count],
                 beyond: 0,
+                same_upper: auto == "SAME_UPPER" && shape[i + 2].to_usize().is_err(),
                 lengths: None,
             };
             let length = shape[i + 2].to_usize().ok();
             match auto {
                 "NOTSET" | "" => {}
                 "VALID" => (axis.before, axis.after) = (0, 0),
+                "SAME_UPPER" if axis.same_upper => {}
                 "SAME_UPPER" | "SAME_LOWER" => {
                     let length = length.with_context(|| {
                         format!("auto_pad {auto} takes a fixed size, found {}", shape[i + 2])
@@ -105,7 +109,7 @@ fn axes(w: &Wiring<'_>, x: Wire) -> TractResult<Vec<Axis>> {
                     axis.beyond = (reach as isize) - (length + room) as isize;
                     axis.lengths = Some((length, out));
                 }
-                None if ceil && axis.stride > 1 => {
+                None if ceil && axis.stride > 1 && !axis.same_upper => {
                     ensure!(
                         axis.after + axis.stride <= axis.field(),
                         "ceil_mode with these pads and strides takes a fixed size, found {}",
@@ -124,10 +128,14 @@ fn axes(w: &Wiring<'_>, x: Wire) -> TractResult<Vec<Axis>> {
 fn spec(w: &Wiring<'_>, x: Wire, axes: &[Axis]) -> TractResult<PoolSpec> {
     let channels = w.shape(x)?[1].to_usize().context("the number of channels must be fixed")?;
     let (before, after): (Vec<usize>, Vec<usize>) = axes.iter().map(Axis::pads).unzip();
+    let padding = match axes.iter().any(|a| a.same_upper) {
+        true => PaddingSpec::SameUpper,
+        false => PaddingSpec::Explicit(TVec::from_vec(before), TVec::from_vec(after)),
+    };
     Ok(PoolSpec::new(
         DataFormat::NCHW,
         axes.iter().map(|a| a.kernel).collect(),
-        PaddingSpec::Explicit(TVec::from_vec(before), TVec::from_vec(after)),
+        padding,
         Some(axes.iter().map(|a| a.dilation).collect()),
         Some(axes.iter().map(|a| a.stride).collect()),
         channels,
