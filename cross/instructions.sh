@@ -2,7 +2,7 @@
 # Counts the instructions of one answer of a base (batch 1, 16 tokens, one core) by family of
 # kernels, on an emulated aarch64. Emulation gives no times, but counts are exact.
 #
-#   cross/instructions.sh [BASE] [KERNELS…]    a packed MiniLM; neon, neon-dotprod, neon-i8mm
+#   cross/instructions.sh [BASE] [KERNELS…]    a packed MiniLM; neon, neon-dotprod
 #
 # The count is the difference between 3 answers and 1, halved, so that opening and planning drop out.
 set -euo pipefail
@@ -20,7 +20,7 @@ trap 'rm -rf "$dir"' EXIT
 
 base=${1:-}
 shift || true
-[ $# -gt 0 ] || set -- neon neon-dotprod neon-i8mm
+[ $# -gt 0 ] || set -- neon neon-dotprod
 cargo build --locked --profile measured --target $target --example inferences
 program=$CARGO_TARGET_DIR/$target/measured/examples/inferences
 if [ -z "$base" ]; then
