@@ -344,7 +344,8 @@ impl<'a> Run<'a> {
     /// Asks the generation before for its answers, where they are wanted. `false` where `go_on`
     /// said stop.
     fn ask_teacher(&mut self, go_on: &mut dyn FnMut() -> bool) -> Result<bool> {
-        let Some(previous) = self.previous.filter(|_| self.options.keep > 0.0) else {
+        let wanted = self.options.keep > 0.0 && self.options.task.rules().has_before();
+        let Some(previous) = self.previous.filter(|_| wanted) else {
             return Ok(true);
         };
         let (engine, labels) = (self.engine, self.trainer.labels());

@@ -104,6 +104,11 @@ impl TaskRules for Numbers {
         Ok(vec![dense(rows, shape, None)?, dense(&weights, &shape[..1], None)?])
     }
 
+    /// They are learned from their labels alone.
+    fn has_before(&self) -> bool {
+        false
+    }
+
     /// Always the mean.
     fn constant(&self, targets: &[Vec<f32>], width: usize) -> Vec<f32> {
         frequencies(targets, width).into_iter().map(|mean| mean as f32).collect()

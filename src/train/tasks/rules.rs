@@ -94,6 +94,11 @@ pub(crate) trait TaskRules: Sync {
         kept: Option<&[bool]>,
     ) -> Result<Vec<Tensor>>;
 
+    /// Whether [`TaskRules::before`] has anything to say.
+    fn has_before(&self) -> bool {
+        true
+    }
+
     /// What the generation before answered, in the form of `target`, where it was right; its outputs
     /// stand for the places `places` among `width` ones. `None`: the label alone teaches.
     fn before(
