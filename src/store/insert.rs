@@ -200,12 +200,9 @@ fn check(sample: &NewSample, quota: &Quota) -> Result<()> {
         word("prediction", predicted)?;
     }
     match &sample.label {
-        Some(Label::Answer(text)) => {
-            if text.is_empty() || text.len() > MAX_ANSWER {
-                return Err(Error::usage(format!(
-                    "the sample's label is not 1 to {MAX_ANSWER} bytes"
-                )));
-            }
+        Some(Label::Answer(text)) if text.is_empty() || text.len() > MAX_ANSWER => {
+            let error = format!("the sample's label is not 1 to {MAX_ANSWER} bytes");
+            return Err(Error::usage(error));
         }
         Some(Label::Class(class)) => word("label", class)?,
         Some(Label::Values(values)) => {
@@ -216,7 +213,7 @@ fn check(sample: &NewSample, quota: &Quota) -> Result<()> {
                 )));
             }
         }
-        None => {}
+        Some(Label::Answer(_)) | None => {}
     }
     if let Input::Picture { mime, .. } = &sample.input {
         word("type", mime)?;

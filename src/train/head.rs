@@ -201,7 +201,7 @@ mod tests {
             let x = model.add_source("x", TypedFact::shape_and_dt_of(&map)).unwrap();
             let y = as_tokens(&mut model, x, width).unwrap();
             model.select_output_outlets(&[y]).unwrap();
-            let trained = run(&model, &[map.clone()]);
+            let trained = run(&model, std::slice::from_ref(&map));
             assert_eq!(trained[0].shape(), [2, 20, 3]);
             let map = crate::shape::Array::f32(shape, slice(&map).to_vec()).unwrap();
             let served = crate::runtime::as_tokens(&map, width).unwrap();
