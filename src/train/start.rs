@@ -28,8 +28,8 @@ impl Trainer {
             let scaling = pair.scaling();
             if scaling != self.setup.scaling {
                 return other(format!(
-                    "has scaling {scaling} at '{path}', not {}",
-                    self.setup.scaling
+                    "has rank {} and scaling {scaling} at '{path}', not scaling {}",
+                    pair.rank, self.setup.scaling
                 ));
             }
             for NamedTensor { name, values, .. } in &pair.tensors {
