@@ -103,7 +103,6 @@ impl EvalOp for LstmCell {
             functions.tanh(h)?;
             h.iter_mut().zip(output).for_each(|(h, o)| *h *= o);
         }
-        drop((h_plain, c_plain));
         Ok(tvec!(h.into_tvalue(), c.into_tvalue()))
     }
 }
@@ -151,7 +150,6 @@ impl EvalOp for GruCell {
                 *h = (1.0 - update[j]) * new[j] + update[j] * *h;
             }
         }
-        drop((plain, h_plain));
         Ok(tvec!(h.into_tvalue()))
     }
 }

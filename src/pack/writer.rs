@@ -19,6 +19,9 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+/// A section and its bytes.
+type Contents<'a> = (Kind, Cow<'a, [u8]>);
+
 /// Collects the parts of a base, then writes them atomically. The same parts in the same order give
 /// the same bytes.
 #[derive(Debug, Default)]
@@ -174,7 +177,7 @@ impl BaseWriter {
     }
 
     /// The header of the file to be written, and the bytes of all sections but the weights.
-    fn plan(&self) -> Result<(Header, Vec<(Kind, Cow<'_, [u8]>)>)> {
+    fn plan(&self) -> Result<(Header, Vec<Contents<'_>>)> {
         check_targets(&self.targets, |i| self.specs.get(i).map(|w| w.spec))?;
         self.preprocess.check()?;
         self.record.check(self.graphs.len(), &self.targets)?;

@@ -36,6 +36,9 @@ const MOST_TOKENS: u64 = 1 << 20;
 
 type Json = Map<String, Value>;
 
+/// Scalar inputs of a graph that are fixed: names and values.
+type Consts = Vec<(String, String)>;
+
 impl ExportFolder {
     /// Reads what stands in `folder` or its subfolder `onnx`; graphs themselves are not read.
     ///
@@ -115,7 +118,7 @@ impl ExportFolder {
         let decoder = named(&["decoder_model", "decoder"]);
         let step = named(&["decoder_with_past_model", "decoder_with_past"]);
         let merged = named(&["decoder_model_merged"]);
-        let mut graphs: Vec<(&str, PathBuf, Vec<(String, String)>)> = vec![];
+        let mut graphs: Vec<(&str, PathBuf, Consts)> = vec![];
         let first = if encoder.is_some() { "decoder" } else { "main" };
         if let Some((_, path)) = encoder {
             graphs.push(("encoder", path, vec![]));

@@ -20,7 +20,10 @@ impl Folder {
     }
 }
 
-fn graphs(files: &[&str]) -> Vec<(String, String, Vec<(String, String)>)> {
+/// Name, file, fixed inputs.
+type Found = (String, String, Vec<(String, String)>);
+
+fn graphs(files: &[&str]) -> Vec<Found> {
     let files: Vec<(&str, &str)> = files.iter().map(|f| (*f, "")).collect();
     let export = Folder::of(&files).read().unwrap();
     let file = |p: &Path| p.file_name().unwrap().to_str().unwrap().to_string();

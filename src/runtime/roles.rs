@@ -98,7 +98,7 @@ fn continued(input: &IoSpec, outputs: &[IoSpec]) -> Option<usize> {
         .iter()
         .filter_map(|(past, present)| Some(format!("{present}{}", name.strip_prefix(past)?)))
         .collect();
-    if ["state", "h", "c", "hidden", "cell", "hx", "cx"].iter().any(|w| stem == *w)
+    if ["state", "h", "c", "hidden", "cell", "hx", "cx"].contains(&stem)
         || stem.ends_with("_state")
         || stem.ends_with("state")
     {

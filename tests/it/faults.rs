@@ -110,7 +110,7 @@ fn whatever_call_fails_the_state_is_the_old_or_the_new_one() {
     }
     let all = std::env::var_os("OFFSHOOT_TEST_FAULTS").is_some();
     let place = Place::new();
-    adapter(2.0).write(&place.path("2.adapter"), offshoot::adapter::TensorType::F32).unwrap();
+    adapter(2.0).write(place.path("2.adapter"), offshoot::adapter::TensorType::F32).unwrap();
     let begin = place.path("begin");
     {
         let store = Store::open(&begin).unwrap();

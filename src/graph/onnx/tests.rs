@@ -191,7 +191,7 @@ fn transposed_convolutions_by_the_output_they_are_to_have() {
     let x = Run(tensor3(&[[[1f32, 2.0, 3.0]]]));
     let w = Constant(tensor3(&[[[1f32, 1.0, 1.0]]]));
     let stride = ints("strides", &[2]);
-    let all = answer("ConvTranspose", 11, &[stride.clone()], &[x.clone(), w.clone()]);
+    let all = answer("ConvTranspose", 11, std::slice::from_ref(&stride), &[x.clone(), w.clone()]);
     close(all, tensor3(&[[[1f32, 1.0, 3.0, 2.0, 5.0, 3.0, 3.0]]]));
     let shape = ints("output_shape", &[6]);
     let cut = answer("ConvTranspose", 11, &[stride.clone(), shape], &[x.clone(), w.clone()]);

@@ -89,7 +89,6 @@ impl EvalOp for LstmCellGradient {
                 dc[j] = d * f;
             }
         }
-        drop((plain, dc_plain));
         Ok(tvec![gates.into_tvalue(), dc.into_tvalue()])
     }
 }
@@ -153,7 +152,6 @@ impl EvalOp for GruCellGradient {
                 dh[j] = d * z;
             }
         }
-        drop(plain);
         Ok(tvec![dx.into_tvalue(), from_h.into_tvalue(), dh.into_tvalue()])
     }
 }

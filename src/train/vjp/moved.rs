@@ -140,7 +140,6 @@ impl EvalOp for MovedGradient {
             let from = usize::try_from(*from).ok().and_then(|at| values.get_mut(at));
             *from.context("a place outside")? += dy;
         }
-        drop(plain);
         Ok(tvec![dx.cast_to_dt(dt)?.into_owned().into_tvalue()])
     }
 }

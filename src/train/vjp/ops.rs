@@ -428,7 +428,6 @@ impl EvalOp for DeconvInputGradient {
                 }
             }
         }
-        drop(plain);
         Ok(tvec![dx.cast_to_dt(dt)?.into_owned().into_tvalue()])
     }
 }

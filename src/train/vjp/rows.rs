@@ -242,7 +242,6 @@ impl EvalOp for ProductGradient {
                 behind *= values[at];
             }
         }
-        drop(plain);
         Ok(tvec![dx.cast_to_dt(dt)?.into_owned().into_tvalue()])
     }
 }
