@@ -5,7 +5,7 @@ use tract_core::internal::*;
 use super::weights::{FrozenWeights, expect_dim, expect_f32, filled, floats};
 use crate::quant::row_norms;
 
-/// ‖W + b·a‖\[N\] of each row of W (N, K), from a\[R, K\] and b\[N, R\]. A constant to gradients:
+/// ‖W + b·a‖\[N\] of each row of W (N, K), from a\[R, K\], b\[N, R\] and ‖W‖²\[N\]. A constant to gradients:
 /// DoRA (arXiv:2402.09353, section 4.3) lets none pass through its norm.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RowNorms {
@@ -29,15 +29,18 @@ impl EvalOp for RowNorms {
     fn eval(&self, _ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let w = self.weights.weight(self.weight)?;
         let (a, b) = (floats(&inputs[0])?, floats(&inputs[1])?);
+        let squares = floats(&inputs[2])?;
         ensure!(
-            a.len() * w.rows() == b.len() * w.cols() && inputs[0].shape()[1] == w.cols(),
+            a.len() * w.rows() == b.len() * w.cols()
+                && inputs[0].shape()[1] == w.cols()
+                && squares.len() == w.rows(),
             "a pair of {:?} and {:?} for a weight of ({}, {})",
             inputs[0].shape(),
             inputs[1].shape(),
             w.rows(),
             w.cols()
         );
-        let norms = row_norms(w, a, b);
+        let norms = row_norms(w, squares, a, b);
         Ok(tvec!(filled(&[w.rows()], |y| {
             y.copy_from_slice(&norms);
             Ok(())
@@ -49,11 +52,13 @@ impl TypedOp for RowNorms {
     as_op!();
 
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        ensure!(inputs.len() == 2, "expected 2 inputs, found {}", inputs.len());
+        ensure!(inputs.len() == 3, "expected 3 inputs, found {}", inputs.len());
         let w = self.weights.weight(self.weight)?;
         expect_f32("a", inputs[0])?;
         expect_f32("b", inputs[1])?;
-        ensure!(inputs.iter().all(|i| i.rank() == 2), "a pair is two matrices");
+        ensure!(inputs[..2].iter().all(|i| i.rank() == 2), "a pair is two matrices");
+        expect_f32("squares", inputs[2])?;
+        expect_dim("squares", inputs[2].shape.first(), w.rows())?;
         expect_dim("a's columns", inputs[0].shape.last(), w.cols())?;
         expect_dim("b's rows", inputs[1].shape.first(), w.rows())?;
         Ok(tvec!(f32::fact([w.rows()])))

@@ -65,7 +65,7 @@ pub use normalize::{LayerNorm, layer_norm};
 pub use packed::{Packed, PackedRef};
 pub use picture::{channels_last, max_pool};
 pub use product::{product, product_add, product_transposed};
-pub use row_norms::row_norms;
+pub use row_norms::{row_norms, row_squares};
 pub use scheme::Scheme;
 pub use source::WeightSource;
 pub use threads::Threads;

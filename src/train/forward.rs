@@ -8,6 +8,7 @@ use tract_core::ops::einsum::EinSum;
 use super::wires::Wires;
 use crate::error::{Error, Result};
 use crate::graph::{FrozenConv, FrozenEmbedding, FrozenLinear, Im2col, RowNorms};
+use crate::quant::row_squares;
 
 /// A tensor that is trained: its name within its target, and its dimensions.
 pub type Trained = (String, Vec<usize>);
@@ -171,7 +172,9 @@ impl Layer<'_> {
             LayerOp::Conv(op) => (op.weights.clone(), op.weight),
             LayerOp::Embedding => return Err(self.no_form()),
         };
-        self.w.wire(RowNorms { weights, weight }, &[a, b])
+        let w = weights.0.weight(weight)?;
+        let squares = self.w.constant(tensor1(&row_squares(w)))?;
+        self.w.wire(RowNorms { weights, weight }, &[a, b, squares])
     }
 
     /// Rows of a trained table (V, N) that the ids of an embedding name; of the other layers x·mᵀ.

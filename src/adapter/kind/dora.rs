@@ -6,7 +6,7 @@ use super::super::sum::Sum;
 use super::super::target::{Target, TargetKind};
 use super::{Features, Part, PeftForm, Rules, Site, kernel, lora, saved, shapes, wrong_shape};
 use crate::error::{Error, Result};
-use crate::quant::row_norms;
+use crate::quant::{row_norms, row_squares};
 use serde_json::Value;
 
 /// lora_a and lora_b as LoRA's; magnitude (out_features).
@@ -41,7 +41,8 @@ impl Rules for Dora {
         let scaling = target.scaling();
         let a = target.values("lora_a")?;
         let b: Vec<f32> = target.values("lora_b")?.iter().map(|v| v * scaling).collect();
-        let norms = row_norms(layer.frozen()?, a, &b);
+        let frozen = layer.frozen()?;
+        let norms = row_norms(frozen, &row_squares(frozen), a, &b);
         let rank = target.rank as usize;
         let mut scale = Vec::with_capacity(norms.len());
         for (magnitude, norm) in target.values("magnitude")?.iter().zip(&norms) {

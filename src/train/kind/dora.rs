@@ -3,7 +3,7 @@
 use super::{Layer, Start, Wiring, lora};
 use crate::adapter::NamedTensor;
 use crate::error::Result;
-use crate::quant::row_norms;
+use crate::quant::{row_norms, row_squares};
 use tract_core::internal::OutletId;
 
 pub(super) struct Dora;
@@ -16,7 +16,7 @@ impl Wiring for Dora {
     fn tensors(&self, start: &Start<'_>) -> Result<Vec<NamedTensor>> {
         start.no_embedding(self.name())?;
         let mut tensors = lora::pair(start);
-        let lengths = row_norms(start.frozen, &[], &[]);
+        let lengths = row_norms(start.frozen, &row_squares(start.frozen), &[], &[]);
         tensors.push(NamedTensor::new("magnitude", &[lengths.len()], lengths));
         Ok(tensors)
     }
