@@ -79,14 +79,14 @@ impl EvalOp for LstmCellGradient {
                 *tanh = forget[j] * c[j] + input[j] * new[j];
             }
             functions.tanh(&mut tanh)?;
-            for j in 0..n {
+            for (j, dc) in dc.iter_mut().enumerate() {
                 let (i, f, g, o, t) = (input[j], forget[j], new[j], output[j], tanh[j]);
-                let d = dc[j] + dh[j] * o * (1.0 - t * t);
+                let d = *dc + dh[j] * o * (1.0 - t * t);
                 input[j] = d * g * i * (1.0 - i);
                 forget[j] = d * c[j] * f * (1.0 - f);
                 new[j] = d * i * (1.0 - g * g);
                 output[j] = dh[j] * t * o * (1.0 - o);
-                dc[j] = d * f;
+                *dc = d * f;
             }
         }
         Ok(tvec![gates.into_tvalue(), dc.into_tvalue()])
@@ -136,12 +136,12 @@ impl EvalOp for GruCellGradient {
             functions.sigmoid(&mut x[..2 * n])?;
             let (gates, new) = x.split_at_mut(2 * n);
             let (reset, update) = gates.split_at_mut(n);
-            for j in 0..n {
-                new[j] += reset[j] * from[2 * n + j];
+            for (j, new) in new.iter_mut().enumerate() {
+                *new += reset[j] * from[2 * n + j];
             }
             functions.tanh(new)?;
-            for j in 0..n {
-                let (r, z, t, d) = (reset[j], update[j], new[j], dh[j]);
+            for (j, dh) in dh.iter_mut().enumerate() {
+                let (r, z, t, d) = (reset[j], update[j], new[j], *dh);
                 let dnew = d * (1.0 - z) * (1.0 - t * t);
                 reset[j] = dnew * from[2 * n + j] * r * (1.0 - r);
                 update[j] = d * (h[j] - t) * z * (1.0 - z);
@@ -149,7 +149,7 @@ impl EvalOp for GruCellGradient {
                 from[j] = reset[j];
                 from[n + j] = update[j];
                 from[2 * n + j] = dnew * r;
-                dh[j] = d * z;
+                *dh = d * z;
             }
         }
         Ok(tvec![dx.into_tvalue(), from_h.into_tvalue(), dh.into_tvalue()])
