@@ -43,9 +43,13 @@ impl ExportFolder {
     /// Reads what stands in `folder` or its subfolder `onnx`; graphs themselves are not read.
     ///
     /// # Errors
-    /// No ONNX file, or several that don't belong together (usage, which names them); a
+    /// No ONNX file (bad input), or several that don't belong together (usage, which names them); a
     /// configuration file that is damaged or contradicts itself (bad input).
     pub fn read(folder: &Path) -> Result<ExportFolder> {
+        Self::read_all(folder).map_err(|e| e.at(format_args!("'{}'", folder.display())))
+    }
+
+    fn read_all(folder: &Path) -> Result<ExportFolder> {
         let mut export = ExportFolder::default();
         export.find_graphs(folder)?;
         let file = |name: &str| Some(folder.join(name)).filter(|p| p.is_file());
@@ -151,11 +155,10 @@ impl ExportFolder {
             |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if graphs.is_empty() {
             let found: Vec<String> = files.iter().map(|(_, path)| name(path)).collect();
-            let place = folder.display();
             return Err(match found.as_slice() {
-                [] => Error::usage(format!("folder '{place}' holds no ONNX file")),
+                [] => Error::bad_input("the folder holds no ONNX file"),
                 _ => Error::usage(format!(
-                    "folder '{place}' holds {}: which is meant can't be told",
+                    "the folder holds {}: which is meant can't be told",
                     found.join(", ")
                 ))
                 .hint("give the file itself, and further graphs with --graph NAME=FILE"),

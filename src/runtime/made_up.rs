@@ -23,12 +23,14 @@ pub(super) struct FreeSymbol {
     pub(super) leads: bool,
     /// Whether it is a dimension by itself, not part of an expression (`32*h`).
     pub(super) plain: bool,
+    /// The inputs that have it.
+    pub(super) inputs: Vec<usize>,
 }
 
 /// The free dimensions in the order of the inputs.
 pub(super) fn free_symbols(graph: &TypedModel) -> TractResult<Vec<FreeSymbol>> {
     let mut found: Vec<FreeSymbol> = vec![];
-    for outlet in graph.input_outlets()? {
+    for (slot, outlet) in graph.input_outlets()?.iter().enumerate() {
         for (axis, dim) in graph.outlet_fact(*outlet)?.shape.iter().enumerate() {
             let mut symbols: Vec<Symbol> = dim.symbols().into_iter().collect();
             symbols.sort();
@@ -38,8 +40,12 @@ pub(super) fn free_symbols(graph: &TypedModel) -> TractResult<Vec<FreeSymbol>> {
                     Some(known) => {
                         known.leads |= axis == 0;
                         known.plain &= plain;
+                        known.inputs.push(slot);
                     }
-                    None => found.push(FreeSymbol { name, leads: axis == 0, plain }),
+                    None => {
+                        let (leads, inputs) = (axis == 0, vec![slot]);
+                        found.push(FreeSymbol { name, leads, plain, inputs });
+                    }
                 }
             }
         }

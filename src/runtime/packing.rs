@@ -120,7 +120,7 @@ impl Making {
         let mut inputs = io_specs(&model, &prepared.inputs, &text.inputs, true)?;
         let mut outputs = io_specs(&model, &prepared.outputs, &text.outputs, false)?;
         drop(model);
-        self.roles.decide(&mut inputs, &mut outputs, &options.roles)?;
+        self.roles.decide(&mut inputs, &mut outputs, &options.roles);
         let mut constants = vec![];
         for (name, tensor) in &text.constants {
             let (dtype, bytes) = const_bytes(name, tensor)?;
@@ -155,7 +155,8 @@ impl Making {
     }
 
     fn write(self, out: &Path, options: &PackOptions) -> Result<BaseFingerprint> {
-        let Making { mut writer, pool, roles: _, mut record } = self;
+        let Making { mut writer, pool, roles, mut record } = self;
+        roles.check(&options.roles)?;
         let Pool { weights, targets, errors, .. } = pool;
         for packed in weights {
             writer.weight(packed)?;

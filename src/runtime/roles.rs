@@ -4,12 +4,15 @@
 use crate::error::{Error, Result};
 use crate::pack::{IoSpec, Role};
 use crate::shape::DType;
+use std::collections::HashSet;
 
 /// Decides graph by graph; states have one numbering for all graphs of a base.
 #[derive(Default)]
 pub(super) struct Roles {
     /// The states' names, without what tells past from present: a state's number is its place.
     states: Vec<String>,
+    /// Names that were stated and found.
+    stated: HashSet<String>,
 }
 
 /// Prefixes of states among inputs, each with that of the output which it continues.
@@ -24,15 +27,12 @@ const STATES: [(&str, &str); 6] = [
 
 impl Roles {
     /// Sets the roles of one graph's inputs and outputs; `stated` goes before what the names say.
-    ///
-    /// # Errors
-    /// Usage: `stated` names nothing of the graph.
     pub(super) fn decide(
         &mut self,
         inputs: &mut [IoSpec],
         outputs: &mut [IoSpec],
         stated: &[(String, Role)],
-    ) -> Result<()> {
+    ) {
         for at in 0..inputs.len() {
             inputs[at].role = input_role(&inputs[at], inputs);
         }
@@ -40,14 +40,25 @@ impl Roles {
             output.role = output_role(output);
         }
         self.pair_states(inputs, outputs);
-        for (name, role) in stated {
-            let mut all = inputs.iter_mut().chain(outputs.iter_mut());
-            let spec = all
-                .find(|s| s.name == *name)
-                .ok_or_else(|| Error::usage(format!("--role: no input or output '{name}'")))?;
-            spec.role = *role;
+        for spec in inputs.iter_mut().chain(outputs.iter_mut()) {
+            if let Some((name, role)) = stated.iter().find(|(name, _)| *name == spec.name) {
+                spec.role = *role;
+                self.stated.insert(name.clone());
+            }
         }
-        Ok(())
+    }
+
+    /// Once all graphs are there.
+    ///
+    /// # Errors
+    /// Usage: `stated` names what no graph has.
+    pub(super) fn check(&self, stated: &[(String, Role)]) -> Result<()> {
+        match stated.iter().find(|(name, _)| !self.stated.contains(name)) {
+            Some((name, _)) => {
+                Err(Error::usage(format!("--role: no graph has an input or output '{name}'")))
+            }
+            None => Ok(()),
+        }
     }
 
     fn pair_states(&mut self, inputs: &mut [IoSpec], outputs: &mut [IoSpec]) {
@@ -192,7 +203,7 @@ mod tests {
     ) -> (Vec<Role>, Vec<Role>) {
         let mut ins: Vec<_> = inputs.iter().map(|(n, t, d)| spec(n, *t, d)).collect();
         let mut outs: Vec<_> = outputs.iter().map(|(n, d)| spec(n, DType::F32, d)).collect();
-        roles.decide(&mut ins, &mut outs, &[]).unwrap();
+        roles.decide(&mut ins, &mut outs, &[]);
         let role = |specs: Vec<IoSpec>| specs.iter().map(|s| s.role).collect();
         (role(ins), role(outs))
     }

@@ -151,8 +151,7 @@ impl<'a> Files<'a> {
         let mut graphs = match self.source.is_dir() {
             false => vec![source("main", self.source)],
             true => {
-                export = ExportFolder::read(self.source)
-                    .map_err(|e| e.at(format_args!("'{}'", self.source.display())))?;
+                export = ExportFolder::read(self.source)?;
                 std::mem::take(&mut export.graphs)
             }
         };

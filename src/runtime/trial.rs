@@ -33,9 +33,16 @@ pub(super) fn try_out(graph: &TypedModel, prepared: &Prepared) -> Result<Option<
         true => SIZES.into_iter().filter(|(size, _)| long || *size < LONG).collect(),
         false => vec![SIZES[0]],
     };
+    // A mask over the past and the new tokens is as long as both.
+    let named = |slot: &usize, part: &str| {
+        prepared.inputs.get(*slot).is_some_and(|input| input.name.contains(part))
+    };
+    let has_past = (0..prepared.inputs.len()).any(|slot| named(&slot, "past"));
+    let total = |s: &FreeSymbol| has_past && s.inputs.iter().all(|slot| named(slot, "mask"));
     let dims = |batch: i64, size: i64, multiple: i64| -> Vec<(String, i64)> {
         let value = |s: &FreeSymbol| match (s.leads, s.plain) {
             (true, _) => batch,
+            (_, true) if total(s) => 2 * size,
             (_, true) => size,
             (_, false) => multiple,
         };
