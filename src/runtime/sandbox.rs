@@ -141,7 +141,7 @@ impl<'a> Files<'a> {
     }
 
     /// The graphs, and what the export folder holds besides.
-    fn graphs(&self, names: &[String]) -> Result<(Vec<GraphSource>, ExportFolder)> {
+    fn sources(&self, names: &[String]) -> Result<(Vec<GraphSource>, ExportFolder)> {
         let mut export = ExportFolder::default();
         let source = |name: &str, path: &Path| GraphSource {
             name: name.into(),
@@ -207,7 +207,7 @@ impl Sandbox {
         out: &Path,
         heard: &mut dyn FnMut(Stage),
     ) -> Result<PackedBase> {
-        let (graphs, export) = files.graphs(&request.graphs)?;
+        let (graphs, export) = files.sources(&request.graphs)?;
         let mut bytes = 0;
         for (at, graph) in graphs.iter().enumerate() {
             // Before a process is made; a FIFO must not be waited for.
@@ -308,7 +308,7 @@ fn work(arguments: &[OsString]) -> Result<String> {
     };
     let further: Vec<PathBuf> = graphs.iter().map(PathBuf::from).collect();
     let files = Files { graphs: &further, ..Files::of(source) };
-    let (mut graphs, export) = files.graphs(&request.graphs)?;
+    let (mut graphs, export) = files.sources(&request.graphs)?;
     request.share(&mut graphs);
     let tokenizer = path(tokenizer).or(export.tokenizer);
     let labels = path(labels).map(|p| read_labels(&p)).transpose()?;
