@@ -47,6 +47,10 @@ pub(crate) fn spans<'a>(
     let (Some(shared), Some(target)) = (ctx.shared, target) else { return Ok(tvec!()) };
     let of = |bound: &'a Bound| bound.targets.get(target).and_then(Option::as_ref);
     if let Some(RowAdapters(adapters)) = shared.get::<RowAdapters>() {
+        // What is the same for all rows (positions of tokens) has no rows of theirs.
+        if adapters.iter().flatten().all(|bound| of(bound).is_none()) {
+            return Ok(tvec!());
+        }
         ensure!(adapters.len() == batch, "{} adapters for a batch of {batch}", adapters.len());
         let mut spans: TVec<Span> = tvec!();
         for (row, adapter) in adapters.iter().enumerate() {

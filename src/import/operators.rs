@@ -177,8 +177,8 @@ mod tests {
     fn attributes_that_nobody_reads_are_refused_by_name() {
         check_node(&node("Celu", vec![]), 12).unwrap();
         check_node(&node("GRU", vec![int_attribute("hidden_size", 4)]), 14).unwrap();
-        let e = check_node(&node("GRU", vec![int_attribute("clip", 1)]), 14).unwrap_err();
-        assert!(e.message().contains("GRU node 'n': attribute clip is 1"), "{e}");
+        let e = check_node(&node("GRU", vec![int_attribute("layout", 1)]), 13).unwrap_err();
+        assert!(e.message().contains("GRU node 'n': attribute layout is 1"), "{e}");
         let e = check_node(&node("TopK", vec![int_attribute("k", 1)]), 1).unwrap_err();
         assert!(e.message().contains("TopK node 'n': attribute k is 1"), "{e}");
         let e = check_node(&node("Nothing", vec![]), 14).unwrap_err();

@@ -21,9 +21,6 @@ const PROBES: u64 = 3;
 /// Layers are judged one by one up to this many, else in groups of neighbours.
 const MAX_GROUPS: usize = 48;
 
-/// Layers that are tried once more in the coarse scheme after enough of them are finer.
-const MAX_BACK: usize = 8;
-
 /// The part of what is allowed where the graph has a loop: errors add up from step to step, and real
 /// sequences are longer than probes.
 const LOOPED_PART: f64 = 0.1;
@@ -176,31 +173,14 @@ fn choose(
         finer(middle, false);
     }
     finer(high, true);
-    // Large ones that come back without harm: what is left of the harm is not spread evenly.
-    let mut large: Vec<&Vec<usize>> = harms[..high].iter().map(|(_, group)| *group).collect();
-    large.sort_by_key(|group| std::cmp::Reverse(values(group)));
-    let mut back: Vec<&Vec<usize>> = vec![];
-    for group in large.into_iter().take(MAX_BACK) {
-        set(group, false);
-        match harm_of(worst)? <= allowed {
-            true => back.push(group),
-            false => set(group, true),
-        }
-    }
     for probe in (0..trial.probes.len()).filter(|&p| p != worst) {
         while harm_of(probe)? > allowed {
-            match back.pop() {
-                Some(group) => set(group, true),
-                None if high < harms.len() => {
-                    set(harms[high].1, true);
-                    high += 1;
-                }
-                None => break,
-            }
+            let Some((_, group)) = harms.get(high) else { break };
+            set(group, true);
+            high += 1;
         }
     }
-    let chosen = harms[..high].iter().filter(|(_, group)| !back.contains(group));
-    Ok(chosen.flat_map(|(_, group)| group.iter().copied()).collect())
+    Ok(harms[..high].iter().flat_map(|(_, group)| group.iter().copied()).collect())
 }
 
 /// Largest 1 - cosine over the outputs.

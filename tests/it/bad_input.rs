@@ -222,7 +222,7 @@ fn training_requests_that_can_not_be_met() {
         ("--targets (", 2),
         ("--rank 0", 2),
         ("--rank many", 2),
-        ("--kind dora", 2),
+        ("--kind nonsense", 2),
         ("--lr NaN", 2),
         ("--steps 3 --epochs 3", 2),
         ("--head-from nothing", 2),

@@ -49,7 +49,7 @@ fn sample(i: u32) -> Vec<u8> {
 #[test]
 fn a_full_disk_is_said_and_what_was_acknowledged_stays() {
     let place = Place::new();
-    let mount = "mount -t tmpfs -o size=2m none store";
+    let mount = "mount -t tmpfs -o size=4m,mode=700 none store";
     if !can_mount(mount, &place) {
         return;
     }
@@ -67,7 +67,7 @@ fn a_full_disk_is_said_and_what_was_acknowledged_stays() {
         }
         answer.status != 201
     });
-    let full = full.expect("2 MiB hold 200 samples of 48 kB");
+    let full = full.expect("4 MiB hold 200 samples of 48 kB");
     assert_eq!((full.status, full.error().as_str()), (507, "disk_full"), "{full:?}");
     assert!(!kept.is_empty());
     let listed = daemon.ok("GET", "/v1/samples?limit=1000", None);

@@ -2,7 +2,7 @@
 //! what an answer is and what it is worth. Trainer, evaluation, gate, HTTP and command line ask the
 //! task; nothing else tells one from another.
 //!
-//! A new task is a file here and a line in [`ALL`].
+//! A new task is a file here and a line in `ALL`.
 
 mod answer;
 mod classes;
