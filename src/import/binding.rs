@@ -136,10 +136,11 @@ impl<T> Search<'_, T> {
         let mut equal: Changes = vec![];
         let mut error = first.message().to_string();
         while equal.len() < MAX_EQUALS {
-            let Some(step) = equal_by(&error, &axes, &equal) else { break };
+            let step = equal_by(&error, &axes, &equal);
+            let Some(step) = step.or_else(|| only_by(&error, &axes, &equal)) else { break };
             equal.push(step);
             match self.try_with(&equal)? {
-                Ok(made) => return Some((made, said(&equal, "the graph needs them equal"))),
+                Ok(made) => return Some((made, said(&equal, "the graph takes nothing else"))),
                 Err(e) => error = e,
             }
         }
@@ -276,6 +277,21 @@ fn aligned(axes: &[Axis], known: &Changes) -> Changes {
         }
     }
     changes
+}
+
+/// What an attempt says of a dimension that can have one size: what [`fit`] then binds.
+pub fn only(name: &str, size: i64) -> String {
+    format!("it runs with '{name}' = {size} only")
+}
+
+/// The size that an error states by [`only`].
+fn only_by(error: &str, axes: &[Axis], known: &Changes) -> Option<(String, Dim)> {
+    let found = |a: &&Axis| !known.iter().any(|(n, _)| *n == a.name);
+    axes.iter().filter(found).find_map(|a| {
+        let (_, rest) = error.split_once(&format!("it runs with '{}' = ", a.name))?;
+        let size: i64 = rest.split_once(" only")?.0.parse().ok()?;
+        Some((a.name.clone(), Dim::DimValue(size)))
+    })
 }
 
 /// The equality that an error states: "Impossible to unify Sym(a) with Sym(b)" or with "Val(3)".

@@ -81,6 +81,14 @@ fn dimensions_that_the_graph_wants_equal_become_one() {
         }
     };
     assert_eq!(bound(&[("x", &["t", "w"])], width).unwrap(), ["w=138"]);
+    let one = |d: &[Vec<String>]| {
+        if d[0][1] == "24" {
+            Ok(())
+        } else {
+            Err("n.onnx: it runs with 'w' = 24 only: 40 is not 24")
+        }
+    };
+    assert_eq!(bound(&[("x", &["t", "w"])], one).unwrap(), ["w=24"]);
 }
 
 #[test]

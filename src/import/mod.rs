@@ -20,7 +20,7 @@ mod tensor;
 mod validate;
 mod weights;
 
-pub use binding::{Bound, caught, fit};
+pub use binding::{Bound, caught, fit, only};
 pub use child::{Limits, WorkerOutput, enter_worker, run_limited, run_worker};
 pub use options::{ImportOptions, InputSpec};
 pub use prepare::{InputInfo, Prepared, prepare};

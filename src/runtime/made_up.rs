@@ -19,6 +19,8 @@ pub(super) enum Filling {
 /// A free dimension of a graph's inputs.
 pub(super) struct FreeSymbol {
     pub(super) name: String,
+    /// The input and the axis where it is first met.
+    pub(super) place: (usize, usize),
     /// Whether it stands first in an input: the batch.
     pub(super) leads: bool,
     /// Whether it is a dimension by itself, not part of an expression (`32*h`).
@@ -43,8 +45,8 @@ pub(super) fn free_symbols(graph: &TypedModel) -> TractResult<Vec<FreeSymbol>> {
                         known.inputs.push(slot);
                     }
                     None => {
-                        let (leads, inputs) = (axis == 0, vec![slot]);
-                        found.push(FreeSymbol { name, leads, plain, inputs });
+                        let (place, leads, inputs) = ((slot, axis), axis == 0, vec![slot]);
+                        found.push(FreeSymbol { name, place, leads, plain, inputs });
                     }
                 }
             }

@@ -3,7 +3,7 @@
 use super::made_up::{Filling, FreeSymbol, free_symbols, made_up};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{bind_dims, optimized, tract_error};
-use crate::import::{Prepared, caught};
+use crate::import::{Prepared, caught, only};
 use tract_core::internal::*;
 
 /// Sizes of free dimensions other than the batch, small ones first; the second is for the second run.
@@ -73,12 +73,20 @@ pub(super) fn try_out(graph: &TypedModel, prepared: &Prepared) -> Result<Option<
         run(graph, prepared, &dims(more, size, 1), filling)
             .map_err(|e| e.at(format!("with a batch of {more}")))?;
     }
+    // As the file calls it.
+    let mut others = free.iter().filter(|s| !s.leads && s.plain);
+    let named = others
+        .next()
+        .filter(|_| others.next().is_none())
+        .and_then(|s| prepared.inputs.get(s.place.0).and_then(|input| input.dims.get(s.place.1)));
     let mut last = Ok(());
     if free.iter().any(|s| !s.leads) {
         let others = sizes.iter().flat_map(|(a, b)| [*b, *a]).filter(|s| *s != size);
         for other in std::iter::once(second).chain(others.filter(|s| *s != second)) {
-            last = run(graph, prepared, &dims(lead, other, 2), filling)
-                .map_err(|e| e.at(format!("with sizes of {other}")));
+            last = run(graph, prepared, &dims(lead, other, 2), filling).map_err(|e| match named {
+                Some(name) => e.at(only(name, size)),
+                None => e.at(format!("with sizes of {other}")),
+            });
             if last.is_ok() {
                 break;
             }
