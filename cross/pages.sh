@@ -19,12 +19,15 @@ export OFFSHOOT_STORE=$dir/store
 picture=models/pictures/wardrobe/test/sneaker/sneaker-001.png
 "$binary" pack models/tiny/convnet.onnx -o "$dir/net.base" --image 32 >/dev/null
 python3 - "$dir/net.base" <<'P'
-# The offsets of docs/FORMAT.md: 7 entries of 49 bytes from byte 64, kind, offset, length, hash.
+# The offsets of docs/FORMAT.md: at byte 64 a count, then entries of 50 bytes: kind, flags, offset, length, hash.
 import struct, sys
 data = open(sys.argv[1], "rb").read()
-for i in range(7):
-    kind, offset, length = struct.unpack_from("<BQQ", data, 64 + 49 * i)
-    assert kind == i + 1 and offset > 0 and offset % 65536 == 0, (kind, offset)
+count = data[64]
+assert 7 <= count <= 64, count
+for i in range(count):
+    kind, flags, offset, length = struct.unpack_from("<BBQQ", data, 65 + 50 * i)
+    assert i >= 7 or kind == i + 1, (i, kind)
+    assert offset > 0 and offset % 65536 == 0 and flags <= 1, (kind, flags, offset)
 print("every section starts at a multiple of 65536")
 P
 for page in 4096 16384 65536; do
