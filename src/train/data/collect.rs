@@ -187,7 +187,7 @@ impl<'a> Collector<'a> {
         Ok(())
     }
 
-    /// The task that reads a row's label, for now: without a task asked for, the most general of
+    /// The task that reads this row's label: without a task asked for, the most general of
     /// those that read all rows so far.
     fn reader(&mut self, row: &Row<'_>) -> Result<Task> {
         if let Some(task) = self.task {
