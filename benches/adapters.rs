@@ -3,9 +3,8 @@
 //!
 //! `cargo bench --bench adapters -- BASE [TOKENS]`: BASE has a free batch.
 
-use offshoot::bench::{Sizes, adapter, inputs};
-use offshoot::error::{Error, Result};
-use offshoot::runtime::{Engine, Named};
+use offshoot::testing::bench::{Sizes, adapter, inputs};
+use offshoot::{Engine, Error, Named, Result};
 use std::time::{Duration, Instant};
 
 /// Rows of the mixed batch.

@@ -3,9 +3,10 @@
 //! `cargo bench --bench kernels [-- WORD]` runs the lines that contain WORD. Each figure is the best
 //! of several timings, so that it shows the kernel rather than the machine's other work.
 
-use offshoot::quant::{
-    Activation, ConvGeometry, Packed, Scheme, depthwise, depthwise_input_gradient, kernel_name,
-    product, product_transposed,
+use offshoot::Scheme;
+use offshoot::testing::kernels::{
+    Activation, ConvGeometry, Packed, depthwise, depthwise_input_gradient, kernel_name, product,
+    product_transposed,
 };
 use std::time::{Duration, Instant};
 

@@ -3,10 +3,9 @@
 //! `cargo bench --bench switch`. Switch time is the median over batches of the mean within a batch
 //! (one switch is shorter than the clock's step); latencies are medians of single requests.
 
-use offshoot::adapter::{Adapter, TargetAdapter, TargetKind};
-use offshoot::error::Result;
-use offshoot::runtime::{Engine, Named, PackOptions, Session, pack};
-use offshoot::shape::Array;
+use offshoot::adapters::{TargetAdapter, TargetKind};
+use offshoot::packing::PackOptions;
+use offshoot::{Adapter, Array, Engine, Named, Result, Session, pack};
 use std::path::Path;
 use std::time::Instant;
 
@@ -54,7 +53,7 @@ fn latency(
     session: &Session,
     inputs: &Named,
     adapted: bool,
-    bound: &std::sync::Arc<offshoot::adapter::Bound>,
+    bound: &std::sync::Arc<offshoot::Bound>,
 ) -> Result<f64> {
     session.switch(adapted.then(|| bound.clone()));
     session.run(inputs)?;
@@ -77,7 +76,7 @@ fn median(times: impl Iterator<Item = f64>) -> f64 {
 fn adapter(session: &Session, seed: usize) -> Adapter {
     let base = session.engine().base();
     let targets = base.targets().iter().filter(|t| t.kind == TargetKind::Linear);
-    let pair = |t: &offshoot::adapter::Target| {
+    let pair = |t: &offshoot::adapters::Target| {
         let a = values((RANK * t.in_features) as usize, seed);
         let b = values((RANK * t.out_features) as usize, seed + 1);
         TargetAdapter::lora(&t.module_path, RANK, 16.0, a, b)

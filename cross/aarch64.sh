@@ -31,7 +31,7 @@ build() {
 }
 
 small() {
-    release_build $target --profile small --no-default-features "$@"
+    release_build $target --profile small --no-default-features --features cli "$@"
     check_release $target "$built/small/offshoot" --max-bytes 12000000
 }
 

@@ -3,13 +3,11 @@
 //!
 //! `cargo run --example embed` prints what each step gave.
 
-use offshoot::adapter::{Adapter, Target, TargetAdapter, TargetKind, TensorType};
-use offshoot::error::{Error, Result};
-use offshoot::quant::Scheme;
-use offshoot::runtime::{Engine, Named, PackOptions, Session, pack};
-use offshoot::shape::Array;
-use offshoot::train::data::Label;
-use offshoot::train::{MicroBatch, TrainOptions, Trainer};
+use offshoot::adapters::{Target, TargetAdapter, TargetKind, TensorType};
+use offshoot::data::Label;
+use offshoot::packing::PackOptions;
+use offshoot::training::{MicroBatch, TrainOptions, Trainer};
+use offshoot::{Adapter, Array, Engine, Error, Named, Result, Scheme, Session, pack};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -112,7 +110,7 @@ fn sentence() -> Result<Named> {
 }
 
 /// A LoRA of rank 2 with made-up values on the attention's projections.
-fn adapter(name: &str, seed: u32, base: &offshoot::pack::Base) -> Adapter {
+fn adapter(name: &str, seed: u32, base: &offshoot::Base) -> Adapter {
     let chosen =
         |t: &&Target| t.kind == TargetKind::Linear && t.module_path.contains("attention.self");
     let values = |n: u32, salt: u32| -> Vec<f32> {

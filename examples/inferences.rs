@@ -3,10 +3,7 @@
 //! `cargo run --release --example inferences -- BASE TIMES [TOKENS]`: free dimensions but the batch
 //! get TOKENS (16), the batch gets 1.
 
-use offshoot::error::{Error, Result};
-use offshoot::pack::IoSpec;
-use offshoot::runtime::{Engine, Named};
-use offshoot::shape::{Array, DType};
+use offshoot::{Array, DType, Engine, Error, IoSpec, Named, Result};
 use std::time::{Duration, Instant};
 
 fn main() {

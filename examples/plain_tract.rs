@@ -52,8 +52,8 @@ fn main() -> TractResult<()> {
         plan.run(inputs.clone())?;
         times.push(one.elapsed().as_secs_f64() * 1e3);
     }
-    let ms = offshoot::bench::median(&times);
-    let peak = offshoot::fs::peak_rss_bytes().unwrap_or(0);
+    let ms = offshoot::testing::bench::median(&times);
+    let peak = offshoot::testing::bench::peak_rss_bytes().unwrap_or(0);
     println!(r#"{{"ms": {ms}, "start_ms": {}, "peak": {peak}}}"#, start.as_secs_f64() * 1e3);
     Ok(())
 }

@@ -17,7 +17,7 @@ pub struct Bound {
     /// One entry for each of the base's targets, in their order; `None` leaves the target as the
     /// base has it, bit for bit. Scaling and weights are folded in; several adapters stand side by
     /// side.
-    pub targets: Vec<Option<Change>>,
+    pub(crate) targets: Vec<Option<Change>>,
     /// The head, if one of the adapters has one. Weights don't apply to it.
     pub head: Option<Head>,
     /// The adapters' names and weights.

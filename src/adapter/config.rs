@@ -138,7 +138,7 @@ impl TargetAdapter {
     ///
     /// # Errors
     /// Bad input: tensors that are not those of its kind.
-    pub fn features(&self) -> Result<Features> {
+    pub(crate) fn features(&self) -> Result<Features> {
         self.kind.rules().features(self)
     }
 }

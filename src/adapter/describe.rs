@@ -96,7 +96,7 @@ pub struct Norms {
 
 impl Adapter {
     /// Its summary. A norm takes R² · (in_features + out_features) multiplications.
-    pub fn describe(&self) -> Description {
+    pub(crate) fn describe(&self) -> Description {
         let mut ranks: Vec<u32> = self.targets.iter().map(|t| t.rank).filter(|r| *r > 0).collect();
         ranks.sort_unstable();
         ranks.dedup();

@@ -17,14 +17,13 @@ mod tensor;
 mod testing;
 
 pub use algebra::{Bound, bind};
-pub use check::{MAX_AXES, MAX_LABELS, MAX_LIST, MAX_NAME, MAX_RANK, MAX_TARGETS};
+pub use check::{MAX_LABELS, MAX_RANK};
 pub use config::{
     ActivationRange, Adapter, Extra, Head, NamedTensor, Pool, ProbeEffect, TargetAdapter,
     TrainingRecord, scaling,
 };
-pub use describe::{Description, HeadDescription, Norms, ProbeDescription, TargetDescription};
-pub use file::{MAGIC, MAX_FILE, MAX_HEADER, VERSION};
-pub use kind::{Features, Kind};
+pub use file::{MAGIC, MAX_FILE};
+pub use kind::Kind;
 pub use merge::merge;
 pub use target::{Target, TargetKind};
 pub use tensor::TensorType;

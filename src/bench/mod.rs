@@ -5,6 +5,6 @@ mod figures;
 mod made_up;
 mod training;
 
-pub use figures::{Cost, Latency, adapter_cost, latency, median, switching};
+pub use figures::{Latency, adapter_cost, latency, median, switching};
 pub use made_up::{Sizes, adapter, inputs};
-pub use training::{TrainingFigures, training};
+pub use training::training;

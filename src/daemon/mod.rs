@@ -9,11 +9,8 @@ mod host;
 pub mod learn;
 pub mod serve;
 
-pub use client::{Answer, Client};
-pub use config::{
-    Config, Level, Limits, LogConfig, SYSTEM_CONFIG, SYSTEM_SOCKET, SampleConfig, ServeConfig,
-    read_token,
-};
+pub use client::Client;
+pub use config::{Config, Level, SYSTEM_CONFIG, read_token};
 pub use host::Host;
 
 use crate::error::Result;

@@ -15,15 +15,6 @@ impl FileLock {
     /// Takes the lock `path` for this process alone, creating the (empty) file if it is missing.
     /// Never waits: a lock held elsewhere is an error of kind refused.
     pub fn exclusive(path: &Path) -> Result<FileLock> {
-        FileLock::take(path, File::try_lock)
-    }
-
-    /// Takes the lock `path` together with other shared holders. Never waits.
-    pub fn shared(path: &Path) -> Result<FileLock> {
-        FileLock::take(path, File::try_lock_shared)
-    }
-
-    fn take(path: &Path, lock: fn(&File) -> Result<(), TryLockError>) -> Result<FileLock> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -32,7 +23,7 @@ impl FileLock {
             .mode(0o600)
             .open(path)
             .map_err(|e| Error::io(path, e))?;
-        match lock(&file) {
+        match file.try_lock() {
             Ok(()) => Ok(FileLock { _file: file }),
             Err(TryLockError::WouldBlock) => {
                 Err(Error::refused(format!("'{}' is locked by another process", path.display()))
@@ -52,11 +43,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let held = FileLock::exclusive(&path).unwrap();
-        let e = FileLock::shared(&path).unwrap_err();
+        let e = FileLock::exclusive(&path).unwrap_err();
         assert_eq!(e.kind(), crate::error::ErrorKind::Refused);
         drop(held);
-        let _a = FileLock::shared(&path).unwrap();
-        let _b = FileLock::shared(&path).unwrap();
-        assert!(FileLock::exclusive(&path).is_err());
+        FileLock::exclusive(&path).unwrap();
     }
 }

@@ -35,21 +35,23 @@ mod weights;
 mod window;
 
 pub use attention::Attention;
-pub use bind::{bind_dims, solve, substitute};
+#[cfg(test)]
+pub use bind::substitute;
+pub use bind::{bind_dims, solve};
 pub use cells::{Functions, GruCell, LstmCell};
 pub use changes::{ActiveAdapter, RowAdapters};
-pub use contraction::{Contraction, contract_einsums};
+pub use contraction::contract_einsums;
 pub use conv::{FrozenConv, FrozenConvInputGradient};
 pub use depthwise::{DepthwiseInputGradient, FrozenDepthwise};
 pub use embedding::FrozenEmbedding;
-pub use fuse::{Matches, fuse};
-pub use fused_linear::{FusedLinear, Part};
+pub use fuse::fuse;
+pub use fused_linear::FusedLinear;
 pub use layer_norm::LayerNorm;
 pub use layout::channels_last;
 pub use linear::{FrozenLinear, FrozenLinearTransposed};
 #[cfg(feature = "import")]
 pub use lower::lower;
-pub use nnef::{GraphText, read_graph, write_graph};
+pub use nnef::{read_graph, write_graph};
 pub use optimize::{optimized, shared_macs};
 pub use patches::{Col2im, Im2col};
 pub use place::{Place, places, within};

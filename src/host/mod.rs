@@ -19,10 +19,14 @@ pub(crate) use root::testing;
 
 pub use cpu::{Cpu, cpu};
 pub use elf::{Elf, Glibc};
-pub use firmware::{Strain, Throttled, cmdline, throttled};
+#[cfg(test)]
+pub use firmware::Strain;
+pub use firmware::{Throttled, cmdline, throttled};
 pub use heat::{NEAR, Sensor, deciding, sensors};
 pub use libc::{LibC, libc, system_glibc};
 pub use memory::{Memory, memory};
-pub use power::{Power, Rail, Supply, power, rails};
+#[cfg(test)]
+pub use power::Supply;
+pub use power::{Power, Rail, power, rails};
 pub use root::Root;
 pub use storage::{Medium, Storage, Sync, storage};

@@ -21,10 +21,10 @@ mod validate;
 mod weights;
 
 pub use binding::{Bound, caught, fit, only};
-pub use child::{Limits, WorkerOutput, enter_worker, run_limited, run_worker};
+pub use child::{Limits, enter_worker, run_limited, run_worker};
 pub use options::{ImportOptions, InputSpec};
 pub use prepare::{InputInfo, Prepared, prepare};
-pub use quantize::{Quantized, quantize};
+pub use quantize::quantize;
 pub use recurrent::{Cell, Function, Product, Recurrent};
 pub use rewritten::{ConvAttributes, Padding, op};
 pub use stage::{Stage, tell};

@@ -142,7 +142,7 @@ impl Base {
     }
 
     /// The text of graph `index`. Errors: no such graph, damaged or not UTF-8 (bad input).
-    pub fn graph(&self, index: usize) -> Result<&str> {
+    pub(crate) fn graph(&self, index: usize) -> Result<&str> {
         let entry = self.graph_entry(index)?;
         let bytes = self.checked(Kind::Graphs)?;
         let start = self.0.header.graphs.iter().take(index).map(|g| g.text).sum();
@@ -168,7 +168,7 @@ impl Base {
     }
 
     /// The small constants that graph `index` reads. Errors: no such graph, damaged (bad input).
-    pub fn constants(&self, index: usize) -> Result<impl Iterator<Item = ConstantRef<'_>>> {
+    pub(crate) fn constants(&self, index: usize) -> Result<impl Iterator<Item = ConstantRef<'_>>> {
         let entry = self.graph_entry(index)?;
         let bytes = self.checked(Kind::Constants)?;
         let table = &self.0.header.constants;
@@ -194,7 +194,7 @@ impl Base {
     }
 
     /// Rows of the largest embedding: how many token ids there are. `None` without embeddings.
-    pub fn vocabulary(&self) -> Option<usize> {
+    pub(crate) fn vocabulary(&self) -> Option<usize> {
         let embeddings = self.targets().iter().filter(|t| t.kind == TargetKind::Embedding);
         embeddings.map(|t| t.in_features as usize).max()
     }
@@ -211,13 +211,13 @@ impl Base {
     }
 
     /// Scheme and shape of weight `index`.
-    pub fn weight_spec(&self, index: usize) -> Option<WeightSpec> {
+    pub(crate) fn weight_spec(&self, index: usize) -> Option<WeightSpec> {
         self.0.header.weights.get(index).map(|w| w.spec)
     }
 
     /// Weight `index`, in place in the mapping. No copy, no check of its values. Errors: no such
     /// weight (bad input).
-    pub fn weight(&self, index: usize) -> Result<PackedRef<'_>> {
+    pub(crate) fn weight(&self, index: usize) -> Result<PackedRef<'_>> {
         let inner = &*self.0;
         let entry = inner.header.weights.get(index).ok_or_else(|| {
             Error::bad_input(format!(
@@ -291,7 +291,7 @@ impl Base {
     }
 
     /// Every section: name, place, hash.
-    pub fn sections(&self) -> Vec<SectionInfo> {
+    pub(crate) fn sections(&self) -> Vec<SectionInfo> {
         let sections = self.0.header.sections.iter();
         sections
             .map(|s| SectionInfo {

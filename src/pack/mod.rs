@@ -18,11 +18,11 @@ mod testing;
 mod tests;
 
 pub use base::{Base, ConstantRef};
-pub use header::{MAGIC, SECTION_ALIGN, SectionInfo, VERSION, WEIGHT_ALIGN};
+pub use header::{MAGIC, SECTION_ALIGN, SectionInfo};
 pub use io::{IoSpec, Role};
 pub(crate) use mapping::prepare_heap;
 #[cfg(feature = "daemon")]
 pub(crate) use mapping::{release_heap, share_heaps};
 pub use preprocess::{Activation, Filter, Fit, ImageSpec, Preprocess, Problem, Subspace};
-pub use record::{Bound, ConstType, GraphRecord, ImportRecord, TargetError, WeightSpec};
+pub use record::{Bound, ConstType, GraphRecord, ImportRecord, TargetError};
 pub use writer::BaseWriter;

@@ -30,7 +30,7 @@ pub(super) fn target(
 }
 
 pub(super) fn sample() -> BaseWriter {
-    let mut w = BaseWriter::new();
+    let mut w = BaseWriter::default();
     let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
     let bias = w.constant(ConstType::F32, &[3], &bytes).unwrap();
     let flag = w.constant(ConstType::Bool, &[], &[1]).unwrap();

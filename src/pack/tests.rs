@@ -56,7 +56,7 @@ fn the_same_parts_give_the_same_bytes() {
 fn an_empty_base_is_a_base() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("empty.base");
-    assert!(BaseWriter::new().write(&path).unwrap_err().message().contains("0 graphs"));
+    assert!(BaseWriter::default().write(&path).unwrap_err().message().contains("0 graphs"));
     one_graph().write(&path).unwrap();
     let base = Base::open(&path).unwrap();
     base.verify().unwrap();
@@ -69,7 +69,7 @@ fn an_empty_base_is_a_base() {
 
 /// A writer with an empty graph.
 fn one_graph() -> BaseWriter {
-    let mut w = BaseWriter::new();
+    let mut w = BaseWriter::default();
     w.graph("main", "", vec![]);
     w.record(ImportRecord { graphs: vec![GraphRecord::default()], ..ImportRecord::default() });
     w
@@ -125,7 +125,7 @@ fn the_fingerprint_follows_the_function_and_nothing_else() {
     }));
     // The same bytes under another type or name.
     let named = |name: &str, dtype| {
-        let mut w = BaseWriter::new();
+        let mut w = BaseWriter::default();
         let index = w.constant(dtype, &[1], &[0; 4]).unwrap();
         w.graph("main", "", vec![(name.to_string(), index)]);
         w.record(ImportRecord { graphs: vec![GraphRecord::default()], ..Default::default() });
@@ -179,7 +179,7 @@ fn the_writer_refuses_what_the_reader_would() {
     let mut w = sample();
     w.preprocess(Preprocess { max_tokens: Some(0), ..Default::default() });
     assert!(w.write(&path).is_err());
-    let mut w = BaseWriter::new();
+    let mut w = BaseWriter::default();
     let index = w.constant(ConstType::U8, &[1], &[0]).unwrap();
     let many = (0..40_000).map(|i| (format!("a constant with a long name {i}"), index)).collect();
     w.graph("main", "", many);

@@ -5,7 +5,9 @@ use super::header::{
     ALWAYS, ConstEntry, GraphEntry, Header, Kind, SECTION_ALIGN, Section, WEIGHT_ALIGN,
     WeightEntry, align_up,
 };
-use super::preprocess::{Activation, Preprocess, Subspace};
+#[cfg(test)]
+use super::preprocess::Subspace;
+use super::preprocess::{Activation, Preprocess};
 use super::record::{ConstType, ImportRecord, WeightSpec, check_targets};
 use crate::adapter::Target;
 use crate::error::{Error, Result};
@@ -45,11 +47,6 @@ pub struct BaseWriter {
 }
 
 impl BaseWriter {
-    /// Nothing yet.
-    pub fn new() -> BaseWriter {
-        BaseWriter::default()
-    }
-
     /// Adds a graph: its name (lower-case letters, digits, `_`), its text, and the constants that
     /// the text reads, each a name in the text and an index from [`BaseWriter::constant`]. The first
     /// one is the main graph.
@@ -130,11 +127,13 @@ impl BaseWriter {
     }
 
     /// Sets how the inputs of every target are quantized: one for each, or none for the default.
+    #[cfg(test)]
     pub fn activations(&mut self, activations: Vec<Activation>) {
         self.activations = activations;
     }
 
     /// Adds what is known of a target's inputs. Errors: it can't be encoded (failed).
+    #[cfg(test)]
     pub fn subspace(&mut self, subspace: &Subspace<'_>) -> Result<()> {
         self.subspaces.push(encode(subspace)?);
         Ok(())
@@ -146,6 +145,7 @@ impl BaseWriter {
     }
 
     /// The fingerprint that the written base will have. Hashes everything.
+    #[cfg(test)]
     pub fn fingerprint(&self) -> Result<BaseFingerprint> {
         self.plan()?.0.fingerprint()
     }

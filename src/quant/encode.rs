@@ -251,8 +251,9 @@ fn q4_at_scale(block: &[f32; BLOCK], scale: f32) -> ([i8; BLOCK], f32) {
 
 #[cfg(test)]
 mod tests {
+    use crate::quant::layout::BLOCK;
     use crate::quant::testing::noise;
-    use crate::quant::{BLOCK, Packed, Scheme};
+    use crate::quant::{Packed, Scheme};
 
     #[test]
     fn each_scheme_comes_back_within_its_bound_at_odd_sizes() {

@@ -173,8 +173,9 @@ impl Room {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::layout::BLOCK;
     use crate::quant::testing::{noise, on_the_grid};
-    use crate::quant::{BLOCK, Change, Inputs, Update};
+    use crate::quant::{Change, Inputs, Update};
 
     fn low_rank(rank: usize, inputs: usize, outputs: usize, seed: u64) -> LowRank {
         let (a, b) = (noise(rank * inputs, seed), noise(outputs * rank, seed + 1));

@@ -14,14 +14,6 @@ pub fn product(w: PackedRef<'_>, x: &[f32], bias: Option<&[f32]>, y: &mut [f32])
     product_with(kernels(), w, x, bias.map_or(Start::Zero, Start::Bias), y);
 }
 
-/// y\[M, rows\] += x\[M, cols\] · Wᵀ, as [`product`] with y in place of the bias.
-///
-/// # Panics
-/// If the lengths don't belong to one M.
-pub fn product_add(w: PackedRef<'_>, x: &[f32], y: &mut [f32]) {
-    product_with(kernels(), w, x, Start::Keep, y);
-}
-
 /// dx\[M, cols\] = dy\[M, rows\] · W: the same bytes, the other direction, with the same promise.
 ///
 /// # Panics

@@ -72,13 +72,13 @@ impl Preprocessor {
     }
 
     /// The padded length of a batch whose longest row has `tokens` tokens.
-    pub fn padded_length(&self, tokens: usize) -> usize {
+    pub(crate) fn padded_length(&self, tokens: usize) -> usize {
         self.fixed_length().unwrap_or_else(|| bucket(tokens, self.max_tokens()))
     }
 
     /// A batch of token rows padded to [`Preprocessor::padded_length`] of the longest; as
     /// [`Preprocessor::text`].
-    pub fn batch(&self, rows: &[&Tokens]) -> Result<Named> {
+    pub(crate) fn batch(&self, rows: &[&Tokens]) -> Result<Named> {
         let longest = rows.iter().map(|r| r.ids.len()).max().unwrap_or(0);
         let length = self.padded_length(longest);
         let EncodedText { ids, mask, types } = self.encoder()?.batch_of_length(rows, length)?;

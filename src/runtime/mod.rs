@@ -55,4 +55,5 @@ pub use scores::{argmax, sigmoid, softmax, top_k};
 pub use session::Session;
 #[cfg(feature = "import")]
 pub use summary::{Io, OnnxSummary, TargetLine};
+pub use text::Tokens;
 pub use words::{WordAt, Words};

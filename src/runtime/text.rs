@@ -125,7 +125,7 @@ mod with_tokenizers {
     /// lengths is overridden (MiniLM's file pads everything to 128), its padding id and side kept.
     pub struct TextEncoder {
         tokenizer: Inner,
-        max_tokens: usize,
+        pub(super) max_tokens: usize,
         padding: Padding,
     }
 
@@ -161,11 +161,6 @@ mod with_tokenizers {
             // A tokenizer whose model lacks its own unknown token fails here, not at first use.
             encoder.tokens("a \u{1F9ED}")?;
             Ok(encoder)
-        }
-
-        /// The most tokens a sentence gets.
-        pub fn max_tokens(&self) -> usize {
-            self.max_tokens
         }
 
         /// One sentence's tokens.
@@ -206,19 +201,6 @@ mod with_tokenizers {
                 (Inner::Any(it), false) => it.encode_fast(sentence, true),
                 (Inner::Any(it), true) => it.encode_char_offsets(sentence, true),
             }
-        }
-
-        /// A batch padded to the longest sentence, rounded up by [`bucket`].
-        pub fn encode<S: AsRef<str>>(&self, sentences: &[S]) -> Result<EncodedText> {
-            let rows =
-                sentences.iter().map(|s| self.tokens(s.as_ref())).collect::<Result<Vec<_>>>()?;
-            self.batch(&rows.iter().collect::<Vec<_>>())
-        }
-
-        /// A batch of sentences that are tokens already, padded as [`TextEncoder::encode`] does.
-        pub fn batch(&self, rows: &[&Tokens]) -> Result<EncodedText> {
-            let longest = rows.iter().map(|r| r.ids.len()).max().unwrap_or(0);
-            pad(rows, bucket(longest, self.max_tokens), self.padding)
         }
 
         /// A batch padded to exactly `length` tokens; a longer row is an error.
@@ -293,11 +275,6 @@ mod without_tokenizers {
                 .hint("build with the feature 'text'"))
         }
 
-        /// The most tokens a sentence gets.
-        pub fn max_tokens(&self) -> usize {
-            match *self {}
-        }
-
         /// One sentence's tokens.
         pub fn tokens(&self, _sentence: &str) -> Result<Tokens> {
             match *self {}
@@ -306,17 +283,6 @@ mod without_tokenizers {
         /// One sentence's tokens and its words.
         pub fn words(&self, _sentence: &str) -> Result<(Tokens, Words)> {
             match *self {}
-        }
-
-        /// A padded batch.
-        pub fn encode<S: AsRef<str>>(&self, _sentences: &[S]) -> Result<EncodedText> {
-            match *self {}
-        }
-
-        /// A padded batch of tokens.
-        pub fn batch(&self, rows: &[&Tokens]) -> Result<EncodedText> {
-            let length = bucket(rows.len(), self.max_tokens());
-            self.batch_of_length(rows, length)
         }
 
         /// A batch padded to exactly `length` tokens.
@@ -392,10 +358,19 @@ mod tests {
             )
         }
 
+        fn encode<S: AsRef<str>>(encoder: &TextEncoder, sentences: &[S]) -> Result<EncodedText> {
+            let rows: Result<Vec<_>> =
+                sentences.iter().map(|s| encoder.tokens(s.as_ref())).collect();
+            let rows = rows?;
+            let longest = rows.iter().map(|r| r.ids.len()).max().unwrap_or(0);
+            let rows: Vec<&Tokens> = rows.iter().collect();
+            encoder.batch_of_length(&rows, bucket(longest, encoder.max_tokens))
+        }
+
         #[test]
         fn the_files_own_lengths_are_overridden() {
             let encoder = TextEncoder::from_bytes(tiny().as_bytes(), 10).unwrap();
-            let out = encoder.encode(&["Turn the lights ON", "off"]).unwrap();
+            let out = encode(&encoder, &["Turn the lights ON", "off"]).unwrap();
             assert_eq!(out.ids.shape(), [2, 8]);
             assert_eq!(out.ids.as_i64().unwrap(), [2, 4, 5, 6, 8, 7, 3, 0, 2, 9, 3, 0, 0, 0, 0, 0]);
             assert_eq!(out.mask.as_i64().unwrap()[..8], [1, 1, 1, 1, 1, 1, 1, 0]);
@@ -405,7 +380,7 @@ mod tests {
         #[test]
         fn long_sentences_are_cut_and_keep_their_last_special_token() {
             let encoder = TextEncoder::from_bytes(tiny().as_bytes(), 10).unwrap();
-            let out = encoder.encode(&["turn ".repeat(40)]).unwrap();
+            let out = encode(&encoder, &["turn ".repeat(40)]).unwrap();
             assert_eq!(out.ids.shape(), [1, 10]);
             assert_eq!(out.ids.as_i64().unwrap()[9], 3);
         }
@@ -414,7 +389,7 @@ mod tests {
         fn an_empty_sentence_is_its_special_tokens() {
             let encoder = TextEncoder::from_bytes(tiny().as_bytes(), 16).unwrap();
             assert_eq!(encoder.tokens("").unwrap().ids, [2, 3]);
-            assert_eq!(encoder.encode::<&str>(&[]).unwrap().ids.shape(), [0, 8]);
+            assert_eq!(encode::<&str>(&encoder, &[]).unwrap().ids.shape(), [0, 8]);
         }
 
         #[test]
@@ -448,7 +423,7 @@ mod tests {
                 let mut bytes = good.clone().into_bytes();
                 bytes[i] ^= 0x11;
                 if let Ok(encoder) = TextEncoder::from_bytes(&bytes, 12) {
-                    let out = encoder.encode(&["turn on the light"]);
+                    let out = encode(&encoder, &["turn on the light"]);
                     assert!(out.is_err() || out.unwrap().ids.shape()[1] <= 12);
                 }
             }

@@ -254,7 +254,7 @@ mod tests {
             let rate = Schedule::Linear { warmup: 0.1 }.rate(0.05, s.step, STEPS);
             let mut values: Vec<&mut [f32]> =
                 s.parameters.iter_mut().map(|t| t.values.as_mut_slice()).collect();
-            s.optimizer.step(rate, &mut values, &gradients).unwrap();
+            s.optimizer.step_each(|_| rate, &mut values, &gradients).unwrap();
             s.step += 1;
             s.losses.push(loss);
             if s.stopping.look(-f64::from(loss), s.step) == Verdict::Best {

@@ -4,7 +4,6 @@
 //! graph does (gathers of ids, masks, shapes) needs no rule.
 
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
 
 use tract_core::internal::*;
 use tract_core::model::order::eval_order_for_nodes;
@@ -14,17 +13,8 @@ use super::wires::Wires;
 use crate::error::{Error, Result};
 use crate::graph::RowNorms;
 
-/// What [`backward`] wired.
-pub struct Backward {
-    /// The gradient of each wanted outlet, of its shape and element type, in the order asked for:
-    /// zeros where no seed depends on it.
-    pub gradients: Vec<OutletId>,
-    /// The ids of the backward nodes. All others are forward; rules may have given those further
-    /// outputs, to keep a state.
-    pub nodes: Range<usize>,
-}
-
-/// Wires the backward part of `model`: the gradients of Σ seed·outlet over the seeds.
+/// Wires the backward part of `model`: the gradients of Σ seed·outlet over the seeds, by each wanted
+/// outlet, of its shape and element type, in the order asked for; zeros where no seed depends on it.
 ///
 /// `seeds` are pairs of a float outlet and its gradient, of the same shape and type; `wanted` are any
 /// float outlets. The model's outputs stay as they are: select them afterwards. Dimensions may be
@@ -37,8 +27,7 @@ pub fn backward(
     model: &mut TypedModel,
     seeds: &[(OutletId, OutletId)],
     wanted: &[OutletId],
-) -> Result<Backward> {
-    let first = model.nodes().len();
+) -> Result<Vec<OutletId>> {
     let found = wire_backward(model, seeds, wanted)?;
     let mut b = Wires::new(model, "wanted.vjp");
     let mut gradients = vec![];
@@ -51,7 +40,7 @@ pub fn backward(
             }
         });
     }
-    Ok(Backward { gradients, nodes: first..model.nodes().len() })
+    Ok(gradients)
 }
 
 /// A seed for the gradients of `loss` itself: ones.
@@ -197,7 +186,7 @@ mod tests {
 
     fn of(model: &mut TypedModel, loss: OutletId, wanted: &[OutletId]) -> Result<Vec<OutletId>> {
         let one = ones(model, loss)?;
-        Ok(backward(model, &[(loss, one)], wanted)?.gradients)
+        backward(model, &[(loss, one)], wanted)
     }
 
     fn total(model: &mut TypedModel, x: OutletId) -> OutletId {
@@ -303,7 +292,7 @@ mod tests {
         }
     }
 
-    /// d (a·exp(x) + b·exp(exp(x))) by x and by exp(x), and which nodes are backward.
+    /// d (a·exp(x) + b·exp(exp(x))) by x and by exp(x).
     #[test]
     fn several_seeds_add_up_and_any_outlet_may_be_wanted() {
         let mut model = TypedModel::default();
@@ -312,10 +301,8 @@ mod tests {
         let z = model.wire_node("z", math::exp(), &[y]).unwrap()[0];
         let a = model.add_const("a", tensor1(&[2f32])).unwrap();
         let b = model.add_const("b", tensor1(&[0.5f32])).unwrap();
-        let forward = model.nodes().len();
         let found = backward(&mut model, &[(y, a), (z, b)], &[x, y]).unwrap();
-        assert_eq!(found.nodes, forward..model.nodes().len());
-        model.select_output_outlets(&found.gradients).unwrap();
+        model.select_output_outlets(&found).unwrap();
         let got = run(&model, &[tensor1(&[0.3f32])]);
         let y = 0.3f32.exp();
         let dy = 2.0 + 0.5 * y.exp();

@@ -48,11 +48,8 @@ pub mod wires;
 #[cfg(feature = "daemon")]
 pub(crate) use evaluate::{Answered, always, answers};
 pub use evaluate::{Evaluation, evaluate};
-pub use features::{Features, choose_features};
 pub use lesson::Lesson;
-pub use mixer::MixerState;
 pub use options::{OptimizerKind, TargetChoice, TrainOptions};
-pub use parameter::{Group, Parameter};
 pub use retention::{Retention, retention};
 pub use run::{TrainReport, Trained, learn, misfit, train};
 pub use samples::try_sample;

@@ -30,27 +30,6 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// AdamW as PyTorch's defaults: 0.9, 0.999, 1e-8, decay 0.01.
-    pub fn adamw() -> Rule {
-        Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
-    }
-
-    /// SGD with momentum 0.9 and no decay.
-    pub fn sgd() -> Rule {
-        Rule::Sgd { momentum: 0.9, weight_decay: 0.0, nesterov: false }
-    }
-
-    /// Reads `adamw` or `sgd`, with the constants above.
-    pub fn parse(name: &str) -> Result<Rule> {
-        match name {
-            "adamw" => Ok(Rule::adamw()),
-            "sgd" => Ok(Rule::sgd()),
-            other => {
-                Err(Error::usage(format!("unknown optimizer '{other}'")).hint("one of adamw, sgd"))
-            }
-        }
-    }
-
     /// f32 values kept per trained value between steps.
     pub fn moments(&self) -> usize {
         match self {
@@ -113,19 +92,9 @@ impl Optimizer {
         Ok(Optimizer { rule, steps: 0, slots })
     }
 
-    /// The rule.
-    pub fn rule(&self) -> Rule {
-        self.rule
-    }
-
     /// Steps taken.
     pub fn steps(&self) -> u64 {
         self.steps
-    }
-
-    /// The state per tensor, in the order given at the start.
-    pub fn slots(&self) -> &[Slot] {
-        &self.slots
     }
 
     /// Bytes of state.
@@ -170,18 +139,8 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Moves `values` against `gradients` at learning rate `lr`. All or nothing: with a gradient
-    /// that is not finite or of the wrong length, no value changes.
-    pub fn step<P: AsMut<[f32]>, G: AsRef<[f32]>>(
-        &mut self,
-        lr: f64,
-        values: &mut [P],
-        gradients: &[G],
-    ) -> Result<()> {
-        self.step_each(|_| lr, values, gradients)
-    }
-
-    /// As [`Optimizer::step`], each tensor (by its place) at a rate of its own.
+    /// Moves `values` against `gradients`, each tensor (by its place) at a rate of its own. All or nothing:
+    /// with a gradient that is not finite or of the wrong length, no value changes.
     pub fn step_each<P: AsMut<[f32]>, G: AsRef<[f32]>>(
         &mut self,
         lr_of: impl Fn(usize) -> f64,
@@ -314,6 +273,19 @@ pub fn clip_global_norm<G: AsRef<[f32]> + AsMut<[f32]>>(
 }
 
 #[cfg(test)]
+impl Rule {
+    /// AdamW as PyTorch's defaults.
+    pub fn adamw() -> Rule {
+        Rule::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
+    }
+
+    /// SGD with momentum 0.9 and no decay.
+    pub fn sgd() -> Rule {
+        Rule::Sgd { momentum: 0.9, weight_decay: 0.0, nesterov: false }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -339,7 +311,7 @@ mod tests {
             for i in 0..4 {
                 adamw_f64(&mut p[i], &mut m[i], &mut v[i], g[i].into(), lr, 0.01, t);
             }
-            optimizer.step(lr, &mut values, &[g]).unwrap();
+            optimizer.step_each(|_| lr, &mut values, &[g]).unwrap();
             for i in 0..4 {
                 assert!((f64::from(values[0][i]) - p[i]).abs() < 2e-6, "step {t} value {i}");
             }
@@ -352,7 +324,7 @@ mod tests {
         // m/(1-b1) = g and sqrt(v/(1-b2)) = |g|: p·(1 - lr·wd) - lr·sign(g), eps aside.
         let mut values = vec![vec![2.0f32, -2.0]];
         let mut optimizer = Optimizer::new(Rule::adamw(), [("w", 2)]).unwrap();
-        optimizer.step(0.1, &mut values, &[[1e-3f32, -5.0]]).unwrap();
+        optimizer.step_each(|_| 0.1, &mut values, &[[1e-3f32, -5.0]]).unwrap();
         assert!((values[0][0] - (2.0 * 0.999 - 0.1)).abs() < 1e-5);
         assert!((values[0][1] - (-2.0 * 0.999 + 0.1)).abs() < 1e-5);
     }
@@ -380,7 +352,7 @@ mod tests {
         let mut values = init;
         let names = ["bias", "lora_a", "lora_b"].map(|n| (n, 3));
         let mut optimizer = Optimizer::new(Rule::adamw(), names).unwrap();
-        optimizer.step(1e-3, &mut values, &gradients).unwrap();
+        optimizer.step_each(|_| 1e-3, &mut values, &gradients).unwrap();
         for (found, expected) in values.iter().flatten().zip(after.iter().flatten()) {
             assert!((found - expected).abs() < 1e-8, "{found} {expected}");
         }
@@ -392,25 +364,25 @@ mod tests {
         let mut values = vec![vec![1.0f32]];
         let mut optimizer = Optimizer::new(rule, [("w", 1)]).unwrap();
         // v = 2 + 0.1 = 2.1; p = 1 - 0.1·2.1 = 0.79
-        optimizer.step(0.1, &mut values, &[[2.0f32]]).unwrap();
+        optimizer.step_each(|_| 0.1, &mut values, &[[2.0f32]]).unwrap();
         assert!((values[0][0] - 0.79).abs() < 1e-6);
         // v = 0.5·2.1 + (1 + 0.079) = 2.129; p = 0.79 - 0.2129
-        optimizer.step(0.1, &mut values, &[[1.0f32]]).unwrap();
+        optimizer.step_each(|_| 0.1, &mut values, &[[1.0f32]]).unwrap();
         assert!((values[0][0] - 0.5771).abs() < 1e-6);
 
         let rule = Rule::Sgd { momentum: 0.5, weight_decay: 0.0, nesterov: true };
         let mut values = vec![vec![1.0f32]];
         let mut optimizer = Optimizer::new(rule, [("w", 1)]).unwrap();
         // v = 2, step by 2 + 0.5·2 = 3; then v = 0.5·2 + 1 = 2, step by 1 + 0.5·2 = 2
-        optimizer.step(0.1, &mut values, &[[2.0f32]]).unwrap();
-        optimizer.step(0.1, &mut values, &[[1.0f32]]).unwrap();
+        optimizer.step_each(|_| 0.1, &mut values, &[[2.0f32]]).unwrap();
+        optimizer.step_each(|_| 0.1, &mut values, &[[1.0f32]]).unwrap();
         assert!((values[0][0] - 0.5).abs() < 1e-6);
 
         let rule = Rule::Sgd { momentum: 0.0, weight_decay: 0.1, nesterov: false };
         let mut values = vec![vec![1.0f32]];
         let mut optimizer = Optimizer::new(rule, [("w", 1)]).unwrap();
         assert_eq!(optimizer.state_bytes(), 0);
-        optimizer.step(0.1, &mut values, &[[2.0f32]]).unwrap();
+        optimizer.step_each(|_| 0.1, &mut values, &[[2.0f32]]).unwrap();
         assert!((values[0][0] - 0.79).abs() < 1e-6);
     }
 
@@ -420,12 +392,12 @@ mod tests {
         let mut optimizer = Optimizer::new(Rule::adamw(), [("a", 1), ("b", 1)]).unwrap();
         let before = optimizer.clone();
         for bad in [f32::NAN, f32::INFINITY] {
-            let e = optimizer.step(0.1, &mut values, &[[1.0], [bad]]).unwrap_err();
+            let e = optimizer.step_each(|_| 0.1, &mut values, &[[1.0], [bad]]).unwrap_err();
             assert!(e.message().contains("'b' is not finite"), "{e}");
         }
-        assert!(optimizer.step(0.1, &mut values, &[vec![1.0f32], vec![]]).is_err());
-        assert!(optimizer.step(0.1, &mut values, &[[1.0f32]]).is_err());
-        assert!(optimizer.step(f64::NAN, &mut values, &[[1.0f32], [1.0]]).is_err());
+        assert!(optimizer.step_each(|_| 0.1, &mut values, &[vec![1.0f32], vec![]]).is_err());
+        assert!(optimizer.step_each(|_| 0.1, &mut values, &[[1.0f32]]).is_err());
+        assert!(optimizer.step_each(|_| f64::NAN, &mut values, &[[1.0f32], [1.0]]).is_err());
         assert_eq!(values, [[1.0], [2.0]]);
         assert_eq!(optimizer, before);
     }
@@ -436,13 +408,13 @@ mod tests {
             let mut values = vec![vec![1.0f32, -0.5], vec![0.25]];
             let gradient = |t: i32| [vec![0.1 * t as f32, -0.7], vec![0.3f32 / t as f32]];
             let mut whole = Optimizer::new(rule, [("a", 2), ("b", 1)]).unwrap();
-            (1..=3).for_each(|t| whole.step(0.01, &mut values, &gradient(t)).unwrap());
+            (1..=3).for_each(|t| whole.step_each(|_| 0.01, &mut values, &gradient(t)).unwrap());
             let bytes = postcard::to_stdvec(&whole).unwrap();
             let mut copy: Optimizer = postcard::from_bytes(&bytes).unwrap();
             copy.check([("a", 2), ("b", 1)]).unwrap();
             let mut other = values.clone();
-            (4..=9).for_each(|t| whole.step(0.01, &mut values, &gradient(t)).unwrap());
-            (4..=9).for_each(|t| copy.step(0.01, &mut other, &gradient(t)).unwrap());
+            (4..=9).for_each(|t| whole.step_each(|_| 0.01, &mut values, &gradient(t)).unwrap());
+            (4..=9).for_each(|t| copy.step_each(|_| 0.01, &mut other, &gradient(t)).unwrap());
             assert_eq!(values, other);
             assert_eq!(whole, copy);
         }
@@ -461,7 +433,6 @@ mod tests {
         assert!(o.check([("a", 2), ("b", 1)]).is_err());
         let bad = Rule::Sgd { momentum: 1.5, weight_decay: 0.0, nesterov: false };
         assert!(Optimizer::new(bad, [("a", 1)]).is_err());
-        assert!(Rule::parse("lion").is_err());
     }
 
     #[test]

@@ -166,9 +166,8 @@ impl Plan {
                 .hint("fix them with --dim when packing")
         })?;
         let one = ones(&mut model, loss.value)?;
-        let backward = backward(&mut model, &[(loss.value, one)], &trained).map_err(named)?;
-        let outputs: Vec<OutletId> =
-            std::iter::once(loss.value).chain(backward.gradients).collect();
+        let gradients = backward(&mut model, &[(loss.value, one)], &trained).map_err(named)?;
+        let outputs: Vec<OutletId> = std::iter::once(loss.value).chain(gradients).collect();
         model.select_output_outlets(&outputs).map_err(failed)?;
         let slots = slots(&model, engine.inputs().len(), &loss, &trained)?;
         let optimizing =

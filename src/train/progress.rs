@@ -146,11 +146,6 @@ impl Meter {
         }
     }
 
-    /// Seconds since the start.
-    pub fn seconds(&self) -> f64 {
-        self.started.elapsed().as_secs_f64()
-    }
-
     /// Samples per second; 0 before the first step.
     pub fn samples_per_second(&self) -> f64 {
         match self.seconds_per_step {

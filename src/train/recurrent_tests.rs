@@ -127,7 +127,7 @@ fn a_gradient_of_outputs_reaches_the_inputs_as_in_pytorch() {
         let wanted = graph.input_outlets().unwrap()[0];
         let seed = graph.add_const("seed", tensor("grad.logits")).unwrap();
         let found = gradient::backward(&mut graph, &[(logits, seed)], &[wanted]).unwrap();
-        graph.select_output_outlets(&found.gradients).unwrap();
+        graph.select_output_outlets(&found).unwrap();
         let found = check::run(&graph, &[tensor("features")]).remove(0);
         let off = apart(check::slice(&found), arrays["grad.features"].as_f32().unwrap());
         println!("{name}: d loss / d features within {off:.1e}");

@@ -54,16 +54,6 @@ impl EarlyStopping {
             && self.best.is_some()
             && self.patience.is_some_and(|p| self.without_gain >= p)
     }
-
-    /// Looks since the best.
-    pub fn without_gain(&self) -> u32 {
-        self.without_gain
-    }
-
-    /// The best metric and its step.
-    pub fn best(&self) -> Option<(f64, u64)> {
-        self.best
-    }
 }
 
 #[cfg(test)]
@@ -78,7 +68,7 @@ mod tests {
         assert_eq!(s.look(0.6, 30), Verdict::Best);
         assert_eq!(s.look(0.6, 40), Verdict::GoOn);
         assert_eq!(s.look(f64::NAN, 50), Verdict::Stop);
-        assert_eq!(s.best(), Some((0.6, 30)));
+        assert_eq!(s.best, Some((0.6, 30)));
     }
 
     /// A run that was stopped after its best look ended when it was resumed.

@@ -3,7 +3,8 @@
 // Each test program takes a part.
 #![allow(dead_code)]
 
-use offshoot::runtime::{Engine, PackOptions, pack};
+use offshoot::packing::PackOptions;
+use offshoot::{Engine, pack};
 use std::path::{Path, PathBuf};
 
 /// The folder of full-precision models and reference outputs; `None`, with a line, where it is

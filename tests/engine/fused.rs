@@ -2,12 +2,9 @@
 //! of one batch carry adapters of their own.
 
 use crate::support::*;
-use offshoot::adapter::TargetKind;
-use offshoot::error::ErrorKind;
-use offshoot::import::{ImportOptions, InputSpec};
-use offshoot::quant::Scheme;
-use offshoot::runtime::{Engine, Named, PackOptions};
-use offshoot::shape::Array;
+use offshoot::adapters::TargetKind;
+use offshoot::packing::{ImportOptions, InputSpec, PackOptions};
+use offshoot::{Array, Engine, ErrorKind, Named, Scheme};
 
 fn count(found: &[(&'static str, usize)], rule: &str) -> usize {
     found.iter().find(|(name, _)| *name == rule).map_or(0, |(_, count)| *count)

@@ -2,9 +2,8 @@
 //! `golden` shows.
 
 use crate::support::*;
-use offshoot::import::{ImportOptions, InputSpec};
-use offshoot::runtime::PackOptions;
-use offshoot::shape::Array;
+use offshoot::Array;
+use offshoot::packing::{ImportOptions, InputSpec, PackOptions};
 use std::path::Path;
 
 /// How often `rule` matches in the network at `source`, over a picture of this shape.

@@ -1,9 +1,8 @@
 //! Real networks give the answers that PyTorch and ONNX Runtime gave.
 
 use crate::support::*;
-use offshoot::import::{ImportOptions, InputSpec};
-use offshoot::quant::Scheme;
-use offshoot::runtime::{Engine, PackOptions};
+use offshoot::packing::{ImportOptions, InputSpec, PackOptions};
+use offshoot::{Engine, Scheme};
 use std::path::{Path, PathBuf};
 
 /// Largest size of MiniLM's q8 base, in bytes.

@@ -2,11 +2,8 @@
 //! run to run and from graph to graph.
 
 use crate::support::*;
-use offshoot::import::ImportOptions;
-use offshoot::pack::{Base, Role};
-use offshoot::quant::Scheme;
-use offshoot::runtime::{Engine, ExportFolder, GraphSource, Named, PackOptions, pack_graphs};
-use offshoot::shape::Array;
+use offshoot::packing::{ExportFolder, GraphSource, ImportOptions, PackOptions, pack_graphs};
+use offshoot::{Array, Base, Engine, Named, Role, Scheme};
 use std::path::{Path, PathBuf};
 
 fn source(name: &str, path: PathBuf) -> GraphSource {
@@ -71,8 +68,8 @@ fn states_carry_their_numbers_over_the_graphs() {
     let Some(shared) = shared() else { return };
     let (_dir, base) = base_of(&tiny(&shared), &exact());
     let step = &base.graph_record(1).unwrap();
-    let states = |specs: &[offshoot::pack::IoSpec]| -> Vec<u32> {
-        let number = |s: &offshoot::pack::IoSpec| match s.role {
+    let states = |specs: &[offshoot::IoSpec]| -> Vec<u32> {
+        let number = |s: &offshoot::IoSpec| match s.role {
             Role::State(n) => Some(n),
             _ => None,
         };
@@ -150,7 +147,7 @@ fn packing_again_gives_the_same_bytes() {
         let mut import = ImportOptions::default();
         if name.starts_with("ppocr") {
             let shape = "x=1x3x48x192,f32";
-            import.inputs = vec![offshoot::import::InputSpec::parse(shape).unwrap()];
+            import.inputs = vec![offshoot::packing::InputSpec::parse(shape).unwrap()];
         }
         let graph = GraphSource { name: "main".into(), path, import };
         let bytes = || {

@@ -2,12 +2,12 @@
 //! `tests/kinds/make_kinds.py` makes the references.
 
 use crate::support::{max_difference, named, packed};
-use offshoot::adapter::peft::{ImportOptions, export, import};
-use offshoot::adapter::{Adapter, Kind, TensorType};
-use offshoot::npy::read_npz;
-use offshoot::quant::Scheme;
-use offshoot::runtime::{Engine, Named, PackOptions};
-use offshoot::train::{MicroBatch, TargetChoice, TrainOptions, Trainer};
+use offshoot::adapters::peft::{ImportOptions, export, import};
+use offshoot::adapters::{Kind, TensorType};
+use offshoot::packing::PackOptions;
+use offshoot::testing::npy::read_npz;
+use offshoot::training::{MicroBatch, TargetChoice, TrainOptions, Trainer};
+use offshoot::{Adapter, Engine, Named, Scheme};
 use std::path::{Path, PathBuf};
 
 /// Forms that are read and served, but that training does not make.

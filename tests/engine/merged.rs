@@ -2,9 +2,9 @@
 //! each kind of layer: checked against the ONNX file itself, written anew.
 
 use crate::support::*;
-use offshoot::adapter::{Target, TargetAdapter, TargetKind};
-use offshoot::quant::Scheme;
-use offshoot::runtime::PackOptions;
+use offshoot::Scheme;
+use offshoot::adapters::{Target, TargetAdapter, TargetKind};
+use offshoot::packing::PackOptions;
 use prost::Message;
 use tract_onnx::pb::{ModelProto, TensorProto};
 

@@ -1,8 +1,9 @@
 //! Targets bear the names that PEFT gives them.
 
 use crate::support::*;
-use offshoot::adapter::{Target, TargetKind};
-use offshoot::import::{ImportOptions, prepare};
+use offshoot::adapters::{Target, TargetKind};
+use offshoot::packing::ImportOptions;
+use offshoot::testing::prepare;
 use std::collections::BTreeSet;
 use std::path::Path;
 

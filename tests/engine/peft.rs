@@ -1,12 +1,12 @@
 //! Adapters that PEFT trained give PEFT's outputs.
 
 use crate::support::*;
-use offshoot::adapter::Pool;
-use offshoot::adapter::peft::{HeadSpec, ImportOptions, import};
-use offshoot::npy::read_npz;
-use offshoot::quant::Scheme;
-use offshoot::runtime::{Engine, Named, PackOptions, apply_head, pool};
-use offshoot::shape::Array;
+use offshoot::adapters::Pool;
+use offshoot::adapters::peft::{HeadSpec, ImportOptions, import};
+use offshoot::packing::PackOptions;
+use offshoot::testing::npy::read_npz;
+use offshoot::testing::pool;
+use offshoot::{Array, Engine, Named, Scheme, apply_head};
 use std::path::Path;
 use std::sync::OnceLock;
 

@@ -2,14 +2,13 @@
 //! training curve, PEFT's adapter. `tests/shipped/make_references.py` makes them.
 
 use crate::support::*;
-use offshoot::adapter::peft::{HeadSpec, ImportOptions, import};
-use offshoot::adapter::{Pool, TargetKind};
-use offshoot::npy::read_npz;
-use offshoot::quant::Scheme;
-use offshoot::runtime::{Engine, Named, PackOptions, apply_head};
-use offshoot::shape::Array;
-use offshoot::train::data::Label;
-use offshoot::train::{MicroBatch, TargetChoice, TrainOptions, Trainer};
+use offshoot::adapters::peft::{HeadSpec, ImportOptions, import};
+use offshoot::adapters::{Pool, TargetKind};
+use offshoot::data::Label;
+use offshoot::packing::PackOptions;
+use offshoot::testing::npy::read_npz;
+use offshoot::training::{MicroBatch, TargetChoice, TrainOptions, Trainer};
+use offshoot::{Array, Engine, Named, Scheme, apply_head};
 use std::path::{Path, PathBuf};
 
 /// What `docs/FIGURES.md` claims of gradients: |ours - theirs| / |theirs| of each tensor.

@@ -1,10 +1,9 @@
 //! References, comparisons, seeded adapters.
 
 pub use crate::common::{emulated, packed, shared};
-use offshoot::adapter::{Adapter, Target, TargetAdapter};
-use offshoot::npy::read_npz;
-use offshoot::runtime::{Engine, Named};
-use offshoot::shape::Array;
+use offshoot::adapters::{Target, TargetAdapter};
+use offshoot::testing::npy::read_npz;
+use offshoot::{Adapter, Array, Engine, Named};
 use std::path::{Path, PathBuf};
 
 /// Largest reference file read, in bytes.

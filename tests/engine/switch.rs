@@ -1,9 +1,9 @@
 //! Switching is a pointer swap: nothing else changes, and no request sees two adapters.
 
 use crate::support::*;
-use offshoot::adapter::{Adapter, Bound, TargetKind};
-use offshoot::quant::Scheme;
-use offshoot::runtime::{Engine, PackOptions, Session};
+use offshoot::adapters::TargetKind;
+use offshoot::packing::PackOptions;
+use offshoot::{Adapter, Bound, Engine, Scheme, Session};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 

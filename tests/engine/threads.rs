@@ -1,11 +1,10 @@
 //! Threads within a run: the answers have the same bits whatever their number.
 
 use crate::support::*;
-use offshoot::adapter::{Bound, TargetKind};
-use offshoot::import::{ImportOptions, InputSpec};
-use offshoot::quant::{Scheme, Threads};
-use offshoot::runtime::{Engine, Named, PackOptions};
-use offshoot::shape::Array;
+use offshoot::adapters::TargetKind;
+use offshoot::packing::{ImportOptions, InputSpec, PackOptions};
+use offshoot::testing::Threads;
+use offshoot::{Array, Bound, Engine, Named, Scheme};
 use std::sync::Arc;
 
 fn bits(outputs: Named) -> Vec<u32> {

@@ -1,10 +1,9 @@
 //! The tiny networks give ONNX Runtime's answers; each stands for one way to write a layer.
 
 use crate::support::*;
-use offshoot::adapter::TargetKind;
-use offshoot::import::ImportOptions;
-use offshoot::quant::Scheme;
-use offshoot::runtime::{Engine, PackOptions};
+use offshoot::adapters::TargetKind;
+use offshoot::packing::{ImportOptions, PackOptions};
+use offshoot::{Engine, Scheme};
 
 /// The network and its reference. `sr` of `scalar_if` becomes a constant.
 fn tiny(name: &str, scheme: Scheme) -> (Engine, Reference) {

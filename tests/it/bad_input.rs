@@ -2,8 +2,8 @@
 //! every existing file as it was.
 
 use crate::support::{Done, Place, done, learnable, npz, repo};
-use offshoot::npy;
-use offshoot::shape::Array;
+use offshoot::Array;
+use offshoot::testing::npy;
 use std::process::Command;
 
 fn rows(n: usize, width: usize) -> Array {

@@ -42,8 +42,8 @@ fn a_trained_adapter_and_ones_own_inputs_are_measured() {
     let place = Place::new();
     learnable(&place);
     place.ok("train mlp.base --data two.npz --out two.adapter --steps 1 --holdout 0");
-    let x = offshoot::shape::Array::f32([5, 12], vec![0.5; 60]).unwrap();
-    offshoot::npy::write(place.path("x.npy"), &x).unwrap();
+    let x = offshoot::Array::f32([5, 12], vec![0.5; 60]).unwrap();
+    offshoot::testing::npy::write(place.path("x.npy"), &x).unwrap();
     let line = "bench mlp.base --seconds 0 --steps 0 --adapter two.adapter --input x=x.npy";
     assert!(place.ok(line).contains("x [5, 12]"));
     place.fails("bench mlp.base --seconds 0 --input y=x.npy", 3);

@@ -1,7 +1,7 @@
 //! The verbs, used as a person or a program uses them.
 
 use crate::support::{Place, done, learnable, repo};
-use offshoot::npy;
+use offshoot::testing::npy;
 use std::process::Stdio;
 
 #[test]
@@ -150,7 +150,7 @@ fn an_adapter_from_training_to_removal() {
 fn npy_row(place: &Place) -> &'static str {
     let arrays = npy::read_npz(place.path("two.npz"), 1 << 20).unwrap();
     let x = arrays.iter().find(|(name, _)| name == "x").unwrap().1.as_f32().unwrap();
-    let row = offshoot::shape::Array::f32(vec![1, 12], x[..12].to_vec()).unwrap();
+    let row = offshoot::Array::f32(vec![1, 12], x[..12].to_vec()).unwrap();
     npy::write(place.path("row.npy"), &row).unwrap();
     "row.npy"
 }

@@ -1,8 +1,8 @@
 //! `offshoot doctor`: the machine in words, and as JSON for programs.
 
 use crate::support::{Place, done};
-use offshoot::npy;
-use offshoot::shape::Array;
+use offshoot::Array;
+use offshoot::testing::npy;
 use serde_json::Value;
 
 /// What an emulated processor must show.

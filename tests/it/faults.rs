@@ -5,7 +5,8 @@
 //! `OFFSHOOT_TEST_FAULTS=1` tries every call; a seeded share of them is tried otherwise.
 
 use crate::support::{Done, Place, done};
-use offshoot::adapter::{Adapter, TargetAdapter};
+use offshoot::Adapter;
+use offshoot::adapters::TargetAdapter;
 use offshoot::store::{Filter, Input, Label, NewSample, Options, Origin, Reference, Serve, Store};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -110,7 +111,7 @@ fn whatever_call_fails_the_state_is_the_old_or_the_new_one() {
     }
     let all = std::env::var_os("OFFSHOOT_TEST_FAULTS").is_some();
     let place = Place::new();
-    adapter(2.0).write(place.path("2.adapter"), offshoot::adapter::TensorType::F32).unwrap();
+    adapter(2.0).write(place.path("2.adapter"), offshoot::adapters::TensorType::F32).unwrap();
     let begin = place.path("begin");
     {
         let store = Store::open(&begin).unwrap();

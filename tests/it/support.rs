@@ -1,8 +1,8 @@
 //! Running the program and making its inputs.
 
 use crate::common::emulated;
-use offshoot::npy;
-use offshoot::shape::Array;
+use offshoot::Array;
+use offshoot::testing::npy;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};

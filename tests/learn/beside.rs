@@ -1,7 +1,8 @@
 //! Serving beside training: how long answers take while a child trains. Prints; asserts no times.
 
 use crate::device::{Device, PATIENCE, repo, willing};
-use offshoot::runtime::{Named, PackOptions};
+use offshoot::Named;
+use offshoot::packing::PackOptions;
 use offshoot::store::Input;
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,7 @@ fn answers_beside_training() {
     }
     let inputs: Vec<Named> =
         rows.iter().take(40).map(|(t, _)| device.inputs(&Input::Text(t.clone()))).collect();
-    let engine = offshoot::daemon::Serving::engine(&*device.desk).clone();
+    let engine = offshoot::testing::daemon::Serving::engine(&*device.desk).clone();
     let measure = |count: usize| -> Vec<f64> {
         let one = |i: usize| {
             // Requests come apart, as a person's do.

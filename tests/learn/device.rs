@@ -1,18 +1,13 @@
 //! A device without HTTP: a store, an engine, what is served, a learner with the real program as
 //! its training child, and fake `/proc` and `/sys`.
 
-use offshoot::adapter::Bound;
-use offshoot::daemon::Serving;
-use offshoot::daemon::learn::{Learner, Place, Settings};
-use offshoot::error::Result;
-use offshoot::host::Root;
-use offshoot::npy;
-use offshoot::pack::Role;
-use offshoot::runtime::{Engine, Named, PackOptions, Preprocessor, apply_head, pack};
-use offshoot::shape::Array;
+use offshoot::packing::PackOptions;
 use offshoot::store::{
     Input, Job, JobState, Label, NewSample, Options, Recorded, Reference, Store,
 };
+use offshoot::testing::daemon::{Learner, Place, Root, Serving, Settings};
+use offshoot::testing::npy;
+use offshoot::{Array, Bound, Engine, Named, Preprocessor, Result, Role, apply_head, pack};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};

@@ -3,15 +3,13 @@
 
 use crate::device::{Device, repo, willing};
 use crate::week::{Portion, Week, poisoned};
-use offshoot::adapter::Adapter;
-use offshoot::daemon::Serving;
-use offshoot::pack::ImageSpec;
-use offshoot::runtime::{Engine, PackOptions};
+use offshoot::data::{Dataset, LoadOptions, Split, load};
+use offshoot::packing::{ImageSpec, PackOptions};
 use offshoot::store::{Input, Reference, Rules};
-use offshoot::train::data::{Dataset, LoadOptions, Split, load};
-use offshoot::train::progress::Silent;
-use offshoot::train::random::{shuffle, stream};
-use offshoot::train::{TargetChoice, TrainOptions, evaluate, train};
+use offshoot::testing::daemon::Serving;
+use offshoot::testing::{shuffle, stream};
+use offshoot::training::{Silent, TargetChoice, TrainOptions};
+use offshoot::{Adapter, Engine, evaluate, train};
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -2,9 +2,9 @@
 //! trials that a restart ends; what the child is allowed.
 
 use crate::device::{Device, PATIENCE, POINTS, Points, willing};
-use offshoot::adapter::TensorType;
-use offshoot::daemon::learn::Settings;
+use offshoot::adapters::TensorType;
 use offshoot::store::{GenerationState, Input, JobState, Reference, Selector};
+use offshoot::testing::daemon::Settings;
 use std::time::{Duration, Instant};
 
 const ZONE: &str = "/sys/class/thermal/thermal_zone0";
@@ -42,7 +42,7 @@ fn generation(device: &Device) -> Vec<u8> {
     adapter.to_bytes(TensorType::F32).unwrap()
 }
 
-fn running(device: &Device) -> Option<offshoot::daemon::learn::JobStatus> {
+fn running(device: &Device) -> Option<offshoot::testing::daemon::JobStatus> {
     device.learner().status().unwrap().job.filter(|j| j.step > 0)
 }
 

@@ -2,9 +2,9 @@
 //! are cut short or set by hand, a base that answers well already.
 
 use crate::device::{Device, PATIENCE, POINTS, Points, repo, willing};
-use offshoot::daemon::learn::{Reference, Settings, Verdict};
-use offshoot::runtime::PackOptions;
+use offshoot::packing::PackOptions;
 use offshoot::store::{Filter, GenerationState, Input, JobState, Label, NewSample, SampleState};
+use offshoot::testing::daemon::{Reference, Settings, Verdict};
 use std::time::Duration;
 
 fn settings() -> Settings {
@@ -156,7 +156,7 @@ fn a_first_candidate_must_surpass_the_base() {
     let mut device = Device::new(&repo("models/tiny/mlp.onnx"), &options, settings());
     device.store.create_name("home").unwrap();
     let mut points = Points::new(6);
-    let engine = offshoot::daemon::Serving::engine(&*device.desk).clone();
+    let engine = offshoot::testing::daemon::Serving::engine(&*device.desk).clone();
     for i in 0..90 {
         let input = points.around(i % 3);
         let outputs = engine.run(&device.inputs(&input), None).unwrap();

@@ -2,11 +2,9 @@
 //! portion that is trained and not promoted, a bad generation that the watch takes back.
 
 use crate::device::{Device, PATIENCE, POINTS, Points, answer, willing};
-use offshoot::adapter::Adapter;
-use offshoot::daemon::Serving;
-use offshoot::daemon::learn::Verdict;
-use offshoot::runtime::Named;
 use offshoot::store::{Input, JobState, Origin, Reference, Selector};
+use offshoot::testing::daemon::{Serving, Verdict};
+use offshoot::{Adapter, Named};
 use std::time::{Duration, Instant};
 
 /// What people teach: input and label.

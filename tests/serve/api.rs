@@ -1,8 +1,8 @@
 //! What the endpoints answer.
 
 use crate::support::{Daemon, and, question, read_answer, write_request};
-use offshoot::npy;
-use offshoot::shape::Array;
+use offshoot::Array;
+use offshoot::testing::npy;
 use serde_json::{Value, json};
 use std::io::Read;
 

@@ -1,8 +1,8 @@
 //! Bad input at every endpoint: a stated status, one sentence, and a daemon that goes on.
 
 use crate::support::{Daemon, and, question, read_answer};
-use offshoot::npy;
-use offshoot::shape::Array;
+use offshoot::Array;
+use offshoot::testing::npy;
 use serde_json::json;
 use std::io::Write;
 
@@ -127,9 +127,9 @@ fn every_endpoint_refuses_what_it_can_not_read() {
 #[test]
 fn an_adapter_of_another_base_is_not_taken() {
     let daemon = Daemon::start("");
-    let mut adapter = offshoot::adapter::Adapter::read(daemon.place.path("1.adapter")).unwrap();
-    adapter.base = Some(offshoot::fingerprint::BaseFingerprint([7; 32]));
-    let bytes = adapter.to_bytes(offshoot::adapter::TensorType::F32).unwrap();
+    let mut adapter = offshoot::Adapter::read(daemon.place.path("1.adapter")).unwrap();
+    adapter.base = Some(offshoot::BaseFingerprint([7; 32]));
+    let bytes = adapter.to_bytes(offshoot::adapters::TensorType::F32).unwrap();
     let answer = daemon.send("POST", "/v1/adapters/home", "application/octet-stream", &bytes);
     assert_eq!((answer.status, answer.error().as_str()), (422, "mismatch"), "{answer:?}");
     assert_eq!(daemon.ok("GET", "/v1/adapters", None)["adapters"], json!([]));

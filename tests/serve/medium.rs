@@ -2,8 +2,8 @@
 
 use crate::place::Place;
 use crate::support::{Daemon, and, question};
-use offshoot::npy;
-use offshoot::shape::Array;
+use offshoot::Array;
+use offshoot::testing::npy;
 use serde_json::json;
 use std::process::{Command, Stdio};
 

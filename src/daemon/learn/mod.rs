@@ -24,8 +24,8 @@ mod trials;
 mod watch;
 mod worker;
 
-pub use conditions::{Condition, Phase};
-pub use gate::{Check, Measured, Reference, Verdict, judge};
+pub use conditions::Condition;
+pub use gate::{Check, Reference, Verdict};
 pub use hours::Hours;
 pub use learner::{JobStatus, LearnStatus, Learner, NameStatus, Place};
 pub use settings::{

@@ -69,16 +69,6 @@ impl Answerer {
         Answerer { engine, preprocessor, roster, batches, decoding: Mutex::new(()) }
     }
 
-    /// The engine.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
-    }
-
-    /// The adapters.
-    pub fn roster(&self) -> &Arc<Roster> {
-        &self.roster
-    }
-
     /// Parses a question, chooses who answers and makes the base's inputs.
     pub fn prepare(&self, raw: &Raw) -> Result<Prepared, Problem> {
         let Question { input, selection, top, outputs } = raw.parse(|| self.roster.list())?;

@@ -16,6 +16,4 @@ mod problem;
 mod roster;
 mod run;
 
-pub use app::App;
-pub use openapi::document as openapi;
 pub use run::{Overrides, Source, check, run};

@@ -35,11 +35,6 @@ impl Problem {
         Problem::new(StatusCode::NOT_FOUND, "not_found", message)
     }
 
-    /// 409: the state is another than the client believes.
-    pub fn conflict(message: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::CONFLICT, "conflict", message)
-    }
-
     /// 503: not now; the client may come again.
     pub fn busy(message: impl Into<String>) -> Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message)

@@ -14,7 +14,9 @@ mod write;
 use tract_nnef::internal::{FragmentDef, Nnef, Registry};
 
 pub use read::read_graph;
-pub use write::{GraphText, write_graph};
+#[cfg(test)]
+use write::GraphText;
+pub use write::write_graph;
 
 /// The name under which our ops are registered.
 const REGISTRY: &str = "offshoot";

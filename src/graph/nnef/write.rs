@@ -36,8 +36,6 @@ pub struct GraphText {
     pub node_names: Vec<(String, String)>,
     /// Free dimensions: (`s0`, original name).
     pub symbols: Vec<(String, String)>,
-    /// The model's properties that are text, sorted by key; the text doesn't hold them.
-    pub properties: Vec<(String, String)>,
 }
 
 /// Writes a graph as text. Properties stay out of the text, every name is replaced by a safe one.
@@ -47,7 +45,6 @@ pub struct GraphText {
 /// text form.
 pub fn write_graph(model: &TypedModel) -> Result<GraphText> {
     let unsupported = |e: &TractError| tract_error(ErrorKind::Unsupported, e);
-    let properties = text_properties(model);
     let mut model = model.clone();
     model.properties.clear();
     let (mut model, symbols) = unique_symbols(&model).map_err(|e| unsupported(&e))?;
@@ -95,7 +92,7 @@ pub fn write_graph(model: &TypedModel) -> Result<GraphText> {
         proto.tensors.into_iter().map(|(name, tensor)| (name.0, tensor)).collect();
     constants.sort_by(|a, b| a.0.cmp(&b.0));
     let Names { inputs, outputs, nodes } = names;
-    Ok(GraphText { text, constants, inputs, outputs, node_names: nodes, symbols, properties })
+    Ok(GraphText { text, constants, inputs, outputs, node_names: nodes, symbols })
 }
 
 /// tract's writer panics where it has no form for a dimension's expression.
@@ -104,19 +101,6 @@ fn quiet<T>(f: impl FnOnce() -> TractResult<T>) -> Result<T> {
         Ok(result) => result.map_err(|e| tract_error(ErrorKind::Unsupported, &e)),
         Err(_) => Err(Error::unsupported("graph has a dimension that can't be written as text")),
     }
-}
-
-fn text_properties(model: &TypedModel) -> Vec<(String, String)> {
-    let mut properties: Vec<(String, String)> = model
-        .properties
-        .iter()
-        .filter_map(|(key, value)| {
-            let text = value.try_as_plain_ram().ok()?.as_slice::<String>().ok()?;
-            Some((key.clone(), text.join("\n")))
-        })
-        .collect();
-    properties.sort();
-    properties
 }
 
 /// Replaces every symbol by one whose name can't be mistaken for anything else in the text, in the

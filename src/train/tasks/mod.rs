@@ -135,7 +135,7 @@ impl Task {
     }
 
     /// The fields of rows and of feedback that some task reads as a label, each once.
-    pub fn label_fields() -> Vec<&'static str> {
+    pub(crate) fn label_fields() -> Vec<&'static str> {
         let mut fields: Vec<&str> =
             ALL.iter().rev().flat_map(|task| task.0.fields()).copied().collect();
         let mut seen = std::collections::HashSet::new();
@@ -144,7 +144,7 @@ impl Task {
     }
 
     /// JSON schemas of [`Task::label_fields`].
-    pub fn field_schemas() -> Vec<(&'static str, serde_json::Value)> {
+    pub(crate) fn field_schemas() -> Vec<(&'static str, serde_json::Value)> {
         let schema = |field: &'static str| {
             let task = ALL.iter().rev().find(|task| task.0.fields().contains(&field));
             (field, task.map_or_else(|| serde_json::json!({}), |task| task.0.field_schema(field)))
@@ -153,7 +153,7 @@ impl Task {
     }
 
     /// JSON schemas of one answer of each task.
-    pub fn answer_schemas() -> Vec<serde_json::Value> {
+    pub(crate) fn answer_schemas() -> Vec<serde_json::Value> {
         ALL.iter().rev().map(|task| task.0.schema()).collect()
     }
 }
