@@ -30,6 +30,7 @@ fn run() -> Result<()> {
     };
     let usage = || Error::usage("adapters BASE [TOKENS]");
     let tokens = arguments.get(1).map_or(Ok(64), |t| t.parse()).map_err(|_| usage())?;
+    offshoot::prepare_heap();
     let engine = Engine::open(base)?;
     let none = || Error::unsupported("no layer of the base can carry an adapter");
     let bound = (0..ADAPTERS)

@@ -24,6 +24,7 @@ fn run() -> Result<()> {
         Some(tokens) => tokens.parse().map_err(|_| usage())?,
         None => 16,
     };
+    offshoot::prepare_heap();
     let engine = Engine::open(base)?;
     let inputs: Named = engine
         .inputs()

@@ -50,15 +50,20 @@ pub enum Data {
 }
 
 impl Data {
+    /// The values, borrowed.
+    pub fn values(&self) -> Values<'_> {
+        match self {
+            Data::F32(v) => Values::F32(v),
+            Data::I64(v) => Values::I64(v),
+            Data::I32(v) => Values::I32(v),
+            Data::U8(v) => Values::U8(v),
+            Data::Bool(v) => Values::Bool(v),
+        }
+    }
+
     /// Number of values.
     pub fn len(&self) -> usize {
-        match self {
-            Data::F32(v) => v.len(),
-            Data::I64(v) => v.len(),
-            Data::I32(v) => v.len(),
-            Data::U8(v) => v.len(),
-            Data::Bool(v) => v.len(),
-        }
+        self.values().len()
     }
 
     /// Whether there are no values.
@@ -74,16 +79,20 @@ pub struct Array {
     data: Data,
 }
 
+impl Default for Array {
+    /// No values.
+    fn default() -> Array {
+        Array { shape: vec![0], data: Data::F32(vec![]) }
+    }
+}
+
 impl Array {
     /// A tensor of `shape`; an error if the number of values is another.
     pub fn new(shape: impl Into<Vec<usize>>, data: Data) -> Result<Array> {
         let shape = shape.into();
         match volume(&shape) {
             Some(n) if n == data.len() => Ok(Array { shape, data }),
-            _ => Err(Error::bad_input(format!(
-                "shape {shape:?} does not hold {} values",
-                data.len()
-            ))),
+            _ => Err(not_of(&shape, data.len())),
         }
     }
 
@@ -97,6 +106,11 @@ impl Array {
         Array::new(shape, Data::I64(values))
     }
 
+    /// The tensor, borrowed.
+    pub fn view(&self) -> View<'_> {
+        View { shape: &self.shape, values: self.data.values() }
+    }
+
     /// The dimensions.
     pub fn shape(&self) -> &[usize] {
         &self.shape
@@ -104,13 +118,7 @@ impl Array {
 
     /// The element type.
     pub fn dtype(&self) -> DType {
-        match self.data {
-            Data::F32(_) => DType::F32,
-            Data::I64(_) => DType::I64,
-            Data::I32(_) => DType::I32,
-            Data::U8(_) => DType::U8,
-            Data::Bool(_) => DType::Bool,
-        }
+        self.data.values().dtype()
     }
 
     /// The values.
@@ -121,6 +129,11 @@ impl Array {
     /// Takes the values out.
     pub fn into_data(self) -> Data {
         self.data
+    }
+
+    /// Takes shape and values out.
+    pub(crate) fn into_parts(self) -> (Vec<usize>, Data) {
+        (self.shape, self.data)
     }
 
     /// The values as floats, or an error naming the type found.
@@ -142,6 +155,116 @@ impl Array {
             }
         }
     }
+}
+
+/// Values of a [`View`], row-major.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Values<'a> {
+    F32(&'a [f32]),
+    I64(&'a [i64]),
+    I32(&'a [i32]),
+    U8(&'a [u8]),
+    Bool(&'a [bool]),
+}
+
+impl Values<'_> {
+    /// Number of values.
+    pub fn len(self) -> usize {
+        match self {
+            Values::F32(v) => v.len(),
+            Values::I64(v) => v.len(),
+            Values::I32(v) => v.len(),
+            Values::U8(v) => v.len(),
+            Values::Bool(v) => v.len(),
+        }
+    }
+
+    /// Whether there are no values.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// The element type.
+    pub fn dtype(self) -> DType {
+        match self {
+            Values::F32(_) => DType::F32,
+            Values::I64(_) => DType::I64,
+            Values::I32(_) => DType::I32,
+            Values::U8(_) => DType::U8,
+            Values::Bool(_) => DType::Bool,
+        }
+    }
+}
+
+/// A dense row-major tensor that lies in someone else's memory. Holding one proves what an [`Array`]
+/// proves.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct View<'a> {
+    shape: &'a [usize],
+    values: Values<'a>,
+}
+
+impl<'a> View<'a> {
+    /// A tensor of `shape`; an error if the number of values is another.
+    pub fn new(shape: &'a [usize], values: Values<'a>) -> Result<View<'a>> {
+        match volume(shape) {
+            Some(n) if n == values.len() => Ok(View { shape, values }),
+            _ => Err(not_of(shape, values.len())),
+        }
+    }
+
+    /// A float tensor.
+    pub fn f32(shape: &'a [usize], values: &'a [f32]) -> Result<View<'a>> {
+        View::new(shape, Values::F32(values))
+    }
+
+    /// A 64-bit integer tensor.
+    pub fn i64(shape: &'a [usize], values: &'a [i64]) -> Result<View<'a>> {
+        View::new(shape, Values::I64(values))
+    }
+
+    /// The dimensions.
+    pub fn shape(self) -> &'a [usize] {
+        self.shape
+    }
+
+    /// The values.
+    pub fn values(self) -> Values<'a> {
+        self.values
+    }
+}
+
+/// A named tensor that goes into a run: owned, as `(String, Array)`, or borrowed, as `(&str, View)`.
+pub trait Input {
+    /// The name.
+    fn name(&self) -> &str;
+    /// The tensor.
+    fn view(&self) -> View<'_>;
+}
+
+impl Input for (String, Array) {
+    fn name(&self) -> &str {
+        &self.0
+    }
+
+    fn view(&self) -> View<'_> {
+        self.1.view()
+    }
+}
+
+impl Input for (&str, View<'_>) {
+    fn name(&self) -> &str {
+        self.0
+    }
+
+    fn view(&self) -> View<'_> {
+        self.1
+    }
+}
+
+fn not_of(shape: &[usize], values: usize) -> Error {
+    Error::bad_input(format!("shape {shape:?} does not hold {values} values"))
 }
 
 /// Product of the dimensions, `None` where it overflows.

@@ -2,12 +2,12 @@
 
 use super::chosen::{self, Choice};
 use super::inspect;
+use super::open_engine;
 use super::output::{Out, count, table};
 use crate::adapter::peft::{self, HeadSpec, ImportOptions};
 use crate::adapter::{Adapter, Bound, Pool, ProbeEffect, TensorType};
 use crate::error::{Error, Result};
 use crate::pack::Base;
-use crate::runtime::Engine;
 use crate::shape::Array;
 use crate::store::{
     NameEntry, Options, Origin, Reference, Removed, Serve, Store, Switched, check_name,
@@ -273,7 +273,7 @@ fn verify(text: &str, base: Option<&Path>, out: &Out) -> Result<()> {
     let mut measured = vec![];
     let mut unmoved = None;
     if let Some(base) = base {
-        let engine = Engine::open(base)?;
+        let engine = open_engine(base)?;
         let bound = engine.bind(&[(&adapter, 1.0)])?;
         out.line("it fits the base");
         unmoved = without_effect(&bound, &adapter);

@@ -2,6 +2,7 @@
 
 use super::chosen::{self, Choice};
 use super::inputs::Source;
+use super::open_engine;
 use super::output::{Out, bytes};
 use super::train::at_least_one;
 use crate::adapter::{Bound, MAX_RANK};
@@ -182,7 +183,7 @@ fn print(args: &Args, figures: &Figures, request: &Named, out: &Out) {
 }
 
 fn open(args: &Args) -> Result<Engine> {
-    let engine = Engine::open(&args.base)?.with_threads(args.threads)?;
+    let engine = open_engine(&args.base)?.with_threads(args.threads)?;
     if args.lock {
         engine.base().lock()?;
     }

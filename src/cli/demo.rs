@@ -1,5 +1,6 @@
 //! `offshoot demo`: the whole way on a real network, with what the repository ships.
 
+use super::open_engine;
 use super::output::{Out, bytes, table};
 use super::pack;
 use super::progress::Bar;
@@ -141,7 +142,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         packed.targets
     ));
 
-    let engine = Engine::open(&path)?;
+    let engine = open_engine(&path)?;
     let mut learned = vec![];
     let mut bound: Vec<Arc<Bound>> = vec![];
     let mut example = None;

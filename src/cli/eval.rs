@@ -2,6 +2,7 @@
 
 use super::chosen::{self, Choice};
 use super::data::{inputs_of, measured, split};
+use super::open_engine;
 use super::output::{Out, table};
 use super::train::at_least_one;
 use crate::adapter::Bound;
@@ -41,7 +42,7 @@ pub struct Args {
 
 /// Measures and prints.
 pub fn run(args: &Args, out: &Out) -> Result<()> {
-    let engine = Engine::open(&args.base)?;
+    let engine = open_engine(&args.base)?;
     let bound = chosen::bind(&engine, &args.adapters)?;
     let head = bound.as_ref().and_then(|b| b.head.as_ref());
     let data = measured(&args.data, args.split.as_ref(), &engine, head)?;

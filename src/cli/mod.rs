@@ -27,11 +27,14 @@ mod stages;
 mod train;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::pack::prepare_heap;
+use crate::runtime::Engine;
 use clap::error::ErrorKind as ClapKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use output::Out;
 use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// LoRA adapters for ONNX models, on the device that uses them
@@ -136,6 +139,12 @@ pub fn run(arguments: &[OsString]) -> u8 {
             e.kind().exit_code()
         }
     }
+}
+
+/// Opens a base that is going to run.
+fn open_engine(base: impl AsRef<Path>) -> Result<Engine> {
+    prepare_heap();
+    Engine::open(base)
 }
 
 fn dispatch(cli: Cli, out: &Out) -> Result<()> {

@@ -2,13 +2,14 @@
 
 use super::chosen::{self, Choice};
 use super::inputs::Source;
+use super::open_engine;
 use super::output::{Out, dims};
 use super::train::at_least_one;
 use crate::error::{Error, Result};
 use crate::fs::{peak_rss_bytes, unshared_bytes};
 use crate::npy;
 use crate::pack::Role;
-use crate::runtime::{Engine, Named, Preprocessor, apply_head, base_predictions};
+use crate::runtime::{Named, Preprocessor, apply_head, base_predictions};
 use crate::shape::{Array, Data};
 use crate::train::Task;
 use serde_json::{Value, json};
@@ -48,7 +49,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let before = since_process_start();
     args.source.required()?;
     let start = Instant::now();
-    let engine = Engine::open(&args.base)?.with_threads(args.threads)?;
+    let engine = open_engine(&args.base)?.with_threads(args.threads)?;
     if args.lock {
         engine.base().lock()?;
     }

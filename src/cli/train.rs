@@ -2,12 +2,12 @@
 
 use super::adapter::pool;
 use super::data::training;
+use super::open_engine;
 use super::output::{Out, bytes, count};
 use super::progress::Bar;
 use crate::adapter::{Kind, Pool, TensorType};
 use crate::error::{Error, Result};
 use crate::fs::{open_regular, peak_rss_bytes, remove_stale_temps_of};
-use crate::runtime::Engine;
 use crate::train::data::{Dataset, LoadOptions, Split, load};
 use crate::train::schedule::Schedule;
 use crate::train::{OptimizerKind, TargetChoice, Task, TrainOptions, TrainReport, train};
@@ -124,7 +124,7 @@ pub struct Args {
 pub fn run(args: &Args, out: &Out) -> Result<()> {
     check_out(&args.out)?;
     check_kind(args)?;
-    let engine = Engine::open(&args.base)?;
+    let engine = open_engine(&args.base)?;
     let data = training(&args.data, args.task.or(args.loss))?;
     if let Some(why) = &data.data.why {
         out.line(format!("task {}: {why}", data.data.task));

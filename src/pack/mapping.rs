@@ -113,7 +113,8 @@ impl Mapping {
     }
 }
 
-/// Prepares the heap for runs, which free and take the same buffers each time.
+/// Prepares the process's heap for runs, which free and take the same buffers each time. The program
+/// `offshoot` calls it; others may, once and before their first run.
 ///
 /// - The C library keeps what is freed, up to some tens of megabytes, instead of giving it back at
 ///   once: each page given back costs a page fault. A process that answers holds what its largest run
@@ -123,7 +124,7 @@ impl Mapping {
 /// - The kernel is asked for huge pages under the buffers of the first runs, where it has them
 ///   (`transparent_hugepage`): the first answer waits for one fault instead of 512 (5.9 ms became
 ///   3.7 ms with EfficientNet-Lite0). Memory that is never touched stays free.
-pub(crate) fn prepare_heap() {
+pub fn prepare_heap() {
     const LARGEST: usize = (32 << 20) - (64 << 10);
     const ON_HUGE_PAGES: usize = 16 << 20;
     drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGEST)));

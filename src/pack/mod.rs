@@ -20,7 +20,7 @@ mod tests;
 pub use base::{Base, ConstantRef};
 pub use header::{MAGIC, SECTION_ALIGN, SectionInfo};
 pub use io::{IoSpec, Role};
-pub(crate) use mapping::prepare_heap;
+pub use mapping::prepare_heap;
 #[cfg(feature = "daemon")]
 pub(crate) use mapping::{release_heap, share_heaps};
 pub use preprocess::{Activation, Filter, Fit, ImageSpec, Preprocess, Problem, Subspace};

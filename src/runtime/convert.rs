@@ -3,46 +3,46 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::tract_error;
 use crate::pack::{ConstType, ConstantRef};
-use crate::shape::{Array, Data};
+use crate::shape::{Array, Data, Values, View};
 use std::sync::Arc;
 use tract_core::internal::*;
 
 /// A tensor of `expected` type; 64-bit integers are narrowed where every value fits.
-pub(crate) fn to_tensor(name: &str, array: &Array, expected: DatumType) -> Result<Tensor> {
-    let shape = array.shape();
+pub(crate) fn to_tensor(name: &str, view: View<'_>, expected: DatumType) -> Result<Tensor> {
+    let shape = view.shape();
     let mismatch = || {
         Error::bad_input(format!(
             "input '{name}': expected {expected:?} values, found {}",
-            array.dtype().name()
+            view.values().dtype().name()
         ))
     };
-    let tensor = match (array.data(), expected) {
-        (Data::F32(v), DatumType::F32) => Tensor::from_shape(shape, v),
-        (Data::F32(v), DatumType::F16) => {
+    let tensor = match (view.values(), expected) {
+        (Values::F32(v), DatumType::F32) => Tensor::from_shape(shape, v),
+        (Values::F32(v), DatumType::F16) => {
             let half: Vec<f16> = v.iter().map(|&x| f16::from_f32(x)).collect();
             Tensor::from_shape(shape, &half)
         }
-        (Data::F32(v), DatumType::F64) => {
+        (Values::F32(v), DatumType::F64) => {
             let wide: Vec<f64> = v.iter().map(|&x| x as f64).collect();
             Tensor::from_shape(shape, &wide)
         }
-        (Data::I64(v), DatumType::I64) => Tensor::from_shape(shape, v),
-        (Data::I64(v), DatumType::I32) => narrowed::<_, i32>(name, shape, v)?,
-        (Data::I32(v), DatumType::I32) => Tensor::from_shape(shape, v),
-        (Data::I32(v), DatumType::I16) => narrowed::<_, i16>(name, shape, v)?,
-        (Data::I32(v), DatumType::I8) => narrowed::<_, i8>(name, shape, v)?,
-        (Data::I32(v), DatumType::U16) => narrowed::<_, u16>(name, shape, v)?,
-        (Data::I64(v), DatumType::U32) => narrowed::<_, u32>(name, shape, v)?,
-        (Data::I64(v), DatumType::U64) => narrowed::<_, u64>(name, shape, v)?,
-        (Data::I64(v), DatumType::I16) => narrowed::<_, i16>(name, shape, v)?,
-        (Data::I64(v), DatumType::I8) => narrowed::<_, i8>(name, shape, v)?,
-        (Data::I64(v), DatumType::U8) => narrowed::<_, u8>(name, shape, v)?,
-        (Data::I32(v), DatumType::I64) => {
+        (Values::I64(v), DatumType::I64) => Tensor::from_shape(shape, v),
+        (Values::I64(v), DatumType::I32) => narrowed::<_, i32>(name, shape, v)?,
+        (Values::I32(v), DatumType::I32) => Tensor::from_shape(shape, v),
+        (Values::I32(v), DatumType::I16) => narrowed::<_, i16>(name, shape, v)?,
+        (Values::I32(v), DatumType::I8) => narrowed::<_, i8>(name, shape, v)?,
+        (Values::I32(v), DatumType::U16) => narrowed::<_, u16>(name, shape, v)?,
+        (Values::I64(v), DatumType::U32) => narrowed::<_, u32>(name, shape, v)?,
+        (Values::I64(v), DatumType::U64) => narrowed::<_, u64>(name, shape, v)?,
+        (Values::I64(v), DatumType::I16) => narrowed::<_, i16>(name, shape, v)?,
+        (Values::I64(v), DatumType::I8) => narrowed::<_, i8>(name, shape, v)?,
+        (Values::I64(v), DatumType::U8) => narrowed::<_, u8>(name, shape, v)?,
+        (Values::I32(v), DatumType::I64) => {
             let wide: Vec<i64> = v.iter().map(|&x| x as i64).collect();
             Tensor::from_shape(shape, &wide)
         }
-        (Data::U8(v), DatumType::U8) => Tensor::from_shape(shape, v),
-        (Data::Bool(v), DatumType::Bool) => Tensor::from_shape(shape, v),
+        (Values::U8(v), DatumType::U8) => Tensor::from_shape(shape, v),
+        (Values::Bool(v), DatumType::Bool) => Tensor::from_shape(shape, v),
         _ => return Err(mismatch()),
     };
     tensor.map_err(|e| tract_error(ErrorKind::BadInput, &e))
@@ -64,32 +64,33 @@ fn narrowed<T: Copy, U: Datum + Copy + TryFrom<T>>(
     Ok(Tensor::from_shape(shape, &narrow))
 }
 
-/// The public form of an output; half and double precision come out as f32, small integers as i32,
-/// unsigned ones of 32 and 64 bits as i64.
-pub(crate) fn to_array(name: &str, tensor: &Tensor) -> Result<Array> {
+/// The public form of an output, in `memory` where that is of its type; half and double precision come out
+/// as f32, small integers as i32, unsigned ones of 32 and 64 bits as i64.
+pub(crate) fn to_array(name: &str, tensor: &Tensor, memory: Array) -> Result<Array> {
+    let (mut shape, memory) = memory.into_parts();
     let failed = |e: TractError| tract_error(ErrorKind::Failed, &e).at(format!("output '{name}'"));
-    let shape = tensor.shape().to_vec();
-    fn values<T: Datum + Copy>(tensor: &Tensor) -> TractResult<Vec<T>> {
-        Ok(tensor.try_as_plain_ram()?.as_slice::<T>()?.to_vec())
+    shape.clear();
+    shape.extend_from_slice(tensor.shape());
+    fn fill<T: Datum + Copy>(mut values: Vec<T>, tensor: &Tensor) -> TractResult<Vec<T>> {
+        values.clear();
+        values.extend_from_slice(tensor.cast_to::<T>()?.try_as_plain_ram()?.as_slice::<T>()?);
+        Ok(values)
+    }
+    macro_rules! values {
+        ($kind:ident) => {{
+            let memory = match memory {
+                Data::$kind(values) => values,
+                _ => vec![],
+            };
+            Data::$kind(fill(memory, tensor).map_err(failed)?)
+        }};
     }
     let data = match tensor.datum_type() {
-        DatumType::F32 => Data::F32(values(tensor).map_err(failed)?),
-        DatumType::F16 | DatumType::F64 => {
-            let cast = tensor.cast_to::<f32>().map_err(failed)?;
-            Data::F32(values(&cast).map_err(failed)?)
-        }
-        DatumType::I64 => Data::I64(values(tensor).map_err(failed)?),
-        DatumType::I16 | DatumType::I8 | DatumType::U16 => {
-            let cast = tensor.cast_to::<i32>().map_err(failed)?;
-            Data::I32(values(&cast).map_err(failed)?)
-        }
-        DatumType::TDim | DatumType::U32 | DatumType::U64 => {
-            let cast = tensor.cast_to::<i64>().map_err(failed)?;
-            Data::I64(values(&cast).map_err(failed)?)
-        }
-        DatumType::I32 => Data::I32(values(tensor).map_err(failed)?),
-        DatumType::U8 => Data::U8(values(tensor).map_err(failed)?),
-        DatumType::Bool => Data::Bool(values(tensor).map_err(failed)?),
+        DatumType::F32 | DatumType::F16 | DatumType::F64 => values!(F32),
+        DatumType::I64 | DatumType::TDim | DatumType::U32 | DatumType::U64 => values!(I64),
+        DatumType::I32 | DatumType::I16 | DatumType::I8 | DatumType::U16 => values!(I32),
+        DatumType::U8 => values!(U8),
+        DatumType::Bool => values!(Bool),
         other => {
             return Err(Error::unsupported(format!("output '{name}' has the type {other:?}")));
         }

@@ -8,9 +8,9 @@ use crate::graph::{
     ActiveAdapter, FrozenWeights, RowAdapters, bind_dims, fuse, optimized, read_graph, shared_macs,
     solve, tract_error,
 };
-use crate::pack::{Base, GraphRecord, IoSpec, Role, prepare_heap};
+use crate::pack::{Base, GraphRecord, IoSpec, Role};
 use crate::quant::{PackedRef, Threads, WeightSource, check_kernels};
-use crate::shape::Array;
+use crate::shape::{Array, Input, View};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -95,7 +95,6 @@ impl Engine {
     /// ([`ErrorKind::Usage`]).
     pub fn new(base: Base) -> Result<Engine> {
         check_kernels()?;
-        prepare_heap();
         if available_bytes().is_some_and(|free| free / 2 > base.file_len()) {
             base.will_need();
         }
@@ -180,9 +179,9 @@ impl Engine {
     }
 
     /// The value that `inputs` give the graph's input of this role.
-    pub fn given<'a>(&self, inputs: &'a [(String, Array)], role: Role) -> Option<&'a Array> {
+    pub fn given<'a, I: Input>(&self, inputs: &'a [I], role: Role) -> Option<View<'a>> {
         let name = &self.input(role)?.name;
-        inputs.iter().find(|(n, _)| n == name).map(|(_, array)| array)
+        inputs.iter().find(|input| input.name() == name).map(I::view)
     }
 
     /// Makes adapters ready to run on this base, stacked with their weights: all or nothing.
@@ -196,26 +195,39 @@ impl Engine {
     ///
     /// # Errors
     /// Missing, unknown or ill-shaped inputs ([`ErrorKind::BadInput`]).
-    pub fn run(&self, inputs: &[(String, Array)], adapter: Option<&Arc<Bound>>) -> Result<Named> {
-        self.run_with(inputs, adapter.map_or(Carried::Nothing, Carried::One))
+    pub fn run<I: Input>(&self, inputs: &[I], adapter: Option<&Arc<Bound>>) -> Result<Named> {
+        let mut outputs = vec![];
+        self.run_into(inputs, adapter, &mut outputs)?;
+        Ok(outputs)
+    }
+
+    /// As [`Engine::run`], into the memory of earlier outputs: `outputs` is what such a run gave, or
+    /// empty. After an error it holds nothing of use but that memory.
+    pub fn run_into<I: Input>(
+        &self,
+        inputs: &[I],
+        adapter: Option<&Arc<Bound>>,
+        outputs: &mut Named,
+    ) -> Result<()> {
+        let carried = adapter.map_or(Carried::Nothing, Carried::One);
+        self.run_with(&self.ordered(inputs)?, carried, outputs)
     }
 
     pub(super) fn run_with(
         &self,
-        inputs: &[(String, Array)],
+        ordered: &[View<'_>],
         carried: Carried<'_>,
-    ) -> Result<Named> {
-        let ordered = self.ordered(inputs)?;
-        let binding = self.binding(&ordered)?;
+        named: &mut Named,
+    ) -> Result<()> {
+        let binding = self.binding(ordered)?;
         let plan = self.plan(&binding)?;
         let mut tensors = tvec![];
-        for ((spec, array), outlet) in self.inputs().iter().zip(&ordered).zip(&self.graph().inputs)
-        {
+        for ((spec, view), outlet) in self.inputs().iter().zip(ordered).zip(&self.graph().inputs) {
             let fact = self
                 .graph()
                 .outlet_fact(*outlet)
                 .map_err(|e| tract_error(ErrorKind::Failed, &e))?;
-            tensors.push(to_tensor(&spec.name, array, fact.datum_type)?.into_tvalue());
+            tensors.push(to_tensor(&spec.name, *view, fact.datum_type)?.into_tvalue());
         }
         let idle = plan.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut state = match idle {
@@ -236,48 +248,54 @@ impl Engine {
             false => state.run(tensors),
         };
         let outputs = outputs.map_err(|e| self.run_error(&e))?;
-        let mut named = vec![];
-        for (spec, value) in self.outputs().iter().zip(outputs.iter()) {
-            named.push((spec.name.clone(), to_array(&spec.name, value)?));
+        named.truncate(outputs.len());
+        for (at, (spec, value)) in self.outputs().iter().zip(outputs.iter()).enumerate() {
+            if named.len() == at {
+                named.push((String::new(), Array::default()));
+            }
+            let (name, array) = &mut named[at];
+            name.clone_from(&spec.name);
+            *array = to_array(name, value, std::mem::take(array))?;
         }
         drop(outputs);
         let mut pool = plan.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if pool.len() < MAX_IDLE_STATES {
             pool.push(state);
         }
-        Ok(named)
+        Ok(())
     }
 
     /// An error if these are not the graph's inputs in name, rank and dimensions; see
     /// [`Engine::run`].
-    pub fn check(&self, inputs: &[(String, Array)]) -> Result<()> {
+    pub fn check<I: Input>(&self, inputs: &[I]) -> Result<()> {
         let ordered = self.ordered(inputs)?;
         self.binding(&ordered).map(drop)
     }
 
     /// Builds the plan for inputs of these shapes, so that the first run finds it.
-    pub fn prepare(&self, inputs: &[(String, Array)]) -> Result<()> {
+    pub fn prepare<I: Input>(&self, inputs: &[I]) -> Result<()> {
         let ordered = self.ordered(inputs)?;
         self.plan(&self.binding(&ordered)?).map(drop)
     }
 
     /// The rules of fusing that matched in the plan for inputs of these shapes, and how often.
-    pub fn fused(&self, inputs: &[(String, Array)]) -> Result<Vec<(&'static str, usize)>> {
+    pub fn fused<I: Input>(&self, inputs: &[I]) -> Result<Vec<(&'static str, usize)>> {
         let ordered = self.ordered(inputs)?;
         Ok(self.plan(&self.binding(&ordered)?)?.fused.clone())
     }
 
-    pub(crate) fn ordered<'a>(&self, inputs: &'a [(String, Array)]) -> Result<Vec<&'a Array>> {
+    pub(crate) fn ordered<'a, I: Input>(&self, inputs: &'a [I]) -> Result<Vec<View<'a>>> {
         let specs = self.inputs();
         let known = || specs.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
-        if let Some((name, _)) = inputs.iter().find(|(n, _)| !specs.iter().any(|s| &s.name == n)) {
-            return Err(Error::bad_input(format!("the base has no input '{name}'"))
+        let unknown = |input: &&I| !specs.iter().any(|s| s.name == input.name());
+        if let Some(input) = inputs.iter().find(unknown) {
+            return Err(Error::bad_input(format!("the base has no input '{}'", input.name()))
                 .hint(format!("its inputs are {}", known())));
         }
         specs
             .iter()
-            .map(|spec| match inputs.iter().find(|(name, _)| *name == spec.name) {
-                Some((_, array)) => Ok(array),
+            .map(|spec| match inputs.iter().find(|input| input.name() == spec.name) {
+                Some(input) => Ok(input.view()),
                 None => Err(Error::bad_input(format!("input '{}' is missing", spec.name))
                     .hint(format!("the base's inputs are {}", known()))),
             })
@@ -286,11 +304,11 @@ impl Engine {
 
     /// Matches the shapes given with the graph's: numbers must agree, free dimensions take the
     /// value found.
-    pub(crate) fn binding(&self, ordered: &[&Array]) -> Result<Binding> {
+    pub(crate) fn binding(&self, ordered: &[View<'_>]) -> Result<Binding> {
         let graph = self.graph();
         let mut binding = Binding::new();
         let mut derived = vec![];
-        for ((spec, array), outlet) in self.inputs().iter().zip(ordered).zip(&graph.inputs) {
+        for ((spec, view), outlet) in self.inputs().iter().zip(ordered).zip(&graph.inputs) {
             let fact =
                 graph.outlet_fact(*outlet).map_err(|e| tract_error(ErrorKind::Failed, &e))?;
             let wrong = || {
@@ -298,13 +316,13 @@ impl Engine {
                     "input '{}': expected shape [{}], found {:?}",
                     spec.name,
                     self.dims_text(&fact.shape),
-                    array.shape()
+                    view.shape()
                 ))
             };
-            if fact.rank() != array.shape().len() {
+            if fact.rank() != view.shape().len() {
                 return Err(wrong());
             }
-            for (dim, &found) in fact.shape.iter().zip(array.shape()) {
+            for (dim, &found) in fact.shape.iter().zip(view.shape()) {
                 match dim {
                     TDim::Val(v) if *v == found as i64 => {}
                     TDim::Val(_) => return Err(wrong()),

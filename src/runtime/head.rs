@@ -4,7 +4,7 @@ use super::engine::Engine;
 use super::scores::{softmax, top_k};
 use crate::adapter::{Head, Pool};
 use crate::error::{Error, Result};
-use crate::shape::{Array, Data};
+use crate::shape::{Array, Values, View};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ impl Prediction {
 /// The output is missing or of another shape ([`crate::error::ErrorKind::Mismatch`]).
 pub fn apply_head(
     head: &Head,
-    mask: Option<&Array>,
+    mask: Option<View<'_>>,
     outputs: &[(String, Array)],
 ) -> Result<Vec<Prediction>> {
     let (_, output) = outputs.iter().find(|(name, _)| *name == head.output).ok_or_else(|| {
@@ -96,13 +96,13 @@ pub fn base_predictions(engine: &Engine, outputs: &[(String, Array)]) -> Vec<Pre
 }
 
 /// Which tokens count: those with a mask above 0, whatever its type.
-pub(crate) fn counted(mask: &Array) -> Vec<bool> {
-    match mask.data() {
-        Data::F32(v) => v.iter().map(|&m| m > 0.0).collect(),
-        Data::I64(v) => v.iter().map(|&m| m > 0).collect(),
-        Data::I32(v) => v.iter().map(|&m| m > 0).collect(),
-        Data::U8(v) => v.iter().map(|&m| m > 0).collect(),
-        Data::Bool(v) => v.clone(),
+pub(crate) fn counted(mask: View<'_>) -> Vec<bool> {
+    match mask.values() {
+        Values::F32(v) => v.iter().map(|&m| m > 0.0).collect(),
+        Values::I64(v) => v.iter().map(|&m| m > 0).collect(),
+        Values::I32(v) => v.iter().map(|&m| m > 0).collect(),
+        Values::U8(v) => v.iter().map(|&m| m > 0).collect(),
+        Values::Bool(v) => v.to_vec(),
     }
 }
 
@@ -147,7 +147,7 @@ pub(crate) fn as_tokens(output: &Array, width: usize) -> Result<Cow<'_, Array>> 
 /// of (B, T, F) the features of the tokens that count, one after another.
 ///
 /// Training has the same in its graph; a test holds the two against each other.
-pub fn pool(pool: Pool, output: &Array, mask: Option<&Array>) -> Result<Vec<Vec<f32>>> {
+pub fn pool(pool: Pool, output: &Array, mask: Option<View<'_>>) -> Result<Vec<Vec<f32>>> {
     let values = output.as_f32()?;
     let shape = output.shape();
     let wrong = |why: &str| Error::mismatch(format!("an output of shape {shape:?} {why}"));

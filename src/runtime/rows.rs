@@ -4,7 +4,7 @@ use super::engine::{Carried, Engine, Named};
 use crate::adapter::Bound;
 use crate::error::{Error, Result};
 use crate::graph::{FrozenConv, FrozenLinear, places};
-use crate::shape::Array;
+use crate::shape::Input;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tract_core::internal::*;
@@ -18,13 +18,14 @@ impl Engine {
     /// As [`Engine::run`]. Usage: not as many adapters as rows. Unsupported: an adapter on a
     /// layer that doesn't see the batch as its first axis (the message names it): run those rows
     /// apart.
-    pub fn run_rows(
+    pub fn run_rows<I: Input>(
         &self,
-        inputs: &[(String, Array)],
+        inputs: &[I],
         adapters: &[Option<Arc<Bound>>],
     ) -> Result<Named> {
-        for array in self.ordered(inputs)? {
-            let rows = array.shape().first().copied();
+        let ordered = self.ordered(inputs)?;
+        for view in &ordered {
+            let rows = view.shape().first().copied();
             if rows != Some(adapters.len()) {
                 return Err(Error::usage(format!(
                     "{} adapters for a batch of {} rows",
@@ -41,7 +42,9 @@ impl Engine {
             }
             _ => {
                 self.check_rows(adapters)?;
-                self.run_with(inputs, Carried::Rows(adapters))
+                let mut outputs = vec![];
+                self.run_with(&ordered, Carried::Rows(adapters), &mut outputs)?;
+                Ok(outputs)
             }
         }
     }

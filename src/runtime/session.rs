@@ -5,7 +5,7 @@ use super::head::{Prediction, apply_head};
 use crate::adapter::Bound;
 use crate::error::{Error, Result};
 use crate::pack::Role;
-use crate::shape::Array;
+use crate::shape::Input;
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// An engine and the adapter it serves now. `run` may be called from many threads at once; each
@@ -39,15 +39,20 @@ impl Session {
     }
 
     /// Runs the base with the active adapter; see [`Engine::run`].
-    pub fn run(&self, inputs: &[(String, Array)]) -> Result<Named> {
+    pub fn run<I: Input>(&self, inputs: &[I]) -> Result<Named> {
         self.engine.run(inputs, self.active().as_ref())
+    }
+
+    /// As [`Session::run`], into the memory of earlier outputs; see [`Engine::run_into`].
+    pub fn run_into<I: Input>(&self, inputs: &[I], outputs: &mut Named) -> Result<()> {
+        self.engine.run_into(inputs, self.active().as_ref(), outputs)
     }
 
     /// Runs and applies the active adapter's head: one prediction for each row of the batch.
     ///
     /// # Errors
     /// As [`Engine::run`]; a usage error if no adapter with a head is active.
-    pub fn predict(&self, inputs: &[(String, Array)]) -> Result<Vec<Prediction>> {
+    pub fn predict<I: Input>(&self, inputs: &[I]) -> Result<Vec<Prediction>> {
         let active = self.active();
         let head = active.as_ref().and_then(|b| b.head.as_ref()).ok_or_else(|| {
             Error::usage("no head is active").hint("switch to an adapter that was trained with one")

@@ -7,6 +7,25 @@
 //! is removed after the transaction that stops pointing to it. What a killed process leaves over is
 //! cleared away by the next that opens the store.
 //!
+//! ```
+//! use offshoot::Adapter;
+//! use offshoot::adapters::TargetAdapter;
+//! use offshoot::store::{Origin, Reference, Serve, Store};
+//!
+//! # fn main() -> offshoot::Result<()> {
+//! # let folder = tempfile::tempdir().unwrap();
+//! let adapter = Adapter {
+//!     targets: vec![TargetAdapter::lora("encoder.dense", 1, 1.0, vec![1.0; 2], vec![0.5; 3])],
+//!     ..Adapter::default()
+//! };
+//! let store = Store::open(folder.path().join("store"))?;
+//! let added = store.add_and_serve("kitchen", &adapter, &Origin::default(), Serve::Now)?;
+//! let loaded = store.load(&Reference::parse("kitchen")?)?;
+//! assert_eq!((loaded.generation, &loaded.adapter.targets), (added.generation, &adapter.targets));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Knows nothing about how operations run, of training, or of HTTP.
 
 mod active;

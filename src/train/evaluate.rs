@@ -8,7 +8,7 @@ use crate::adapter::{Bound, Head};
 use crate::error::{Error, Result};
 use crate::pack::Role;
 use crate::runtime::{Engine, Named, Prediction, apply_head, base_predictions};
-use crate::shape::Array;
+use crate::shape::View;
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -243,7 +243,7 @@ fn predictions(
     engine: &Engine,
     adapter: Option<&Arc<Bound>>,
     classes: usize,
-    mask: Option<&Array>,
+    mask: Option<View<'_>>,
     outputs: &Named,
 ) -> Result<Vec<Prediction>> {
     if let Some(head) = adapter.and_then(|a| a.head.as_ref()) {

@@ -182,7 +182,7 @@ mod tests {
             };
             for kind in [Pool::Mean, Pool::Cls, Pool::Max] {
                 let trained = pooled(kind, tokens.clone(), Some(tensor.as_ref().unwrap().clone()));
-                let served = crate::runtime::pool(kind, &x, Some(&mask)).unwrap().concat();
+                let served = crate::runtime::pool(kind, &x, Some(mask.view())).unwrap().concat();
                 for (t, s) in trained.iter().zip(&served) {
                     assert!(
                         (t - s).abs() < 1e-5 * (1.0 + t.abs()),

@@ -120,7 +120,7 @@ fn a_gradient_of_outputs_reaches_the_inputs_as_in_pytorch() {
             let array = &arrays[name];
             Tensor::from_shape(array.shape(), array.as_f32().unwrap()).unwrap()
         };
-        let dims = engine.binding(&[&arrays["features"]]).unwrap();
+        let dims = engine.binding(&[arrays["features"].view()]).unwrap();
         let dims: Vec<(String, i64)> = dims.into_iter().collect();
         let mut graph = bind_dims(engine.graph(), &dims).unwrap();
         let logits = graph.output_outlets().unwrap()[0];

@@ -4,7 +4,7 @@ use crate::adapter::{Bound, Head};
 use crate::error::{Error, Result};
 use crate::pack::Role;
 use crate::runtime::{Engine, Named, argmax, as_tokens, pool};
-use crate::shape::Array;
+use crate::shape::{Array, View};
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -97,7 +97,7 @@ fn own_classes(engine: &Engine) -> Option<String> {
 fn features(
     output: &str,
     head: Option<&Head>,
-    mask: Option<&Array>,
+    mask: Option<View<'_>>,
     outputs: &Named,
 ) -> Result<Vec<f32>> {
     let array = find(outputs, output)?;

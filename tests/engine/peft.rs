@@ -73,14 +73,14 @@ fn check(directory: &str) {
     println!("{directory} hidden: {apart:.1e}");
     assert!(apart <= 3e-5, "last_hidden_state: {apart}");
 
-    let pooled = pool(Pool::Mean, hidden, Some(mask)).unwrap().concat();
+    let pooled = pool(Pool::Mean, hidden, Some(mask.view())).unwrap().concat();
     let expected_pooled = named(&expected.outputs, "pooled_mean").as_f32().unwrap();
     let apart = max_difference(&pooled, expected_pooled);
     println!("{directory} pooled: {apart:.1e}");
     assert!(apart <= 3e-5, "pooled_mean: {apart}");
 
     let head = bound.head.as_ref().unwrap();
-    let predictions = apply_head(head, Some(mask), &found).unwrap();
+    let predictions = apply_head(head, Some(mask.view()), &found).unwrap();
     let logits: Vec<f32> = predictions.iter().flat_map(|p| p.logits.clone()).collect();
     let apart = max_difference(&logits, named(&expected.outputs, "logits").as_f32().unwrap());
     println!("{directory} logits: {apart:.1e}");
@@ -121,7 +121,7 @@ fn on_quantized_weights_the_adapter_costs_no_accuracy() {
     let bound = engine.bind(&[(&imported.adapter, 1.0)]).unwrap();
     let least = |adapter, wanted: &Array| {
         let found = engine.run(&expected.inputs, adapter).unwrap();
-        let pooled = |hidden| pool(Pool::Mean, hidden, Some(mask)).unwrap();
+        let pooled = |hidden| pool(Pool::Mean, hidden, Some(mask.view())).unwrap();
         let pairs = pooled(named(&found, "last_hidden_state")).into_iter().zip(pooled(wanted));
         pairs.map(|(a, b)| cosine(&a, &b)).fold(1.0, f64::min)
     };

@@ -7,6 +7,7 @@ use super::measure::measure;
 use crate::adapter::{Adapter, TensorType};
 use crate::error::{Cause, Error, ErrorKind, Result};
 use crate::fs::{Access, peak_rss_bytes, read_limited, write_atomic_bytes};
+use crate::pack::prepare_heap;
 use crate::runtime::Engine;
 use crate::store::{Key, Options, Reference, Store};
 use crate::train::data::Dataset;
@@ -149,6 +150,7 @@ fn work(folder: &Path, memory: u64, stop: &Arc<AtomicBool>) -> Result<bool> {
     })?;
     let key = work.key.as_deref().map(Key::read).transpose()?;
     let store = Store::open_with(&work.state, Options { key, ..Options::default() })?;
+    prepare_heap();
     let engine = Engine::open(&work.base)?;
     let fingerprint = engine.base().fingerprint();
     if !work.is_for(&fingerprint) {

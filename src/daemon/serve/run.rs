@@ -9,7 +9,7 @@ use crate::daemon::{Config, Serving};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::FileLock;
 use crate::host::Root;
-use crate::pack::share_heaps;
+use crate::pack::{prepare_heap, share_heaps};
 use crate::runtime::Engine;
 use crate::store::{Key, Options, Store};
 use sd_notify::NotifyState;
@@ -103,6 +103,7 @@ pub fn check(source: &Source) -> Result<(Config, Vec<String>)> {
 /// What keeps it from starting: the configuration, the base, the state, the sockets.
 pub fn run(source: &Source) -> Result<()> {
     share_heaps();
+    prepare_heap();
     let config = source.load()?;
     log::start(config.log.level);
     let engine = Engine::open(&config.base)?.with_threads(config.serve.threads)?;
