@@ -46,8 +46,40 @@ pub fn cross_entropy(model: &mut TypedModel, logits: OutletId) -> Result<Loss> {
     weighted(w, sum, vec![targets])
 }
 
+/// Σ weights · mean over the row of each element's loss / weight_sum, of an `output` (B, ..).
+///
+/// The targets have its shape, the weights, one a row, are (B): new inputs, as [`row_targets`] gives them.
+/// `each` wires the elements' losses from the output and the targets.
+pub(crate) fn mean_of_rows(
+    model: &mut TypedModel,
+    output: OutletId,
+    each: impl FnOnce(&mut Wires, OutletId) -> Result<OutletId>,
+) -> Result<Loss> {
+    let mut w = Wires::new(model, "loss");
+    let shape = floats(&w, output)?;
+    let targets = w.source(TARGETS, &shape)?;
+    let weights = w.source("loss.weights", &shape[..1])?;
+    let each = each(&mut w, targets)?;
+    let axes: Vec<usize> = (1..shape.len()).collect();
+    let rows = w.mean(each, &axes)?;
+    let rows = w.squeeze(rows, &axes)?;
+    let product = w.mul(rows, weights)?;
+    let sum = total(&mut w, product)?;
+    weighted(w, sum, vec![targets, weights])
+}
+
+/// The targets of [`mean_of_rows`]: a row without an answer counts for nothing.
+///
+/// # Errors
+/// Those of [`dense`].
+pub(crate) fn row_targets(rows: &[Option<Vec<f32>>], shape: &[usize]) -> Result<Vec<Tensor>> {
+    let weights: Vec<Option<Vec<f32>>> =
+        rows.iter().map(|row| row.is_some().then(|| vec![1.0])).collect();
+    Ok(vec![dense(rows, shape, None)?, dense(&weights, &shape[..1], None)?])
+}
+
 /// The shape of a float tensor of at least one axis.
-pub(crate) fn floats(w: &Wires, outlet: OutletId) -> Result<TVec<TDim>> {
+fn floats(w: &Wires, outlet: OutletId) -> Result<TVec<TDim>> {
     let fact = w.fact(outlet)?;
     if !fact.datum_type.is::<f32>() || fact.rank() == 0 {
         return Err(Error::usage(format!(
@@ -58,14 +90,14 @@ pub(crate) fn floats(w: &Wires, outlet: OutletId) -> Result<TVec<TDim>> {
 }
 
 /// Sum of all elements, rank 0.
-pub(crate) fn total(w: &mut Wires, a: OutletId) -> Result<OutletId> {
+fn total(w: &mut Wires, a: OutletId) -> Result<OutletId> {
     let axes: Vec<usize> = (0..w.rank(a)?).collect();
     let sum = w.sum(a, &axes)?;
     w.squeeze(sum, &axes)
 }
 
 /// The loss `sum` / weight_sum.
-pub(crate) fn weighted(mut w: Wires, sum: OutletId, targets: Vec<OutletId>) -> Result<Loss> {
+fn weighted(mut w: Wires, sum: OutletId, targets: Vec<OutletId>) -> Result<Loss> {
     let weight_sum = w.source(WEIGHT_SUM, &[])?;
     let value = w.div(sum, weight_sum)?;
     Ok(Loss { value, targets, weight_sum })

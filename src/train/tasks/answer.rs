@@ -69,6 +69,18 @@ pub(crate) struct Measured {
     pub f1: Option<Vec<Option<f64>>>,
 }
 
+impl Measured {
+    /// Of answers that are classes: the sum of their losses, and how often which was given for which.
+    pub fn of_classes(loss: f64, confusion: Confusion) -> Measured {
+        let metrics = Metrics(vec![
+            Metric::lower("loss", loss / confusion.total().max(1) as f64),
+            Metric::higher("accuracy", confusion.accuracy()),
+            Metric::higher("macro_f1", confusion.macro_f1()),
+        ]);
+        Measured { metrics, f1: Some(confusion.f1()), confusion: Some(confusion) }
+    }
+}
+
 /// Gathers answers.
 pub(crate) trait Meter {
     fn add(&mut self, label: &Label, given: &Given<'_>) -> Result<()>;

@@ -1,6 +1,6 @@
 //! `classes`: one label of several. Cross-entropy, softmax, accuracy and macro-F1.
 
-use super::answer::{Answer, Given, Measured, Meter, Metric, Metrics, Score};
+use super::answer::{Answer, Given, Measured, Meter, Score};
 use super::rules::{Sentence, TaskRules};
 use crate::error::{Error, Result};
 use crate::runtime::{argmax, softmax, top_k};
@@ -173,11 +173,6 @@ impl Meter for Gathered {
 
     fn finish(self: Box<Self>) -> Measured {
         let Gathered { loss, confusion } = *self;
-        let metrics = Metrics(vec![
-            Metric::lower("loss", loss / confusion.total().max(1) as f64),
-            Metric::higher("accuracy", confusion.accuracy()),
-            Metric::higher("macro_f1", confusion.macro_f1()),
-        ]);
-        Measured { metrics, f1: Some(confusion.f1()), confusion: Some(confusion) }
+        Measured::of_classes(loss, confusion)
     }
 }

@@ -4,9 +4,8 @@ use super::answer::{Answer, Given, Measured, Meter, Metric, Metrics, Score};
 use super::rules::{Sentence, TaskRules};
 use crate::error::{Error, Result};
 use crate::train::data::{Dataset, Label, Rough, RoughLabel, Row, Seen};
-use crate::train::loss::{Loss, dense, floats, total, weighted};
+use crate::train::loss::{Loss, mean_of_rows, row_targets};
 use crate::train::metrics::{frequencies, r2};
-use crate::train::wires::Wires;
 use serde_json::{Value, json};
 use tract_core::internal::{OutletId, Tensor, TypedModel};
 use tract_core::ops::math;
@@ -99,9 +98,7 @@ impl TaskRules for Numbers {
         shape: &[usize],
         _: Option<&[bool]>,
     ) -> Result<Vec<Tensor>> {
-        let weights: Vec<Option<Vec<f32>>> =
-            rows.iter().map(|row| row.is_some().then(|| vec![1.0])).collect();
-        Ok(vec![dense(rows, shape, None)?, dense(&weights, &shape[..1], None)?])
+        row_targets(rows, shape)
     }
 
     /// They are learned from their labels alone.
@@ -167,18 +164,10 @@ fn squared_error(truth: &[f32], answered: &[f32]) -> Option<f64> {
 /// The targets have its shape, the weights, one a row, are (B). With weights 1 and `weight_sum` B this
 /// is PyTorch's `mse_loss`.
 fn mean_squared_error(model: &mut TypedModel, output: OutletId) -> Result<Loss> {
-    let mut w = Wires::new(model, "loss");
-    let shape = floats(&w, output)?;
-    let targets = w.source("loss.targets", &shape)?;
-    let weights = w.source("loss.weights", &shape[..1])?;
-    let difference = w.sub(output, targets)?;
-    let square = w.unary(math::square(), difference)?;
-    let axes: Vec<usize> = (1..shape.len()).collect();
-    let rows = w.mean(square, &axes)?;
-    let rows = w.squeeze(rows, &axes)?;
-    let product = w.mul(rows, weights)?;
-    let sum = total(&mut w, product)?;
-    weighted(w, sum, vec![targets, weights])
+    mean_of_rows(model, output, |w, targets| {
+        let difference = w.sub(output, targets)?;
+        w.unary(math::square(), difference)
+    })
 }
 
 struct Gathered {

@@ -5,9 +5,8 @@ use super::rules::{Sentence, TaskRules};
 use crate::error::{Error, Result};
 use crate::runtime::{sigmoid, top_k};
 use crate::train::data::{Label, Rough, RoughLabel, RoughName, Row, Seen};
-use crate::train::loss::{Loss, dense, floats, total, weighted};
+use crate::train::loss::{Loss, mean_of_rows, row_targets};
 use crate::train::metrics::{LEAST_PROBABILITY, frequencies};
-use crate::train::wires::Wires;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use tract_core::internal::{OutletId, Tensor, TypedModel};
@@ -106,9 +105,7 @@ impl TaskRules for Tags {
         shape: &[usize],
         _: Option<&[bool]>,
     ) -> Result<Vec<Tensor>> {
-        let weights: Vec<Option<Vec<f32>>> =
-            rows.iter().map(|row| row.is_some().then(|| vec![1.0])).collect();
-        Ok(vec![dense(rows, shape, None)?, dense(&weights, &shape[..1], None)?])
+        row_targets(rows, shape)
     }
 
     /// Label by label: where it was wrong, and of labels that it didn't know, the label teaches.
@@ -274,27 +271,19 @@ fn best_threshold(mut pairs: Vec<(f32, bool)>) -> f32 {
 /// is PyTorch's `binary_cross_entropy_with_logits`, and as that written as max(x, 0) - x·t +
 /// log(1 + exp(-|x|)), which no x overflows.
 fn binary_cross_entropy(model: &mut TypedModel, logits: OutletId) -> Result<Loss> {
-    let mut w = Wires::new(model, "loss");
-    let shape = floats(&w, logits)?;
-    let targets = w.source("loss.targets", &shape)?;
-    let weights = w.source("loss.weights", &shape[..1])?;
-    let zero = w.scalar(0.0, logits)?;
-    let positive = w.binary(math::max(), logits, zero)?;
-    let product = w.mul(logits, targets)?;
-    let negated = w.neg(logits)?;
-    let size = w.binary(math::max(), logits, negated)?;
-    let size = w.neg(size)?;
-    let small = w.unary(math::exp(), size)?;
-    let small = w.shift(small, 1.0)?;
-    let small = w.unary(math::ln(), small)?;
-    let each = w.sub(positive, product)?;
-    let each = w.add(each, small)?;
-    let axes: Vec<usize> = (1..shape.len()).collect();
-    let rows = w.mean(each, &axes)?;
-    let rows = w.squeeze(rows, &axes)?;
-    let product = w.mul(rows, weights)?;
-    let sum = total(&mut w, product)?;
-    weighted(w, sum, vec![targets, weights])
+    mean_of_rows(model, logits, |w, targets| {
+        let zero = w.scalar(0.0, logits)?;
+        let positive = w.binary(math::max(), logits, zero)?;
+        let product = w.mul(logits, targets)?;
+        let negated = w.neg(logits)?;
+        let size = w.binary(math::max(), logits, negated)?;
+        let size = w.neg(size)?;
+        let small = w.unary(math::exp(), size)?;
+        let small = w.shift(small, 1.0)?;
+        let small = w.unary(math::ln(), small)?;
+        let each = w.sub(positive, product)?;
+        w.add(each, small)
+    })
 }
 
 /// Of each label how often it was rightly said, wrongly said, and missed.

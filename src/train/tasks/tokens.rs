@@ -1,7 +1,7 @@
 //! `tokens`: a label for each word of a sentence, or each place of an array. Cross-entropy over the
 //! first token of each word; the others, and words without a label, count for nothing.
 
-use super::answer::{Answer, Given, Measured, Meter, Metric, Metrics, Score};
+use super::answer::{Answer, Given, Measured, Meter, Score};
 use super::rules::{Sentence, TaskRules};
 use crate::error::{Error, Result};
 use crate::runtime::{WordAt, Words, argmax, softmax};
@@ -344,12 +344,7 @@ impl Meter for Gathered {
 
     fn finish(self: Box<Self>) -> Measured {
         let Gathered { loss, confusion } = *self;
-        let metrics = Metrics(vec![
-            Metric::lower("loss", loss / confusion.total().max(1) as f64),
-            Metric::higher("accuracy", confusion.accuracy()),
-            Metric::higher("macro_f1", confusion.macro_f1()),
-        ]);
-        Measured { metrics, f1: Some(confusion.f1()), confusion: Some(confusion) }
+        Measured::of_classes(loss, confusion)
     }
 }
 

@@ -4,7 +4,7 @@ use tract_core::internal::*;
 use tract_core::ops::cnn::{Conv, Deconv, MaxPool, SumPool};
 use tract_core::ops::nn::DataFormat;
 
-use super::ops::{ConvInputGradient, DeconvInputGradient, MaxPoolGradient, SumPoolGradient};
+use super::ops::{ConvInputGradient, MaxPoolGradient, SumPoolGradient};
 use super::{InputGradients, Site, Wires};
 use crate::error::Result;
 
@@ -46,7 +46,13 @@ pub(super) fn deconv(b: &mut Wires, site: &Site) -> Result<InputGradients> {
     }
     if site.wants(0) {
         let shape = b.fact(site.input(0)?)?.shape.clone();
-        let op = DeconvInputGradient { deconv, shape };
+        let op = ConvInputGradient {
+            spec: deconv.pool_spec,
+            format: deconv.kernel_format,
+            groups: deconv.group,
+            transposed: true,
+            shape,
+        };
         gradients[0] = Some(b.wire(op, &[site.gradient()?, site.input(1)?])?);
     }
     Ok(gradients)
@@ -68,7 +74,13 @@ pub(super) fn conv(b: &mut Wires, site: &Site) -> Result<InputGradients> {
     }
     if site.wants(0) {
         let shape = b.fact(site.input(0)?)?.shape.clone();
-        let op = ConvInputGradient { conv, shape };
+        let op = ConvInputGradient {
+            spec: conv.pool_spec,
+            format: conv.kernel_fmt,
+            groups: conv.group,
+            transposed: false,
+            shape,
+        };
         gradients[0] = Some(b.wire(op, &[g, site.input(1)?])?);
     }
     Ok(gradients)

@@ -7,6 +7,7 @@ use tract_core::ops::array::{
 };
 use tract_core::ops::nn::resize::{AxisPlan, Resize};
 
+use super::ops::again;
 use super::{InputGradients, Site, Wires};
 use crate::error::Result;
 
@@ -40,21 +41,21 @@ pub struct ResizeGradient {
 /// Gradient of the first input of an op that moves its elements.
 pub(super) fn moved(b: &mut Wires, site: &Site) -> Result<InputGradients> {
     let shape = b.fact(site.input(0)?)?.shape.clone();
-    let op = MovedGradient { op: site.node.op.clone(), shape };
-    let mut inputs = tvec![site.gradient()?];
-    inputs.extend(site.node.inputs.iter().skip(1).copied());
-    let mut gradients = tvec![None; site.node.inputs.len()];
-    gradients[0] = Some(b.wire(op, &inputs)?);
-    Ok(gradients)
+    first(b, site, MovedGradient { op: site.node.op.clone(), shape })
 }
 
 pub(super) fn resize(b: &mut Wires, site: &Site) -> Result<InputGradients> {
     let resize = site.op::<Resize>()?.clone();
     let shape = b.fact(site.input(0)?)?.shape.clone();
+    first(b, site, ResizeGradient { resize, shape })
+}
+
+/// The gradient of the first input alone, by `op` from dy and the other inputs.
+fn first(b: &mut Wires, site: &Site, op: impl Into<Box<dyn TypedOp>>) -> Result<InputGradients> {
     let mut inputs = tvec![site.gradient()?];
     inputs.extend(site.node.inputs.iter().skip(1).copied());
     let mut gradients = tvec![None; site.node.inputs.len()];
-    gradients[0] = Some(b.wire(ResizeGradient { resize, shape }, &inputs)?);
+    gradients[0] = Some(b.wire(op, &inputs)?);
     Ok(gradients)
 }
 
@@ -158,8 +159,7 @@ impl TypedOp for MovedGradient {
         subs: &HashMap<Symbol, TDim>,
     ) -> TractResult<TVec<OutletId>> {
         let shape = self.shape.substitute(subs)?.into_owned();
-        let inputs: TVec<OutletId> = node.inputs.iter().map(|i| mapping[i]).collect();
-        target.wire_node(&node.name, MovedGradient { op: self.op.clone(), shape }, &inputs)
+        again(node, target, mapping, MovedGradient { op: self.op.clone(), shape })
     }
 
     as_op!();
@@ -240,9 +240,7 @@ impl TypedOp for ResizeGradient {
         subs: &HashMap<Symbol, TDim>,
     ) -> TractResult<TVec<OutletId>> {
         let shape = self.shape.substitute(subs)?.into_owned();
-        let inputs: TVec<OutletId> = node.inputs.iter().map(|i| mapping[i]).collect();
-        let op = ResizeGradient { resize: self.resize.clone(), shape };
-        target.wire_node(&node.name, op, &inputs)
+        again(node, target, mapping, ResizeGradient { resize: self.resize.clone(), shape })
     }
 
     as_op!();

@@ -1,7 +1,7 @@
 //! Wires ops that tract lacks. All take and give f32; f16 is converted on the way.
 
 use tract_core::internal::*;
-use tract_core::ops::cnn::{Conv, Deconv, PoolSpec, SumPool};
+use tract_core::ops::cnn::{KernelFormat, PoolSpec, SumPool};
 
 use super::window::Window;
 
@@ -133,8 +133,7 @@ impl TypedOp for SliceGradient {
         subs: &HashMap<Symbol, TDim>,
     ) -> TractResult<TVec<OutletId>> {
         let shape = self.shape.substitute(subs)?.into_owned();
-        let inputs: TVec<OutletId> = node.inputs.iter().map(|i| mapping[i]).collect();
-        target.wire_node(&node.name, SliceGradient { axis: self.axis, shape }, &inputs)
+        again(node, target, mapping, SliceGradient { axis: self.axis, shape })
     }
 
     as_op!();
@@ -224,9 +223,7 @@ impl TypedOp for SumPoolGradient {
         subs: &HashMap<Symbol, TDim>,
     ) -> TractResult<TVec<OutletId>> {
         let shape = self.shape.substitute(subs)?.into_owned();
-        let op = SumPoolGradient { shape, ..self.clone() };
-        let inputs: TVec<OutletId> = node.inputs.iter().map(|i| mapping[i]).collect();
-        target.wire_node(&node.name, op, &inputs)
+        again(node, target, mapping, SumPoolGradient { shape, ..self.clone() })
     }
 
     as_op!();
@@ -294,11 +291,17 @@ impl TypedOp for MaxPoolGradient {
     as_op!();
 }
 
-/// dx of a convolution from (dy, kernel); `shape` is the convolution's input's.
+/// dx of a convolution, or of a transposed one, from (dy, kernel).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ConvInputGradient {
-    /// The forward op.
-    pub conv: Conv,
+    /// The forward op's geometry.
+    pub spec: PoolSpec,
+    /// How its kernel lies.
+    pub format: KernelFormat,
+    /// Its groups.
+    pub groups: usize,
+    /// Whether it is transposed: then its gradient is the convolution itself, from dy's places to dx's.
+    pub transposed: bool,
     /// Shape of dx.
     pub shape: ShapeFact,
 }
@@ -317,32 +320,40 @@ impl EvalOp for ConvInputGradient {
     fn eval(&self, ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let (dy, kernel) = args_2!(inputs);
         let shape = self.shape.eval_to_usize(ctx.symbols)?;
-        let (conv, spec) = (&self.conv, &self.conv.pool_spec);
-        let window = Window::new(spec, &shape)?;
+        let (spec, groups) = (&self.spec, self.groups);
+        let window = Window::new(spec, if self.transposed { dy.shape() } else { &shape })?;
         let taps: usize = spec.kernel_shape.iter().product();
-        let groups = conv.group;
         let (ins, outs) = (spec.input_channels / groups, spec.output_channels / groups);
+        // The places of dx and of dy.
+        let [wide, narrow] = window.places;
+        let [to_places, from_places] =
+            if self.transposed { [narrow, wide] } else { [wide, narrow] };
         let dt = dy.datum_type();
         // (group, output channel, input channel · tap)
-        let kernel = conv.kernel_fmt.kernel_as_group_o_ihw(&into_f32(kernel)?, groups)?;
+        let kernel = self.format.kernel_as_group_o_ihw(&into_f32(kernel)?, groups)?;
         let kernel = kernel.try_as_plain_ram()?.as_slice::<f32>()?;
         let dy = into_f32(dy)?;
         let dy = dy.try_as_plain_ram()?.as_slice::<f32>()?;
-        ensure!(kernel.len() == groups * outs * ins * taps, "length of the kernel");
-        ensure!(dy.len() == window.batch * groups * outs * window.places[1], "length of dy");
         let mut dx = Tensor::zero::<f32>(&shape)?;
         let mut plain = dx.try_as_plain_ram_mut()?;
         let values = plain.as_slice_mut::<f32>()?;
+        ensure!(kernel.len() == groups * outs * ins * taps, "length of the kernel");
+        ensure!(dy.len() == window.batch * groups * outs * from_places, "length of dy");
+        ensure!(values.len() == window.batch * groups * ins * to_places, "shape of dx");
         for n in 0..window.batch {
             for g in 0..groups {
                 for i in g * ins..(g + 1) * ins {
-                    let (to, to_step) = window.plane(n, i, groups * ins, window.places[0]);
+                    let (to, to_step) = window.plane(n, i, groups * ins, to_places);
                     for o in g * outs..(g + 1) * outs {
-                        let (from, from_step) = window.plane(n, o, groups * outs, window.places[1]);
+                        let (from, from_step) = window.plane(n, o, groups * outs, from_places);
                         let kernel = &kernel[(o * ins + i - g * ins) * taps..][..taps];
-                        window.taps(|at, place, tap| {
-                            values[to + place * to_step] += dy[from + at * from_step] * kernel[tap];
-                        });
+                        let mut add = |x: usize, y: usize, tap: usize| {
+                            values[to + x * to_step] += dy[from + y * from_step] * kernel[tap];
+                        };
+                        match self.transposed {
+                            true => window.taps(|x, y, tap| add(x, y, tap)),
+                            false => window.taps(|y, x, tap| add(x, y, tap)),
+                        }
                     }
                 }
             }
@@ -353,7 +364,7 @@ impl EvalOp for ConvInputGradient {
 
 impl TypedOp for ConvInputGradient {
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        ensure!(self.conv.pool_spec.rank() <= 3, "at most three spatial axes");
+        ensure!(self.spec.rank() <= 3, "at most three spatial axes");
         Ok(tvec![inputs[0].datum_type.fact(self.shape.clone())])
     }
 
@@ -366,91 +377,19 @@ impl TypedOp for ConvInputGradient {
         subs: &HashMap<Symbol, TDim>,
     ) -> TractResult<TVec<OutletId>> {
         let shape = self.shape.substitute(subs)?.into_owned();
-        let op = ConvInputGradient { shape, ..self.clone() };
-        let inputs: TVec<OutletId> = node.inputs.iter().map(|i| mapping[i]).collect();
-        target.wire_node(&node.name, op, &inputs)
+        again(node, target, mapping, ConvInputGradient { shape, ..self.clone() })
     }
 
     as_op!();
 }
 
-/// dx of a transposed convolution from (dy, kernel); `shape` is its input's.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct DeconvInputGradient {
-    /// The forward op.
-    pub deconv: Deconv,
-    /// Shape of dx.
-    pub shape: ShapeFact,
-}
-
-impl Op for DeconvInputGradient {
-    fn name(&self) -> StaticName {
-        "OffshootDeconvInputGradient".into()
-    }
-
-    op_as_typed_op!();
-}
-
-impl EvalOp for DeconvInputGradient {
-    not_out_of_plan!();
-
-    fn eval(&self, ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let (dy, kernel) = args_2!(inputs);
-        let shape = self.shape.eval_to_usize(ctx.symbols)?;
-        let (deconv, spec) = (&self.deconv, &self.deconv.pool_spec);
-        // The convolution whose input gradient the forward op computes: from dy's places to dx's.
-        let window = Window::new(spec, dy.shape())?;
-        let taps: usize = spec.kernel_shape.iter().product();
-        let groups = deconv.group;
-        let (ins, outs) = (spec.input_channels / groups, spec.output_channels / groups);
-        let dt = dy.datum_type();
-        // (group, output channel, input channel · tap)
-        let kernel = deconv.kernel_format.kernel_as_group_o_ihw(&into_f32(kernel)?, groups)?;
-        let kernel = kernel.try_as_plain_ram()?.as_slice::<f32>()?;
-        let dy = into_f32(dy)?;
-        let dy = dy.try_as_plain_ram()?.as_slice::<f32>()?;
-        let mut dx = Tensor::zero::<f32>(&shape)?;
-        let mut plain = dx.try_as_plain_ram_mut()?;
-        let values = plain.as_slice_mut::<f32>()?;
-        ensure!(kernel.len() == groups * outs * ins * taps, "length of the kernel");
-        ensure!(values.len() == window.batch * groups * ins * window.places[1], "shape of dx");
-        for n in 0..window.batch {
-            for g in 0..groups {
-                for i in g * ins..(g + 1) * ins {
-                    let (to, to_step) = window.plane(n, i, groups * ins, window.places[1]);
-                    for o in g * outs..(g + 1) * outs {
-                        let (from, from_step) = window.plane(n, o, groups * outs, window.places[0]);
-                        let kernel = &kernel[(o * ins + i - g * ins) * taps..][..taps];
-                        window.taps(|at, place, tap| {
-                            values[to + at * to_step] += dy[from + place * from_step] * kernel[tap];
-                        });
-                    }
-                }
-            }
-        }
-        Ok(tvec![dx.cast_to_dt(dt)?.into_owned().into_tvalue()])
-    }
-}
-
-impl TypedOp for DeconvInputGradient {
-    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        ensure!(self.deconv.pool_spec.rank() <= 3, "at most three spatial axes");
-        Ok(tvec![inputs[0].datum_type.fact(self.shape.clone())])
-    }
-
-    fn set_symbols(
-        &self,
-        _source: &TypedModel,
-        node: &TypedNode,
-        target: &mut TypedModel,
-        mapping: &HashMap<OutletId, OutletId>,
-        subs: &HashMap<Symbol, TDim>,
-    ) -> TractResult<TVec<OutletId>> {
-        let shape = self.shape.substitute(subs)?.into_owned();
-        let op = DeconvInputGradient { shape, ..self.clone() };
-        let inputs: TVec<OutletId> = node.inputs.iter().map(|i| mapping[i]).collect();
-        target.wire_node(&node.name, op, &inputs)
-    }
-
-    as_op!();
+/// `node` in `target` with another op: what `set_symbols` of an op that holds a shape ends with.
+pub(super) fn again(
+    node: &TypedNode,
+    target: &mut TypedModel,
+    mapping: &HashMap<OutletId, OutletId>,
+    op: impl Into<Box<dyn TypedOp>>,
+) -> TractResult<TVec<OutletId>> {
+    let inputs: TVec<OutletId> = node.inputs.iter().map(|i| mapping[i]).collect();
+    target.wire_node(&node.name, op, &inputs)
 }
