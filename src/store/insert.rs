@@ -13,7 +13,7 @@ use super::samples::{
     no_sample, to_content,
 };
 use super::state::{Store, Unlocked};
-use super::trust::{ODD_LABEL, UNKNOWN_LABEL, spellings, too_much, unknown_label};
+use super::trust::{Why, spellings, too_much, unknown_label};
 use crate::error::{Cause, Error, Result};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
@@ -58,7 +58,7 @@ pub enum Taken {
     /// Its input was there with another label, which it corrects.
     Relabelled,
     /// It is stored, but not used, for this reason.
-    Quarantined(String),
+    Quarantined(Why),
 }
 
 /// What [`Store::add_sample`] did.
@@ -80,7 +80,7 @@ struct Existing {
     label: Option<i64>,
     part: Part,
     state: i64,
-    reason: Option<String>,
+    reason: Option<Why>,
     source: String,
     /// The newest generation whose answer to it was counted.
     judged: Option<u64>,
@@ -136,9 +136,10 @@ impl Store {
     }
 
     /// Puts a sample into quarantine for `reason`. Errors: none of this number (usage).
-    pub fn quarantine(&self, id: i64, reason: &str) -> Result<()> {
+    pub fn quarantine(&self, id: i64, reason: impl Into<Why>) -> Result<()> {
+        let reason = reason.into();
         self.write(|c| {
-            let name = set_sample_state(c, id, SampleState::Quarantined, Some(reason))?;
+            let name = set_sample_state(c, id, SampleState::Quarantined, Some(reason.text()))?;
             let text = "a sample was put into quarantine";
             events::record_often(c, "quarantine", &name, text)
         })
@@ -416,9 +417,7 @@ fn again(
     }
     let reason = match (&found.reason, unknown_label(rules, sample)) {
         (_, Some(reason)) => Some(reason),
-        (Some(old), None) if quarantined && ![UNKNOWN_LABEL, ODD_LABEL].contains(&old.as_str()) => {
-            Some(old.clone())
-        }
+        (Some(old), None) if quarantined && !old.ends_with_the_label() => Some(old.clone()),
         _ => None,
     };
     let state = if reason.is_some() { SampleState::Quarantined } else { SampleState::Kept };

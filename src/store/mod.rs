@@ -77,7 +77,7 @@ pub use samples::{
 };
 pub use seal::Key;
 pub use state::{Options, Store};
-pub use trust::ODD_LABEL;
+pub use trust::Why;
 
 #[cfg(test)]
 mod backup_tests;

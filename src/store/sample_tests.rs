@@ -413,7 +413,7 @@ fn texts_that_differ_in_spelling_alone_share_a_part() {
         }
         let fourth = sample(&format!("turn... lamp {i} on"), "on", "me");
         let outcome = store.add_sample(&fourth).unwrap().outcome;
-        assert!(matches!(outcome, Taken::Quarantined(why) if why.contains("3 spellings")));
+        assert!(matches!(outcome, Taken::Quarantined(why) if why.text().contains("3 spellings")));
         parts.insert(first);
     }
     assert_eq!(parts.len(), 2);

@@ -10,7 +10,7 @@ use super::prepare::{Prepared, remove};
 use crate::adapter::{Adapter, MAX_FILE};
 use crate::error::{Cause, Error, Result};
 use crate::fs::read_limited;
-use crate::store::{Job, JobState, Origin, Reason};
+use crate::store::{Job, JobState, Origin, Reason, Why};
 use serde_json::json;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -192,7 +192,7 @@ impl Shared {
 
     fn set_aside(&self, work: &Assignment, unusable: &[(i64, String)]) -> Result<()> {
         for (sample, why) in unusable {
-            self.quarantine(*sample, &format!("training can't use it: {why}"))?;
+            self.quarantine(*sample, Why::Other(format!("training can't use it: {why}")))?;
         }
         let text = format!(
             "job {} begins anew without {} samples that it can't use: they are in quarantine",

@@ -3,7 +3,7 @@
 use super::assignment::{Assignment, CANDIDATE, CHECKPOINT, MEASURED, Picked};
 use super::learner::Shared;
 use crate::error::{Cause, Error, Result};
-use crate::store::{Filter, Job, ODD_LABEL, SampleHash, SampleInfo, SampleState, TrainingSet};
+use crate::store::{Filter, Job, SampleHash, SampleInfo, SampleState, TrainingSet, Why};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
@@ -123,8 +123,8 @@ impl Shared {
         let all = set.train.len() + set.held.len();
         for sample in set.train.iter().chain(&set.held).filter(|s| sort(s) != most) {
             let why = match sort(sample).0 == most.0 {
-                true => ODD_LABEL,
-                false => "its input is of another sort than others'",
+                true => Why::OddLabel,
+                false => "its input is of another sort than others'".into(),
             };
             self.quarantine(sample.id, why)?;
         }
@@ -135,7 +135,7 @@ impl Shared {
     }
 
     /// One that is gone meanwhile is no error.
-    pub fn quarantine(&self, sample: i64, why: &str) -> Result<()> {
+    pub fn quarantine(&self, sample: i64, why: impl Into<Why>) -> Result<()> {
         match self.store.quarantine(sample, why) {
             Err(e) if e.cause() == Some(Cause::NotFound) => Ok(()),
             other => other,
