@@ -3,7 +3,7 @@
 use crate::support::*;
 use offshoot::adapters::TargetKind;
 use offshoot::packing::PackOptions;
-use offshoot::{Adapter, Bound, Engine, Scheme, Session};
+use offshoot::{Adapter, Bound, Engine, Named, Scheme, Session, View};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -42,6 +42,35 @@ fn zero_lora_b_leaves_every_bit() {
             assert_eq!(bits(&engine, &reference, None), base, "{name} {}", scheme.name());
         }
     }
+}
+
+/// Borrowed inputs give the same bits, in any order, and outputs stay in the memory of earlier ones, also
+/// where those were of other networks.
+#[test]
+fn inputs_are_borrowed_and_outputs_reused() {
+    let mut outputs = vec![];
+    for name in ["attention", "mlp", "attention"] {
+        let (engine, reference) = tiny(name, Scheme::Q8);
+        let expected = engine.run(&reference.inputs, None).unwrap();
+        let views =
+            reference.inputs.iter().rev().map(|(name, array)| (name.as_str(), array.view()));
+        let views: Vec<(&str, View<'_>)> = views.collect();
+        engine.run_into(&views, None, &mut outputs).unwrap();
+        assert_eq!(outputs, expected, "{name}");
+        let place = |outputs: &Named| -> Vec<*const f32> {
+            outputs.iter().map(|(_, array)| array.as_f32().unwrap().as_ptr()).collect()
+        };
+        let before = place(&outputs);
+        engine.run_into(&views, None, &mut outputs).unwrap();
+        assert_eq!(outputs, expected, "{name}");
+        assert_eq!(place(&outputs), before, "{name}");
+    }
+    let (engine, _) = tiny("mlp", Scheme::Q8);
+    let e = View::f32(&[1, 3], &[0.0; 2]).unwrap_err();
+    assert!(e.message().contains("does not hold 2 values"), "{e}");
+    let one = View::f32(&[1, 1], &[0.0]).unwrap();
+    let e = engine.run_into(&[("nothing", one)], None, &mut outputs).unwrap_err();
+    assert!(e.message().contains("no input 'nothing'"), "{e}");
 }
 
 /// On a last, linear layer the outputs' changes add up.
