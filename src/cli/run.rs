@@ -36,6 +36,9 @@ pub struct Args {
     /// Keep the base in memory, or fail if the system doesn't allow it
     #[arg(long)]
     lock: bool,
+    /// Check the whole base against its hashes first: weights are not checked in use
+    #[arg(long)]
+    verify: bool,
     /// Write each output to DIR/NAME.npy ('/' and ':' become '_')
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -50,6 +53,9 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     args.source.required()?;
     let start = Instant::now();
     let engine = open_engine(&args.base)?.with_threads(args.threads)?;
+    if args.verify {
+        engine.base().verify()?;
+    }
     if args.lock {
         engine.base().lock()?;
     }

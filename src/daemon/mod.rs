@@ -35,6 +35,9 @@ pub trait Serving: Send + Sync {
 
     /// The engine.
     fn engine(&self) -> &Engine;
+
+    /// What is wrong with the base's file, in words.
+    fn damage(&self) -> Option<String>;
 }
 
 /// A tensor as requests and answers carry it: `{"shape", "dtype", "data"}`. Values that are not

@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Bytes that are hashed at once where somebody may want to stop.
+const PIECE: usize = 1 << 20;
+
 /// An opened `.base` file. Cheap to clone, usable from several threads.
 ///
 /// Holding one proves: a regular file without an open writer (where the system can tell), of
@@ -100,6 +103,11 @@ impl Base {
     /// Reads the whole file: every section against its hash, every padding byte against zero, and
     /// the file against changes since it was opened. Errors name the first damaged section.
     pub fn verify(&self) -> Result<()> {
+        self.verify_while(&mut || true).map(drop)
+    }
+
+    /// [`Base::verify`], asking `go_on` before each MiB: `false` where it said stop.
+    pub fn verify_while(&self, go_on: &mut dyn FnMut() -> bool) -> Result<bool> {
         let inner = &*self.0;
         let place = |e: Error| e.at(format_args!("'{}'", inner.path.display()));
         let mut end = None;
@@ -114,10 +122,18 @@ impl Base {
                 }
             }
             let bytes = bytes_of(&inner.mapping, section).map_err(place)?;
-            check_hash(section, bytes).map_err(place)?;
+            let mut hasher = blake3::Hasher::new();
+            for piece in bytes.chunks(PIECE) {
+                if !go_on() {
+                    return Ok(false);
+                }
+                hasher.update(piece);
+            }
+            equals(section, hasher.finalize()).map_err(place)?;
             end = Some(section.offset + section.len);
         }
-        inner.mapping.check(&inner.path)
+        inner.mapping.check(&inner.path)?;
+        Ok(true)
     }
 
     /// An error if the file was written in place, or somebody waits to write it, since it was
@@ -386,7 +402,11 @@ fn bytes_of<'a>(mapping: &'a Mapping, section: &Section) -> Result<&'a [u8]> {
 }
 
 fn check_hash(section: &Section, bytes: &[u8]) -> Result<()> {
-    if *blake3::hash(bytes).as_bytes() == section.hash {
+    equals(section, blake3::hash(bytes))
+}
+
+fn equals(section: &Section, hash: blake3::Hash) -> Result<()> {
+    if *hash.as_bytes() == section.hash {
         return Ok(());
     }
     Err(Error::bad_input(format!(

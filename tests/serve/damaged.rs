@@ -1,8 +1,8 @@
 //! A state that is damaged or has lost something: what can be read is served, nothing is changed,
 //! everything is said, until a person has decided.
 
-use crate::place::{Place, done};
-use crate::support::{Daemon, and, question};
+use crate::place::{Place, done, learnable};
+use crate::support::{self, Daemon, and, question};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -178,4 +178,37 @@ fn a_state_that_everybody_may_write_to_is_not_used() {
     std::fs::set_permissions(place.path("store"), open).unwrap();
     let error = place.fails("serve --config o.toml", 5);
     assert!(error.contains("everybody can change the state"), "{error}");
+}
+
+#[test]
+fn a_damaged_weight_is_found_and_said_while_it_is_served() {
+    let place = Place::new();
+    learnable(&place);
+    let shown: Value = serde_json::from_str(&place.ok("inspect mlp.base --json")).unwrap();
+    let sections = shown["sections"].as_array().unwrap();
+    let weights = sections.iter().find(|s| s["name"] == "weights").unwrap();
+    flip(&place.path("mlp.base"), weights["offset"].as_u64().unwrap() as usize + 5);
+    let x = offshoot::shape::Array::f32(vec![1, 12], vec![0.5; 12]).unwrap();
+    offshoot::npy::write(place.path("x.npy"), &x).unwrap();
+    place.ok("run mlp.base --input x=x.npy");
+    let error = place.fails("run mlp.base --input x=x.npy --verify", 3);
+    assert!(error.contains("section weights is damaged"), "{error}");
+
+    let daemon = Daemon::start_in(place, "");
+    let integrity = || daemon.ok("GET", "/v1/status", None)["base"]["integrity"].clone();
+    let start = std::time::Instant::now();
+    while integrity() != "damaged" {
+        assert!(start.elapsed() < support::PATIENCE);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let health = daemon.ok("GET", "/health", None);
+    assert_eq!(health["status"], "degraded");
+    assert!(health["problems"][0].as_str().unwrap().contains("section weights is damaged"));
+    daemon.ok("POST", "/v1/predict", Some(&question(1.0)));
+    let whole = Daemon::start("");
+    let start = std::time::Instant::now();
+    while whole.ok("GET", "/v1/status", None)["base"]["integrity"] != "whole" {
+        assert!(start.elapsed() < support::PATIENCE);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }

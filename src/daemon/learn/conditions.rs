@@ -109,6 +109,7 @@ pub fn conditions(
         all.extend(trial(need));
         all.extend(retention_set(need, settings));
     }
+    all.extend(base(readings));
     all.push(idle(need, readings, settings, phase));
     all.push(memory(readings, settings, phase));
     all.push(heat(readings, settings, phase));
@@ -188,6 +189,18 @@ fn trial(need: &Need) -> Option<Condition> {
         threshold: json!(false),
         met: false,
         sentence: "a generation whose trial was cut short is tried again first".into(),
+    })
+}
+
+/// Shown only where it is in the way: what is trained through wrong weights fits no others.
+fn base(readings: &Readings) -> Option<Condition> {
+    let damage = readings.damage.as_ref()?;
+    Some(Condition {
+        name: "base",
+        value: json!("damaged"),
+        threshold: json!("whole"),
+        met: false,
+        sentence: format!("the base is damaged: {damage}"),
     })
 }
 

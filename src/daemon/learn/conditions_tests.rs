@@ -26,6 +26,7 @@ fn good() -> Readings {
         power: Power::default(),
         load: Some(0.1),
         minute: Some(23 * 60),
+        damage: None,
     }
 }
 
@@ -50,7 +51,7 @@ fn each_condition_alone_keeps_training_from_starting() {
             capacity: Some(90),
         }];
     };
-    let cases: [(&str, Spoil); 9] = [
+    let cases: [(&str, Spoil); 10] = [
         ("new samples", |n, _| n.new = 19),
         ("held-out samples", |n, _| n.held = 7),
         ("interval", |n, _| n.since_last = Some(Duration::from_secs(3599))),
@@ -60,6 +61,7 @@ fn each_condition_alone_keeps_training_from_starting() {
         ("power", |_, r| r.power.under_voltage = Some(true)),
         ("load", |_, r| r.load = Some(0.51)),
         ("hours", |_, r| r.minute = Some(6 * 60)),
+        ("base", |_, r| r.damage = Some("section weights is damaged".into())),
     ];
     for (name, spoil) in cases {
         let (mut n, mut r) = (need(), good());

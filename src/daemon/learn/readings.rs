@@ -22,6 +22,8 @@ pub struct Readings {
     pub load: Option<f32>,
     /// Minute of the day, local time; `None` if the clock was never set.
     pub minute: Option<u16>,
+    /// What is wrong with the base's file, in words.
+    pub damage: Option<String>,
 }
 
 /// Jiffies of all processors: those of ordinary processes, and all.
@@ -60,6 +62,7 @@ impl Reader {
             power: power(&self.root),
             load: self.load(),
             minute: if now.is_set() { local_minute(now.wall) } else { None },
+            damage: serving.damage(),
         }
     }
 

@@ -3,6 +3,7 @@
 use super::answer::Answerer;
 use super::connection::Registry;
 use super::guard::PERMIT;
+use super::integrity::Integrity;
 use super::metrics::{Gauge, Metrics, count};
 use super::pool::Pool;
 use super::problem::Problem;
@@ -49,6 +50,8 @@ pub struct App {
     pub bodies: Arc<Semaphore>,
     /// A permit for each thread that waits for a disk.
     disk: Arc<Semaphore>,
+    /// What the last check of the base's file found.
+    pub integrity: Integrity,
     /// Becomes true when the daemon stops.
     pub stop: watch::Sender<bool>,
     /// When the daemon started.
@@ -91,6 +94,7 @@ impl App {
             registry: Registry::default(),
             bodies: Arc::new(Semaphore::new(bodies)),
             disk: Arc::new(Semaphore::new(DISK_THREADS)),
+            integrity: Integrity::default(),
             stop: watch::Sender::new(false),
             started: Instant::now(),
             engine,
@@ -252,5 +256,9 @@ impl Serving for App {
 
     fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    fn damage(&self) -> Option<String> {
+        self.integrity.damage()
     }
 }

@@ -6,6 +6,7 @@ mod app;
 mod ask;
 mod connection;
 mod guard;
+mod integrity;
 mod kept;
 mod listen;
 mod log;

@@ -2,6 +2,7 @@
 
 use super::app::{App, DISK_THREADS};
 use super::connection::accept;
+use super::integrity;
 use super::listen::Listeners;
 use super::log;
 use crate::daemon::learn::{Learner, Place};
@@ -193,6 +194,7 @@ async fn serve(app: &Arc<App>, source: &Source, mut listeners: Listeners) -> Res
         tasks.push(tokio::spawn(watchdog(app.clone(), every / 2)));
     }
     tasks.push(tokio::spawn(settle(app.clone())));
+    tasks.push(tokio::spawn(integrity::watch(app.clone())));
     while signals.next().await == Told::Reload {
         reload(app, source).await;
     }

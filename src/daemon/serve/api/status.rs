@@ -36,6 +36,7 @@ pub async fn health(State(app): State<Arc<App>>, _call: Call) -> Answer {
 /// no disk.
 fn problems(app: &App) -> Vec<String> {
     let mut problems = app.store.problems();
+    problems.extend(app.integrity.damage());
     for row in app.roster.rows() {
         let Some(instead) = &row.instead else { continue };
         let by = row.generation.map_or("the base".into(), |g| format!("generation {g}"));
@@ -97,6 +98,7 @@ fn document(app: &App) -> crate::error::Result<Value> {
             "path": base.path(),
             "fingerprint": base.fingerprint().to_string(),
             "changed": base.check_unchanged().is_err(),
+            "integrity": app.integrity.shown(),
         },
         "encrypted": app.store.encrypted(),
         "read_only": app.store.read_only(),
