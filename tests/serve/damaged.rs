@@ -188,11 +188,11 @@ fn a_damaged_weight_is_found_and_said_while_it_is_served() {
     let sections = shown["sections"].as_array().unwrap();
     let weights = sections.iter().find(|s| s["name"] == "weights").unwrap();
     flip(&place.path("mlp.base"), weights["offset"].as_u64().unwrap() as usize + 5);
-    let x = offshoot::shape::Array::f32(vec![1, 12], vec![0.5; 12]).unwrap();
-    offshoot::npy::write(place.path("x.npy"), &x).unwrap();
+    let x = offshoot::Array::f32(vec![1, 12], vec![0.5; 12]).unwrap();
+    offshoot::testing::npy::write(place.path("x.npy"), &x).unwrap();
     place.ok("run mlp.base --input x=x.npy");
     let error = place.fails("run mlp.base --input x=x.npy --verify", 3);
-    assert!(error.contains("section weights is damaged"), "{error}");
+    assert!(error.contains("section 'weights' is damaged"), "{error}");
 
     let daemon = Daemon::start_in(place, "");
     let integrity = || daemon.ok("GET", "/v1/status", None)["base"]["integrity"].clone();
@@ -203,7 +203,7 @@ fn a_damaged_weight_is_found_and_said_while_it_is_served() {
     }
     let health = daemon.ok("GET", "/health", None);
     assert_eq!(health["status"], "degraded");
-    assert!(health["problems"][0].as_str().unwrap().contains("section weights is damaged"));
+    assert!(health["problems"][0].as_str().unwrap().contains("section 'weights' is damaged"));
     daemon.ok("POST", "/v1/predict", Some(&question(1.0)));
     let whole = Daemon::start("");
     let start = std::time::Instant::now();
