@@ -36,8 +36,10 @@ pub trait Serving: Send + Sync {
     /// The engine.
     fn engine(&self) -> &Engine;
 
-    /// What is wrong with the base's file, in words.
-    fn damage(&self) -> Option<String>;
+    /// What is wrong with the base's file, in words, where that is looked at.
+    fn damage(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A tensor as requests and answers carry it: `{"shape", "dtype", "data"}`. Values that are not

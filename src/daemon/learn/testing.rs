@@ -30,8 +30,4 @@ impl Serving for Quiet {
     fn engine(&self) -> &Engine {
         self.engine.as_ref().expect("a test that needs the engine gives one")
     }
-
-    fn damage(&self) -> Option<String> {
-        None
-    }
 }
