@@ -10,8 +10,9 @@ use crate::fingerprint::BaseFingerprint;
 use crate::quant::{Change, WeightSource};
 use std::collections::HashMap;
 
-/// Adapters tied to a base. One that [`bind`] returned proves that every adapter was made for that
-/// base, that every target was found with the right shapes, and that all values are finite.
+/// Adapters tied to a base. One that [`Engine::bind`](crate::Engine::bind) returned proves that every
+/// adapter was made for that base, that every target was found with the right shapes, and that all
+/// values are finite.
 #[derive(Clone, Default)]
 pub struct Bound {
     /// One entry for each of the base's targets, in their order; `None` leaves the target as the

@@ -81,9 +81,9 @@ pub struct TargetAdapter {
     pub kind: Kind,
     /// R, 1 to 4096; 0 where the kind has no rank.
     pub rank: u32,
-    /// Numerator of [`scaling`]; 0 where the kind has no rank.
+    /// Numerator of the scaling; 0 where the kind has no rank.
     pub alpha: f32,
-    /// Whether [`scaling`] divides by sqrt(rank).
+    /// Whether the scaling divides by sqrt(rank), not by the rank.
     pub rslora: bool,
     /// What the kind asks for, in its order.
     pub tensors: Vec<NamedTensor>,
@@ -249,7 +249,7 @@ pub struct Extra {
 }
 
 /// A small change of a base: tensors per target, perhaps a head. Plain data; what
-/// [`bind`](super::bind) returns is what proves that it fits a base.
+/// [`Engine::bind`](crate::Engine::bind) returns is what proves that it fits a base.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Adapter {
     /// Its name, for people.

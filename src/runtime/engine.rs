@@ -138,7 +138,7 @@ impl Engine {
     /// at once one has the threads, the others stay on their callers'.
     ///
     /// # Errors
-    /// Those of [`Threads::new`].
+    /// A number of 0 or above 256 (usage); threads that the system doesn't give.
     pub fn with_threads(self, threads: usize) -> Result<Engine> {
         Ok(Engine { threads: Threads::new(threads)?, ..self })
     }

@@ -54,8 +54,8 @@ impl Preprocessor {
     /// A batch of picture files for the graph's one input of four axes.
     ///
     /// # Errors
-    /// Unsupported: a base packed without picture size, or without one such input; and those of
-    /// [`picture::from_file`].
+    /// Unsupported: a base packed without picture size, or without one such input. Bad input: a file
+    /// that is missing, damaged, too large, or no picture.
     pub fn images(&self, files: &[&Path]) -> Result<Named> {
         let arrays = files.iter().map(|f| self.image(f)).collect::<Result<Vec<_>>>()?;
         self.stack(&arrays.iter().collect::<Vec<_>>())

@@ -150,7 +150,7 @@ pub struct Dataset {
     /// Names of the labels: as given, else those of the whole file, sorted (by number if all are
     /// integers). Empty where labels are numbers.
     pub labels: Vec<String>,
-    /// The splits that the whole file knows, by their [`canonical_split`].
+    /// The splits that the whole file knows: `train`, `validation`, `test`, and others by their own names.
     pub splits: BTreeSet<String>,
     /// What the labels are for.
     pub task: Task,
@@ -186,7 +186,7 @@ pub fn canonical_split(name: &str) -> &str {
 }
 
 /// Which rows are wanted: the field or column `split`, or the subfolders `train`, `validation` and
-/// `test`, by their [`canonical_split`].
+/// `test`. Other usual words for these (`val`, `dev`, `eval`, ..) mean the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Split {
     /// Every row.
