@@ -146,12 +146,14 @@ pub use train::{evaluate, train};
 /// What an [`Adapter`] is made of, and how those of other programs become one.
 ///
 /// ```
-/// use offshoot::Adapter;
 /// use offshoot::adapters::{TargetAdapter, TensorType, merge};
+/// use offshoot::{Adapter, BaseFingerprint};
 ///
 /// # fn main() -> offshoot::Result<()> {
 /// # let folder = tempfile::tempdir().unwrap();
 /// let lora = |b: f32| Adapter {
+///     // Usually Base::fingerprint of an open base.
+///     base: Some(BaseFingerprint([7; 32])),
 ///     // Rank 1, alpha 1, lora_a of 1 × 2, lora_b of 3 × 1.
 ///     targets: vec![TargetAdapter::lora("encoder.dense", 1, 1.0, vec![1.0, -1.0], vec![b; 3])],
 ///     ..Adapter::default()

@@ -351,7 +351,7 @@ impl EvalOp for ConvInputGradient {
                             values[to + x * to_step] += dy[from + y * from_step] * kernel[tap];
                         };
                         match self.transposed {
-                            true => window.taps(|x, y, tap| add(x, y, tap)),
+                            true => window.taps(add),
                             false => window.taps(|y, x, tap| add(x, y, tap)),
                         }
                     }
