@@ -16,7 +16,7 @@ pub struct Source {
     /// A sentence
     #[arg(long, value_name = "SENTENCE")]
     text: Option<String>,
-    /// A picture (PNG or JPEG)
+    /// A picture (PNG, JPEG, WebP or GIF)
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
     /// An input as an array; once for each input

@@ -102,7 +102,7 @@ impl Preprocessor {
         picture::from_file(file, self.image_spec()?)
     }
 
-    /// The bytes of one picture file (PNG, JPEG) as the base's input with a batch of 1.
+    /// The bytes of one picture file (PNG, JPEG, WebP, GIF) as the base's input with a batch of 1.
     pub fn image_bytes(&self, bytes: &[u8]) -> Result<Array> {
         picture::from_bytes(bytes, self.image_spec()?)
     }

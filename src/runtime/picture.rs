@@ -1,4 +1,4 @@
-//! Pictures (PNG, JPEG) to the float tensors that a base takes.
+//! Pictures (PNG, JPEG, WebP, GIF) to the float tensors that a base takes.
 
 use crate::error::{Error, Result};
 use crate::fs::read_limited;
@@ -6,7 +6,9 @@ use crate::pack::{Filter, Fit, ImageSpec};
 use crate::shape::Array;
 use image::imageops::{FilterType, resize};
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
+use image::{
+    ColorType, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage,
+};
 use std::borrow::Cow;
 use std::io::Cursor;
 use std::path::Path;
@@ -14,11 +16,51 @@ use std::path::Path;
 /// Largest picture file that is read, in bytes.
 pub const MAX_PICTURE_BYTES: u64 = 64 << 20;
 
-/// Largest width and height that are decoded, in pixels.
+/// Largest width and height that a base takes, in pixels.
 pub const MAX_SIDE: u32 = 8192;
 
-/// Most memory that decoding one picture may take, in bytes.
-pub const MAX_DECODE_BYTES: u64 = 128 << 20;
+/// Largest width and height that are decoded, in pixels: a phone's panorama.
+pub const MAX_DECODED_SIDE: u32 = 16384;
+
+/// Most memory that decoding one picture may take, in bytes: a JPEG of 67 megapixels.
+pub const MAX_DECODE_BYTES: u64 = 192 << 20;
+
+/// Most pixels of a decoded picture; larger ones are halved until they have no more.
+const MAX_PIXELS: u32 = 19_173_961;
+
+/// The formats that are read, in words.
+pub const FORMATS: &str = "PNG, JPEG, WebP or GIF";
+
+/// The media type of a picture that can be read, by its first bytes.
+pub fn media_type(bytes: &[u8]) -> Option<&'static str> {
+    Some(format_of(bytes).ok()?.to_mime_type())
+}
+
+fn format_of(bytes: &[u8]) -> Result<ImageFormat> {
+    // ISO 14496-12: the length of the first box, "ftyp", the main brand.
+    if bytes.get(4..8) == Some(b"ftyp") {
+        let found = match bytes.get(8..12) {
+            Some(b"avif" | b"avis") => "AVIF",
+            Some(b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1") => {
+                "HEIF (HEIC)"
+            }
+            _ => "a film or sound",
+        };
+        return Err(Error::unsupported(format!("expected a {FORMATS} picture, found {found}"))
+            .hint("save it as JPEG (an iPhone: Settings, Camera, Formats, Most Compatible)"));
+    }
+    match image::guess_format(bytes) {
+        Ok(
+            format @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Gif),
+        ) => Ok(format),
+        Ok(other) => Err(Error::unsupported(format!(
+            "expected a {FORMATS} picture, found {}",
+            other.to_mime_type()
+        ))),
+        Err(_) if bytes.is_empty() => Err(Error::bad_input("picture file is empty")),
+        Err(_) => Err(Error::bad_input(format!("not a picture: expected {FORMATS}"))),
+    }
+}
 
 /// An error if the size is none that [`MAX_SIDE`] allows or a number is no usable divisor.
 fn check(spec: &ImageSpec) -> Result<()> {
@@ -52,38 +94,33 @@ pub fn from_file(path: &Path, spec: &ImageSpec) -> Result<Array> {
 /// (filters are widened when shrinking, as PIL's are), the middle cut out, then
 /// (value * scale - mean)/std. Where the middle reaches past a resized picture it is black.
 ///
-/// Bytes that are no PNG or JPEG, are damaged, or decode to more than the limits are an error.
+/// Bytes in another format, damaged ones, or such as decode to more than the limits are an error.
 pub fn from_bytes(bytes: &[u8], spec: &ImageSpec) -> Result<Array> {
     check(spec)?;
     tensor(&decode(bytes)?, spec)
 }
 
-/// Decodes a PNG or JPEG to RGB, upright by its EXIF orientation; see [`from_bytes`] for grey,
-/// transparency and errors.
+/// Decodes a picture, of an animation the first frame, to RGB, upright by its EXIF orientation; see
+/// [`from_bytes`] for grey, transparency and errors. One of more than 19 megapixels is halved on both
+/// sides until it has no more.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     if bytes.len() as u64 > MAX_PICTURE_BYTES {
         return Err(Error::bad_input(format!(
             "picture file is larger than the limit of {MAX_PICTURE_BYTES} bytes"
         )));
     }
-    let format = match image::guess_format(bytes) {
-        Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg)) => format,
-        Ok(other) => {
-            return Err(Error::unsupported(format!(
-                "expected a PNG or JPEG picture, found {}",
-                other.to_mime_type()
-            )));
-        }
-        Err(_) if bytes.is_empty() => return Err(Error::bad_input("picture file is empty")),
-        Err(_) => return Err(Error::bad_input("not a picture: expected PNG or JPEG")),
-    };
-    // The JPEG decoder fills what is missing with grey and says nothing.
-    if format == ImageFormat::Jpeg && !jpeg_is_whole(bytes) {
-        return Err(Error::bad_input("picture is truncated: no end of the JPEG data"));
+    let format = format_of(bytes)?;
+    let mut held = 0;
+    if format == ImageFormat::Jpeg {
+        // The JPEG decoder fills what is missing with grey and says nothing.
+        let Some(coefficients) = jpeg_coefficients(bytes) else {
+            return Err(Error::bad_input("picture is truncated: no end of the JPEG data"));
+        };
+        held = coefficients;
     }
     let mut limits = Limits::no_limits();
-    limits.max_image_width = Some(MAX_SIDE);
-    limits.max_image_height = Some(MAX_SIDE);
+    limits.max_image_width = Some(MAX_DECODED_SIDE);
+    limits.max_image_height = Some(MAX_DECODED_SIDE);
     limits.max_alloc = Some(MAX_DECODE_BYTES);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits);
@@ -94,8 +131,14 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
         if width == 0 || height == 0 {
             return Err(Error::bad_input("picture has no pixels"));
         }
-        // The 8-bit RGB or RGBA copy made below counts too.
-        let total = decoder.total_bytes().saturating_add(u64::from(width) * u64::from(height) * 4);
+        // The 8-bit copies that `flatten` makes count too.
+        let copies = match decoder.color_type() {
+            ColorType::Rgb8 => 0,
+            color if color.has_alpha() => 7,
+            _ => 3,
+        };
+        let pixels = u64::from(width) * u64::from(height);
+        let total = decoder.total_bytes().saturating_add(pixels * copies).saturating_add(held);
         if total > MAX_DECODE_BYTES {
             return Err(Error::bad_input(format!(
                 "picture of {width}x{height} needs more than the limit of {MAX_DECODE_BYTES} bytes"
@@ -103,12 +146,43 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
         }
         // As every viewer and labelling tool shows it; a damaged tag says nothing.
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-        let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| refusal(&e))?;
+        let picture = DynamicImage::from_decoder(decoder).map_err(|e| refusal(&e))?;
+        let mut picture = DynamicImage::ImageRgb8(bounded(flatten(picture)));
         picture.apply_orientation(orientation);
-        Ok(picture)
+        Ok(picture.into_rgb8())
     }));
-    let picture = decoded.unwrap_or_else(|_| Err(Error::bad_input("picture is damaged")))?;
-    Ok(flatten(picture))
+    decoded.unwrap_or_else(|_| Err(Error::bad_input("picture is damaged")))
+}
+
+/// Halved on both sides, by the means of four pixels, until it has [`MAX_PIXELS`] at most.
+fn bounded(picture: RgbImage) -> RgbImage {
+    let (width, height) = picture.dimensions();
+    if u64::from(width) * u64::from(height) <= u64::from(MAX_PIXELS) || width < 2 || height < 2 {
+        return picture;
+    }
+    let (to_width, to_height) = (width / 2, height / 2);
+    let mut bytes = picture.into_raw();
+    let row = width as usize * 3;
+    // In place: what is written lies before all that is still to be read.
+    let mut to = 0;
+    for y in 0..to_height as usize {
+        for x in 0..to_width as usize {
+            let from = 2 * y * row + 6 * x;
+            for c in from..from + 3 {
+                let four = [c, c + 3, c + row, c + row + 3];
+                let sum: u32 =
+                    four.iter().filter_map(|&i| bytes.get(i)).map(|&v| u32::from(v)).sum();
+                if let Some(pixel) = bytes.get_mut(to) {
+                    *pixel = ((sum + 2) / 4) as u8;
+                }
+                to += 1;
+            }
+        }
+    }
+    bytes.truncate(to);
+    bytes.shrink_to_fit();
+    // The length is that of the size; an empty picture is refused by whoever takes it.
+    bounded(RgbImage::from_raw(to_width, to_height, bytes).unwrap_or_default())
 }
 
 /// Resizes and normalises a decoded picture: see [`from_bytes`].
@@ -201,32 +275,48 @@ fn flatten(picture: DynamicImage) -> RgbImage {
     })
 }
 
-/// Whether the picture's own end-of-image marker is there, found from marker to marker: what follows
-/// it (a phone's video) and what its segments hold (a thumbnail) has markers of its own.
-fn jpeg_is_whole(bytes: &[u8]) -> bool {
-    let mut at = 2;
+/// Bytes of coefficients that the decoder holds: of a progressive JPEG all, else none. `None` where the
+/// picture's own end-of-image marker is missing, which is found from marker to marker: what follows it
+/// (a phone's video) and what its segments hold (a thumbnail) has markers of its own.
+fn jpeg_coefficients(bytes: &[u8]) -> Option<u64> {
+    let (mut at, mut held) = (2, 0);
     loop {
         // Within a scan FF is followed by 00 or a restart marker; between segments it may be repeated.
         while bytes.get(at).is_some_and(|&b| b != 0xff) {
             at += 1;
         }
-        match bytes.get(at + 1) {
-            None => return false,
-            Some(0xd9) => return true,
-            Some(0xff) => at += 1,
-            Some(0x00 | 0x01 | 0xd0..=0xd8) => at += 2,
-            Some(_) => {
-                let Some(&[high, low]) = bytes.get(at + 2..at + 4) else { return false };
+        match *bytes.get(at + 1)? {
+            0xd9 => return Some(held),
+            0xff => at += 1,
+            0x00 | 0x01 | 0xd0..=0xd8 => at += 2,
+            marker => {
+                let segment = bytes.get(at + 2..)?;
+                let &[high, low] = segment.first_chunk()?;
+                if marker == 0xc2 {
+                    held = progressive_bytes(segment).unwrap_or(0);
+                }
                 at += 2 + usize::from(u16::from_be_bytes([high, low]));
             }
         }
     }
 }
 
+/// Two bytes for each coefficient, by a frame's header (ITU T.81, B.2.2): length 2, precision 1,
+/// height 2, width 2, components 1, then for each its id, its sampling factors and its table.
+fn progressive_bytes(header: &[u8]) -> Option<u64> {
+    let side =
+        |at: usize| Some(u64::from(u16::from_be_bytes([*header.get(at)?, *header.get(at + 1)?])));
+    let pixels = side(3)? * side(5)?;
+    let factors = header.get(8..)?.chunks_exact(3).take(usize::from(*header.get(7)?));
+    let areas: Vec<u64> = factors.map(|c| u64::from(c[1] >> 4) * u64::from(c[1] & 15)).collect();
+    let largest = *areas.iter().max().filter(|&&m| m > 0)?;
+    Some(pixels * 2 * areas.iter().sum::<u64>() / largest)
+}
+
 fn refusal(e: &ImageError) -> Error {
     match e {
         ImageError::Limits(_) => Error::bad_input(format!(
-            "picture is larger than the limit of {MAX_SIDE}x{MAX_SIDE} pixels or {MAX_DECODE_BYTES} bytes"
+            "picture is larger than the limit of {MAX_DECODED_SIDE}x{MAX_DECODED_SIDE} pixels or {MAX_DECODE_BYTES} bytes"
         )),
         ImageError::Unsupported(e) => Error::unsupported(format!("picture can't be read: {e}")),
         other => Error::bad_input(format!("picture is damaged: {other}")),
@@ -234,210 +324,5 @@ fn refusal(e: &ImageError) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::ErrorKind;
-    use image::{GrayImage, LumaA, Rgb, Rgba, RgbaImage};
-
-    const PLAIN: ImageSpec = ImageSpec {
-        size: [2, 3],
-        fit: Fit::Stretch,
-        filter: Filter::Bicubic,
-        scale: 1.0 / 255.0,
-        mean: [0.0; 3],
-        std: [1.0; 3],
-        channels_first: false,
-        bgr: false,
-    };
-
-    fn encode(picture: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
-        let mut bytes = Cursor::new(Vec::new());
-        picture.into().write_to(&mut bytes, format).unwrap();
-        bytes.into_inner()
-    }
-
-    /// Rows of PNG chunks for a stated size without the pixels to fill it.
-    fn png_claiming(width: u32, height: u32) -> Vec<u8> {
-        let mut bytes = encode(RgbImage::new(1, 1), ImageFormat::Png);
-        bytes[16..20].copy_from_slice(&width.to_be_bytes());
-        bytes[20..24].copy_from_slice(&height.to_be_bytes());
-        let crc = crc32(&bytes[12..29]);
-        bytes[29..33].copy_from_slice(&crc.to_be_bytes());
-        bytes
-    }
-
-    fn crc32(bytes: &[u8]) -> u32 {
-        !bytes.iter().fold(!0u32, |crc, &b| {
-            (0..8)
-                .fold(crc ^ u32::from(b), |c, _| (c >> 1) ^ (0xedb8_8320 & (c & 1).wrapping_neg()))
-        })
-    }
-
-    #[test]
-    fn values_are_normalised_in_either_layout() {
-        let picture = RgbImage::from_fn(3, 2, |x, y| Rgb([x as u8 * 51, y as u8 * 255, 102]));
-        let bytes = encode(picture, ImageFormat::Png);
-        let last = from_bytes(&bytes, &PLAIN).unwrap();
-        assert_eq!(last.shape(), [1, 2, 3, 3]);
-        assert_eq!(last.as_f32().unwrap()[15..], [0.4, 1.0, 0.4]);
-        let spec = ImageSpec {
-            mean: [0.5, 0.25, 0.0],
-            std: [0.5, 0.25, 2.0],
-            channels_first: true,
-            ..PLAIN
-        };
-        let first = from_bytes(&bytes, &spec).unwrap();
-        assert_eq!(first.shape(), [1, 3, 2, 3]);
-        let red = first.as_f32().unwrap()[..3].to_vec();
-        assert!((red[1] - (0.2 - 0.5) / 0.5).abs() < 1e-6);
-        assert_eq!(first.as_f32().unwrap()[6], -1.0);
-        assert_eq!(first.as_f32().unwrap()[17], 0.2);
-    }
-
-    #[test]
-    fn grey_is_repeated_and_transparency_lies_over_white() {
-        let grey = encode(GrayImage::from_pixel(3, 2, image::Luma([51])), ImageFormat::Png);
-        assert!(from_bytes(&grey, &PLAIN).unwrap().as_f32().unwrap().iter().all(|&v| v == 0.2));
-        let mut clear = RgbaImage::from_pixel(3, 2, Rgba([0, 0, 0, 0]));
-        clear.put_pixel(0, 0, Rgba([255, 0, 0, 51]));
-        let values = from_bytes(&encode(clear, ImageFormat::Png), &PLAIN).unwrap();
-        let values = values.as_f32().unwrap();
-        assert_eq!(values[..3], [1.0, 0.8, 0.8]);
-        assert!(values[3..].iter().all(|&v| v == 1.0));
-        let grey_alpha = image::ImageBuffer::from_pixel(3, 2, LumaA([0u8, 255]));
-        let values =
-            from_bytes(&encode(DynamicImage::ImageLumaA8(grey_alpha), ImageFormat::Png), &PLAIN);
-        assert!(values.unwrap().as_f32().unwrap().iter().all(|&v| v == 0.0));
-    }
-
-    #[test]
-    fn shrinking_averages_and_growing_follows_the_bicubic_kernel() {
-        // A checkerboard shrunk by 8 is grey; without the widened kernel it would be 0 or 255.
-        let board =
-            RgbImage::from_fn(16, 16, |x, y| Rgb([if (x + y) % 2 == 0 { 255 } else { 0 }; 3]));
-        let spec = ImageSpec { size: [2, 2], ..PLAIN };
-        let small = tensor(&board, &spec).unwrap();
-        assert!(small.as_f32().unwrap().iter().all(|v| (v - 0.5).abs() < 0.02));
-        // Columns 0, 0, 255, 255 doubled: the weights of a = -0.5 at offsets 0.25 and 0.75 are
-        // -0.0703125, 0.8671875, 0.2265625, -0.0234375 (and mirrored).
-        let step = RgbImage::from_fn(4, 1, |x, _| Rgb([if x < 2 { 0 } else { 255 }; 3]));
-        let wide = tensor(&step, &ImageSpec { size: [1, 8], ..PLAIN }).unwrap();
-        let reds: Vec<f32> = wide.as_f32().unwrap().iter().step_by(3).copied().collect();
-        for (x, expected) in [(3, 0.203_125), (4, 0.796_875), (0, 0.0), (7, 1.0)] {
-            assert!((reds[x] - expected).abs() < 0.004, "{x}: {} {expected}", reds[x]);
-        }
-    }
-
-    #[test]
-    fn jpeg_is_read_and_a_cut_one_refused() {
-        let picture = RgbImage::from_fn(40, 30, |x, _| Rgb([x as u8 * 6, 90, 200]));
-        let bytes = encode(picture, ImageFormat::Jpeg);
-        let values = from_bytes(&bytes, &PLAIN).unwrap();
-        assert!((values.as_f32().unwrap()[1] - 90.0 / 255.0).abs() < 0.03);
-        for cut in [3, 20, bytes.len() / 2, bytes.len() - 2] {
-            let e = from_bytes(&bytes[..cut], &PLAIN).unwrap_err();
-            assert_eq!(e.kind(), ErrorKind::BadInput, "cut at {cut}: {e}");
-        }
-    }
-
-    /// A phone's "motion photo": a whole JPEG, then a video with markers in its bytes.
-    #[test]
-    fn what_follows_a_jpeg_is_nobodys_business() {
-        let bytes = encode(RgbImage::from_pixel(9, 9, Rgb([9, 90, 200])), ImageFormat::Jpeg);
-        let want = from_bytes(&bytes, &PLAIN).unwrap();
-        for tail in [&b"ftyp\xff\xda\0\x04mdat"[..], &bytes[..bytes.len() - 2], &[0xff; 9]] {
-            let with = [&bytes[..], tail].concat();
-            assert_eq!(from_bytes(&with, &PLAIN).unwrap(), want);
-        }
-        // The end of a thumbnail within a segment is not the picture's.
-        let cut = &bytes[2..bytes.len() - 2];
-        let thumbnail = [&b"\xff\xd8\xff\xe1\0\x04\xff\xd9"[..], cut].concat();
-        assert!(from_bytes(&thumbnail, &PLAIN).unwrap_err().message().contains("truncated"));
-    }
-
-    #[test]
-    fn pictures_stand_upright_by_their_orientation() {
-        // Left half red, right half blue.
-        let colour = |x, _| Rgb(if x < 16 { [200, 0, 0] } else { [0, 0, 200] });
-        let jpeg = encode(RgbImage::from_fn(32, 16, colour), ImageFormat::Jpeg);
-        let turned = |tag: u8| {
-            let tiff = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0";
-            let rest = [tag, 0, 0, 0, 0, 0, 0];
-            let length = (2 + tiff.len() + rest.len()) as u16;
-            let segment = [&b"\xff\xe1"[..], &length.to_be_bytes(), tiff, &rest].concat();
-            decode(&[&jpeg[..2], &segment, &jpeg[2..]].concat()).unwrap()
-        };
-        let red = |p: &RgbImage, x: u32, y: u32| p.get_pixel(x, y).0[0] > 100;
-        let plain = turned(1);
-        assert!(plain.dimensions() == (32, 16) && red(&plain, 2, 8) && !red(&plain, 29, 8));
-        let mirrored = turned(2);
-        assert!(!red(&mirrored, 2, 8) && red(&mirrored, 29, 8));
-        for (tag, top) in [(6, true), (8, false)] {
-            let upright = turned(tag);
-            assert_eq!(upright.dimensions(), (16, 32));
-            assert_eq!((red(&upright, 8, 2), red(&upright, 8, 29)), (top, !top), "{tag}");
-        }
-        assert_eq!(turned(77), plain);
-    }
-
-    #[test]
-    fn what_is_no_picture_is_refused_with_one_line() {
-        let png = encode(RgbImage::new(20, 20), ImageFormat::Png);
-        for bad in [&b""[..], b"hello, this is text", &[0u8; 64], &png[..20], &png[..png.len() / 2]]
-        {
-            let e = from_bytes(bad, &PLAIN).unwrap_err();
-            assert_eq!(e.kind(), ErrorKind::BadInput, "{e}");
-        }
-        let e = from_bytes(b"GIF89a\x01\x00\x01\x00\x00\x00\x00", &PLAIN).unwrap_err();
-        assert_eq!(e.kind(), ErrorKind::Unsupported);
-        assert!(e.message().contains("image/gif"), "{e}");
-    }
-
-    #[test]
-    fn bombs_are_refused_before_they_are_unpacked() {
-        for (width, height) in [(60_000, 60_000), (8193, 1), (8192, 8192), (u32::MAX >> 1, 1)] {
-            let e = from_bytes(&png_claiming(width, height), &PLAIN).unwrap_err();
-            assert_eq!(e.kind(), ErrorKind::BadInput);
-            assert!(e.message().contains("limit"), "{width}x{height}: {e}");
-        }
-        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
-    }
-
-    #[test]
-    fn flipped_bytes_never_panic() {
-        let picture = RgbImage::from_fn(9, 7, |x, y| Rgb([x as u8 * 20, y as u8 * 30, 77]));
-        for format in [ImageFormat::Png, ImageFormat::Jpeg] {
-            let good = encode(picture.clone(), format);
-            for i in 0..good.len() {
-                let mut bytes = good.clone();
-                bytes[i] ^= 0x41;
-                if let Ok(values) = from_bytes(&bytes, &PLAIN) {
-                    assert_eq!(values.shape(), [1, 2, 3, 3]);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn files_are_named_in_errors() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a.png");
-        std::fs::write(&path, b"nothing").unwrap();
-        let e = from_file(&path, &PLAIN).unwrap_err();
-        assert!(e.message().contains("a.png: not a picture"), "{e}");
-        assert_eq!(from_file(dir.path(), &PLAIN).unwrap_err().kind(), ErrorKind::BadInput);
-        assert!(from_file(&dir.path().join("none.png"), &PLAIN).is_err());
-    }
-
-    #[test]
-    fn specs_are_checked() {
-        for spec in [
-            ImageSpec { size: [0, 3], ..PLAIN },
-            ImageSpec { size: [3, MAX_SIDE + 1], ..PLAIN },
-            ImageSpec { std: [1.0, 0.0, 1.0], ..PLAIN },
-            ImageSpec { mean: [f32::NAN, 0.0, 0.0], ..PLAIN },
-        ] {
-            assert!(tensor(&RgbImage::new(1, 1), &spec).is_err());
-        }
-    }
-}
+#[path = "picture_tests.rs"]
+mod tests;

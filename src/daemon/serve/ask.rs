@@ -4,6 +4,7 @@ use super::problem::Problem;
 use super::roster::{Row, Selection};
 use crate::npy;
 use crate::runtime::Named;
+use crate::runtime::picture::media_type;
 use crate::shape::{Array, DType, Data};
 use crate::store::{Input, Reference, check_name};
 use axum::body::Bytes;
@@ -26,10 +27,8 @@ const MAX_MIX: usize = 16;
 pub enum Mime {
     /// `application/json`.
     Json,
-    /// `image/png`.
-    Png,
-    /// `image/jpeg`.
-    Jpeg,
+    /// `image/*`.
+    Picture,
     /// `application/x-npz` or `application/zip`.
     Npz,
     /// `application/octet-stream`.
@@ -42,14 +41,17 @@ impl Mime {
         let name = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         Some(match name.as_str() {
             "application/json" => Mime::Json,
-            "image/png" => Mime::Png,
-            "image/jpeg" => Mime::Jpeg,
+            picture if picture.starts_with("image/") => Mime::Picture,
             "application/x-npz" | "application/zip" => Mime::Npz,
             "application/octet-stream" => Mime::Bytes,
             _ => return None,
         })
     }
 }
+
+/// What a question's or feedback's body may be.
+pub const INPUTS: &str =
+    "application/json, image/png, image/jpeg, image/webp, image/gif or application/x-npz";
 
 /// 415, naming what is taken.
 pub fn unsupported_media(taken: &str) -> Problem {
@@ -99,7 +101,7 @@ pub enum Asked {
     /// A sentence.
     Text(String),
     /// A picture file.
-    Picture(Bytes, Mime),
+    Picture(Bytes),
     /// The base's inputs.
     Tensors(Named),
 }
@@ -259,8 +261,7 @@ pub fn input(
             let bytes = engine
                 .decode(image.as_bytes())
                 .map_err(|e| Problem::invalid(format!("image: not base64: {e}")))?;
-            let mime = if bytes.starts_with(b"\x89PNG") { Mime::Png } else { Mime::Jpeg };
-            Ok(Asked::Picture(bytes.into(), mime))
+            Ok(Asked::Picture(bytes.into()))
         }
         (None, None, Some(inputs)) => {
             if inputs.is_empty() {
@@ -280,11 +281,9 @@ pub fn input(
 pub fn raw_input(body: &Bytes, mime: Mime) -> Result<Option<Asked>, Problem> {
     match mime {
         Mime::Json => Ok(None),
-        Mime::Png | Mime::Jpeg => Ok(Some(Asked::Picture(body.clone(), mime))),
+        Mime::Picture => Ok(Some(Asked::Picture(body.clone()))),
         Mime::Npz => Ok(Some(Asked::Tensors(npy::read_npz_bytes(body, MAX_UNPACKED)?))),
-        Mime::Bytes => {
-            Err(unsupported_media("application/json, image/png, image/jpeg or application/x-npz"))
-        }
+        Mime::Bytes => Err(unsupported_media(INPUTS)),
     }
 }
 
@@ -358,8 +357,8 @@ impl Asked {
     pub fn into_stored(self) -> Result<Input, Problem> {
         Ok(match self {
             Asked::Text(text) => Input::Text(text),
-            Asked::Picture(bytes, mime) => {
-                let mime = if mime == Mime::Png { "image/png" } else { "image/jpeg" };
+            Asked::Picture(bytes) => {
+                let mime = media_type(&bytes).unwrap_or("application/octet-stream");
                 Input::Picture { bytes: bytes.to_vec(), mime: mime.into() }
             }
             Asked::Tensors(named) => Input::Tensors(npy::to_npz(&named)?),

@@ -148,7 +148,8 @@ impl Operation {
         let mut content = Map::new();
         content.insert("application/json".into(), json!({"schema": reference(schema)}));
         if raw {
-            for mime in ["image/png", "image/jpeg", "application/x-npz"] {
+            for mime in ["image/png", "image/jpeg", "image/webp", "image/gif", "application/x-npz"]
+            {
                 content.insert(mime.into(), json!({"schema": binary()}));
             }
         }
@@ -333,6 +334,7 @@ fn schemas() -> Value {
             "instead_of": object(&["generation", "why"],
                 json!({"generation": {"type": "integer"}, "why": word()})),
             "predictions": {"type": "array", "items": {"anyOf": Task::answer_schemas()}},
+            "no_answer": word(),
             "outputs": {"type": "object"},
         })),
         "Feedback": object(&[], also(feedback)),

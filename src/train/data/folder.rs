@@ -5,9 +5,9 @@ use super::{MAX_SAMPLES, Place, Row, SampleInput, canonical_split};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
-const READ: [&str; 3] = ["png", "jpg", "jpeg"];
+const READ: [&str; 5] = ["png", "jpg", "jpeg", "webp", "gif"];
 const SPLITS: [&str; 3] = ["train", "validation", "test"];
-const NOT_READ: [&str; 8] = ["gif", "bmp", "webp", "tif", "tiff", "heic", "avif", "jxl"];
+const NOT_READ: [&str; 7] = ["bmp", "tif", "tiff", "heic", "heif", "avif", "jxl"];
 
 pub(super) fn read(path: &Path, collector: &mut Collector) -> Result<()> {
     collector.prefer_classes();
@@ -59,7 +59,7 @@ fn classes(
             let picture = folder.join(&file);
             let place = Place::new(&picture.display().to_string().into(), 0);
             if has_ending(&file, &NOT_READ) {
-                let error = "picture is neither PNG nor JPEG";
+                let error = "picture is not PNG, JPEG, WebP or GIF";
                 return Err(Error::unsupported(error).at(place));
             }
             if has_ending(&file, &READ) {
@@ -69,7 +69,7 @@ fn classes(
             }
         }
         if !found {
-            let error = "class folder without a PNG or JPEG picture";
+            let error = "class folder without a PNG, JPEG, WebP or GIF picture";
             return Err(Error::bad_input(error).at(folder.display()));
         }
     }

@@ -316,9 +316,9 @@ fn odd_folders_are_refused() {
     for (files, expected) in [
         (&[][..], "no class folders"),
         (&["1.png"], "picture '1.png' is in no class folder"),
-        (&["a/1.png", "b/notes.txt"], "b: class folder without a PNG or JPEG picture"),
+        (&["a/1.png", "b/notes.txt"], "b: class folder without a PNG, JPEG, WebP or GIF"),
         (&["a/b/1.png"], "a: folder 'b' within a class folder"),
-        (&["a/1.gif"], "a/1.gif: picture is neither PNG nor JPEG"),
+        (&["a/1.heic"], "a/1.heic: picture is not PNG, JPEG, WebP or GIF"),
     ] {
         let dir = tree(files);
         let e = load(dir.path(), &LoadOptions::default()).unwrap_err();

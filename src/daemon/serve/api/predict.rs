@@ -2,7 +2,7 @@
 
 use super::{Answer, Call};
 use crate::daemon::serve::app::App;
-use crate::daemon::serve::ask::{Mime, Raw, unsupported_media};
+use crate::daemon::serve::ask::{INPUTS, Mime, Raw, unsupported_media};
 use crate::daemon::serve::problem::Problem;
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
@@ -16,9 +16,7 @@ pub async fn predict(State(app): State<Arc<App>>, call: Call) -> Answer {
     let mime = match call.mime() {
         Some(mime) if mime != Mime::Bytes => mime,
         _ => {
-            return Err(unsupported_media(
-                "application/json, image/png, image/jpeg or application/x-npz",
-            ));
+            return Err(unsupported_media(INPUTS));
         }
     };
     let raw = Raw { body: call.body.clone(), mime, query: call.query()? };

@@ -2,7 +2,7 @@
 
 use super::{Answer, Call, now, ok, with};
 use crate::daemon::serve::app::App;
-use crate::daemon::serve::ask::{self, Asked, Mime, TensorBody, input, raw_input};
+use crate::daemon::serve::ask::{self, Asked, INPUTS, Mime, TensorBody, input, raw_input};
 use crate::daemon::serve::problem::Problem;
 use crate::daemon::serve::roster::Selection;
 use crate::store::{Filter, Input, Label, NewSample, Part, Recorded, SampleState, Selector};
@@ -169,9 +169,7 @@ fn judge(
 /// answered.
 pub async fn feedback(State(app): State<Arc<App>>, call: Call) -> Answer {
     let Some(mime) = call.mime().filter(|m| *m != Mime::Bytes) else {
-        return Err(ask::unsupported_media(
-            "application/json, image/png, image/jpeg or application/x-npz",
-        ));
+        return Err(ask::unsupported_media(INPUTS));
     };
     let query: FeedbackBody = call.query()?;
     let bare = call.parts.uri.query().is_none_or(str::is_empty);
