@@ -44,7 +44,7 @@ struct Input {
     /// A sentence
     #[arg(long, value_name = "SENTENCE")]
     text: Option<String>,
-    /// A picture (PNG or JPEG)
+    /// A picture (PNG, JPEG, WebP or GIF)
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
     /// The base's inputs as one .npz file
@@ -158,6 +158,9 @@ pub fn predict(args: &PredictArgs, out: &Out) -> Result<()> {
     let answer = args.daemon.client()?.json(Method::POST, "/v1/predict", Some(&body))?;
     for prediction in list(&answer["predictions"]) {
         said(prediction).into_iter().for_each(|line| out.line(line));
+    }
+    if let Some(why) = answer["no_answer"].as_str() {
+        out.line(format!("no answer: {why}"));
     }
     if let Some(outputs) = answer["outputs"].as_object() {
         for (name, array) in outputs {

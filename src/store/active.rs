@@ -135,9 +135,8 @@ impl Store {
         })
     }
 
-    /// Goes back from the active generation, which is marked as bad, to the one that served before
-    /// it: of the same base, proven, not bad, not retired; else to the base. `why` is kept. With
-    /// `expected` as [`Store::activate`].
+    /// Goes back from the active generation, which is marked as bad, to the one that [`Store::fallbacks`]
+    /// has first, else to the base. `why` is kept. With `expected` as [`Store::activate`].
     ///
     /// # Errors
     /// No such name, or it serves the base already (usage); another one is active than `expected`
@@ -245,11 +244,41 @@ impl Store {
         })
     }
 
-    /// What may serve where the active generation of `name` can't: the proven ones that served before
-    /// it, the last first. Errors: no such name (usage).
+    /// What may serve where the active generation of `name` can't: of those of its base that served
+    /// before and are neither bad nor retired, the proven ones, the last first, then the unproven ones,
+    /// the newest first, unless their trial ended in a crash. None where the base was chosen by hand
+    /// after them. Errors: no such name (usage).
     pub fn fallbacks(&self, name: &str) -> Result<Vec<u64>> {
         check_name(name)?;
         self.read(|c| fallbacks(c, &known(c, self, name)?))
+    }
+
+    /// Why `name` serves the base, in words; `None` while a generation is active. Errors: no such name
+    /// (usage).
+    pub fn silence(&self, name: &str) -> Result<Option<String>> {
+        check_name(name)?;
+        self.read(|c| {
+            let row = known(c, self, name)?;
+            if row.active.is_some() {
+                return Ok(None);
+            }
+            let last = history(c, row.id)?.into_iter().next();
+            let Some(Switch { how, before: Some(before), why, .. }) = last else {
+                return Ok(Some(match live(c, row.id)?.is_empty() {
+                    true => format!("'{name}' has learned nothing yet"),
+                    false => format!("no generation of '{name}' was made the active one"),
+                }));
+            };
+            let which = format!("generation {before} of '{name}'");
+            let why = why.map_or(String::new(), |why| format!(" ({why})"));
+            Ok(Some(match how {
+                How::Deactivated => format!("'{name}' was set to the base by hand"),
+                How::Forgotten => format!("what {which} had learned from was forgotten"),
+                How::Removed => format!("{which} was removed"),
+                How::RolledBack => format!("{which} was rolled back{why}"),
+                How::Interrupted | How::Stopped | How::Activated => format!("{which} waits{why}"),
+            }))
+        })
     }
 
     /// The switches of a name, oldest first. Errors: no such name (usage).
@@ -411,31 +440,38 @@ fn history(c: &Connection, name: i64) -> Outcome<Vec<Switch>> {
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Where a name goes when its active generation must not serve: the proven generation that served
-/// last before it, of its base; the base where that was chosen by hand, or where there is none.
+/// Where a name goes when its active generation must not serve: see [`Store::fallbacks`].
 pub(super) fn fallback(c: &Connection, row: &NameRow) -> Outcome<Option<u64>> {
     Ok(fallbacks(c, row)?.first().copied())
 }
 
-/// The proven generations that served before the active one, of its base, the last first.
 fn fallbacks(c: &Connection, row: &NameRow) -> Outcome<Vec<u64>> {
     let Some(active) = row.active else { return Ok(vec![]) };
-    let mut found = vec![];
+    let (mut proven, mut others) = (vec![], vec![]);
     let base = find_generation(c, row.id, active)?.and_then(|g: GenerationRow| g.base);
     let live = live(c, row.id)?;
-    for switch in history(c, row.id)?.iter().skip(1) {
+    let history = history(c, row.id)?;
+    let crashed = |n: u64| history.iter().any(|s| s.how == How::Interrupted && s.before == Some(n));
+    for switch in history.iter().skip(1) {
         let Some(number) = switch.generation else {
             if switch.how == How::Deactivated {
                 break;
             }
             continue;
         };
-        let proven = live
-            .iter()
-            .any(|g| g.number == number && g.state == GenerationState::Promoted && g.base == base);
-        if proven && number != active && !found.contains(&number) {
-            found.push(number);
+        let Some(found) = live.iter().find(|g| g.number == number && g.base == base) else {
+            continue;
+        };
+        if number == active || proven.contains(&number) || others.contains(&number) {
+            continue;
+        }
+        match found.state {
+            GenerationState::Promoted => proven.push(number),
+            GenerationState::Candidate if !crashed(number) => others.push(number),
+            _ => {}
         }
     }
-    Ok(found)
+    others.sort_unstable_by(|a, b| b.cmp(a));
+    proven.extend(others);
+    Ok(proven)
 }

@@ -23,6 +23,8 @@ struct Model {
     on_trial: bool,
     /// What served, oldest first, and whether the base was chosen by hand.
     served: Vec<(Option<u64>, bool)>,
+    /// Whose trial ended in a crash.
+    crashed: Vec<u64>,
     next: u64,
 }
 
@@ -35,17 +37,19 @@ impl Model {
     }
 
     fn back(&self) -> Option<u64> {
+        let mut unproven = vec![];
         for &(served, by_hand) in self.served.iter().rev().skip(1) {
             match served {
-                None if by_hand => return None,
+                None if by_hand => break,
                 Some(n) if Some(n) != self.active => match self.generations.get(&n) {
                     Some(g) if g.state == GenerationState::Promoted => return Some(n),
+                    Some(g) if g.state == GenerationState::Candidate => unproven.push(n),
                     _ => {}
                 },
                 _ => {}
             }
         }
-        None
+        unproven.into_iter().filter(|n| !self.crashed.contains(n)).max()
     }
 
     fn live(&self) -> Vec<u64> {
@@ -170,6 +174,7 @@ fn random_operations_do_what_the_model_does() {
                         store.end_interrupted_trials(false).unwrap();
                         if model.on_trial {
                             let to = model.back();
+                            model.crashed.extend(model.active);
                             model.end_trial(None);
                             model.point(to, false);
                         }

@@ -148,6 +148,36 @@ fn a_trial_ends_confirmed_or_interrupted() {
     assert_eq!(store.end_interrupted_trials(false).unwrap()[0].active, None);
 }
 
+/// A generation that the next one replaced within its trial answers where nothing proven is left.
+#[test]
+fn a_name_answers_by_what_served_and_else_says_why() {
+    let (_dir, store) = store();
+    assert!(store.silence("home").is_err());
+    let why = |part: &str| {
+        let said = store.silence("home").unwrap().unwrap();
+        assert!(said.contains(part), "{said}");
+    };
+    let sample = super::sample_tests::sample;
+    let learned = store.add_sample(&sample("a", "x", "me")).unwrap();
+    why("has learned nothing yet");
+    let manifest = vec![learned.hash];
+    let trial = Some(Duration::from_secs(60));
+    for (n, manifest) in [(1, manifest.clone()), (2, vec![]), (3, manifest)] {
+        let origin = Origin { manifest, ..Origin::default() };
+        let added = store.add("home", &adapter(n as f32), &origin).unwrap();
+        store.activate("home", added.generation, None, trial).unwrap();
+    }
+    assert_eq!(store.silence("home").unwrap(), None);
+    assert_eq!(state_of(&store, 2), GenerationState::Candidate);
+    let report = store.forget(&Selector { ids: vec![learned.id], ..Selector::default() }).unwrap();
+    assert_eq!(report.fallbacks[0].to, Some(2));
+    assert_eq!(store.rollback("home", None, "it is worse").unwrap().active, None);
+    why("generation 2 of 'home' was rolled back (it is worse)");
+    store.activate("home", 2, None, None).unwrap();
+    store.deactivate("home", None).unwrap();
+    why("by hand");
+}
+
 #[test]
 fn an_interrupted_trial_may_be_tried_once_more() {
     let (_dir, store) = store();

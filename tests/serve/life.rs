@@ -2,6 +2,7 @@
 
 use crate::place::{Place, done};
 use crate::support::{Daemon, PATIENCE, and, question, read_answer, write_request};
+use serde_json::json;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -212,4 +213,31 @@ fn systemd_hands_over_the_socket() {
         *command = outer;
     });
     daemon.ok("POST", "/v1/predict", Some(&question(1.0)));
+}
+
+/// A restart within the trial of a name's first generation, and one rolled back.
+#[test]
+fn a_name_answers_after_a_restart_within_its_first_trial() {
+    let mut daemon = Daemon::start("adapter = \"home\"");
+    daemon.add_home();
+    let body = json!({"generation": 1, "trial_seconds": 3600});
+    daemon.ok("POST", "/v1/adapters/home/activate", Some(&body));
+    daemon.signal("-TERM");
+    assert_eq!(daemon.wait(), 0);
+    let place = std::mem::replace(&mut daemon.place, Place::new());
+    let daemon = Daemon::start_in(place, "adapter = \"home\"");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let answer = daemon.ok("POST", "/v1/predict", Some(&question(1.0)));
+        if answer["generation"] == 1 {
+            break assert_eq!(answer["predictions"][0]["label"], "0");
+        }
+        assert!(Instant::now() < deadline, "{answer}\n{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    daemon.ok("POST", "/v1/adapters/home/rollback", Some(&json!({"why": "it errs"})));
+    let answer = daemon.ok("POST", "/v1/predict", Some(&question(1.0)));
+    assert_eq!(answer["predictions"], json!([]));
+    let why = answer["no_answer"].as_str().unwrap();
+    assert!(why.contains("generation 1 of 'home' was rolled back (it errs)"), "{why}");
 }

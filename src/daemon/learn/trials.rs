@@ -46,7 +46,12 @@ impl Shared {
         let trial = settings.trial.duration();
         for (Switched { name, active, before }, how) in self.store.interrupted_trials()? {
             // After a crash the device shows first that it lasts as long without it.
-            let wait = if how == How::Stopped { trial / AFTER_A_STOP } else { trial };
+            let wait = match (active, how) {
+                // Nothing else answers.
+                (None, _) => Duration::ZERO,
+                (_, How::Stopped) => trial / AFTER_A_STOP,
+                _ => trial,
+            };
             if let Some(generation) = before {
                 let due = self.now().steady + wait;
                 self.board().again.insert(name, Again { generation, due, active });

@@ -25,7 +25,7 @@ pub struct Answerer {
     roster: Arc<Roster>,
     /// Whether sentences of one length may share a run.
     batches: bool,
-    /// Decoding takes up to 128 MiB: one picture at a time.
+    /// Decoding takes up to 192 MiB: one picture at a time.
     decoding: Mutex<()>,
 }
 
@@ -56,6 +56,9 @@ struct Reply<'a> {
     instead_of: Option<&'a Instead>,
     /// For each row what the head's task says.
     predictions: Vec<serde_json::Value>,
+    /// Why there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_answer: Option<String>,
     /// The base's outputs, where asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     outputs: Option<BTreeMap<&'a str, Tensor<'a>>>,
@@ -88,7 +91,7 @@ impl Answerer {
                 let length = self.preprocessor.padded_length(tokens.ids.len());
                 Work::Tokens(tokens, length)
             }
-            Asked::Picture(bytes, _) => {
+            Asked::Picture(bytes) => {
                 let picture = {
                     let _one = self.decoding.lock().unwrap_or_else(PoisonError::into_inner);
                     self.preprocessor.image_bytes(&bytes)?
@@ -104,7 +107,7 @@ impl Answerer {
     pub fn check(&self, input: &Asked) -> Result<(), Problem> {
         match input {
             Asked::Text(text) => drop(self.preprocessor.tokens(text)?),
-            Asked::Picture(bytes, _) => {
+            Asked::Picture(bytes) => {
                 let _one = self.decoding.lock().unwrap_or_else(PoisonError::into_inner);
                 drop(self.preprocessor.image_bytes(bytes)?);
             }
@@ -186,6 +189,7 @@ impl Answerer {
                     adapter: prepared.served.name.as_deref(),
                     generation: prepared.served.generation,
                     instead_of: prepared.served.instead.as_deref(),
+                    no_answer: said.is_empty().then(|| silence(&prepared.served)),
                     predictions: said,
                     outputs: shown.map(|all| {
                         all.iter().map(|(name, a)| (name.as_str(), Tensor(a))).collect()
@@ -245,6 +249,19 @@ impl Answerer {
             }
         }
         Err(last)
+    }
+}
+
+/// Why there is no prediction, and what helps.
+fn silence(served: &Served) -> String {
+    match (&served.silence, &served.instead) {
+        (Some(why), _) => {
+            format!("{why}: corrections (/v1/feedback) and training give it an answer")
+        }
+        (None, Some(instead)) => {
+            format!("generation {} can't answer: {}", instead.generation, instead.why)
+        }
+        (None, None) => "the base has no labels: its outputs are the answer".into(),
     }
 }
 

@@ -37,6 +37,8 @@ pub struct Served {
     pub bound: Option<Arc<Bound>>,
     /// What it answers in the place of.
     pub instead: Option<Arc<Instead>>,
+    /// Why no generation of the name answers, in words.
+    pub silence: Option<Arc<str>>,
 }
 
 /// A generation that should answer and can't.
@@ -165,7 +167,10 @@ impl Roster {
         self.look();
         match selection {
             Selection::Default => match self.unborn() {
-                Some(name) => Ok(Arc::new(Served { name: Some(name), ..Served::default() })),
+                Some(name) => {
+                    let silence = Some(format!("'{name}' has learned nothing yet").into());
+                    Ok(Arc::new(Served { name: Some(name), silence, ..Served::default() }))
+                }
                 None => self.resolve_given(&self.default_selection()),
             },
             other => self.resolve_given(other),
@@ -366,7 +371,8 @@ impl Roster {
     fn load(&self, entry: &NameEntry) -> Result<Arc<Served>> {
         let name = Some(entry.name.clone());
         let Some(generation) = entry.active else {
-            return Ok(Arc::new(Served { name, ..Served::default() }));
+            let silence = self.store.silence(&entry.name)?.map(Arc::from);
+            return Ok(Arc::new(Served { name, silence, ..Served::default() }));
         };
         let reference = Reference::parse(&format!("{}@{generation}", entry.name))?;
         // A switch has it bound before.
@@ -383,7 +389,7 @@ impl Roster {
             name: Some(reference.name().into()),
             generation: Some(generation),
             bound,
-            instead: None,
+            ..Served::default()
         })
     }
 
