@@ -239,9 +239,7 @@ fn add(
         None => e.hint("choose one with --name"),
     })?;
     if let Some(base) = base {
-        let base = Base::open(base)?;
-        let bound =
-            crate::adapter::bind(&[(&adapter, 1.0)], base.targets(), &base.fingerprint(), &base)?;
+        let bound = Engine::open(base)?.bind(&[(&adapter, 1.0)])?;
         let unmoved = without_effect(&bound, &adapter);
         unmoved.iter().for_each(|w| out.remark(format!("warning: {w}")));
     }
@@ -377,8 +375,10 @@ fn import(args: &ImportArgs, out: &Out) -> Result<()> {
                 .hint(format!("its outputs are {}", names.join(", "))));
         }
     }
+    let outputs = &base.graph_record(0)?.outputs;
     let options = ImportOptions {
         name: args.name.clone(),
+        outputs: outputs.iter().map(|o| (o.name.clone(), o.dims.len())).collect(),
         base: Some(base.fingerprint()),
         head: args.head_output.as_ref().map(|output| HeadSpec {
             output: output.clone(),

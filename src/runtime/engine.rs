@@ -187,7 +187,23 @@ impl Engine {
     /// Makes adapters ready to run on this base, stacked with their weights: all or nothing.
     pub fn bind(&self, adapters: &[(&Adapter, f32)]) -> Result<Arc<Bound>> {
         let base = self.base();
-        bind(adapters, base.targets(), &base.fingerprint(), base).map(Arc::new)
+        let bound = bind(adapters, base.targets(), &base.fingerprint(), base)?;
+        if let Some(head) = &bound.head {
+            // Of any of the graphs: a decoder's head may be another graph's than this one's.
+            let graphs = &base.record().graphs;
+            let mut outputs = graphs.iter().flat_map(|g| &g.outputs).map(|o| o.name.as_str());
+            if !outputs.clone().any(|name| name == head.output) {
+                return Err(Error::mismatch(format!(
+                    "head '{}' reads the output '{}', which the base does not have",
+                    head.name, head.output
+                ))
+                .hint(format!(
+                    "its outputs are {}",
+                    outputs.by_ref().collect::<Vec<_>>().join(", ")
+                )));
+            }
+        }
+        Ok(Arc::new(bound))
     }
 
     /// Runs the base with an adapter, or without. `inputs` by name, in any order; every input of

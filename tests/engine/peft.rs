@@ -115,8 +115,12 @@ fn on_quantized_weights_the_adapter_costs_no_accuracy() {
     let folder = shared.join("reference/minilm/peft_adapter");
     let (expected, base) = peft_says(&folder);
     let mask = named(&expected.inputs, "attention_mask");
-    let options =
-        ImportOptions { base: Some(engine.base().fingerprint()), ..ImportOptions::default() };
+    let head = HeadSpec { output: "last_hidden_state".into(), pool: Pool::Mean, labels: None };
+    let options = ImportOptions {
+        base: Some(engine.base().fingerprint()),
+        head: Some(head),
+        ..ImportOptions::default()
+    };
     let imported = import(&folder, engine.base().targets(), &options).unwrap();
     let bound = engine.bind(&[(&imported.adapter, 1.0)]).unwrap();
     let least = |adapter, wanted: &Array| {

@@ -72,6 +72,8 @@ pub(super) struct Config {
     feedforward: Option<Modules>,
     /// Module names (or last parts of them) that are saved in full.
     pub saved: Vec<String>,
+    /// Whether the task is `SEQ_CLS`.
+    pub is_sequence_classifier: bool,
     pub warnings: Vec<String>,
 }
 
@@ -96,6 +98,7 @@ impl Config {
             alphas: Vec::new(),
             feedforward: None,
             saved: Vec::new(),
+            is_sequence_classifier: false,
             warnings: Vec::new(),
         };
         if let Some(Json::Text(task)) = find("task_type")
@@ -103,6 +106,7 @@ impl Config {
         {
             // PEFT saves these for such tasks whether the file lists them or not.
             config.saved.extend(["classifier".to_string(), "score".to_string()]);
+            config.is_sequence_classifier = task == "SEQ_CLS";
         }
         for (key, value) in &entries {
             config.entry(key, value)?;

@@ -3,6 +3,7 @@
 
 mod config;
 mod export;
+mod head;
 mod json;
 mod matching;
 mod tensors;
@@ -47,6 +48,9 @@ pub struct ImportOptions {
     pub base: Option<BaseFingerprint>,
     /// What its head reads.
     pub head: Option<HeadSpec>,
+    /// The base's outputs, each with its number of axes. Without them a head that nothing is said of
+    /// reads the output '' through a mean, which no base can bind.
+    pub outputs: Vec<(String, usize)>,
 }
 
 /// One line of the match table.
@@ -185,8 +189,10 @@ fn assemble(
         found.push((index, row, target));
     }
     found.sort_by_key(|(index, ..)| *index);
-    let (rows, pairs) = found.into_iter().map(|(_, row, pair)| (row, pair)).unzip();
+    let (rows, pairs): (Vec<MatchRow>, Vec<TargetAdapter>) =
+        found.into_iter().map(|(_, row, pair)| (row, pair)).unzip();
     let mut saved = tensors.saved.into_iter();
+    let pooler = config.is_sequence_classifier && head::behind_a_pooler(rows.as_slice());
     let head = match (saved.next(), saved.next()) {
         (Some((first, _)), Some((second, _))) => {
             return Err(Error::unsupported(format!(
@@ -196,7 +202,8 @@ fn assemble(
             )));
         }
         (Some((path, saved)), None) => {
-            Some(to_head(path, saved, options.head.as_ref(), &mut warnings)?)
+            let spec = head::spec(&path, options, pooler, &mut warnings)?;
+            Some(to_head(path, saved, spec.as_ref(), &mut warnings)?)
         }
         (None, _) => None,
     };

@@ -289,6 +289,42 @@ fn a_head_takes_what_the_file_does_not_say_from_the_caller() {
     assert_eq!(error.kind(), ErrorKind::Mismatch);
 }
 
+/// PEFT's tutorial: BERT, `task_type` SEQ_CLS. Its classifier was trained behind the pooler.
+#[test]
+fn a_classifier_behind_a_pooler_wants_the_pooler() {
+    let config = r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"],
+        "task_type": "SEQ_CLS"}"#;
+    let with = |model: &str| {
+        let [a, b] = ["A", "B"].map(|ab| format!("base_model.model.{model}m.q.lora_{ab}.weight"));
+        let head = f32s("base_model.model.classifier.weight", [2, 3]);
+        folder(config, &[f32s(&a, [2, 3]), f32s(&b, [4, 2]), head])
+    };
+    let tokens = ("last_hidden_state".to_string(), 3);
+    let pooled = ("pooler_output".to_string(), 2);
+    let told = |model: &str, outputs: &[(String, usize)], head: Option<(&str, Pool)>| {
+        let head =
+            head.map(|(output, pool)| HeadSpec { output: output.into(), pool, labels: None });
+        let options = ImportOptions { outputs: outputs.to_vec(), head, ..ImportOptions::default() };
+        import(with(model).path(), &targets(), &options)
+    };
+    let both = [tokens.clone(), pooled];
+    let got = told("bert.", &both, None).unwrap();
+    let head = &got.adapter.heads[0];
+    assert_eq!((head.output.as_str(), head.pool), ("pooler_output", Pool::None));
+    assert!(got.warnings[0].contains("reads 'pooler_output'"), "{:?}", got.warnings);
+    for head in [None, Some(("last_hidden_state", Pool::Cls))] {
+        let e = told("bert.", &both[..1], head).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Mismatch);
+        assert!(e.message().contains("behind the model's pooler"), "{e}");
+        assert!(e.hint_text().unwrap().contains("pooler_output"), "{e}");
+    }
+    // Another model: nobody knows, unless the caller does.
+    let e = told("", &both, None).unwrap_err();
+    assert!(e.message().contains("does not say which output"), "{e}");
+    assert!(e.hint_text().unwrap().contains("last_hidden_state, pooler_output"), "{e}");
+    assert!(told("", &[tokens], Some(("last_hidden_state", Pool::Mean))).is_ok());
+}
+
 #[test]
 fn patterns_and_rslora_reach_the_adapter() {
     let config = r#"{"peft_type": "LORA", "r": 7, "lora_alpha": 3, "use_rslora": true,
