@@ -23,6 +23,10 @@ const EFFECT_TOLERANCE: f32 = 0.05;
 /// `offshoot adapter`'s arguments.
 #[derive(clap::Args)]
 pub struct Args {
+    /// The folder of the store, as the daemon's `state` (default: $OFFSHOOT_STORE, else the user's own). A
+    /// daemon that runs on it sees what changes at its next question
+    #[arg(long, global = true, value_name = "DIR")]
+    state: Option<PathBuf>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -140,14 +144,15 @@ pub fn pool(text: &str) -> Result<Pool> {
 
 /// Does what the verb says.
 pub fn run(args: &Args, out: &Out) -> Result<()> {
+    let state = args.state.as_deref();
     match &args.verb {
-        Verb::List => list_all(out),
-        Verb::Show { name } => show(name, out),
+        Verb::List => list_all(state, out),
+        Verb::Show { name } => show(state, name, out),
         Verb::Add { file, name, base, activate } => {
-            add(file, name.as_deref(), base.as_deref(), *activate, out)
+            add(state, file, name.as_deref(), base.as_deref(), *activate, out)
         }
         Verb::Use { name } => {
-            let store = Store::of_user()?;
+            let store = Store::open(&chosen::folder(state)?)?;
             let generation = match name.generation() {
                 Some(generation) => generation,
                 None => store.newest(name.name())?,
@@ -155,10 +160,11 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
             switched(&store.activate(name.name(), generation, None, None)?, out)
         }
         Verb::Rollback { name, why } => {
-            switched(&Store::of_user()?.rollback(name, None, why)?, out)
+            switched(&Store::open(&chosen::folder(state)?)?.rollback(name, None, why)?, out)
         }
         Verb::Remove { name, force } => {
-            let Removed { generations, known } = chosen::store_with(name)?.remove(name, *force)?;
+            let Removed { generations, known } =
+                chosen::store_with(state, name)?.remove(name, *force)?;
             let name = name.name();
             match generations.is_empty() {
                 true => out.line(format!("removed '{name}'")),
@@ -166,10 +172,10 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
             }
             out.document(&json!({"name": name, "removed": generations, "known": known}))
         }
-        Verb::Verify { adapter, base } => verify(adapter, base.as_deref(), out),
+        Verb::Verify { adapter, base } => verify(state, adapter, base.as_deref(), out),
         Verb::Import(args) => import(args, out),
-        Verb::Export { adapter, base, out: dir } => export(adapter, base, dir, out),
-        Verb::Merge { adapters, out: file, name } => merge(adapters, file, name, out),
+        Verb::Export { adapter, base, out: dir } => export(state, adapter, base, dir, out),
+        Verb::Merge { adapters, out: file, name } => merge(state, adapters, file, name, out),
     }
 }
 
@@ -180,8 +186,8 @@ fn switched(switched: &Switched, out: &Out) -> Result<()> {
     out.document(&json!(switched))
 }
 
-fn list_all(out: &Out) -> Result<()> {
-    let root = Store::folder_of_user()?;
+fn list_all(state: Option<&Path>, out: &Out) -> Result<()> {
+    let root = chosen::folder(state)?;
     let entries = match Store::open_existing(&root, Options::default())? {
         Some(store) => {
             store.problems().iter().for_each(|problem| out.remark(format!("warning: {problem}")));
@@ -212,8 +218,8 @@ fn list(numbers: &[u64]) -> String {
     numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn show(reference: &Reference, out: &Out) -> Result<()> {
-    let store = chosen::store_with(reference)?;
+fn show(state: Option<&Path>, reference: &Reference, out: &Out) -> Result<()> {
+    let store = chosen::store_with(state, reference)?;
     if reference.generation().is_none() {
         let entry = store.name(reference.name())?;
         if entry.active.is_none() {
@@ -226,6 +232,7 @@ fn show(reference: &Reference, out: &Out) -> Result<()> {
 }
 
 fn add(
+    state: Option<&Path>,
     file: &Path,
     name: Option<&str>,
     base: Option<&Path>,
@@ -245,7 +252,7 @@ fn add(
     }
     // The first of a name serves at once.
     let serve = if activate { Serve::Now } else { Serve::First };
-    let store = Store::of_user()?;
+    let store = Store::open(&chosen::folder(state)?)?;
     let added = store.add_and_serve(name, &adapter, &Origin::default(), serve)?;
     let generation = added.generation;
     let what = if added.new { "added" } else { "was there already" };
@@ -260,9 +267,9 @@ fn add(
     }))
 }
 
-fn verify(text: &str, base: Option<&Path>, out: &Out) -> Result<()> {
+fn verify(state: Option<&Path>, text: &str, base: Option<&Path>, out: &Out) -> Result<()> {
     let choice = Choice { source: text.into(), weight: 1.0 };
-    let adapter = choice.load()?;
+    let adapter = choice.load_from(state)?;
     adapter.check()?;
     out.line(format!(
         "'{text}': the hash holds, {} values are finite",
@@ -301,8 +308,8 @@ fn verify(text: &str, base: Option<&Path>, out: &Out) -> Result<()> {
     }))
 }
 
-fn export(text: &str, base: &Path, dir: &Path, out: &Out) -> Result<()> {
-    let adapter = Choice { source: text.into(), weight: 1.0 }.load()?;
+fn export(state: Option<&Path>, text: &str, base: &Path, dir: &Path, out: &Out) -> Result<()> {
+    let adapter = Choice { source: text.into(), weight: 1.0 }.load_from(state)?;
     let base = Base::open(base)?;
     crate::adapter::bind(&[(&adapter, 1.0)], base.targets(), &base.fingerprint(), &base)?;
     let warnings = peft::export(&adapter, base.targets(), dir)?;
@@ -314,8 +321,14 @@ fn export(text: &str, base: &Path, dir: &Path, out: &Out) -> Result<()> {
     }))
 }
 
-fn merge(choices: &[Choice], file: &Path, name: &str, out: &Out) -> Result<()> {
-    let adapters = choices.iter().map(Choice::load).collect::<Result<Vec<Adapter>>>()?;
+fn merge(
+    state: Option<&Path>,
+    choices: &[Choice],
+    file: &Path,
+    name: &str,
+    out: &Out,
+) -> Result<()> {
+    let adapters = choices.iter().map(|c| c.load_from(state)).collect::<Result<Vec<Adapter>>>()?;
     let weighted: Vec<(&Adapter, f32)> =
         adapters.iter().zip(choices).map(|(a, c)| (a, c.weight)).collect();
     let merged = crate::adapter::merge(name, &weighted)?;

@@ -3,8 +3,8 @@
 use crate::adapter::{Adapter, Bound};
 use crate::error::{Error, Result};
 use crate::runtime::Engine;
-use crate::store::{Loaded, Options, Reference, Store};
-use std::path::Path;
+use crate::store::{Options, Reference, Store};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// An adapter and its weight, as given.
@@ -37,24 +37,30 @@ impl Choice {
         }
     }
 
-    /// Reads the adapter: a file if there is one or the text looks like one, else from the store.
+    /// Reads the adapter: a file if there is one or the text looks like one, else from the user's store.
     pub fn load(&self) -> Result<Adapter> {
+        self.load_from(None)
+    }
+
+    /// As [`Choice::load`], from the store in `state`.
+    pub fn load_from(&self, state: Option<&Path>) -> Result<Adapter> {
         let path = Path::new(&self.source);
         if path.exists() || self.source.contains('/') || self.source.ends_with(".adapter") {
             return Adapter::read(path);
         }
-        Ok(from_store(&Reference::parse(&self.source)?)?.adapter)
+        let reference = Reference::parse(&self.source)?;
+        Ok(store_with(state, &reference)?.load(&reference)?.adapter)
     }
 }
 
-/// Reads an adapter of the user's store, which is not made if it is not there.
-pub fn from_store(reference: &Reference) -> Result<Loaded> {
-    store_with(reference)?.load(reference)
+/// The folder of the store: `state`, else the user's.
+pub fn folder(state: Option<&Path>) -> Result<PathBuf> {
+    state.map_or_else(Store::folder_of_user, |state| Ok(state.into()))
 }
 
-/// The user's store, which must be there for `reference` to name something in it.
-pub fn store_with(reference: &Reference) -> Result<Store> {
-    let root = Store::folder_of_user()?;
+/// The store in `state`, else the user's, which must be there for `reference` to name something in it.
+pub fn store_with(state: Option<&Path>, reference: &Reference) -> Result<Store> {
+    let root = folder(state)?;
     Store::open_existing(&root, Options::default())?.ok_or_else(|| {
         Error::usage(format!("no adapter '{}' in '{}'", reference.name(), root.display()))
             .hint("the store is empty; 'adapter add FILE' fills it")

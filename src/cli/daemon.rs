@@ -227,6 +227,7 @@ pub fn train_now(args: &TrainNowArgs, out: &Out) -> Result<()> {
     if !args.wait {
         return out.document(&answer);
     }
+    let mut told = String::new();
     loop {
         let state = client.json(Method::GET, &format!("/v1/train/{job}"), None)?;
         let name = text(&state["state"]);
@@ -238,7 +239,26 @@ pub fn train_now(args: &TrainNowArgs, out: &Out) -> Result<()> {
             out.document(&state)?;
             return outcome(job, &state);
         }
+        let now = far(&state);
+        if now != told {
+            out.remark(now.as_str());
+            told = now;
+        }
         std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// How far a job is, in words.
+fn far(job: &Value) -> String {
+    let running = &job["running"];
+    match (running["measuring"].as_bool(), running["steps"].as_u64()) {
+        (Some(true), _) => "what it learned is measured".into(),
+        (_, Some(steps)) if steps > 0 => {
+            let loss = running["loss"].as_f64().map_or(String::new(), |l| format!(", loss {l:.3}"));
+            format!("step {} of {steps}{loss}", running["step"])
+        }
+        (Some(_), _) => "samples are read".into(),
+        _ => format!("it is {}", text(&job["state"])),
     }
 }
 

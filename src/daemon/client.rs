@@ -151,6 +151,9 @@ impl Answer {
         let error = value.get("error").cloned().unwrap_or_default();
         let text = |key: &str| error.get(key).and_then(|v| v.as_str()).map(String::from);
         let kind = match self.status {
+            // One fault has one exit code, whichever way it comes.
+            400 if error["type"] == "bad_input" => ErrorKind::BadInput,
+            422 if error["type"] == "unsupported" => ErrorKind::Unsupported,
             400 | 404 | 405 | 413 | 415 => ErrorKind::Usage,
             409 => ErrorKind::Refused,
             401 | 403 => ErrorKind::Refused,

@@ -156,6 +156,11 @@ impl Learner {
         self.shared.status()
     }
 
+    /// The job that trains now, as far as it is.
+    pub fn running(&self) -> Option<JobStatus> {
+        self.shared.board().job.clone()
+    }
+
     /// Looks at once whether there is something to do.
     pub fn wake(&self) {
         self.shared.ring(|board| board.woken = true);

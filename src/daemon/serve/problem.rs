@@ -69,9 +69,8 @@ impl From<Error> for Problem {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
             }
             (_, ErrorKind::Failed) => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
-            (_, ErrorKind::Usage | ErrorKind::BadInput) => {
-                (StatusCode::BAD_REQUEST, "invalid_request")
-            }
+            (_, ErrorKind::Usage) => (StatusCode::BAD_REQUEST, "invalid_request"),
+            (_, ErrorKind::BadInput) => (StatusCode::BAD_REQUEST, "bad_input"),
             (_, ErrorKind::Unsupported) => (StatusCode::UNPROCESSABLE_ENTITY, "unsupported"),
             (_, ErrorKind::Mismatch) => (StatusCode::UNPROCESSABLE_ENTITY, "mismatch"),
             (_, ErrorKind::Refused) => (StatusCode::CONFLICT, "refused"),
@@ -81,9 +80,24 @@ impl From<Error> for Problem {
             status,
             kind,
             message: e.message().to_string(),
-            hint: e.hint_text().map(String::from),
+            hint: e.hint_text().and_then(for_http),
         }
     }
+}
+
+/// A hint of the command line in the words of this interface; none where it has no such thing.
+fn for_http(hint: &str) -> Option<String> {
+    if hint.contains("--force") {
+        return Some("activate another one first, or add ?force=true".into());
+    }
+    if let Some(list) = hint.strip_prefix("switch with 'adapter use' to one of ") {
+        return Some(format!("POST /v1/adapters/NAME/activate makes one of {list} answer"));
+    }
+    if hint.starts_with("'adapter add") {
+        return Some("POST /v1/adapters/NAME adds one, and training makes one".into());
+    }
+    let commands = ["--", "'adapter ", "'forget", "'offshoot ", "with 'state'"];
+    (!commands.iter().any(|c| hint.contains(c))).then(|| hint.to_string())
 }
 
 impl IntoResponse for Problem {
@@ -106,5 +120,22 @@ impl IntoResponse for Problem {
             _ => {}
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_name_no_flags() {
+        let hint = |hint: &str| Problem::from(Error::refused("no").hint(hint)).hint;
+        assert_eq!(hint("add --force").unwrap(), "activate another one first, or add ?force=true");
+        let given = hint("switch with 'adapter use' to one of 1, 2").unwrap();
+        assert_eq!(given, "POST /v1/adapters/NAME/activate makes one of 1, 2 answer");
+        assert_eq!(hint("pack it with --image SIZE"), None);
+        assert_eq!(hint("look again").unwrap(), "look again");
+        let bad = Problem::from(Error::bad_input("no picture"));
+        assert_eq!((bad.status.as_u16(), bad.kind), (400, "bad_input"));
     }
 }

@@ -1,6 +1,7 @@
 //! Training jobs.
 
 use super::{Answer, Call, ok, with};
+use crate::daemon::learn::JobStatus;
 use crate::daemon::serve::app::App;
 use crate::daemon::serve::ask;
 use crate::daemon::serve::problem::Problem;
@@ -10,7 +11,7 @@ use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper::body::Frame;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -61,14 +62,23 @@ fn job(app: &App, id: i64) -> Result<Job, Problem> {
     app.store.job(id)?.ok_or_else(|| Problem::not_found(format!("there is no job {id}")))
 }
 
+/// A job, and how far it is where it trains now.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    job: Job,
+    running: Option<JobStatus>,
+}
+
 /// `GET /v1/train/{job}`.
 pub async fn show(State(app): State<Arc<App>>, call: Call) -> Answer {
     let id = call.number("job")? as i64;
     let job = app.blocking(move |app| job(app, id)).await?;
-    ok(&job)
+    ok(&Shown { running: running(&app, id), job })
 }
 
-/// `GET /v1/train/{job}/events`: server-sent events, one for each change, until the job has ended.
+/// `GET /v1/train/{job}/events`: server-sent events, `job` for each change of the job and `progress` with
+/// step and loss while it runs, until the job has ended.
 pub async fn follow(State(app): State<Arc<App>>, call: Call) -> Answer {
     let id = call.number("job")? as i64;
     let first = app.blocking(move |app| job(app, id)).await?;
@@ -80,9 +90,14 @@ pub async fn follow(State(app): State<Arc<App>>, call: Call) -> Answer {
     Ok(response)
 }
 
+/// How far a job is that trains now.
+fn running(app: &App, id: i64) -> Option<JobStatus> {
+    app.learning()?.running().filter(|running| running.job == id)
+}
+
 async fn send_changes(app: Arc<App>, id: i64, first: Job, sender: mpsc::Sender<Bytes>) {
     let mut stop = app.stop.subscribe();
-    let mut last = None;
+    let (mut last, mut told) = (None, None);
     let mut next = Some(first);
     let mut quiet = 0;
     loop {
@@ -93,6 +108,13 @@ async fn send_changes(app: Arc<App>, id: i64, first: Job, sender: mpsc::Sender<B
                 return;
             }
             last = Some(job);
+            quiet = 0;
+        } else if let Some(running) = running(&app, id).filter(|r| Some(r) != told.as_ref()) {
+            let text = serde_json::to_string(&running).unwrap_or_default();
+            if sender.send(format!("event: progress\ndata: {text}\n\n").into()).await.is_err() {
+                return;
+            }
+            told = Some(running);
             quiet = 0;
         } else {
             quiet += 1;
