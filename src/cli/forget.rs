@@ -35,6 +35,9 @@ pub struct Args {
     /// Every sample
     #[arg(long, conflicts_with_all = ["id", "hash", "label", "source", "since", "until"])]
     all: bool,
+    /// Say what would go, and change nothing
+    #[arg(long)]
+    dry_run: bool,
     /// The state's folder, to work on it without the daemon (default with no daemon: the user's)
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -66,6 +69,12 @@ impl Args {
     }
 }
 
+/// What to forget, and whether only to say what would go.
+struct What {
+    selector: Selector,
+    dry_run: bool,
+}
+
 /// What is printed as JSON.
 #[derive(Debug, Serialize)]
 struct Done {
@@ -77,16 +86,18 @@ struct Done {
 
 /// Forgets and says what is gone.
 pub fn run(args: &Args, out: &Out) -> Result<()> {
-    let selector = args.selector()?;
+    let what = What { selector: args.selector()?, dry_run: args.dry_run };
     let done = match &args.state {
-        Some(folder) => on_store(folder, args.key_file.as_deref(), &selector)?
-            .ok_or_else(|| no_store(folder))?,
-        None => without_state(args, &selector, out)?,
+        Some(folder) => {
+            on_store(folder, args.key_file.as_deref(), &what)?.ok_or_else(|| no_store(folder))?
+        }
+        None => without_state(args, &what, out)?,
     };
     let report = &done.report;
     let generations: Vec<String> =
         report.generations.iter().map(|g| format!("{}@{}", g.name, g.generation)).collect();
-    out.line(format!("forgot {} samples ({})", count(report.samples), bytes(report.bytes)));
+    let forgot = if args.dry_run { "nothing is changed; it would forget" } else { "forgot" };
+    out.line(format!("{forgot} {} samples ({})", count(report.samples), bytes(report.bytes)));
     if !generations.is_empty() {
         out.line(format!("retired {}, which had learned from them", generations.join(", ")));
     }
@@ -100,7 +111,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     if !report.jobs_queued.is_empty() {
         out.line("training anew is queued");
     }
-    if !report.finished {
+    if !report.finished && !args.dry_run {
         out.remark(
             "warning: another process reads the store, or the disk is full: its free pages are \
              cleared later",
@@ -110,12 +121,16 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
 }
 
 /// `None`: there is no store.
-fn on_store(folder: &Path, key: Option<&Path>, selector: &Selector) -> Result<Option<Done>> {
+fn on_store(folder: &Path, key: Option<&Path>, what: &What) -> Result<Option<Done>> {
     let key = key.map(Key::read).transpose()?;
     let Some(store) = Store::open_existing(folder, Options { key, ..Options::default() })? else {
         return Ok(None);
     };
-    Ok(Some(Done { report: store.forget(selector)?, store: Some(folder.into()) }))
+    let report = match what.dry_run {
+        true => store.would_forget(&what.selector)?,
+        false => store.forget(&what.selector)?,
+    };
+    Ok(Some(Done { report, store: Some(folder.into()) }))
 }
 
 fn no_store(folder: &Path) -> Error {
@@ -124,8 +139,8 @@ fn no_store(folder: &Path) -> Error {
 }
 
 /// On a store that nobody named.
-fn on_users_store(folder: &Path, selector: &Selector, out: &Out) -> Result<Option<Done>> {
-    let done = on_store(folder, None, selector)?;
+fn on_users_store(folder: &Path, what: &What, out: &Out) -> Result<Option<Done>> {
+    let done = on_store(folder, None, what)?;
     if done.is_some() {
         out.remark(format!("no daemon answers: this is the store in '{}'", folder.display()));
     }
@@ -133,16 +148,16 @@ fn on_users_store(folder: &Path, selector: &Selector, out: &Out) -> Result<Optio
 }
 
 #[cfg(not(feature = "daemon"))]
-fn without_state(_: &Args, selector: &Selector, out: &Out) -> Result<Done> {
+fn without_state(_: &Args, what: &What, out: &Out) -> Result<Done> {
     let folder = Store::folder_of_user()?;
-    on_users_store(&folder, selector, out)?.ok_or_else(|| no_store(&folder))
+    on_users_store(&folder, what, out)?.ok_or_else(|| no_store(&folder))
 }
 
 #[cfg(feature = "daemon")]
-fn without_state(args: &Args, selector: &Selector, out: &Out) -> Result<Done> {
+fn without_state(args: &Args, what: &What, out: &Out) -> Result<Done> {
     match &args.host {
-        Some(text) => ask(Host::parse(text)?, selector),
-        None => by_default(Host::default_host()?, Store::folder_of_user, selector, out),
+        Some(text) => ask(Host::parse(text)?, what),
+        None => by_default(Host::default_host()?, Store::folder_of_user, what, out),
     }
 }
 
@@ -152,14 +167,14 @@ fn without_state(args: &Args, selector: &Selector, out: &Out) -> Result<Done> {
 fn by_default(
     host: Host,
     folder: impl FnOnce() -> Result<PathBuf>,
-    selector: &Selector,
+    what: &What,
     out: &Out,
 ) -> Result<Done> {
     if !nobody_listens(&host) {
-        return ask(host, selector);
+        return ask(host, what);
     }
     let folder = folder()?;
-    on_users_store(&folder, selector, out)?.ok_or_else(|| {
+    on_users_store(&folder, what, out)?.ok_or_else(|| {
         let text =
             format!("no daemon listens at {host}, and '{}' holds no store", folder.display());
         Error::new(crate::error::ErrorKind::Unreachable, text)
@@ -178,12 +193,13 @@ fn nobody_listens(host: &Host) -> bool {
 }
 
 #[cfg(feature = "daemon")]
-fn ask(host: Host, selector: &Selector) -> Result<Done> {
-    let body = serde_json::to_value(selector)
+fn ask(host: Host, what: &What) -> Result<Done> {
+    let body = serde_json::to_value(&what.selector)
         .map_err(|e| Error::failed(format!("the request can't be written: {e}")))?;
     // Rewriting the database takes a while on a card.
     let client = Client::new(host)?.with_patience(std::time::Duration::from_secs(600));
-    let answer = client.json(hyper::Method::POST, "/v1/forget", Some(&body))?;
+    let path = if what.dry_run { "/v1/forget?dry_run=true" } else { "/v1/forget" };
+    let answer = client.json(hyper::Method::POST, path, Some(&body))?;
     let report = serde_json::from_value(answer)
         .map_err(|e| Error::failed(format!("the daemon's report can't be read: {e}")))?;
     Ok(Done { report, store: None })
@@ -200,7 +216,8 @@ mod tests {
     fn the_callers_own_store_is_meant_only_where_no_daemon_listens() {
         let dir = tempfile::tempdir().unwrap();
         let out = Out::new(true);
-        let all = Selector { all: true, ..Selector::default() };
+        let selector = Selector { all: true, ..Selector::default() };
+        let all = What { selector, dry_run: false };
         let socket = dir.path().join("s");
         let by = |path: &Path, folder: &str| {
             let folder = || Ok(dir.path().join(folder));

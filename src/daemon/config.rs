@@ -44,6 +44,9 @@ pub struct Config {
     /// What is kept of samples.
     #[serde(default)]
     pub samples: SampleConfig,
+    /// Which answers are kept for people to look at.
+    #[serde(default)]
+    pub recent: RecentConfig,
     /// What is logged.
     #[serde(default)]
     pub log: LogConfig,
@@ -78,6 +81,9 @@ pub struct ServeConfig {
     pub token_file: Option<PathBuf>,
     /// What a `Host` header may name on the TCP port, without the port.
     pub hosts: Vec<String>,
+    /// Whether `tcp` may be an address that other machines reach. There is no TLS: the token and what
+    /// is asked pass the network in plain, unless a proxy stands before it.
+    pub network: bool,
     /// The adapter for requests that name none.
     pub adapter: Option<String>,
     /// Threads that run the base; 0: one for each core.
@@ -94,6 +100,7 @@ impl Default for ServeConfig {
             tcp: None,
             token_file: None,
             hosts: ["localhost", "127.0.0.1", "[::1]"].map(String::from).to_vec(),
+            network: false,
             adapter: None,
             workers: 0,
             threads: 1,
@@ -196,6 +203,25 @@ impl SampleConfig {
     }
 }
 
+/// `[recent]`: answers that the page shows, to be confirmed or corrected. Nothing is kept without the
+/// TCP port, which serves the page, nor where samples are encrypted.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RecentConfig {
+    /// Whether those to pictures are kept.
+    pub pictures: bool,
+    /// Whether those to sentences are kept.
+    pub text: bool,
+    /// Most bytes of their inputs.
+    pub max_bytes: u64,
+}
+
+impl Default for RecentConfig {
+    fn default() -> RecentConfig {
+        RecentConfig { pictures: true, text: false, max_bytes: 64 << 20 }
+    }
+}
+
 /// `[log]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -243,6 +269,7 @@ impl Config {
             state,
             serve: ServeConfig { socket, ..ServeConfig::default() },
             limits: Limits::default(),
+            recent: RecentConfig::default(),
             samples: SampleConfig::default(),
             log: LogConfig::default(),
             train: TrainSettings::default(),
@@ -295,6 +322,7 @@ impl Config {
     pub fn check(&self) -> Result<()> {
         let l = &self.limits;
         number("limits.connections", l.connections as u64, 1, 4096)?;
+        number("recent.max_bytes", self.recent.max_bytes, 0, 1 << 40)?;
         number("limits.queue", l.queue as u64, 1, 65_536)?;
         number("limits.batch", l.batch as u64, 1, 64)?;
         number("limits.body_bytes", l.body_bytes as u64, 1024, 1 << 30)?;
@@ -322,10 +350,12 @@ impl Config {
     fn check_tcp(&self) -> Result<()> {
         let serve = &self.serve;
         let Some(address) = serve.tcp else { return Ok(()) };
-        if !address.ip().is_loopback() {
+        if !address.ip().is_loopback() && !serve.network {
             let found = format!("expected a loopback address, found '{address}'");
-            return Err(bad("serve.tcp", found)
-                .hint("the daemon has no TLS: let a proxy serve other machines"));
+            return Err(bad("serve.tcp", found).hint(
+                "the daemon has no TLS: let a proxy serve other machines, or set serve.network = true \
+                 in a network that you trust",
+            ));
         }
         if serve.token_file.is_none() {
             return Err(bad("serve.token_file", "the TCP port needs one".into())
@@ -386,6 +416,7 @@ impl Config {
             ("serve.tcp", put_back(&mut new.tcp, &old.tcp)),
             ("serve.workers", put_back(&mut new.workers, &old.workers)),
             ("serve.threads", put_back(&mut new.threads, &old.threads)),
+            ("recent", put_back(&mut self.recent, &running.recent)),
             ("samples.key_file", put_back(&mut self.samples.key_file, &running.samples.key_file)),
         ];
         keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()

@@ -36,6 +36,14 @@ pub fn media_type(bytes: &[u8]) -> Option<&'static str> {
     Some(format_of(bytes).ok()?.to_mime_type())
 }
 
+/// The smaller side of an encoded picture in pixels; 0 where it can't be told.
+#[cfg(feature = "daemon")]
+pub(crate) fn smaller_side(bytes: &[u8]) -> u32 {
+    let Ok(format) = format_of(bytes) else { return 0 };
+    let size = ImageReader::with_format(Cursor::new(bytes), format).into_dimensions();
+    size.map_or(0, |(width, height)| width.min(height))
+}
+
 fn format_of(bytes: &[u8]) -> Result<ImageFormat> {
     // ISO 14496-12: the length of the first box, "ftyp", the main brand.
     if bytes.get(4..8) == Some(b"ftyp") {

@@ -151,15 +151,23 @@ impl Store {
         self.write(|c| {
             let row = known(c, self, name)?;
             compare(name, expected, row.active)?;
-            let Some(active) = row.active else {
-                return Err(Fault::Ours(Error::usage(format!(
-                    "'{name}' serves the base: there is nothing to go back from"
-                ))));
-            };
+            let active = row.active.ok_or_else(|| nothing_to_go_back_from(name))?;
             let to = fallback(c, &row)?;
             set_state(c, row.id, active, GenerationState::Bad, Some(why))?;
             point(c, &row, to, How::RolledBack, Some(why))?;
             events::record(c, "rollback", Some(name), &went_back(active, to, why), None)?;
+            Ok(Switched { name: name.into(), active: to, before: Some(active) })
+        })
+    }
+
+    /// What [`Store::rollback`] would do; nothing is changed. Errors as there.
+    pub fn would_roll_back(&self, name: &str, expected: Option<Option<u64>>) -> Result<Switched> {
+        check_name(name)?;
+        self.read(|c| {
+            let row = known(c, self, name)?;
+            compare(name, expected, row.active)?;
+            let active = row.active.ok_or_else(|| nothing_to_go_back_from(name))?;
+            let to = fallback(c, &row)?;
             Ok(Switched { name: name.into(), active: to, before: Some(active) })
         })
     }
@@ -360,6 +368,10 @@ pub(super) fn serve(
         )?;
     }
     Ok(())
+}
+
+fn nothing_to_go_back_from(name: &str) -> Error {
+    Error::usage(format!("'{name}' serves the base: there is nothing to go back from"))
 }
 
 fn went_back(from: u64, to: Option<u64>, why: &str) -> String {

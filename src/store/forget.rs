@@ -119,8 +119,7 @@ impl Store {
     /// forgotten then.
     pub fn forget(&self, selector: &Selector) -> Result<ForgetReport> {
         if *selector == Selector::default() {
-            return Err(Error::usage("nothing says what to forget")
-                .hint("name samples, a label, a source, a time, an adapter, or all"));
+            return Err(nothing_selected());
         }
         let mut report = match self.forget_rows(selector) {
             Err(e) if e.cause() == Some(Cause::Full) => {
@@ -141,13 +140,39 @@ impl Store {
         Ok(report)
     }
 
+    /// What [`Store::forget`] would do; nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Store::forget`].
+    pub fn would_forget(&self, selector: &Selector) -> Result<ForgetReport> {
+        if *selector == Selector::default() {
+            return Err(nothing_selected());
+        }
+        let mut report = None;
+        let ended = self.write(|c| -> Outcome<()> {
+            report = Some(remove(c, &self.doomed(c, selector)?)?);
+            // An error takes the transaction back.
+            Err(Error::failed("nothing was to be changed").into())
+        });
+        let mut report =
+            report.map_or_else(|| Err(ended.err().unwrap_or_else(nothing_selected)), Ok)?;
+        if report.samples > 0 || selector.all {
+            report.lost = self.lost_count() as u64;
+        }
+        Ok(report)
+    }
+
+    fn doomed(&self, c: &Connection, selector: &Selector) -> Outcome<Vec<Doomed>> {
+        let unlocked = match selector.label {
+            Some(_) => Some(self.unlocked(c)?),
+            None => None,
+        };
+        doomed(c, unlocked.as_ref(), selector)
+    }
+
     fn forget_rows(&self, selector: &Selector) -> Result<ForgetReport> {
         self.write(|c| {
-            let unlocked = match selector.label {
-                Some(_) => Some(self.unlocked(c)?),
-                None => None,
-            };
-            let doomed = doomed(c, unlocked.as_ref(), selector)?;
+            let doomed = self.doomed(c, selector)?;
             let report = remove(c, &doomed)?;
             if !doomed.is_empty() || selector.all {
                 db::set_meta(c, UNFINISHED, LOST_TOO)?;
@@ -241,6 +266,11 @@ impl Store {
             Ok(())
         })
     }
+}
+
+fn nothing_selected() -> Error {
+    Error::usage("nothing says what to forget")
+        .hint("name samples, a label, a source, a time, an adapter, or all")
 }
 
 /// Seals a column of a table, row by row: `rows` gives numbers and contexts.

@@ -206,6 +206,11 @@ impl Store {
         })
     }
 
+    /// As [`Store::samples`], the newest first.
+    pub fn newest_samples(&self, filter: &Filter) -> Result<Vec<SampleInfo>> {
+        self.read(|c| select_in(c, &self.unlocked(c)?, filter, "DESC"))
+    }
+
     /// A sample with its input. Errors: there is none of this number (usage, [`Cause::NotFound`]),
     /// it is damaged (bad input), no key (refused).
     pub fn sample(&self, id: i64) -> Result<Sample> {
@@ -436,12 +441,21 @@ pub(super) fn condition(
 }
 
 fn select(c: &Connection, unlocked: &Unlocked<'_>, filter: &Filter) -> Outcome<Vec<SampleInfo>> {
+    select_in(c, unlocked, filter, "ASC")
+}
+
+fn select_in(
+    c: &Connection,
+    unlocked: &Unlocked<'_>,
+    filter: &Filter,
+    order: &str,
+) -> Outcome<Vec<SampleInfo>> {
     let Some((sql, values)) = condition(c, Some(unlocked), filter)? else { return Ok(vec![]) };
     let labels = labels(c, unlocked)?;
     let limit = if filter.limit == 0 { -1 } else { i64::from(filter.limit) };
     let mut statement = c.prepare(&format!(
         "SELECT {COLUMNS} WHERE {sql} AND state < {} AND samples.id > {} ORDER BY samples.id
-         LIMIT {limit}",
+         {order} LIMIT {limit}",
         SampleState::EVICTED,
         filter.after
     ))?;

@@ -205,6 +205,8 @@ fn llama_clients_find_their_adapters() {
     let bytes = daemon.place.read("2.adapter");
     let added = daemon.send("POST", "/v1/adapters/garden", "application/octet-stream", &bytes);
     assert_eq!(added.status, 201);
+    let file = daemon.get("/v1/adapters/garden/1");
+    assert_eq!((file.status, &file.body), (200, &bytes));
     let list = daemon.ok("GET", "/lora-adapters", None);
     assert_eq!(list[0]["path"], "home");
     assert_eq!(list[1], json!({"id": 1, "path": "garden", "scale": 0.0}));

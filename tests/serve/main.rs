@@ -7,10 +7,12 @@ mod bad_input;
 #[path = "../common/mod.rs"]
 mod common;
 mod damaged;
+mod docs;
 mod kill;
 mod life;
 mod load;
 mod medium;
+mod page;
 mod pictures;
 #[path = "../it/support.rs"]
 #[allow(dead_code)]

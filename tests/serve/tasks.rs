@@ -10,7 +10,7 @@ const WORDS: [&str; 16] = [
 ];
 
 /// A base of tokens with a vocabulary of its own, as `mlp.base`, the name that the daemon is set to.
-fn base() -> Place {
+pub fn base() -> Place {
     let place = Place::new();
     let vocab: Vec<String> =
         WORDS.iter().enumerate().map(|(id, word)| format!("\"{word}\": {id}")).collect();
@@ -30,7 +30,7 @@ fn base() -> Place {
 }
 
 /// `train` with a task decided by the data.
-fn train(place: &Place, data: &str, more: &str) -> Value {
+pub fn train(place: &Place, data: &str, more: &str) -> Value {
     let line = format!(
         "train mlp.base --data {data} --out a.adapter --lr 0.02 --batch 8 --threads 1 {more}"
     );
@@ -52,7 +52,7 @@ fn predict(daemon: &Daemon, text: &str) -> Value {
     answer["predictions"][0].clone()
 }
 
-fn rows(rows: &[Value]) -> String {
+pub fn rows(rows: &[Value]) -> String {
     (0..8).flat_map(|_| rows).map(|row| format!("{row}\n")).collect()
 }
 

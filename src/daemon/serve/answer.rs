@@ -1,11 +1,15 @@
 //! From a question to its answer: inputs made, the base run, labels read.
 
+use super::api::now;
 use super::ask::{Asked, Question, Raw};
+use super::look::Look;
 use super::problem::Problem;
+use super::recent::{Offer, Recent};
 use super::roster::{Instead, Roster, Served};
 use crate::daemon::Tensor;
 use crate::error::Result;
 use crate::pack::Role;
+use crate::runtime::picture::smaller_side;
 use crate::runtime::text::Tokens;
 use crate::runtime::{
     Engine, Named, Prediction, Preprocessor, Words, apply_head, base_predictions,
@@ -23,6 +27,7 @@ pub struct Answerer {
     engine: Engine,
     preprocessor: Preprocessor,
     roster: Arc<Roster>,
+    recent: Arc<Recent>,
     /// Whether sentences of one length may share a run.
     batches: bool,
     /// Decoding takes up to 192 MiB: one picture at a time.
@@ -37,6 +42,8 @@ pub struct Prepared {
     served: Arc<Served>,
     top: usize,
     outputs: Option<bool>,
+    /// What was asked, where the answer is to be kept, and how its picture looks.
+    kept: Option<(Asked, Option<Look>)>,
 }
 
 enum Work {
@@ -66,10 +73,10 @@ struct Reply<'a> {
 
 impl Answerer {
     /// For this engine and these adapters.
-    pub fn new(engine: Engine, roster: Arc<Roster>) -> Answerer {
+    pub fn new(engine: Engine, roster: Arc<Roster>, recent: Arc<Recent>) -> Answerer {
         let batches = rows_are_free(&engine);
         let preprocessor = Preprocessor::new(&engine);
-        Answerer { engine, preprocessor, roster, batches, decoding: Mutex::new(()) }
+        Answerer { engine, preprocessor, roster, recent, batches, decoding: Mutex::new(()) }
     }
 
     /// Parses a question, chooses who answers and makes the base's inputs.
@@ -79,6 +86,8 @@ impl Answerer {
         let head = served.bound.as_ref().and_then(|b| b.head.as_ref());
         let task = Task::serving(head, self.engine.base())?;
         let mut sentence = None;
+        let wanted = served.name.is_some() && self.recent.wants(&input);
+        let mut kept = wanted.then(|| (input.clone(), None));
         let work = match input {
             Asked::Text(text) => {
                 let tokens = if task.needs_words() {
@@ -96,11 +105,14 @@ impl Answerer {
                     let _one = self.decoding.lock().unwrap_or_else(PoisonError::into_inner);
                     self.preprocessor.image_bytes(&bytes)?
                 };
+                if let Some((_, look)) = &mut kept {
+                    *look = Look::of(&picture, smaller_side(&bytes));
+                }
                 Work::Inputs(self.preprocessor.stack(&[&picture])?)
             }
             Asked::Tensors(named) => Work::Inputs(named),
         };
-        Ok(Prepared { work, sentence, served, top, outputs })
+        Ok(Prepared { work, sentence, served, top, outputs, kept })
     }
 
     /// An error if the base can't take `input`, without running it.
@@ -185,6 +197,7 @@ impl Answerer {
                     prepared.sentence.as_ref().map(|(text, words)| (text.as_str(), words));
                 let said = own.iter().map(|p| task.answer(head, p, sentence, prepared.top));
                 let said = said.map(|answer| Ok(answer?.json)).collect::<Result<Vec<_>>>()?;
+                self.keep(prepared, &said);
                 let reply = Reply {
                     adapter: prepared.served.name.as_deref(),
                     generation: prepared.served.generation,
@@ -200,6 +213,20 @@ impl Answerer {
                 Ok(bytes.into())
             })
             .collect()
+    }
+
+    /// Offers an answer to be kept for people to look at.
+    fn keep(&self, prepared: &Prepared, said: &[serde_json::Value]) {
+        let (Some((input, look)), [answer]) = (&prepared.kept, said) else { return };
+        let Some(name) = prepared.served.name.clone() else { return };
+        self.recent.offer(Offer {
+            time: now(),
+            name,
+            generation: prepared.served.generation,
+            answer: answer.clone(),
+            input: input.clone(),
+            look: *look,
+        });
     }
 
     /// A question that any base of its kind can answer.
@@ -225,7 +252,7 @@ impl Answerer {
             Work::Inputs(self.zeros()?)
         };
         let served = self.roster.resolve(&super::roster::Selection::Base)?;
-        Ok(Prepared { work, sentence: None, served, top: 1, outputs: Some(false) })
+        Ok(Prepared { work, sentence: None, served, top: 1, outputs: Some(false), kept: None })
     }
 
     /// Zeros of the least sizes that the base's inputs allow.

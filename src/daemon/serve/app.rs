@@ -7,6 +7,7 @@ use super::integrity::Integrity;
 use super::metrics::{Gauge, Metrics, count};
 use super::pool::Pool;
 use super::problem::Problem;
+use super::recent::Recent;
 use super::roster::{Roster, Selection};
 use crate::daemon::learn::{Learner, Settings};
 use crate::daemon::{Config, Serving};
@@ -40,6 +41,8 @@ pub struct App {
     pub roster: Arc<Roster>,
     /// Makes inputs and answers.
     pub answerer: Arc<Answerer>,
+    /// Answers for people to look at.
+    pub recent: Arc<Recent>,
     /// The workers.
     pub pool: Pool,
     /// The counters.
@@ -68,7 +71,13 @@ impl App {
         let roster = Roster::new(engine.clone(), store.clone(), metrics.clone(), limits.adapters)?;
         let roster = Arc::new(roster);
         roster.set_default(default_of(&config)?);
-        let answerer = Arc::new(Answerer::new(engine.clone(), roster.clone()));
+        let recent = match config.serve.tcp.is_some() && !store.encrypted() && !store.read_only() {
+            true => Recent::open(store.root().join("recent"), config.recent.clone()),
+            false => Recent::default(),
+        };
+        let recent = Arc::new(recent);
+        let answerer = Answerer::new(engine.clone(), roster.clone(), recent.clone());
+        let answerer = Arc::new(answerer);
         let pool = Pool::start(
             answerer.clone(),
             metrics.clone(),
@@ -89,6 +98,7 @@ impl App {
             store,
             roster,
             answerer,
+            recent,
             pool,
             metrics,
             registry: Registry::default(),

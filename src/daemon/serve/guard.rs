@@ -119,12 +119,15 @@ fn request_id(headers: &HeaderMap) -> String {
 async fn admit(app: &App, conn: &Conn, request: Request) -> Result<Request, Problem> {
     if conn.transport == Transport::Tcp {
         check_host(app, &request)?;
-        check_token(app, request.headers())?;
+        if !super::api::has_login(request.uri().path()) {
+            check_token(app, request.headers())?;
+        }
     }
     let (parts, body) = request.into_parts();
     let whole = read(app, &parts.headers, body).await?;
     let mut request = Request::from_parts(parts, Body::empty());
     request.extensions_mut().insert(whole);
+    request.extensions_mut().insert(conn.transport);
     Ok(request)
 }
 
@@ -156,14 +159,16 @@ fn check_token(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
     let wrong = |what: &str| Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", what);
     match (given, app.token()) {
         (None, _) => Err(wrong("expected 'Authorization: Bearer TOKEN'")),
-        // Hashes are compared in constant time, so that how much of a guess is right does not show.
-        (Some(given), Some(token))
-            if blake3::hash(given.as_bytes()) == blake3::hash(token.as_bytes()) =>
-        {
-            Ok(())
-        }
+        (Some(given), Some(_)) if is_token(app, given) => Ok(()),
         _ => Err(wrong("the token is wrong")),
     }
+}
+
+/// Whether this is the port's token. Hashes are compared in constant time, so that how much of a guess is
+/// right does not show.
+pub fn is_token(app: &App, given: &str) -> bool {
+    app.token()
+        .is_some_and(|token| blake3::hash(given.as_bytes()) == blake3::hash(token.as_bytes()))
 }
 
 /// Reads a body within the limits on bytes, time and memory.

@@ -10,10 +10,12 @@ mod integrity;
 mod kept;
 mod listen;
 mod log;
+mod look;
 mod metrics;
 mod openapi;
 mod pool;
 mod problem;
+mod recent;
 mod roster;
 mod run;
 

@@ -67,6 +67,7 @@ fn paths() -> Value {
         },
         "/v1/forget": {"post": Operation::new("Remove samples and every generation that learned \
             from them. All that is given must hold of a sample")
+            .query("dry_run", json!({"type": "boolean"}))
             .takes("Selector", false).gives(200, "Any").refuses(&[409, 507]).end()},
         "/v1/adapters": {"get": Operation::new("Names and what is active").gives(200, "Any").end()},
         "/v1/adapters/{name}": {
@@ -82,6 +83,7 @@ fn paths() -> Value {
         },
         "/v1/adapters/{name}/{generation}": {
             "parameters": with(name(), path_parameter("generation", generation)),
+            "get": Operation::new("Its .adapter file").gives_bytes().refuses(&[404]).end(),
             "delete": Operation::new("Remove a generation")
                 .query("force", json!({"type": "boolean"})).gives(200, "Any")
                 .refuses(&[404, 409]).end(),
@@ -206,6 +208,12 @@ impl Operation {
                 json!({"description": description, "content": content}),
             );
         }
+        self
+    }
+
+    fn gives_bytes(mut self) -> Self {
+        let content = json!({"application/octet-stream": {"schema": binary()}});
+        self.responses.insert("200".into(), json!({"description": "The file", "content": content}));
         self
     }
 
@@ -359,7 +367,7 @@ fn schemas() -> Value {
         })),
         "Rollback": object(&[], json!({
             "why": optional(json!({"type": "string", "maxLength": 250})),
-            "expected_generation": nullable(unsigned()),
+            "expected_generation": nullable(unsigned()), "dry_run": {"type": "boolean"},
         })),
         "Switched": object(&["name", "active", "before"], json!({
             "name": word(), "active": nullable(json!({"type": "integer"})),

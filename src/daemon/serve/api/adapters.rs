@@ -1,15 +1,17 @@
 //! Adapters: list, add, switch, roll back, remove; and llama.cpp's form of them.
 
 use super::{Answer, Call, ok, with};
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, MAX_FILE};
 use crate::daemon::Serving;
 use crate::daemon::serve::app::App;
 use crate::daemon::serve::ask::{LoraWeight, Mime, given, json, mix, unsupported_media};
 use crate::daemon::serve::problem::Problem;
 use crate::daemon::serve::roster::Selection;
+use crate::fs::read_limited;
 use crate::store::{Origin, Reference, Switched};
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::IntoResponse;
 use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
@@ -76,6 +78,22 @@ pub async fn add(State(app): State<Arc<App>>, call: Call) -> Answer {
         })
         .await?;
     with(if added.new { StatusCode::CREATED } else { StatusCode::OK }, &added)
+}
+
+/// `GET /v1/adapters/{name}/{generation}`: the bytes of its file.
+pub async fn download(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let name = call.name()?.to_string();
+    let generation = call.number("generation")?;
+    let reference = Reference::parse(&format!("{name}@{generation}"))
+        .map_err(|_| Problem::not_found("generations count from 1"))?;
+    let bytes = app
+        .blocking(move |app| {
+            let path = app.store.load(&reference)?.path;
+            Ok(read_limited(&path, MAX_FILE)?)
+        })
+        .await?;
+    let kind = HeaderValue::from_static("application/octet-stream");
+    Ok(([(header::CONTENT_TYPE, kind)], bytes).into_response())
 }
 
 #[derive(Default, Deserialize)]
@@ -162,9 +180,10 @@ struct RollbackBody {
     why: Option<String>,
     #[serde(deserialize_with = "given")]
     expected_generation: Option<Option<u64>>,
+    dry_run: bool,
 }
 
-/// `POST /v1/adapters/{name}/rollback`: compare and swap.
+/// `POST /v1/adapters/{name}/rollback`: compare and swap; with `dry_run` it says where to.
 pub async fn rollback(State(app): State<Arc<App>>, call: Call) -> Answer {
     let name = call.name()?.to_string();
     let body: RollbackBody = call.json_or_default()?;
@@ -173,6 +192,11 @@ pub async fn rollback(State(app): State<Arc<App>>, call: Call) -> Answer {
         return Err(Problem::invalid("why: at most 1000 bytes"));
     }
     let expected = body.expected_generation;
+    if body.dry_run {
+        let would =
+            app.blocking(move |app| Ok(app.store.would_roll_back(&name, expected)?)).await?;
+        return ok(&would);
+    }
     switch(app, name, move |app, name| Ok(app.store.rollback(name, expected, &why)?)).await
 }
 

@@ -1,6 +1,7 @@
 //! The routes and their handlers.
 
 mod adapters;
+mod page;
 mod predict;
 mod samples;
 mod status;
@@ -21,6 +22,8 @@ use axum::routing::{get, post};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
+
+pub use page::has_login;
 
 /// What a handler gives.
 type Answer = Result<Response, Problem>;
@@ -43,13 +46,17 @@ pub fn router(app: Arc<App>) -> Router {
             "/v1/adapters/{name}",
             get(adapters::show).post(adapters::add).delete(adapters::remove),
         )
-        .route("/v1/adapters/{name}/{generation}", axum::routing::delete(adapters::remove_one))
+        .route(
+            "/v1/adapters/{name}/{generation}",
+            get(adapters::download).delete(adapters::remove_one),
+        )
         .route("/v1/adapters/{name}/activate", post(adapters::activate))
         .route("/v1/adapters/{name}/rollback", post(adapters::rollback))
         .route("/v1/train", get(train::list).post(train::start))
         .route("/v1/train/{job}", get(train::show))
         .route("/v1/train/{job}/events", get(train::follow))
         .route("/lora-adapters", get(adapters::lora_list).post(adapters::lora_set))
+        .merge(page::routes())
         .layer(from_fn(note_route))
         .method_not_allowed_fallback(async || {
             Problem::new(
@@ -149,7 +156,7 @@ fn with(status: StatusCode, value: &impl Serialize) -> Answer {
 }
 
 /// Seconds since 1970-01-01 UTC.
-fn now() -> u64 {
+pub fn now() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())

@@ -5,7 +5,9 @@ use crate::daemon::serve::app::App;
 use crate::daemon::serve::ask::{self, Asked, INPUTS, Mime, TensorBody, input, raw_input};
 use crate::daemon::serve::problem::Problem;
 use crate::daemon::serve::roster::Selection;
-use crate::store::{Filter, Input, Label, NewSample, Part, Recorded, SampleState, Selector};
+use crate::store::{
+    Filter, ForgetReport, Input, Label, NewSample, Part, Recorded, SampleState, Selector,
+};
 use crate::train::Task;
 use crate::train::data::Row;
 use axum::body::Bytes;
@@ -333,19 +335,34 @@ pub async fn set(State(app): State<Arc<App>>, call: Call) -> Answer {
     ok(&json!({"id": id, "state": body.state}))
 }
 
-/// `POST /v1/forget`.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ForgetQuery {
+    dry_run: bool,
+}
+
+/// `POST /v1/forget`; with `dry_run=true` it says what would go.
 pub async fn forget(State(app): State<Arc<App>>, call: Call) -> Answer {
+    let ForgetQuery { dry_run } = call.query()?;
     let selector: Selector = call.json()?;
     in_range("since", selector.since)?;
     in_range("until", selector.until)?;
     let report = app
-        .blocking(move |app| {
-            let report = app.store.forget(&selector)?;
-            // Whatever fell back, and what was kept of retired generations.
-            app.roster.refresh_all()?;
-            Ok(report)
+        .blocking(move |app| match dry_run {
+            true => Ok(app.store.would_forget(&selector)?),
+            false => forget_now(app, &selector),
         })
         .await?;
+    ok(&report)
+}
+
+/// Forgets, here and in what the page shows.
+pub(super) fn forget_now(app: &App, selector: &Selector) -> Result<ForgetReport, Problem> {
+    let report = app.store.forget(selector)?;
+    // The same input may have been asked too.
+    app.recent.forget(selector.name.as_deref());
+    // Whatever fell back, and what was kept of retired generations.
+    app.roster.refresh_all()?;
     tracing::info!(
         "forgot {} samples; {} generations retired",
         report.samples,
@@ -354,5 +371,36 @@ pub async fn forget(State(app): State<Arc<App>>, call: Call) -> Answer {
     if let Some(learning) = app.learning() {
         learning.forgotten();
     }
-    ok(&report)
+    Ok(report)
+}
+
+/// What a person says of an answer on the page.
+pub(super) struct Said {
+    /// The adapter's name.
+    pub name: String,
+    /// What was asked.
+    pub input: Asked,
+    /// The right label.
+    pub label: String,
+    /// What was answered.
+    pub predicted: Option<String>,
+    /// The generation that answered.
+    pub generation: Option<u64>,
+    /// When.
+    pub time: u64,
+}
+
+/// Records feedback that came through the page.
+pub(super) fn judged(app: &App, said: Said) -> Result<(), Problem> {
+    let right = said.predicted.as_ref().map(|predicted| *predicted == said.label);
+    let rest = FeedbackBody {
+        adapter: Some(said.name),
+        generation: said.generation,
+        source: Some("page".into()),
+        time: Some(said.time),
+        ..FeedbackBody::default()
+    };
+    let label = Some(Label::Class(said.label));
+    let feedback = Feedback { input: said.input, label, right, predicted: said.predicted, rest };
+    record(app, feedback).map(drop)
 }

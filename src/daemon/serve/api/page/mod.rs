@@ -1,0 +1,221 @@
+//! The page: what was answered, to confirm and correct; what was learned; going back and forgetting.
+//!
+//! Plain HTML and forms, all of it in the program: it reads and works without scripts, and nothing of
+//! it is asked of another host. Everything it changes goes through the same functions as the API.
+
+mod access;
+mod acts;
+mod html;
+mod view;
+
+use super::Call;
+use crate::daemon::serve::app::App;
+use crate::daemon::serve::problem::Problem;
+use access::Visitor;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use html::{document, escaped, in_query};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longest form in bytes.
+const MAX_FORM: usize = 16 << 10;
+/// How long a wrong token waits for its answer.
+const WRONG_TOKEN: Duration = Duration::from_secs(1);
+/// The page and its parts, nothing else, and in nobody's frame.
+const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
+                      form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// Whether a path asks for a login of its own in the place of the token's header.
+pub fn has_login(path: &str) -> bool {
+    matches!(path, "/" | "/login" | "/logout") || path.starts_with("/page/")
+}
+
+/// The page's routes.
+pub fn routes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/", get(page))
+        .route("/login", get(login_form).post(login))
+        .route("/logout", post(logout))
+        .route("/page/style.css", get(|| asset("text/css", include_str!("style.css"))))
+        .route("/page/keys.js", get(|| asset("text/javascript", include_str!("keys.js"))))
+        .route("/page/icon.svg", get(|| asset("image/svg+xml", include_str!("icon.svg"))))
+        .route("/page/input/{id}", get(input))
+        .route("/page/sample/{id}", get(sample))
+        .route("/page/answer", post(acts::answer))
+        .route("/page/train", post(acts::train))
+        .route("/page/rollback", get(acts::ask_rollback).post(acts::rollback))
+        .route("/page/forget", get(acts::ask_forget).post(acts::forget))
+}
+
+/// What a handler of the page gives: problems are shown as pages.
+type Shown = Result<Response, Stop>;
+
+/// Why there is no page.
+enum Stop {
+    /// Nobody has logged in.
+    Login,
+    Problem(Problem),
+}
+
+impl<E: Into<Problem>> From<E> for Stop {
+    fn from(e: E) -> Stop {
+        Stop::Problem(e.into())
+    }
+}
+
+impl IntoResponse for Stop {
+    fn into_response(self) -> Response {
+        let Stop::Problem(problem) = self else { return see("/login") };
+        let hint = problem.hint.map_or(String::new(), |h| format!("<p>{}</p>", escaped(&h)));
+        let body = format!(
+            "<main class=\"login\"><div class=\"box problem\"><p><strong>{}</strong></p>{hint}\
+             <p><a href=\"/\">Back</a></p></div></main>",
+            escaped(&problem.message)
+        );
+        (problem.status, guarded(), document("Offshoot", &body)).into_response()
+    }
+}
+
+/// The headers of everything here.
+fn guarded() -> HeaderMap {
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "same-origin"),
+        (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (header::HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    ];
+    headers.into_iter().map(|(name, value)| (name, HeaderValue::from_static(value))).collect()
+}
+
+fn of_type(kind: &str, body: Vec<u8>) -> Response {
+    let mut headers = guarded();
+    if let Ok(kind) = HeaderValue::from_str(kind) {
+        headers.insert(header::CONTENT_TYPE, kind);
+    }
+    (headers, body).into_response()
+}
+
+async fn asset(kind: &'static str, text: &'static str) -> Response {
+    of_type(kind, text.into())
+}
+
+/// "See there": what a form is answered with.
+fn see(place: &str) -> Response {
+    let mut headers = guarded();
+    if let Ok(place) = HeaderValue::from_str(place) {
+        headers.insert(header::LOCATION, place);
+    }
+    (StatusCode::SEE_OTHER, headers).into_response()
+}
+
+/// The page of an adapter.
+fn place_of(name: &str) -> String {
+    format!("/?adapter={}", in_query(name))
+}
+
+fn visitor(app: &App, call: &Call) -> Result<Visitor, Stop> {
+    Visitor::of(app, &call.parts, super::now()).ok_or(Stop::Login)
+}
+
+/// A form's fields.
+fn form<T: DeserializeOwned>(call: &Call) -> Result<T, Problem> {
+    let kind = call.parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let is_form = kind.is_some_and(|k| k.starts_with("application/x-www-form-urlencoded"));
+    let text = std::str::from_utf8(&call.body).ok().filter(|t| t.len() <= MAX_FORM && is_form);
+    let uri = text.and_then(|text| format!("/?{text}").parse::<Uri>().ok());
+    let uri = uri.ok_or_else(|| Problem::invalid("expected a form"))?;
+    let fields = axum::extract::Query::<T>::try_from_uri(&uri);
+    Ok(fields.map_err(|e| Problem::invalid(format!("the form: {}", e.body_text())))?.0)
+}
+
+#[derive(Deserialize)]
+struct PageQuery {
+    adapter: Option<String>,
+}
+
+async fn page(State(app): State<Arc<App>>, call: Call) -> Shown {
+    let visitor = visitor(&app, &call)?;
+    let PageQuery { adapter } = call.query()?;
+    let token = visitor.form_token(&app);
+    let body = app.blocking(move |app| view::main(app, adapter.as_deref(), &token)).await?;
+    Ok((guarded(), body).into_response())
+}
+
+async fn login_form(State(app): State<Arc<App>>, call: Call) -> Shown {
+    if visitor(&app, &call).is_ok() {
+        return Ok(see("/"));
+    }
+    Ok((guarded(), login_page(None)).into_response())
+}
+
+fn login_page(wrong: Option<&str>) -> String {
+    let wrong = wrong.map_or(String::new(), |w| format!("<p class=\"bad\" role=\"alert\">{w}</p>"));
+    let body = format!(
+        "<main class=\"login box\"><h1>Offshoot</h1>{wrong}<form method=\"post\" action=\"/login\">\
+         <label for=\"token\">Token, as in the file that <code>serve.token_file</code> names</label>\
+         <input id=\"token\" name=\"token\" type=\"password\" autocomplete=\"current-password\" \
+         required autofocus><button class=\"yes\">Log in</button></form></main>"
+    );
+    document("Offshoot: log in", &body)
+}
+
+#[derive(Deserialize)]
+struct LoginForm {
+    token: String,
+}
+
+async fn login(State(app): State<Arc<App>>, call: Call) -> Shown {
+    access::same_origin(&call.parts.headers)?;
+    let LoginForm { token } = form(&call)?;
+    if !super::super::guard::is_token(&app, token.trim()) {
+        tokio::time::sleep(WRONG_TOKEN).await;
+        let page = login_page(Some("That is not the token."));
+        return Ok((StatusCode::UNAUTHORIZED, guarded(), page).into_response());
+    }
+    let mut response = see("/");
+    let cookie = HeaderValue::from_str(&access::login(&app, super::now())?);
+    if let Ok(cookie) = cookie {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
+    }
+    Ok(response)
+}
+
+async fn logout(call: Call) -> Shown {
+    access::same_origin(&call.parts.headers)?;
+    let mut response = see("/login");
+    if let Ok(cookie) = HeaderValue::from_str(&access::logout()) {
+        response.headers_mut().insert(header::SET_COOKIE, cookie);
+    }
+    Ok(response)
+}
+
+/// A recent answer's picture.
+async fn input(State(app): State<Arc<App>>, call: Call) -> Shown {
+    visitor(&app, &call)?;
+    let id = call.number("id")?;
+    let found = app.blocking(move |app| Ok(app.recent.get(id))).await?;
+    let found = found.filter(|(item, _)| item.kind.starts_with("image/"));
+    let (item, bytes) = found.ok_or_else(|| Problem::not_found("there is no such picture"))?;
+    Ok(of_type(&item.kind, bytes))
+}
+
+/// A sample's picture.
+async fn sample(State(app): State<Arc<App>>, call: Call) -> Shown {
+    visitor(&app, &call)?;
+    let id = call.number("id")? as i64;
+    match app.blocking(move |app| Ok(app.store.sample_input(id)?)).await? {
+        crate::store::Input::Picture { bytes, mime } if mime.starts_with("image/") => {
+            Ok(of_type(&mime, bytes))
+        }
+        _ => Err(Problem::not_found("there is no such picture").into()),
+    }
+}
