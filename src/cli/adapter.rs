@@ -246,7 +246,7 @@ fn add(
         None => e.hint("choose one with --name"),
     })?;
     if let Some(base) = base {
-        let bound = Engine::open(base)?.bind(&[(&adapter, 1.0)])?;
+        let bound = open_engine(base)?.bind(&[(&adapter, 1.0)])?;
         let unmoved = without_effect(&bound, &adapter);
         unmoved.iter().for_each(|w| out.remark(format!("warning: {w}")));
     }
