@@ -279,7 +279,7 @@ pub mod training {
     pub use crate::train::schedule::Schedule;
     pub use crate::train::tasks::{Metric, Metrics};
     pub use crate::train::{
-        Answers, Evaluation, Gradients, Lesson, MicroBatch, OptimizerKind, Retention, TargetChoice,
-        TrainOptions, TrainReport, Trained, Trainer, learn, retention,
+        Answers, Evaluation, Gradients, KnowledgeKept, Lesson, MicroBatch, OptimizerKind,
+        Retention, TargetChoice, TrainOptions, TrainReport, Trained, Trainer, learn, retention,
     };
 }

@@ -82,13 +82,11 @@ fn people(evaluation: &Evaluation, retention: Option<&Retention>, out: &Out) {
         table(&rows).iter().for_each(|line| out.line(line));
     }
     if let Some(r) = retention {
+        out.line(format!("knowledge kept: {}, on {} inputs", r.sentence(), r.samples));
         out.line(format!(
-            "retention on {} samples: cosine of '{}' mean {:.4}, least {:.4}",
-            r.samples, r.output, r.cosine_mean, r.cosine_min
+            "retention: cosine of '{}' mean {:.4}, least {:.4}",
+            r.output, r.cosine_mean, r.cosine_min
         ));
-        if let Some(agreement) = r.top1_agreement {
-            out.line(format!("the base's best class stays in {:.1} %", agreement * 100.0));
-        }
     }
 }
 

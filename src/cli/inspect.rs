@@ -262,7 +262,11 @@ pub fn adapter(adapter: &Adapter, path: &Path, out: &Out) -> Result<()> {
         for (name, after) in &t.after {
             let before = t.before.iter().find(|(n, _)| n == name).map(|(_, v)| format!("{v:.4}"));
             let before = before.unwrap_or_else(|| "unknown".into());
-            out.line(format!("  hold-out {name}: {before} before, {after:.4} after"));
+            // Not of the hold-out, and all of it before.
+            match name.as_str() {
+                "kept" => out.line(format!("  knowledge kept: {:.1} %", after * 100.0)),
+                _ => out.line(format!("  hold-out {name}: {before} before, {after:.4} after")),
+            }
         }
     }
     for probe in &d.probes {

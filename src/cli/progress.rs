@@ -8,6 +8,7 @@ use std::time::Duration;
 pub struct Bar {
     bar: ProgressBar,
     hold_out: String,
+    kept: String,
 }
 
 impl Bar {
@@ -20,7 +21,7 @@ impl Bar {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_prefix(title.to_string());
-        Bar { bar, hold_out: String::new() }
+        Bar { bar, hold_out: String::new(), kept: String::new() }
     }
 }
 
@@ -35,10 +36,16 @@ impl Progress for Bar {
                 self.bar.set_position(*step);
                 let left = Duration::from_secs_f64(seconds_left.clamp(0.0, 1e9)).as_secs();
                 let left = format!("{}:{:02}", left / 60, left % 60);
-                self.bar.set_message(format!("loss {loss:.3}{} {left} left", self.hold_out));
+                self.bar.set_message(format!(
+                    "loss {loss:.3}{}{} {left} left",
+                    self.hold_out, self.kept
+                ));
             }
             Event::HoldOut { metric, value, .. } => {
                 self.hold_out = format!(", hold-out {metric} {value:.3},");
+            }
+            Event::Knowledge { kept, .. } => {
+                self.kept = format!(", keeps {:.0} %,", kept * 100.0);
             }
             Event::Finished { .. } => self.bar.finish_and_clear(),
             _ => {}

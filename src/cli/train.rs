@@ -106,6 +106,14 @@ pub struct Args {
     /// Largest norm of a step's gradients
     #[arg(long, value_parser = positive)]
     clip: Option<f32>,
+    /// Share of what the base knows that the adapter should leave as it is, measured on inputs that
+    /// it isn't taught; 0: don't care
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, value_parser = whole_share)]
+    keep_knowledge: f32,
+    /// Which knowledge: sentences one a line (.txt), a folder of pictures, or a data file; half are
+    /// taught of, half measured (default: sentences or pictures that come with the program)
+    #[arg(long, value_name = "FILE|FOLDER")]
+    probes: Option<PathBuf>,
     /// Longest token sequence
     #[arg(long, value_parser = at_least_one)]
     max_tokens: Option<usize>,
@@ -189,6 +197,13 @@ pub fn summary(report: &TrainReport, out: &Out) {
             before.unwrap_or(f32::NAN)
         ));
     }
+    match &report.knowledge {
+        Some(found) => {
+            out.line(found.sentence());
+            found.shortfall().iter().for_each(|why| out.remark(format!("warning: {why}")));
+        }
+        None => out.line("knowledge kept: all, since only a head was trained"),
+    }
 }
 
 /// Found before the training, not after it.
@@ -248,6 +263,8 @@ fn options(args: &Args, data: &Dataset) -> TrainOptions {
         checkpoint_every: args.checkpoint_every,
         resume: args.resume,
         max_tokens: args.max_tokens,
+        keep_knowledge: args.keep_knowledge,
+        probes: args.probes.clone(),
         ..TrainOptions::default()
     }
 }
@@ -325,6 +342,10 @@ fn not_negative(text: &str) -> Result<f32> {
 
 fn share(text: &str) -> Result<f32> {
     number(text, |v| (0.0..1.0).contains(&v), "a number from 0 to below 1")
+}
+
+fn whole_share(text: &str) -> Result<f32> {
+    number(text, |v| (0.0..=1.0).contains(&v), "a number from 0 to 1")
 }
 
 /// Reads a whole number of 1 or more.

@@ -3,7 +3,7 @@
 //! | bytes | what |
 //! |---|---|
 //! | 8 | magic `OFFSHCKP` |
-//! | 4 | version, little-endian (2) |
+//! | 4 | version, little-endian (3) |
 //! | to the end less 32 | [`Checkpoint`] as postcard writes it |
 //! | 32 | blake3 of everything before |
 
@@ -18,7 +18,7 @@ use std::io::Write;
 use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"OFFSHCKP";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER: usize = MAGIC.len() + 4;
 const HASH: usize = 32;
 
@@ -58,6 +58,8 @@ pub struct Checkpoint {
     pub losses: Vec<f32>,
     /// Hold-out metrics before the first step.
     pub before: Vec<(String, f32)>,
+    /// The weight of the penalty that keeps knowledge, once it was weighed.
+    pub keep_weight: Option<f32>,
 }
 
 /// Hash of what fixes a run: `parts` in order, each with its length, so that no two lists of parts
@@ -153,6 +155,9 @@ impl Checkpoint {
         if self.before.iter().any(|(_, v)| !v.is_finite()) {
             return Err(Error::bad_input("checkpoint holds metrics that are not finite"));
         }
+        if self.keep_weight.is_some_and(|w| !(w.is_finite() && w > 0.0)) {
+            return Err(Error::bad_input("checkpoint holds a weight that is none"));
+        }
         let best = self.best.iter().flatten();
         let finite = self.parameters.iter().map(|t| &t.values).chain(best.clone());
         if finite.flatten().any(|v| !v.is_finite()) {
@@ -227,6 +232,7 @@ mod tests {
                 best: None,
                 losses: Vec::new(),
                 before: vec![],
+                keep_weight: Some(20.0),
             };
             Run { state, sampler }
         }

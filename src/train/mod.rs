@@ -10,6 +10,9 @@ pub mod gradient;
 pub mod head;
 pub mod init;
 mod kind;
+mod knowledge;
+#[cfg(all(test, feature = "import"))]
+mod knowledge_tests;
 mod lesson;
 #[cfg(test)]
 mod lesson_tests;
@@ -48,6 +51,9 @@ pub mod wires;
 #[cfg(feature = "daemon")]
 pub(crate) use evaluate::{Answered, always, answers};
 pub use evaluate::{Evaluation, evaluate};
+pub use knowledge::KnowledgeKept;
+#[cfg(feature = "daemon")]
+pub(crate) use knowledge::sentences;
 pub use lesson::Lesson;
 pub use options::{OptimizerKind, TargetChoice, TrainOptions};
 pub use retention::{Retention, retention};

@@ -117,6 +117,14 @@ pub struct TrainOptions {
     /// generation is right: KL to it, so that what it knows is kept. Numbers are learned from their
     /// labels alone. 0: none.
     pub keep: f32,
+    /// The share, 0 to 1, of the base's own knowledge that the adapted base should keep
+    /// ([`Retention::kept`](super::Retention::kept)). The run measures it, and weighs a penalty on
+    /// features that move away from the base's by it. 0: no penalty, and it is measured alone.
+    pub keep_knowledge: f32,
+    /// Inputs that say which knowledge: sentences one a line (`.txt`), a folder of pictures, or a data
+    /// file. Every second one is taught of, the others are measured on. Without them what is measured
+    /// on ships with the program.
+    pub probes: Option<PathBuf>,
 }
 
 impl TrainOptions {
@@ -143,7 +151,11 @@ impl TrainOptions {
         positive("learning rate", self.learning_rate)?;
         positive("head's rate", self.head_rate)?;
         self.clip.map_or(Ok(()), |clip| positive("clip", clip))?;
-        for (name, share) in [("replay share", self.replay), ("weight to keep", self.keep)] {
+        for (name, share) in [
+            ("replay share", self.replay),
+            ("weight to keep", self.keep),
+            ("knowledge to keep", self.keep_knowledge),
+        ] {
             if !(0.0..=1.0).contains(&share) {
                 return Err(Error::usage(format!("{name} {share} is not within 0 to 1")));
             }
@@ -205,6 +217,8 @@ impl Default for TrainOptions {
             warm_start: true,
             replay: 0.5,
             keep: 0.0,
+            keep_knowledge: 0.9,
+            probes: None,
         }
     }
 }

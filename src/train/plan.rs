@@ -5,11 +5,12 @@ use super::forward::{Layer, Trained, change_layer};
 use super::gradient::{backward, ones, reaches};
 use super::head::{self, pool};
 use super::kind;
+use super::knowledge::{Kept, Penalty, penalty};
 use super::loss::Loss;
 use super::parameter::{self, Parameter};
 use super::tasks::Task;
 use super::vjp::rows::sum_rows;
-use crate::adapter::Kind;
+use crate::adapter::{Kind, Pool};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{bind_dims, contract_einsums, tract_error, within};
 use crate::pack::Role;
@@ -29,6 +30,8 @@ pub(crate) struct Setup {
     /// Of rank and alpha, where the kind has them.
     pub scaling: f32,
     pub targets: Vec<TrainedTarget>,
+    /// Whether features that move away from the base's cost something.
+    pub keep: bool,
 }
 
 /// A target and its trained tensors.
@@ -50,6 +53,9 @@ enum Slot {
     /// The loss's target at this place.
     Target(usize),
     WeightSum,
+    /// The base's features, and how much each row counts.
+    Base,
+    BaseWeights,
 }
 
 /// A gradient graph ready to run, from several threads at once.
@@ -59,6 +65,8 @@ pub(crate) struct Plan {
     slots: Vec<Slot>,
     /// Dimensions of the head's answer: (B, classes) or (B, T, classes).
     answer_shape: Vec<usize>,
+    /// Features that the head reads.
+    width: usize,
     peak: u64,
 }
 
@@ -66,6 +74,7 @@ pub(crate) struct Plan {
 struct Wired {
     model: TypedModel,
     loss: Loss,
+    penalty: Option<Penalty>,
     /// The head's answer.
     logits: OutletId,
     /// The inputs that are trained, by their parameters' names.
@@ -118,12 +127,22 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
     let outlet = model.output_outlets().map_err(failed)?[0];
     let map = model.outlet_fact(outlet).map_err(failed)?.rank() == 4;
     let outlet = head::as_tokens(&mut model, outlet, setup.features.width)?;
-    let pooled = pool(&mut model, setup.features.pool, outlet, mask.filter(|_| !map))?;
+    let mask = mask.filter(|_| !map);
+    let pooled = pool(&mut model, setup.features.pool, outlet, mask)?;
+    let penalty = match setup.keep {
+        // Of tokens that are answered for one by one, their mean.
+        true if model.outlet_fact(pooled).map_err(failed)?.rank() == 3 => {
+            let mean = pool(&mut model, Pool::Mean, pooled, mask)?;
+            Some(penalty(&mut model, mean)?)
+        }
+        true => Some(penalty(&mut model, pooled)?),
+        false => None,
+    };
     let part = head::head(&mut model, pooled, setup.classes)?;
     trained.push((head::WEIGHT.to_string(), part.weight));
     trained.push((head::BIAS.to_string(), part.bias));
     let loss = setup.task.rules().loss(&mut model, part.logits)?;
-    Ok(Wired { model, loss, logits: part.logits, trained })
+    Ok(Wired { model, loss, penalty, logits: part.logits, trained })
 }
 
 /// Those of the targets whose gradients reach the loss.
@@ -158,23 +177,26 @@ impl Plan {
         };
         let wired = wire(engine, binding, setup).map_err(named)?;
         let trained = wired.inputs_of(parameters)?;
-        let Wired { mut model, loss, logits, .. } = wired;
+        let Wired { mut model, loss, penalty, logits, .. } = wired;
         let shape = model.outlet_fact(logits).map_err(failed)?.shape.as_concrete();
         let answer_shape = shape.map(<[usize]>::to_vec).ok_or_else(|| {
             let name = &setup.features.name;
             Error::unsupported(format!("the sizes of the output '{name}' are open"))
                 .hint("fix them with --dim when packing")
         })?;
-        let one = ones(&mut model, loss.value)?;
-        let gradients = backward(&mut model, &[(loss.value, one)], &trained).map_err(named)?;
+        let mut seeds = vec![(loss.value, ones(&mut model, loss.value)?)];
+        if let Some(penalty) = penalty {
+            seeds.push((penalty.value, ones(&mut model, penalty.value)?));
+        }
+        let gradients = backward(&mut model, &seeds, &trained).map_err(named)?;
         let outputs: Vec<OutletId> = std::iter::once(loss.value).chain(gradients).collect();
         model.select_output_outlets(&outputs).map_err(failed)?;
-        let slots = slots(&model, engine.inputs().len(), &loss, &trained)?;
+        let slots = slots(&model, engine.inputs().len(), &loss, penalty, &trained)?;
         let optimizing =
             |e: TractError| named(tract_error(ErrorKind::Unsupported, &e).at("gradient graph"));
         let runnable = optimized(model).and_then(TypedSimplePlan::new).map_err(optimizing)?;
-        let peak = peak(&runnable)?;
-        Ok(Plan { runnable, idle: Mutex::new(vec![]), slots, answer_shape, peak })
+        let (peak, width) = (peak(&runnable)?, setup.features.width);
+        Ok(Plan { runnable, idle: Mutex::new(vec![]), slots, answer_shape, width, peak })
     }
 
     /// Bytes of tensors that are alive at once while it runs, at most.
@@ -187,8 +209,17 @@ impl Plan {
         &self.answer_shape
     }
 
+    /// An input of the penalty; zeros where nothing is to be kept.
+    fn kept(&self, shape: &[usize], values: Option<&[f32]>) -> Result<TValue> {
+        let tensor = match values {
+            Some(values) => Tensor::from_shape(shape, values),
+            None => Tensor::zero::<f32>(shape),
+        };
+        Ok(tensor.map_err(failed)?.into_tvalue())
+    }
+
     /// The loss and the gradients, in the order of the parameters. `inputs` are the graph's own,
-    /// `targets` those of [`Loss::targets`].
+    /// `targets` those of [`Loss::targets`], `kept` what the rows should stay near to.
     pub(crate) fn run(
         &self,
         engine: &Engine,
@@ -196,7 +227,9 @@ impl Plan {
         parameters: &[Arc<Tensor>],
         targets: &[Tensor],
         weight_sum: f32,
+        kept: Option<&Kept>,
     ) -> Result<(f32, Vec<Tensor>)> {
+        let rows = self.answer_shape.first().copied().unwrap_or(1);
         let mut values = tvec![];
         for slot in &self.slots {
             values.push(match *slot {
@@ -208,6 +241,8 @@ impl Plan {
                     .ok_or_else(|| Error::failed("a loss lacks a target"))?
                     .into_tvalue(),
                 Slot::WeightSum => tensor0(weight_sum).into_tvalue(),
+                Slot::Base => self.kept(&[rows, self.width], kept.map(|k| &k.base[..]))?,
+                Slot::BaseWeights => self.kept(&[rows], kept.map(|k| &k.weights[..]))?,
             });
         }
         let running = |e: TractError| {
@@ -248,6 +283,7 @@ fn slots(
     model: &TypedModel,
     inputs: usize,
     loss: &Loss,
+    penalty: Option<Penalty>,
     trained: &[OutletId],
 ) -> Result<Vec<Slot>> {
     let outlets = model.input_outlets().map_err(failed)?;
@@ -260,6 +296,10 @@ fn slots(
             Ok(Slot::Target(i))
         } else if *outlet == loss.weight_sum {
             Ok(Slot::WeightSum)
+        } else if penalty.is_some_and(|p| p.base == *outlet) {
+            Ok(Slot::Base)
+        } else if penalty.is_some_and(|p| p.weights == *outlet) {
+            Ok(Slot::BaseWeights)
         } else {
             Err(Error::failed(format!("input '{}' is unknown", model.node(outlet.node).name)))
         }

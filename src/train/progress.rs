@@ -49,6 +49,17 @@ pub enum Event {
         /// Whether it is the best so far.
         best: bool,
     },
+    /// After a look at how much of the base's knowledge is kept.
+    Knowledge {
+        /// Steps done.
+        step: u64,
+        /// The share that is kept.
+        kept: f64,
+        /// The share that is to be kept.
+        wanted: f64,
+        /// The weight from here on of the penalty on what moves away from the base.
+        weight: f64,
+    },
     /// The run's state was written.
     Checkpoint {
         /// Steps done.

@@ -4,6 +4,7 @@ use super::data::Label;
 use super::features::{choose_features, choose_targets};
 use super::head;
 use super::kind::{self, Frozen};
+use super::knowledge::Kept;
 use super::optimizer::{Optimizer, Rule, clip_global_norm};
 use super::options::{OptimizerKind, TrainOptions};
 use super::parameter::{self, Group, Parameter};
@@ -28,6 +29,12 @@ pub struct MicroBatch {
     pub inputs: Named,
     /// One answer a row.
     pub answers: Answers,
+}
+
+/// A micro-batch, and what its features should stay near to.
+pub(super) struct Work<'a> {
+    pub micro: Cow<'a, MicroBatch>,
+    pub kept: Option<Kept>,
 }
 
 /// The sum over micro-batches: the batch's mean loss and its gradients, in the order of
@@ -96,6 +103,7 @@ impl Trainer {
                 0.0
             },
             targets,
+            keep: options.keep_knowledge > 0.0,
         };
         let table = engine.base().targets();
         let reached = reaching(engine, &setup)?;
@@ -111,6 +119,7 @@ impl Trainer {
         setup.targets.retain(|_| at.next().is_some_and(keep));
         let mut at = 0..;
         parameters.retain(|_| at.next().is_some_and(keep));
+        setup.keep &= !setup.targets.is_empty();
         let skipped = match options.targets {
             super::TargetChoice::AllLinear => (0..table.len())
                 .filter(|&t| !setup.targets.iter().any(|target| target.place == t))
@@ -257,7 +266,7 @@ impl Trainer {
     /// The gradients of one batch, given as its micro-batches.
     pub fn gradients(&self, batch: &[MicroBatch]) -> Result<Gradients> {
         let counted = batch.iter().map(|m| self.counted(&m.answers)).sum();
-        let make = |i: usize| Ok(Cow::Borrowed(&batch[i]));
+        let make = |i: usize| Ok(Work { micro: Cow::Borrowed(&batch[i]), kept: None });
         let threads = self.options.threads;
         let found = self.gradients_from(batch.len(), counted, threads, &make, &mut || true)?;
         found.ok_or_else(|| Error::failed("the step was stopped"))
@@ -278,7 +287,7 @@ impl Trainer {
         count: usize,
         counted: usize,
         threads: usize,
-        make: &(dyn Fn(usize) -> Result<Cow<'a, MicroBatch>> + Sync),
+        make: &(dyn Fn(usize) -> Result<Work<'a>> + Sync),
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Gradients>> {
         if count == 0 || counted == 0 {
@@ -300,7 +309,7 @@ impl Trainer {
             }
             Ok(())
         };
-        let work = |i: usize| self.run_one(&*make(i)?, counted, &parameters);
+        let work = |i: usize| self.run_one(&make(i)?, counted, &parameters);
         let threads = threads.clamp(1, count);
         if threads == 1 {
             for i in 0..count {
@@ -339,7 +348,7 @@ impl Trainer {
 
     fn run_one(
         &self,
-        micro: &MicroBatch,
+        Work { micro, kept }: &Work<'_>,
         counted: usize,
         parameters: &[Arc<Tensor>],
     ) -> Result<(f32, Vec<Tensor>)> {
@@ -352,12 +361,12 @@ impl Trainer {
             inputs.push(to_tensor(&spec.name, array, fact.datum_type)?.into_tvalue());
         }
         let rules = self.options.task.rules();
-        let kept = if rules.per_token() { mask(&self.engine, &micro.inputs) } else { None };
+        let mask = if rules.per_token() { mask(&self.engine, &micro.inputs) } else { None };
         let shape = plan.answer_shape();
         // A mask of another length is not that of what the head reads.
-        let kept = kept.filter(|k| k.len() == shape.iter().take(2).product::<usize>());
-        let targets = rules.tensors(&micro.answers, shape, kept.as_deref())?;
-        plan.run(&self.engine, &inputs, parameters, &targets, counted as f32)
+        let mask = mask.filter(|m| m.len() == shape.iter().take(2).product::<usize>());
+        let targets = rules.tensors(&micro.answers, shape, mask.as_deref())?;
+        plan.run(&self.engine, &inputs, parameters, &targets, counted as f32, kept.as_ref())
     }
 
     /// What rows with these labels should answer, for [`MicroBatch::answers`]. Labels of tokens are

@@ -180,6 +180,7 @@ impl Assignment {
             warm_start: t.warm_start,
             replay: t.replay,
             keep: t.keep,
+            keep_knowledge: t.keep_knowledge,
             ..TrainOptions::default()
         }
     }

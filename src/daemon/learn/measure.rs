@@ -99,6 +99,7 @@ pub fn measure(
         effect: (!candidate.targets.is_empty()).then_some(f64::from(found.moved)),
         kept: Kept {
             samples: found.samples,
+            sentence: found.sentence(),
             output: found.output,
             cosine_mean: found.cosine_mean.into(),
             cosine_min: found.cosine_min.into(),

@@ -76,6 +76,15 @@ fn classes(
     Ok(())
 }
 
+/// The pictures that stand in a folder itself, sorted by name.
+///
+/// # Errors
+/// A folder that can't be read.
+pub(crate) fn pictures_in(path: &Path) -> Result<Vec<PathBuf>> {
+    let (_, files) = list(path)?;
+    Ok(files.iter().filter(|f| has_ending(f, &READ)).map(|f| path.join(f)).collect())
+}
+
 fn has_ending(name: &str, endings: &[&str]) -> bool {
     let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
     endings.iter().any(|e| ending.eq_ignore_ascii_case(e))

@@ -10,12 +10,13 @@ mod npz;
 mod row;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use super::tasks::Task;
 use crate::error::{Error, Result};
 use crate::shape::Array;
 pub(crate) use collect::Collector;
+pub(crate) use folder::pictures_in;
 pub use label::{Label, Mark};
 pub use row::Row;
 pub(crate) use row::{Rough, RoughLabel, RoughName, Seen};

@@ -328,7 +328,7 @@ fn odd_folders_are_refused() {
 }
 
 /// An uncompressed `.npz`.
-fn npz(arrays: &[(&str, Array)]) -> Vec<u8> {
+pub(in crate::train) fn npz(arrays: &[(&str, Array)]) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     for (name, array) in arrays {
         let options = zip::write::SimpleFileOptions::default();

@@ -2,10 +2,12 @@
 
 mod budget;
 mod effect;
+mod knowledge;
 mod state;
 
 use super::data::Dataset;
 use super::evaluate::evaluate_samples;
+use super::knowledge::{Knowledge, KnowledgeKept, Probes, probes};
 use super::lesson::{Lesson, Teacher};
 use super::mixer::Mixer;
 use super::options::TrainOptions;
@@ -14,13 +16,12 @@ use super::samples::Samples;
 use super::split::hold_out;
 use super::stopping::Verdict;
 use super::tasks::Task;
-use super::trainer::{Answers, MicroBatch, Trainer};
+use super::trainer::{Answers, Trainer};
 use crate::adapter::{Adapter, TrainingRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Engine;
 use serde::Serialize;
 use state::{SoFar, is_due};
-use std::borrow::Cow;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// What a run gives.
@@ -75,6 +76,8 @@ pub struct TrainReport {
     pub labels: Vec<String>,
     /// Mean |adapted - base| over that output on training inputs; none for a head alone.
     pub effect: Option<f32>,
+    /// How much of the base's knowledge is kept; none for a head alone, which keeps all.
+    pub knowledge: Option<KnowledgeKept>,
 }
 
 /// Trains an adapter on `data`. `holdout` is measured before and after; without one
@@ -110,7 +113,8 @@ pub fn learn(
     if let Some(previous) = lesson.previous.filter(|_| options.warm_start) {
         trainer.start_from(previous)?;
     }
-    let run = Run::new(engine, lesson, options, trainer)?;
+    let probes = probes(engine, options.probes.as_deref(), options.max_tokens)?;
+    let run = Run::new(engine, lesson, options, trainer, probes.as_ref())?;
     run.go(progress)
 }
 
@@ -144,6 +148,8 @@ struct Run<'a> {
     replayed: usize,
     previous: Option<&'a Adapter>,
     teacher: Option<Teacher>,
+    probes: Option<&'a Probes>,
+    knowledge: Option<Knowledge<'a>>,
     held: Vec<usize>,
     micro: usize,
     threads: usize,
@@ -156,6 +162,7 @@ impl<'a> Run<'a> {
         lesson: &Lesson<'a>,
         options: &'a TrainOptions,
         trainer: Trainer,
+        probes: Option<&'a Probes>,
     ) -> Result<Run<'a>> {
         let Lesson { data, replayed, holdout, previous } = *lesson;
         if replayed >= data.samples.len() {
@@ -187,6 +194,8 @@ impl<'a> Run<'a> {
             replayed,
             previous,
             teacher: None,
+            probes,
+            knowledge: None,
             held,
             micro: 0,
             threads: options.threads,
@@ -232,7 +241,7 @@ impl<'a> Run<'a> {
             }
         };
         let Some(mut so_far) = begun else { return stopped(0) };
-        if !self.ask_teacher(&mut go_on)? {
+        if !self.ask_teacher(&mut go_on)? || !self.ask_base(&so_far, &mut go_on)? {
             return stopped(so_far.step);
         }
         progress.event(&Event::Started {
@@ -253,7 +262,7 @@ impl<'a> Run<'a> {
             let batch: Vec<usize> =
                 sampler.next_batch().iter().map(|&place| self.train[place]).collect();
             let rate = options.schedule.rate(options.learning_rate.into(), so_far.step, steps);
-            let Some(loss) = self.step(&batch, rate, &mut || !progress.stop())? else {
+            let Some(loss) = self.step(&batch, so_far.step, rate, &mut || !progress.stop())? else {
                 // In the middle of a step: the state is that before it.
                 sampler.resume(place)?;
                 self.save(hash, &sampler, &so_far, progress)?;
@@ -279,6 +288,7 @@ impl<'a> Run<'a> {
                 over = self.look(&mut so_far, progress)?;
                 meter.pause_ended();
             }
+            self.look_at_knowledge(&mut so_far, steps, progress)?;
             let stop = progress.stop();
             let due = is_due(step, options.checkpoint_every, saved.elapsed()) || stop;
             if due && step < steps {
@@ -301,6 +311,10 @@ impl<'a> Run<'a> {
             return stopped(so_far.step);
         };
         let effect = self.probe(&mut adapter)?;
+        let knowledge = self.knowledge_of(&adapter, &mut || !progress.stop())?;
+        if self.knowledge.is_some() && knowledge.is_none() {
+            return stopped(so_far.step);
+        }
         let report = TrainReport {
             steps: so_far.step,
             epochs: so_far.step as f32 / per_epoch as f32,
@@ -322,8 +336,9 @@ impl<'a> Run<'a> {
             output: self.trainer.output().to_string(),
             labels: self.trainer.labels().to_vec(),
             effect,
+            knowledge,
         };
-        adapter.training = Some(TrainingRecord {
+        let mut record = TrainingRecord {
             samples: self.train.len() as u64,
             steps: report.steps,
             epochs: report.epochs,
@@ -334,7 +349,9 @@ impl<'a> Run<'a> {
             after: report.after.clone(),
             date: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             tool: concat!("offshoot ", env!("CARGO_PKG_VERSION")).into(),
-        });
+        };
+        knowledge::record(&mut record, report.knowledge.as_ref());
+        adapter.training = Some(record);
         adapter.check()?;
         let early = over.then(|| "no gain on the hold-out".to_string());
         progress.event(&Event::Finished { step: report.steps, early, seconds: report.seconds });
@@ -370,19 +387,15 @@ impl<'a> Run<'a> {
     /// micro-batches, said stop: nothing has changed then.
     fn step(
         &mut self,
-        batch: &[usize],
+        samples: &[usize],
+        step: u64,
         rate: f64,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Option<f32>> {
-        let groups = self.samples.groups(batch, self.micro);
-        let make = |i: usize| -> Result<Cow<'_, MicroBatch>> {
-            let inputs = self.samples.inputs(&groups[i], self.micro)?;
-            let answers = self.answers(&groups[i])?;
-            Ok(Cow::Owned(MicroBatch { inputs, answers }))
-        };
-        let threads = self.threads;
-        let count = groups.len();
-        let counted = self.trainer.counted(&self.samples.answers(batch, 0)?).max(1);
+        let batch = self.batch(samples, step);
+        let make = |i: usize| self.work(&batch, i);
+        let (threads, count) = (self.threads, batch.len());
+        let counted = self.trainer.counted(&self.samples.answers(samples, 0)?).max(1);
         let found = self.trainer.gradients_from(count, counted, threads, &make, go_on)?;
         let Some(mut gradients) = found else { return Ok(None) };
         if !gradients.loss.is_finite() {

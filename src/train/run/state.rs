@@ -30,13 +30,15 @@ pub(super) struct SoFar {
     pub losses: Vec<f32>,
     /// Hold-out metrics before the first step.
     pub before: Vec<(String, f32)>,
+    /// The weight of the penalty that keeps knowledge, once it was weighed.
+    pub keep_weight: Option<f32>,
 }
 
 impl SoFar {
     /// Before the first step.
     pub fn new(patience: Option<u32>, before: Vec<(String, f32)>) -> SoFar {
         let stopping = EarlyStopping::new(patience, 0.0);
-        SoFar { step: 0, stopping, best: None, losses: vec![], before }
+        SoFar { step: 0, stopping, best: None, losses: vec![], before, keep_weight: None }
     }
 
     /// Mean loss over the last `steps` steps, one at least; 0 before the first.
@@ -65,6 +67,7 @@ impl Run<'_> {
         let labels = self.trainer.labels().join("\n");
         let held = self.held_samples.as_ref().unwrap_or(&self.samples).hash(&self.held);
         let train = self.samples.hash(&self.train);
+        let probes = self.probes_hash()?;
         let previous = match self.previous {
             Some(previous) => previous.to_bytes(TensorType::F32)?,
             None => vec![],
@@ -77,6 +80,7 @@ impl Run<'_> {
             &(self.replayed as u64).to_le_bytes(),
             &held,
             &previous,
+            &probes,
         ]))
     }
 
@@ -95,8 +99,8 @@ impl Run<'_> {
         sampler.resume(state.sampler)?;
         self.trainer.set_values(state.parameters.into_iter().map(|t| t.values).collect());
         self.trainer.set_optimizer(state.optimizer);
-        let Checkpoint { step, stopping, best, losses, before, .. } = state;
-        Ok(Some(SoFar { step, stopping, best, losses, before }))
+        let Checkpoint { step, stopping, best, losses, before, keep_weight, .. } = state;
+        Ok(Some(SoFar { step, stopping, best, losses, before, keep_weight }))
     }
 
     /// Writes the checkpoint, where one is wanted.
@@ -123,6 +127,7 @@ impl Run<'_> {
             best: so_far.best.clone(),
             losses: so_far.losses.clone(),
             before: so_far.before.clone(),
+            keep_weight: so_far.keep_weight,
         };
         checkpoint.write(path)?;
         progress.event(&Event::Checkpoint { step: so_far.step });

@@ -55,6 +55,9 @@ pub struct Kept {
     pub cosine_min: f64,
     /// Share of probes for which the base's own best class stays, where it has classes.
     pub agreement: Option<f64>,
+    /// How much of the base's knowledge that is, in words.
+    #[serde(default)]
+    pub sentence: String,
 }
 
 /// Accuracy on the labelled retention set.
@@ -370,8 +373,11 @@ fn retention(measured: &Measured, settings: &GateSettings, checks: &mut Checks) 
     let kept = &measured.kept;
     let least = settings.retention_cosine;
     let sentence = format!(
-        "on {} probe inputs '{}' keeps a cosine of {:.3} to the base's, at least {least:.3} is needed",
-        kept.samples, kept.output, kept.cosine_mean
+        "on {} probe inputs '{}' keeps a cosine of {:.3} to the base's, at least {least:.3} is needed{}",
+        kept.samples,
+        kept.output,
+        kept.cosine_mean,
+        if kept.sentence.is_empty() { String::new() } else { format!("; {}", kept.sentence) }
     );
     checks.add("retention", kept.cosine_mean, least, kept.cosine_mean >= least, sentence);
     if let Some(least) = settings.retention_agreement {

@@ -47,6 +47,7 @@ fn good() -> Measured {
             cosine_mean: 0.97,
             cosine_min: 0.9,
             agreement: Some(0.9),
+            sentence: String::new(),
         },
         labelled: Some(Labelled { samples: 20, candidate: 0.8, reference: 0.8 }),
         effect: Some(0.01),

@@ -1,0 +1,348 @@
+//! Keeping what the base knows while it learns.
+//!
+//! Each step's loss gets a penalty: weight · the mean of 1 - cosine between the features that the head
+//! reads and those of the base alone, over the step's own samples. The base's features are computed
+//! once a sample, so that a step costs what it did. Now and then the run measures on inputs that it
+//! isn't taught of how much is kept, and makes the penalty heavier or lighter, so that the share that
+//! was asked for is kept and no more is given up for it than needed.
+
+mod penalty;
+mod probes;
+mod scenes;
+
+use super::retention::{Retention, Seen, View, direction};
+use super::samples::Samples;
+use crate::adapter::{Adapter, Head};
+use crate::error::Result;
+use crate::runtime::Engine;
+use serde::Serialize;
+use std::path::Path;
+
+pub(super) use penalty::{Penalty, penalty};
+pub(super) use probes::Probes;
+#[cfg(feature = "daemon")]
+pub(crate) use probes::sentences;
+
+/// Weight of the penalty at first.
+pub(super) const WEIGHT: f32 = 20.0;
+/// How far the weight may move from that.
+const MOST: f32 = 16.0;
+/// What is kept more than asked for that the weight is held, least and most: what is measured differs
+/// from input to input.
+const SPARE: [f32; 2] = [0.02, 0.06];
+/// Looks in a run, the one after its end among them.
+const LOOKS: u64 = 5;
+/// Probes that are taught of in a step, where they are the user's own.
+const TAUGHT: usize = 16;
+/// Most samples that are measured on where there are no probes.
+const MEASURED: usize = 200;
+
+/// How much of its knowledge a base keeps under an adapter.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KnowledgeKept {
+    /// The share that was asked for, 0 to 1; 0 where none was: it is measured alone.
+    pub wanted: f32,
+    /// The share that is kept: [`Retention::kept`].
+    pub kept: f32,
+    /// What it was measured on.
+    pub measured_on: String,
+    /// The penalty's weight at the end.
+    pub weight: f32,
+    /// All that was measured.
+    pub retention: Retention,
+}
+
+impl KnowledgeKept {
+    /// Whether as much is kept as was asked for.
+    pub fn is_enough(&self) -> bool {
+        self.kept >= self.wanted
+    }
+
+    /// What was measured, and what it means, for people.
+    pub fn sentence(&self) -> String {
+        format!("knowledge kept: {}, on {}", self.retention.sentence(), self.measured_on)
+    }
+
+    /// Why less is kept than was asked for, and what helps; `None` where it is enough.
+    pub fn shortfall(&self) -> Option<String> {
+        if self.is_enough() {
+            return None;
+        }
+        let [kept, wanted] = [self.kept, self.wanted].map(|share| share * 100.0);
+        let why = if self.weight >= WEIGHT * MOST {
+            "at the heaviest penalty; a lower --lr or fewer --targets keep more"
+        } else {
+            "when its steps were over; more --epochs or a lower --lr keep more"
+        };
+        Some(format!("{kept:.1} % is kept, less than the {wanted:.1} % asked for, {why}"))
+    }
+}
+
+/// Inputs to measure on, encoded.
+pub(super) struct Measure<'a> {
+    /// `None`: the run's own samples, held out or trained on.
+    probes: Option<Samples<'a>>,
+    which: Vec<usize>,
+    what: String,
+    /// Their places that are taught of too.
+    taught: Vec<usize>,
+}
+
+impl<'a> Measure<'a> {
+    /// On `probes`, else on the samples that are held out, else on those trained on. Of a user's own
+    /// probes every second one is taught of and the others are measured.
+    pub fn new(
+        engine: &Engine,
+        probes: Option<&'a Probes>,
+        max_tokens: Option<usize>,
+        [held, train]: [&[usize]; 2],
+    ) -> Result<Measure<'a>> {
+        if let Some(probes) = probes {
+            let samples = Samples::new(engine, &probes.data, &probes.data.labels, max_tokens)?;
+            let (taught, which) = match probes.own {
+                true => (0..samples.len()).partition(|place| place % 2 == 0),
+                false => (vec![], (0..samples.len()).collect::<Vec<_>>()),
+            };
+            let what = match probes.own {
+                true => format!("{} {}", which.len(), probes.what),
+                false => probes.what.clone(),
+            };
+            return Ok(Measure { probes: Some(samples), which, what, taught });
+        }
+        let (which, what) = if held.is_empty() {
+            (train, "samples trained on")
+        } else {
+            (held, "held-out samples")
+        };
+        let which: Vec<usize> = which.iter().copied().take(MEASURED).collect();
+        let what = format!("{} {what}", which.len());
+        Ok(Measure { probes: None, which, what, taught: vec![] })
+    }
+}
+
+/// What a run needs to keep the base's knowledge, and to measure it.
+pub(super) struct Knowledge<'a> {
+    measure: Measure<'a>,
+    view: View,
+    /// The share that is to be kept.
+    wanted: f32,
+    /// Samples that run at once.
+    rows: usize,
+    /// Of what is measured, with the base alone.
+    before: Vec<Seen>,
+    /// The direction of the base's features of each of the run's samples; empty for one that isn't
+    /// trained on.
+    samples: Vec<Vec<f32>>,
+    /// Of each probe that is taught of, in their order.
+    taught: Vec<Vec<f32>>,
+    /// The penalty's weight now.
+    pub weight: f32,
+}
+
+/// What the features of a micro-batch's rows should stay near to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Kept {
+    /// The base's features, of length 1, row by row.
+    pub base: Vec<f32>,
+    /// The weight of each row.
+    pub weights: Vec<f32>,
+}
+
+/// The parts of a run that knowledge is kept of.
+pub(super) struct Parts<'r, 's> {
+    pub engine: &'r Engine,
+    pub samples: &'r Samples<'s>,
+    pub train: &'r [usize],
+    /// The held-out samples, where they are others than `samples`.
+    pub held: Option<&'r Samples<'s>>,
+    /// Samples that run at once.
+    pub rows: usize,
+}
+
+impl<'a> Knowledge<'a> {
+    /// Asks the base alone, once a sample. `None` where `go_on` said stop.
+    pub fn ask(
+        parts: &Parts<'_, '_>,
+        measure: Measure<'a>,
+        head: &Head,
+        wanted: f32,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Knowledge<'a>>> {
+        let Parts { engine, samples, train, rows, .. } = *parts;
+        let view = View::new(engine, Some(head))?;
+        let mut ask = |samples: &Samples<'_>, which: &[usize]| {
+            view.of_samples(engine, None, samples, which, rows, go_on)
+        };
+        let measured = parts.measured(&measure);
+        let Some(before) = ask(measured, &measure.which)? else { return Ok(None) };
+        let mut directions = vec![vec![]; samples.len()];
+        let mut taught = vec![];
+        if wanted > 0.0 {
+            let Some(seen) = ask(samples, train)? else { return Ok(None) };
+            for (&sample, seen) in train.iter().zip(&seen) {
+                directions[sample] = direction(&seen.features);
+            }
+            if let Some(probes) = &measure.probes {
+                let Some(seen) = ask(probes, &measure.taught)? else { return Ok(None) };
+                taught = seen.iter().map(|seen| direction(&seen.features)).collect();
+            }
+        }
+        let samples = directions;
+        Ok(Some(Knowledge { measure, view, wanted, rows, before, samples, taught, weight: WEIGHT }))
+    }
+
+    /// What the rows of `group` should stay near to, filled up to `rows`; each counts `share` of the
+    /// weight.
+    pub fn of_samples(&self, group: &[usize], rows: usize, share: f32) -> Kept {
+        let of = |&sample: &usize| self.samples.get(sample).map_or(&[][..], Vec::as_slice);
+        self.rows_of(group.iter().map(of), rows, share)
+    }
+
+    /// The same of probes, by their places among those taught of.
+    fn of_taught(&self, group: &[usize], rows: usize, share: f32) -> Kept {
+        let of = |place: &usize| {
+            let at = self.measure.taught.binary_search(place).ok();
+            at.and_then(|at| self.taught.get(at)).map_or(&[][..], Vec::as_slice)
+        };
+        self.rows_of(group.iter().map(of), rows, share)
+    }
+
+    fn rows_of<'r>(
+        &self,
+        directions: impl Iterator<Item = &'r [f32]>,
+        rows: usize,
+        share: f32,
+    ) -> Kept {
+        let mut kept = Kept::default();
+        for direction in directions {
+            kept.base.extend(direction);
+            kept.weights.push(self.weight * share);
+        }
+        let width = kept.base.len() / kept.weights.len().max(1);
+        kept.base.resize(width * rows.max(kept.weights.len()), 0.0);
+        kept.weights.resize(rows.max(kept.weights.len()), 0.0);
+        kept
+    }
+
+    /// The probes that step `step` is taught of, in groups of at most `rows`: their inputs, and what
+    /// they should stay near to.
+    pub fn taught(&self, step: u64, rows: usize) -> (Vec<Vec<usize>>, usize) {
+        let all = &self.measure.taught;
+        let (Some(probes), false) = (&self.measure.probes, all.is_empty()) else {
+            return (vec![], 0);
+        };
+        let count = TAUGHT.min(all.len());
+        let first = usize::try_from(step).unwrap_or(0).wrapping_mul(count);
+        let which: Vec<usize> =
+            (0..count).map(|at| all[first.wrapping_add(at) % all.len()]).collect();
+        (probes.groups(&which, rows), count)
+    }
+
+    /// The inputs of a group that [`Knowledge::taught`] gave, and what its rows should stay near to.
+    pub fn teach(
+        &self,
+        group: &[usize],
+        rows: usize,
+        share: f32,
+    ) -> Result<(crate::runtime::Named, Kept)> {
+        let Some(probes) = &self.measure.probes else {
+            return Err(crate::error::Error::failed("there are no probes"));
+        };
+        Ok((probes.inputs(group, rows)?, self.of_taught(group, rows, share)))
+    }
+
+    /// How much `adapter` keeps. `None` where `go_on` said stop.
+    pub fn look(
+        &self,
+        parts: &Parts<'_, '_>,
+        adapter: &Adapter,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<KnowledgeKept>> {
+        let bound = parts.engine.bind(&[(adapter, 1.0)])?;
+        let measured = parts.measured(&self.measure);
+        let which = &self.measure.which;
+        let (engine, rows) = (parts.engine, self.rows);
+        let now = self.view.of_samples(engine, Some(&bound), measured, which, rows, go_on)?;
+        let Some(now) = now else { return Ok(None) };
+        let retention = self.view.compare(&self.before, &now)?;
+        Ok(Some(KnowledgeKept {
+            wanted: self.wanted,
+            kept: retention.kept(),
+            measured_on: self.measure.what.clone(),
+            weight: if self.wanted > 0.0 { self.weight } else { 0.0 },
+            retention,
+        }))
+    }
+
+    /// Makes the penalty heavier where less is kept than is wanted, lighter where much more is.
+    pub fn weigh(&mut self, kept: f32) {
+        self.weight = weighed(self.weight, self.wanted, kept);
+    }
+}
+
+fn weighed(weight: f32, wanted: f32, kept: f32) -> f32 {
+    let [least, most] = SPARE;
+    if kept < wanted + least.min((1.0 - wanted) / 2.0) {
+        (weight * 2.0).min(WEIGHT * MOST)
+    } else if kept > wanted + most {
+        (weight * 0.7).max(WEIGHT / MOST)
+    } else {
+        weight
+    }
+}
+
+impl<'s> Parts<'_, 's> {
+    fn measured<'m>(&'m self, measure: &'m Measure<'s>) -> &'m Samples<'s> {
+        match &measure.probes {
+            Some(probes) => probes,
+            None => self.held.unwrap_or(self.samples),
+        }
+    }
+}
+
+/// Whether a look is due after step `step` of `steps`; the one after the last step is not among them.
+pub(super) fn is_look(step: u64, steps: u64) -> bool {
+    let looks = |step: u64| step.saturating_mul(LOOKS) / steps.max(1);
+    step < steps && looks(step) > looks(step.saturating_sub(1))
+}
+
+/// The user's probes, else those that ship with the program, else none.
+///
+/// # Errors
+/// Those of reading them.
+pub(super) fn probes(
+    engine: &Engine,
+    own: Option<&Path>,
+    max_tokens: Option<usize>,
+) -> Result<Option<Probes>> {
+    match own {
+        Some(path) => probes::of(path).map(Some),
+        None => probes::shipped(engine, max_tokens),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_are_spread_over_a_run() {
+        let looks = |steps: u64| (1..=steps).filter(|&s| is_look(s, steps)).collect::<Vec<_>>();
+        assert_eq!(looks(100), [20, 40, 60, 80]);
+        assert_eq!(looks(5), [1, 2, 3, 4]);
+        assert_eq!(looks(2), [1]);
+        assert_eq!(looks(1), [0u64; 0]);
+    }
+
+    #[test]
+    fn the_weight_follows_what_is_kept_within_bounds() {
+        assert_eq!(weighed(20.0, 0.9, 0.8), 40.0);
+        assert_eq!(weighed(20.0, 0.9, 0.91), 40.0);
+        assert_eq!(weighed(20.0, 0.9, 0.93), 20.0);
+        assert_eq!(weighed(20.0, 0.9, 0.97), 14.0);
+        assert_eq!(weighed(20.0, 1.0, 1.0), 20.0, "nothing more can be kept");
+        let many = |kept| (0..50).fold(20.0, |weight, _| weighed(weight, 0.5, kept));
+        assert_eq!(many(0.1), 320.0);
+        assert_eq!(many(1.0), 1.25);
+    }
+}

@@ -1,0 +1,133 @@
+//! Inputs that nothing is taught of, to see what an adapter leaves of the base's knowledge.
+
+use super::scenes::scene;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fs::read_limited;
+use crate::runtime::{Engine, Preprocessor};
+use crate::train::data::{
+    Dataset, Label, LoadOptions, MAX_FILE_BYTES, Place, Sample, SampleInput, StoredPicture, load,
+    pictures_in,
+};
+use std::path::Path;
+
+/// Plain sentences of many sorts, one a line: news, letters, talk, questions, recipes, contracts, ...
+const SENTENCES: &str = include_str!("sentences.txt");
+/// Made-up pictures.
+const SCENES: u64 = 64;
+/// Most of a user's inputs that are taken, spread over all.
+const MOST: usize = 400;
+
+/// Inputs to measure on.
+pub(crate) struct Probes {
+    /// The inputs; their labels mean nothing.
+    pub data: Dataset,
+    /// Whether they are the user's own.
+    pub own: bool,
+    /// What they are, for people.
+    pub what: String,
+}
+
+/// The sentences or pictures that ship with the program; `None` where the base takes neither.
+///
+/// # Errors
+/// What preprocessing says, other than that the base doesn't take them.
+pub(crate) fn shipped(engine: &Engine, max_tokens: Option<usize>) -> Result<Option<Probes>> {
+    let preprocessor = Preprocessor::new(engine).with_max_tokens(max_tokens);
+    let takes = |tried: Result<()>| match tried {
+        Err(e) if e.kind() == ErrorKind::Unsupported => Ok(false),
+        other => other.map(|()| true),
+    };
+    let (inputs, what): (Vec<SampleInput>, _) =
+        if takes(preprocessor.text(&["A sentence."]).map(drop))? {
+            (sentences().map(|s| SampleInput::Text(s.into())).collect(), "sentences")
+        } else if takes(scene(0).and_then(|png| preprocessor.image_bytes(&png).map(drop)))? {
+            ((0..SCENES).map(picture).collect(), "made-up pictures")
+        } else {
+            return Ok(None);
+        };
+    let what = format!("{} {what} that ship with the program", inputs.len());
+    Ok(Some(Probes { data: dataset(inputs, "probes"), own: false, what }))
+}
+
+/// The sentences that ship with the program.
+pub(crate) fn sentences() -> impl Iterator<Item = &'static str> {
+    SENTENCES.lines().filter(|line| !line.is_empty())
+}
+
+fn picture(n: u64) -> SampleInput {
+    let hash = *blake3::hash(format!("probe scene {n}").as_bytes()).as_bytes();
+    SampleInput::Stored(StoredPicture::new(hash, move || scene(n)))
+}
+
+/// The user's own: sentences one a line (`.txt`), a folder of pictures, or a data file, whose labels
+/// don't matter.
+///
+/// # Errors
+/// As [`load`]; fewer than two inputs (bad input).
+pub(crate) fn of(path: &Path) -> Result<Probes> {
+    let is_text = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("txt"));
+    let pictures = if path.is_dir() { pictures_in(path)? } else { vec![] };
+    let inputs: Vec<SampleInput> = if is_text {
+        let bytes = read_limited(path, MAX_FILE_BYTES)?;
+        let text = String::from_utf8(bytes)
+            .map_err(|_| Error::bad_input("it is not UTF-8 text").at(path.display()))?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        lines.map(|line| SampleInput::Text(line.into())).collect()
+    } else if !pictures.is_empty() {
+        pictures.into_iter().map(SampleInput::Image).collect()
+    } else {
+        load(path, &LoadOptions::default())?.samples.into_iter().map(|s| s.input).collect()
+    };
+    if inputs.len() < 2 {
+        return Err(Error::bad_input("two inputs are needed to compare").at(path.display()));
+    }
+    let step = inputs.len().div_ceil(MOST);
+    let inputs: Vec<SampleInput> = inputs.into_iter().step_by(step).collect();
+    let what = format!("inputs of '{}'", path.display());
+    Ok(Probes { data: dataset(inputs, &path.display().to_string()), own: true, what })
+}
+
+fn dataset(inputs: Vec<SampleInput>, place: &str) -> Dataset {
+    let sample =
+        |input| Sample { input, label: Label::Class(0), place: Place::named(place.to_string()) };
+    Dataset {
+        samples: inputs.into_iter().map(sample).collect(),
+        labels: vec![String::new()],
+        splits: Default::default(),
+        task: Default::default(),
+        why: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentences_are_many_and_differ() {
+        let all: Vec<&str> = sentences().collect();
+        let different: std::collections::HashSet<&str> = all.iter().copied().collect();
+        assert!(all.len() >= 200 && different.len() == all.len());
+    }
+
+    #[test]
+    fn a_users_probes_are_lines_rows_or_pictures() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("a.txt"), "one sentence\n\n another \nand a third\n").unwrap();
+        let found = of(&path("a.txt")).unwrap();
+        assert_eq!(found.data.samples.len(), 3);
+        assert_eq!(found.data.samples[1].input, SampleInput::Text("another".into()));
+        std::fs::write(path("b.jsonl"), "{\"text\":\"a\",\"label\":\"x\"}\n").unwrap();
+        assert_eq!(of(&path("b.jsonl")).err().unwrap().kind(), ErrorKind::BadInput);
+        std::fs::create_dir(path("pictures")).unwrap();
+        for n in 0..2 {
+            std::fs::write(path("pictures").join(format!("{n}.png")), scene(n).unwrap()).unwrap();
+        }
+        assert_eq!(of(&path("pictures")).unwrap().data.samples.len(), 2);
+        let many: String = (0..900).map(|n| format!("sentence {n}\n")).collect();
+        std::fs::write(path("many.txt"), many).unwrap();
+        assert_eq!(of(&path("many.txt")).unwrap().data.samples.len(), 300);
+        assert!(of(&path("none.txt")).is_err());
+    }
+}

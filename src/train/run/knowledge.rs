@@ -1,0 +1,145 @@
+//! What a run does to keep the base's knowledge.
+
+use super::Run;
+use super::state::SoFar;
+use crate::adapter::{Adapter, TrainingRecord};
+use crate::error::Result;
+use crate::train::knowledge::{Knowledge, KnowledgeKept, Measure, Parts, is_look};
+use crate::train::progress::{Event, Progress};
+use crate::train::samples::Samples;
+use crate::train::trainer::{MicroBatch, Work};
+use std::borrow::Cow;
+
+/// The name of the share that is kept, in an adapter's record.
+const KEPT: &str = "kept";
+
+impl Run<'_> {
+    pub(super) fn parts(&self) -> Parts<'_, '_> {
+        Parts {
+            engine: self.engine,
+            samples: &self.samples,
+            train: &self.train,
+            held: self.held_samples.as_ref(),
+            rows: self.micro,
+        }
+    }
+
+    /// What says which probes these are, for the run's hash.
+    pub(super) fn probes_hash(&self) -> Result<[u8; 32]> {
+        let Some(probes) = self.probes else { return Ok([0; 32]) };
+        let labels = &probes.data.labels;
+        let samples = Samples::new(self.engine, &probes.data, labels, self.options.max_tokens)?;
+        Ok(samples.hash(&(0..samples.len()).collect::<Vec<_>>()))
+    }
+
+    /// Asks the base alone for what is to be kept, where layers are trained at all. `false` where
+    /// `go_on` said stop.
+    pub(super) fn ask_base(
+        &mut self,
+        so_far: &SoFar,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<bool> {
+        if self.trainer.targets() == 0 {
+            return Ok(true);
+        }
+        let sets = [&self.held[..], &self.train[..]];
+        let max_tokens = self.options.max_tokens;
+        let measure = Measure::new(self.engine, self.probes, max_tokens, sets)?;
+        let adapter = self.trainer.adapter()?;
+        let Some(head) = adapter.head() else { return Ok(true) };
+        let wanted = self.options.keep_knowledge;
+        let found = Knowledge::ask(&self.parts(), measure, head, wanted, go_on)?;
+        let Some(mut knowledge) = found else { return Ok(false) };
+        if let Some(weight) = so_far.keep_weight {
+            knowledge.weight = weight;
+        }
+        self.knowledge = Some(knowledge);
+        Ok(true)
+    }
+
+    /// Measures what is kept, where that is due after a step, and weighs the penalty anew.
+    pub(super) fn look_at_knowledge(
+        &mut self,
+        so_far: &mut SoFar,
+        steps: u64,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        if self.options.keep_knowledge <= 0.0 || !is_look(so_far.step, steps) {
+            return Ok(());
+        }
+        // To its end: a checkpoint can't say that a look is still to be done.
+        let Some(found) = self.knowledge_of(&self.trainer.adapter()?, &mut || true)? else {
+            return Ok(());
+        };
+        let Some(knowledge) = &mut self.knowledge else { return Ok(()) };
+        knowledge.weigh(found.kept);
+        so_far.keep_weight = Some(knowledge.weight);
+        progress.event(&Event::Knowledge {
+            step: so_far.step,
+            kept: found.kept.into(),
+            wanted: found.wanted.into(),
+            weight: knowledge.weight.into(),
+        });
+        Ok(())
+    }
+
+    /// What `adapter` keeps; `None` where nothing but a head is trained, or `go_on` said stop.
+    pub(super) fn knowledge_of(
+        &self,
+        adapter: &Adapter,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<KnowledgeKept>> {
+        let Some(knowledge) = &self.knowledge else { return Ok(None) };
+        knowledge.look(&self.parts(), adapter, go_on)
+    }
+
+    /// Micro-batch `i` of step `step`: those of the batch, then those of probes that are taught of.
+    pub(super) fn work(&self, batch: &Batch, i: usize) -> Result<Work<'static>> {
+        let keeping = self.knowledge.as_ref().filter(|_| self.options.keep_knowledge > 0.0);
+        let share = 1.0 / batch.rows.max(1) as f32;
+        if let Some(group) = batch.groups.get(i) {
+            let inputs = self.samples.inputs(group, self.micro)?;
+            let answers = self.answers(group)?;
+            let kept = keeping.map(|k| k.of_samples(group, self.micro, share));
+            return Ok(Work { micro: Cow::Owned(MicroBatch { inputs, answers }), kept });
+        }
+        let group = batch.taught.get(i - batch.groups.len()).map_or(&[][..], Vec::as_slice);
+        let Some(knowledge) = keeping else {
+            return Err(crate::error::Error::failed("there are no probes to learn from"));
+        };
+        let (inputs, kept) = knowledge.teach(group, self.micro, share)?;
+        let micro = MicroBatch { inputs, answers: vec![None; kept.weights.len()] };
+        Ok(Work { micro: Cow::Owned(micro), kept: Some(kept) })
+    }
+
+    /// The micro-batches of step `step`.
+    pub(super) fn batch(&self, samples: &[usize], step: u64) -> Batch {
+        let groups = self.samples.groups(samples, self.micro);
+        let keeping = self.knowledge.as_ref().filter(|_| self.options.keep_knowledge > 0.0);
+        let (taught, count) = keeping.map_or((vec![], 0), |k| k.taught(step, self.micro));
+        Batch { groups, taught, rows: samples.len() + count }
+    }
+}
+
+/// What a step works on.
+pub(super) struct Batch {
+    groups: Vec<Vec<usize>>,
+    /// Of probes.
+    taught: Vec<Vec<usize>>,
+    /// Rows in all.
+    rows: usize,
+}
+
+impl Batch {
+    pub(super) fn len(&self) -> usize {
+        self.groups.len() + self.taught.len()
+    }
+}
+
+/// Adds what is kept to an adapter's record.
+pub(super) fn record(record: &mut TrainingRecord, kept: Option<&KnowledgeKept>) {
+    if let Some(kept) = kept {
+        record.before.push((KEPT.into(), 1.0));
+        record.after.push((KEPT.into(), kept.kept));
+    }
+}
