@@ -99,6 +99,8 @@ impl<'a> Measure<'a> {
     ) -> Result<Measure<'a>> {
         if let Some(probes) = probes {
             let samples = Samples::new(engine, &probes.data, &probes.data.labels, max_tokens)?;
+            // Read a few times in a run: the planned memory goes to what is trained on.
+            samples.limit_cache(0);
             let (taught, which) = match probes.own {
                 true => (0..samples.len()).partition(|place| place % 2 == 0),
                 false => (vec![], (0..samples.len()).collect::<Vec<_>>()),

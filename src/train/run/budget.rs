@@ -31,10 +31,15 @@ impl Run<'_> {
             true => (PROCESS_BYTES_PICTURES, SCRATCH_SHARE_PICTURES),
             false => (PROCESS_BYTES, SCRATCH_SHARE),
         };
+        // The base's features of each sample.
+        let known = match self.trainer.setup.keep {
+            true => 4 * (self.trainer.setup.features.width * self.train.len()) as u64,
+            false => 0,
+        };
         let running = threads as u64 * (graph + graph / share);
         let held = self.held_samples.as_ref().map_or(0, Samples::array_bytes);
         let arrays = self.samples.array_bytes() + held;
-        Ok(process + self.engine.base().file_len() + state + arrays + running)
+        Ok(process + self.engine.base().file_len() + state + known + arrays + running)
     }
 
     /// The largest micro-batch and the most threads that fit.
