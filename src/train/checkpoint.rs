@@ -331,7 +331,7 @@ mod tests {
         let e = Checkpoint::from_bytes(&longer).unwrap_err();
         assert!(e.message().contains("left over"), "{e}");
         let mut newer = good.clone();
-        newer[8] = 3;
+        newer[8] = 4;
         assert_eq!(Checkpoint::from_bytes(&newer).unwrap_err().kind(), ErrorKind::Mismatch);
         // A count of 2^63 tensors in a file of a few bytes.
         let mut huge = good[..HEADER + 64].to_vec();

@@ -168,6 +168,7 @@ fn a_continued_run_that_is_stopped_anywhere_ends_bit_equal() {
     for threads in [1, 2] {
         let kept = TrainOptions {
             keep: 0.3,
+            keep_knowledge: Some(0.9),
             threads,
             epochs: Some(3),
             checkpoint: Some(path.clone()),
@@ -197,7 +198,7 @@ fn a_continued_run_that_is_stopped_anywhere_ends_bit_equal() {
         // Another generation before is another run.
         let plain = Lesson { previous: None, ..lesson };
         _ = std::fs::remove_file(&path);
-        _ = learn(&engine, &lesson, &kept, &mut StopAtQuestion(25)).unwrap_err();
+        _ = learn(&engine, &lesson, &kept, &mut StopAtQuestion(50)).unwrap_err();
         let e = learn(&engine, &plain, &kept, &mut Silent).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Mismatch, "{e}");
         _ = std::fs::remove_file(&path);

@@ -103,7 +103,7 @@ impl Trainer {
                 0.0
             },
             targets,
-            keep: options.keep_knowledge > 0.0,
+            keep: false,
         };
         let table = engine.base().targets();
         let reached = reaching(engine, &setup)?;
@@ -119,7 +119,6 @@ impl Trainer {
         setup.targets.retain(|_| at.next().is_some_and(keep));
         let mut at = 0..;
         parameters.retain(|_| at.next().is_some_and(keep));
-        setup.keep &= !setup.targets.is_empty();
         let skipped = match options.targets {
             super::TargetChoice::AllLinear => (0..table.len())
                 .filter(|&t| !setup.targets.iter().any(|target| target.place == t))
@@ -163,6 +162,12 @@ impl Trainer {
             optimizer,
             plans: Mutex::new(vec![]),
         })
+    }
+
+    /// Whether features that move away from the base's cost something from here on.
+    pub(super) fn keep_knowledge(&mut self, keep: bool) {
+        self.setup.keep = keep && !self.setup.targets.is_empty();
+        self.drop_plans();
     }
 
     /// The base's output that the head reads.

@@ -7,7 +7,7 @@ mod state;
 
 use super::data::Dataset;
 use super::evaluate::evaluate_samples;
-use super::knowledge::{Knowledge, KnowledgeKept, Probes, probes};
+use super::knowledge::{Knowledge, KnowledgeKept, Probes, probes, wanted};
 use super::lesson::{Lesson, Teacher};
 use super::mixer::Mixer;
 use super::options::TrainOptions;
@@ -114,7 +114,9 @@ pub fn learn(
         trainer.start_from(previous)?;
     }
     let probes = probes(engine, options.probes.as_deref(), options.max_tokens)?;
-    let run = Run::new(engine, lesson, options, trainer, probes.as_ref())?;
+    let wanted = wanted(options.keep_knowledge, probes.as_ref());
+    trainer.keep_knowledge(wanted > 0.0);
+    let run = Run::new(engine, lesson, options, trainer, (probes.as_ref(), wanted))?;
     run.go(progress)
 }
 
@@ -149,6 +151,8 @@ struct Run<'a> {
     previous: Option<&'a Adapter>,
     teacher: Option<Teacher>,
     probes: Option<&'a Probes>,
+    /// The share of the base's knowledge that is to be kept.
+    wanted: f32,
     knowledge: Option<Knowledge<'a>>,
     held: Vec<usize>,
     micro: usize,
@@ -162,7 +166,7 @@ impl<'a> Run<'a> {
         lesson: &Lesson<'a>,
         options: &'a TrainOptions,
         trainer: Trainer,
-        probes: Option<&'a Probes>,
+        (probes, wanted): (Option<&'a Probes>, f32),
     ) -> Result<Run<'a>> {
         let Lesson { data, replayed, holdout, previous } = *lesson;
         if replayed >= data.samples.len() {
@@ -195,6 +199,7 @@ impl<'a> Run<'a> {
             previous,
             teacher: None,
             probes,
+            wanted,
             knowledge: None,
             held,
             micro: 0,
