@@ -5,7 +5,7 @@ use crate::adapter::{Bound, Head, Pool};
 use crate::error::{Error, Result};
 use crate::pack::Role;
 use crate::runtime::{Engine, Named, argmax, as_tokens, pool};
-use crate::shape::{Array, View};
+use crate::shape::Array;
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -68,7 +68,7 @@ pub fn retention(
     inputs: impl IntoIterator<Item = Result<Named>>,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<Option<Retention>> {
-    let view = View::new(engine, bound.head.as_ref())?;
+    let view = Lens::new(engine, bound.head.as_ref())?;
     let (mut before, mut now) = (vec![], vec![]);
     for inputs in inputs {
         if !go_on() {
@@ -91,16 +91,16 @@ pub(super) struct Seen {
 }
 
 /// What is looked at: the output that the head reads, or the base's last, and the base's own classes.
-pub(super) struct View {
+pub(super) struct Lens {
     output: String,
     head: Option<(Pool, usize)>,
     /// The output that has the classes.
     own: Option<String>,
 }
 
-impl View {
+impl Lens {
     /// What `head` reads; without one, the base's last output.
-    pub fn new(engine: &Engine, head: Option<&Head>) -> Result<View> {
+    pub fn new(engine: &Engine, head: Option<&Head>) -> Result<Lens> {
         let output = match head {
             Some(head) => head.output.clone(),
             None => match engine.outputs().last() {
@@ -109,7 +109,7 @@ impl View {
             },
         };
         let head = head.map(|head| (head.pool, head.features as usize));
-        Ok(View { output, head, own: own_classes(engine) })
+        Ok(Lens { output, head, own: own_classes(engine) })
     }
 
     /// Each row of `inputs`.

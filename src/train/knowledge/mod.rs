@@ -10,7 +10,7 @@ mod penalty;
 mod probes;
 mod scenes;
 
-use super::retention::{Retention, Seen, View, direction};
+use super::retention::{Lens, Retention, Seen, direction};
 use super::samples::Samples;
 use crate::adapter::{Adapter, Head};
 use crate::error::Result;
@@ -127,7 +127,7 @@ impl<'a> Measure<'a> {
 /// What a run needs to keep the base's knowledge, and to measure it.
 pub(super) struct Knowledge<'a> {
     measure: Measure<'a>,
-    view: View,
+    view: Lens,
     /// The share that is to be kept.
     wanted: f32,
     /// Samples that run at once.
@@ -173,7 +173,7 @@ impl<'a> Knowledge<'a> {
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Knowledge<'a>>> {
         let Parts { engine, samples, train, rows, .. } = *parts;
-        let view = View::new(engine, Some(head))?;
+        let view = Lens::new(engine, Some(head))?;
         let mut ask = |samples: &Samples<'_>, which: &[usize]| {
             view.of_samples(engine, None, samples, which, rows, go_on)
         };
