@@ -106,10 +106,10 @@ pub struct Args {
     /// Largest norm of a step's gradients
     #[arg(long, value_parser = positive)]
     clip: Option<f32>,
-    /// Share of what the base knows that the adapter should leave as it is, measured on inputs that
-    /// it isn't taught; 0: don't care [default: 0.9 where the base takes sentences or pictures]
-    #[arg(long, value_name = "SHARE", value_parser = whole_share)]
-    keep_knowledge: Option<f32>,
+    /// Share of what the base knows that the adapter should leave as it is, as 0.9, measured on inputs
+    /// that it isn't taught; 0: measured alone
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = whole_share)]
+    keep_knowledge: f32,
     /// Which knowledge: sentences one a line (.txt), a folder of pictures, or a data file; half are
     /// taught of, half measured (default: sentences or pictures that come with the program)
     #[arg(long, value_name = "FILE|FOLDER")]

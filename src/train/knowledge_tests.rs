@@ -21,10 +21,9 @@ fn more_is_kept_and_the_task_is_learned_all_the_same() {
     for (name, data) in [("attention", sequences(80, 1)), ("mlp", points(80, 1))] {
         let (_dir, engine) = engine(name, &PackOptions::default());
         let head = TrainOptions { head_rate: 5.0, epochs: Some(15), ..options() };
-        let plain = TrainOptions { keep_knowledge: Some(0.0), ..head.clone() };
+        let plain = TrainOptions { keep_knowledge: 0.0, ..head.clone() };
         let (without, _) = run(&engine, &data, &plain);
-        let (with, accuracy) =
-            run(&engine, &data, &TrainOptions { keep_knowledge: Some(0.95), ..head });
+        let (with, accuracy) = run(&engine, &data, &TrainOptions { keep_knowledge: 0.95, ..head });
         let away = |kept: &KnowledgeKept| 1.0 - kept.retention.cosine_mean;
         assert!(away(&with) < 0.5 * away(&without), "{name}: {with:?} {without:?}");
         assert!(accuracy >= 0.9, "{name}: {accuracy}");
@@ -44,7 +43,7 @@ fn a_run_looks_at_what_it_keeps_and_says_so() {
             looks.push((*step, *kept, *wanted, *weight));
         }
     };
-    let asked = TrainOptions { keep_knowledge: Some(1.0), steps: Some(10), ..options() };
+    let asked = TrainOptions { keep_knowledge: 1.0, steps: Some(10), ..options() };
     let trained = train(&engine, &points(40, 2), None, &asked, &mut listen).unwrap();
     assert_eq!(looks.iter().map(|l| l.0).collect::<Vec<_>>(), [2, 4, 6, 8]);
     assert!(looks.iter().all(|l| l.2 == 1.0 && (0.0..=1.0).contains(&l.1)));
@@ -65,7 +64,7 @@ fn a_head_alone_keeps_all_and_probes_must_be_there() {
     let e = train(&engine, &data, None, &missing, &mut Silent).unwrap_err();
     assert!(e.to_string().contains("/not/there.txt"), "{e}");
     for keep_knowledge in [-0.1, 1.1, f32::NAN] {
-        let wrong = TrainOptions { keep_knowledge: Some(keep_knowledge), ..options() };
+        let wrong = TrainOptions { keep_knowledge, ..options() };
         let e = train(&engine, &data, None, &wrong, &mut Silent).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Usage);
     }
@@ -82,10 +81,10 @@ fn a_users_probes_are_kept_too() {
     let labels = crate::shape::Array::i64([80], vec![0; 80]).unwrap();
     std::fs::write(&path, data::tests::npz(&[("x", x), ("labels", labels)])).unwrap();
     let data = points(40, 4);
-    let plain = TrainOptions { keep_knowledge: Some(0.0), probes: Some(path), ..options() };
+    let plain = TrainOptions { keep_knowledge: 0.0, probes: Some(path), ..options() };
     let (without, _) = run(&engine, &data, &plain);
     assert_eq!(without.retention.samples, 40);
-    let (with, _) = run(&engine, &data, &TrainOptions { keep_knowledge: Some(0.95), ..plain });
+    let (with, _) = run(&engine, &data, &TrainOptions { keep_knowledge: 0.95, ..plain });
     let away = |kept: &KnowledgeKept| 1.0 - kept.retention.cosine_mean;
     assert!(away(&with) < 0.5 * away(&without), "{with:?} {without:?}");
 }

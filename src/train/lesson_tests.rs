@@ -168,7 +168,7 @@ fn a_continued_run_that_is_stopped_anywhere_ends_bit_equal() {
     for threads in [1, 2] {
         let kept = TrainOptions {
             keep: 0.3,
-            keep_knowledge: Some(0.9),
+            keep_knowledge: 0.9,
             threads,
             epochs: Some(3),
             checkpoint: Some(path.clone()),

@@ -79,7 +79,7 @@ pub(crate) fn row_targets(rows: &[Option<Vec<f32>>], shape: &[usize]) -> Result<
 }
 
 /// The shape of a float tensor of at least one axis.
-fn floats(w: &Wires, outlet: OutletId) -> Result<TVec<TDim>> {
+pub(super) fn floats(w: &Wires, outlet: OutletId) -> Result<TVec<TDim>> {
     let fact = w.fact(outlet)?;
     if !fact.datum_type.is::<f32>() || fact.rank() == 0 {
         return Err(Error::usage(format!(
@@ -90,7 +90,7 @@ fn floats(w: &Wires, outlet: OutletId) -> Result<TVec<TDim>> {
 }
 
 /// Sum of all elements, rank 0.
-fn total(w: &mut Wires, a: OutletId) -> Result<OutletId> {
+pub(super) fn total(w: &mut Wires, a: OutletId) -> Result<OutletId> {
     let axes: Vec<usize> = (0..w.rank(a)?).collect();
     let sum = w.sum(a, &axes)?;
     w.squeeze(sum, &axes)

@@ -119,10 +119,8 @@ pub struct TrainOptions {
     pub keep: f32,
     /// The share, 0 to 1, of the base's own knowledge that the adapted base should keep
     /// ([`Retention::kept`](super::Retention::kept)). The run measures it, and weighs a penalty on
-    /// features that move away from the base's by it. 0: no penalty, and it is measured alone. By
-    /// default 0.9 where the base takes sentences or pictures or `probes` are given, else 0: nothing
-    /// ships that other knowledge could be measured on.
-    pub keep_knowledge: Option<f32>,
+    /// features that move away from the base's by it. 0: no penalty, and it is measured alone.
+    pub keep_knowledge: f32,
     /// Inputs that say which knowledge: sentences one a line (`.txt`), a folder of pictures, or a data
     /// file. Every second one is taught of, the others are measured on. Without them what is measured
     /// on ships with the program.
@@ -156,7 +154,7 @@ impl TrainOptions {
         for (name, share) in [
             ("replay share", self.replay),
             ("weight to keep", self.keep),
-            ("knowledge to keep", self.keep_knowledge.unwrap_or(0.0)),
+            ("knowledge to keep", self.keep_knowledge),
         ] {
             if !(0.0..=1.0).contains(&share) {
                 return Err(Error::usage(format!("{name} {share} is not within 0 to 1")));
@@ -219,7 +217,7 @@ impl Default for TrainOptions {
             warm_start: true,
             replay: 0.5,
             keep: 0.0,
-            keep_knowledge: None,
+            keep_knowledge: 0.0,
             probes: None,
         }
     }

@@ -58,8 +58,8 @@ pub struct TrainSettings {
     /// only.
     pub keep: f32,
     /// Share of the base's own knowledge that is to be kept, 0 to 1; 0: no penalty, it is measured
-    /// alone. By default that of `offshoot train --keep-knowledge`.
-    pub keep_knowledge: Option<f32>,
+    /// alone. See `offshoot train --keep-knowledge`.
+    pub keep_knowledge: f32,
     /// Whether a generation starts at the values of the one before.
     pub warm_start: bool,
     /// Largest norm of a step's gradients; 0: any.
@@ -92,7 +92,7 @@ impl Default for TrainSettings {
             batch: 16,
             replay: 0.5,
             keep: 0.2,
-            keep_knowledge: None,
+            keep_knowledge: 0.0,
             warm_start: true,
             clip: 1.0,
             max_tokens: 0,
@@ -309,7 +309,7 @@ impl Settings {
         range("train.batch", train.batch as f64, 2.0, 65536.0)?;
         range("train.replay", train.replay.into(), 0.0, 1.0)?;
         range("train.keep", train.keep.into(), 0.0, 1.0)?;
-        range("train.keep_knowledge", train.keep_knowledge.unwrap_or(0.0).into(), 0.0, 1.0)?;
+        range("train.keep_knowledge", train.keep_knowledge.into(), 0.0, 1.0)?;
         range("train.clip", train.clip.into(), 0.0, 1e6)?;
         range("train.threads", train.threads as f64, 1.0, 1024.0)?;
         range("train.checkpoint_every", train.checkpoint_every.into(), 1.0, 1e6)?;

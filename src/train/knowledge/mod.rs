@@ -23,8 +23,6 @@ pub(super) use probes::Probes;
 #[cfg(feature = "daemon")]
 pub(crate) use probes::sentences;
 
-/// The share to keep where none is asked for and there is something to measure it on.
-const USUAL: f32 = 0.9;
 /// Weight of the penalty at first.
 pub(super) const WEIGHT: f32 = 20.0;
 /// How far the weight may move from that.
@@ -308,11 +306,6 @@ impl<'s> Parts<'_, 's> {
 pub(super) fn is_look(step: u64, steps: u64) -> bool {
     let looks = |step: u64| step.saturating_mul(LOOKS) / steps.max(1);
     step < steps && looks(step) > looks(step.saturating_sub(1))
-}
-
-/// The share to keep.
-pub(super) fn wanted(asked: Option<f32>, probes: Option<&Probes>) -> f32 {
-    asked.unwrap_or(if probes.is_some() { USUAL } else { 0.0 })
 }
 
 /// The user's probes, else those that ship with the program, else none.

@@ -47,7 +47,8 @@ impl Run<'_> {
         let measure = Measure::new(self.engine, self.probes, max_tokens, sets)?;
         let adapter = self.trainer.adapter()?;
         let Some(head) = adapter.head() else { return Ok(true) };
-        let found = Knowledge::ask(&self.parts(), measure, head, self.wanted, go_on)?;
+        let found =
+            Knowledge::ask(&self.parts(), measure, head, self.options.keep_knowledge, go_on)?;
         let Some(mut knowledge) = found else { return Ok(false) };
         if let Some(weight) = so_far.keep_weight {
             knowledge.weight = weight;
@@ -63,7 +64,7 @@ impl Run<'_> {
         steps: u64,
         progress: &mut dyn Progress,
     ) -> Result<()> {
-        if self.wanted <= 0.0 || !is_look(so_far.step, steps) {
+        if self.options.keep_knowledge <= 0.0 || !is_look(so_far.step, steps) {
             return Ok(());
         }
         // To its end: a checkpoint can't say that a look is still to be done.
@@ -94,7 +95,7 @@ impl Run<'_> {
 
     /// Micro-batch `i` of step `step`: those of the batch, then those of probes that are taught of.
     pub(super) fn work(&self, batch: &Batch, i: usize) -> Result<Work<'static>> {
-        let keeping = self.knowledge.as_ref().filter(|_| self.wanted > 0.0);
+        let keeping = self.knowledge.as_ref().filter(|_| self.options.keep_knowledge > 0.0);
         let share = 1.0 / batch.rows.max(1) as f32;
         if let Some(group) = batch.groups.get(i) {
             let inputs = self.samples.inputs(group, self.micro)?;
@@ -114,7 +115,7 @@ impl Run<'_> {
     /// The micro-batches of step `step`.
     pub(super) fn batch(&self, samples: &[usize], step: u64) -> Batch {
         let groups = self.samples.groups(samples, self.micro);
-        let keeping = self.knowledge.as_ref().filter(|_| self.wanted > 0.0);
+        let keeping = self.knowledge.as_ref().filter(|_| self.options.keep_knowledge > 0.0);
         let (taught, count) = keeping.map_or((vec![], 0), |k| k.taught(step, self.micro));
         Batch { groups, taught, rows: samples.len() + count }
     }

@@ -7,7 +7,7 @@ mod state;
 
 use super::data::Dataset;
 use super::evaluate::evaluate_samples;
-use super::knowledge::{Knowledge, KnowledgeKept, Probes, probes, wanted};
+use super::knowledge::{Knowledge, KnowledgeKept, Probes, probes};
 use super::lesson::{Lesson, Teacher};
 use super::mixer::Mixer;
 use super::options::TrainOptions;
@@ -114,9 +114,8 @@ pub fn learn(
         trainer.start_from(previous)?;
     }
     let probes = probes(engine, options.probes.as_deref(), options.max_tokens)?;
-    let wanted = wanted(options.keep_knowledge, probes.as_ref());
-    trainer.keep_knowledge(wanted > 0.0);
-    let run = Run::new(engine, lesson, options, trainer, (probes.as_ref(), wanted))?;
+    trainer.keep_knowledge(options.keep_knowledge > 0.0);
+    let run = Run::new(engine, lesson, options, trainer, probes.as_ref())?;
     run.go(progress)
 }
 
@@ -151,8 +150,6 @@ struct Run<'a> {
     previous: Option<&'a Adapter>,
     teacher: Option<Teacher>,
     probes: Option<&'a Probes>,
-    /// The share of the base's knowledge that is to be kept.
-    wanted: f32,
     knowledge: Option<Knowledge<'a>>,
     held: Vec<usize>,
     micro: usize,
@@ -166,7 +163,7 @@ impl<'a> Run<'a> {
         lesson: &Lesson<'a>,
         options: &'a TrainOptions,
         trainer: Trainer,
-        (probes, wanted): (Option<&'a Probes>, f32),
+        probes: Option<&'a Probes>,
     ) -> Result<Run<'a>> {
         let Lesson { data, replayed, holdout, previous } = *lesson;
         if replayed >= data.samples.len() {
@@ -199,7 +196,6 @@ impl<'a> Run<'a> {
             previous,
             teacher: None,
             probes,
-            wanted,
             knowledge: None,
             held,
             micro: 0,
