@@ -3,7 +3,7 @@
 //!
 //! Both directions run through one driver. With the weights as (outputs, inner) the tiles want, for
 //! 16 outputs at a time, `[inner][16]`. Forward, outputs are the rows of W and that is a decoded
-//! panel as it lies (f32 weights are read in place); transposed, outputs are columns, and each block
+//! panel as it lies (f32 weights are read in place, and f16 for a single row); transposed, outputs are columns, and each block
 //! of a panel is transposed while it is decoded.
 //!
 //! Every output is one chain of additions in the order of the inner index, starting from bias (or
@@ -60,6 +60,11 @@ pub(super) trait Isa {
     /// # Safety
     /// Every pointer is good for what [`Tile`] says.
     unsafe fn tile(rows: usize, panels: usize, tile: &Tile);
+    /// A tile of one row and 1, 2 or MAX_PANELS panels whose weights are f16.
+    ///
+    /// # Safety
+    /// Every pointer is good for what [`Tile`] says, those of weights for as many f16 values.
+    unsafe fn tile_of_half(panels: usize, tile: &Tile);
     /// [`decode`].
     ///
     /// # Safety
@@ -96,6 +101,8 @@ pub(super) unsafe fn run<I: Isa, const T: bool>(job: &mut Job<'_>) {
         return;
     }
     let m = job.y.len() / outputs;
+    // A single row meets each weight once: decoding it to memory would cost more than the product.
+    let half = !T && m == 1 && w.scheme() == Scheme::F16;
     debug_assert_eq!(job.x.len(), m * inner);
     let per_pass = if m == 1 { MAX_PANELS } else { 2 };
     let chunk = SCRATCH / (per_pass * PANEL);
@@ -119,6 +126,7 @@ pub(super) unsafe fn run<I: Isa, const T: bool>(job: &mut Job<'_>) {
                     rows,
                     inner,
                     outputs,
+                    half,
                 };
                 // SAFETY: the scratch holds per_pass panels of `chunk` times 16 floats; the pass lies
                 // inside the matrix, x and y.
@@ -146,9 +154,12 @@ struct Pass {
     rows: usize,
     inner: usize,
     outputs: usize,
+    /// Whether the tiles read f16 weights in place.
+    half: bool,
 }
 
-/// Where the pass's weights lie as `[len][16]` for each panel of outputs, decoding what is not f32.
+/// Where the pass's weights lie as `[len][16]` for each panel of outputs, decoding what the tiles don't
+/// read in place.
 ///
 /// # Safety
 /// `scratch` is writable for 2 · ceil(panels / 2) · chunk · 16 floats, and the processor has `I`.
@@ -180,6 +191,8 @@ unsafe fn fill<I: Isa, const T: bool>(
             }
         } else if w.scheme() == Scheme::F32 {
             *decoded = w.panel(pass.panel + i)[pass.first * PANEL * 4..].as_ptr().cast();
+        } else if pass.half {
+            *decoded = w.panel(pass.panel + i)[pass.first * PANEL * 2..].as_ptr().cast();
         } else if pass.len > 0 {
             // SAFETY: first is a multiple of 32 inside the columns, and chunk · 16 floats fit.
             unsafe { I::decode(w, pass.panel + i, pass.first, pass.len, out) }
@@ -230,8 +243,15 @@ unsafe fn tiles<I: Isa>(job: &mut Job<'_>, pass: &Pass, decoded: [*const f32; MA
                     Start::Bias(bias) => tile.start = bias[output..output + lanes].as_ptr(),
                     Start::Keep => (tile.start, tile.start_stride) = (tile.y, tile.y_stride),
                 }
-                // SAFETY: x, w and y hold a tile of rows by `lanes` outputs from here on.
-                unsafe { I::tile(rows, panels, &tile) }
+                // SAFETY: x, w and y hold a tile of rows by `lanes` outputs from here on; of half
+                // weights there is one row.
+                unsafe {
+                    if pass.half {
+                        I::tile_of_half(panels, &tile)
+                    } else {
+                        I::tile(rows, panels, &tile)
+                    }
+                }
                 continue;
             }
             // The last outputs fill part of a panel only: through a whole tile on the stack.
@@ -248,7 +268,13 @@ unsafe fn tiles<I: Isa>(job: &mut Job<'_>, pass: &Pass, decoded: [*const f32; MA
             (tile.y, tile.y_stride) = (whole.as_mut_ptr(), width);
             (tile.start, tile.start_stride) = (tile.y, width);
             // SAFETY: `whole` holds rows · width values: at most ROWS · 2 panels, or 1 · 4.
-            unsafe { I::tile(rows, panels, &tile) }
+            unsafe {
+                if pass.half {
+                    I::tile_of_half(panels, &tile)
+                } else {
+                    I::tile(rows, panels, &tile)
+                }
+            }
             for (i, whole) in whole.chunks_exact(width).enumerate().take(rows) {
                 let y = at + i * pass.outputs;
                 job.y[y..y + lanes].copy_from_slice(&whole[..lanes]);
@@ -261,12 +287,12 @@ unsafe fn tiles<I: Isa>(job: &mut Job<'_>, pass: &Pass, decoded: [*const f32; MA
 struct Zeros([f32; MAX_PANELS * PANEL]);
 static ZEROS: Zeros = Zeros([0.0; MAX_PANELS * PANEL]);
 
-/// A tile of `M` rows and `P` panels.
+/// A tile of `M` rows and `P` panels; with `HALF` the weights are f16.
 ///
 /// # Safety
 /// The processor has `V`; every pointer is good for what [`Tile`] says.
 #[inline(always)]
-pub(super) unsafe fn tile<V: Lanes, const M: usize, const P: usize>(t: &Tile) {
+pub(super) unsafe fn tile<V: Lanes, const M: usize, const P: usize, const HALF: bool>(t: &Tile) {
     // SAFETY: the caller's pointers hold M rows of x and y, P panels of `len` times 16 weights, and a
     // start for every output.
     unsafe {
@@ -281,7 +307,10 @@ pub(super) unsafe fn tile<V: Lanes, const M: usize, const P: usize>(t: &Tile) {
         for k in 0..t.len {
             let mut w = [V::splat(0.0); P];
             for p in 0..P {
-                w[p] = V::load(t.w[p].add(k * PANEL));
+                w[p] = match HALF {
+                    true => V::load_f16(t.w[p].cast::<u8>().add(k * PANEL * 2)),
+                    false => V::load(t.w[p].add(k * PANEL)),
+                };
             }
             for i in 0..M {
                 let x = V::splat(*x[i].add(k));

@@ -314,13 +314,29 @@ macro_rules! kernels {
                     // SAFETY: passed on from the trait's contract, with the features enabled here.
                     unsafe {
                         match (rows, panels) {
-                            $(($m, $p) => float::tile::<$lanes, $m, $p>(t),)*
+                            $(($m, $p) => float::tile::<$lanes, $m, $p, false>(t),)*
                             _ => unreachable!("a tile of {rows} rows and {panels} panels"),
                         }
                     }
                 }
                 // SAFETY: the trait's contract.
                 unsafe { inner(rows, panels, t) }
+            }
+
+            unsafe fn tile_of_half(panels: usize, t: &Tile) {
+                $(#[target_feature(enable = $features)])?
+                unsafe fn inner(panels: usize, t: &Tile) {
+                    // SAFETY: passed on from the trait's contract, with the features enabled here.
+                    unsafe {
+                        match panels {
+                            1 => float::tile::<$lanes, 1, 1, true>(t),
+                            2 => float::tile::<$lanes, 1, 2, true>(t),
+                            _ => float::tile::<$lanes, 1, 4, true>(t),
+                        }
+                    }
+                }
+                // SAFETY: the trait's contract.
+                unsafe { inner(panels, t) }
             }
 
             unsafe fn decode(w: PackedRef<'_>, panel: usize, first: usize, len: usize, out: *mut f32) {
