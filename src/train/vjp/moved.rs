@@ -5,6 +5,7 @@ use tract_core::internal::*;
 use tract_core::ops::array::{
     GatherElements, GatherNd, ScatterElements, ScatterNd, ScatterReduction, Topk,
 };
+use tract_core::ops::logic::comp_eq;
 use tract_core::ops::nn::resize::{AxisPlan, Resize};
 
 use super::ops::again;
@@ -74,7 +75,31 @@ pub(super) fn top_k(b: &mut Wires, site: &Site) -> Result<InputGradients> {
 pub(super) fn scatter_elements(b: &mut Wires, site: &Site) -> Result<InputGradients> {
     let op = site.op::<ScatterElements>()?.clone();
     let gather = GatherElements::new(op.axis);
+    if matches!(op.reduction, ScatterReduction::Max | ScatterReduction::Min) {
+        return scatter_extreme(b, site, op.axis);
+    }
     scatter(b, site, op.reduction, Box::new(op), Box::new(gather))
+}
+
+/// The greatest (or least) of what comes to a place gets its gradient; equal ones share it, as PyTorch
+/// has it.
+fn scatter_extreme(b: &mut Wires, site: &Site, axis: usize) -> Result<InputGradients> {
+    let (g, y) = (site.gradient()?, site.output());
+    let (data, at, updates) = (site.input(0)?, site.input(1)?, site.input(2)?);
+    let gather = GatherElements::new(axis);
+    let add = ScatterElements { axis, reduction: ScatterReduction::Add };
+    let dt = b.fact(g)?.datum_type;
+    let reached = b.wire(gather.clone(), &[y, at])?;
+    let is_data = b.compare(comp_eq(), data, y)?;
+    let is_data = b.cast(is_data, dt)?;
+    let is_update = b.compare(comp_eq(), updates, reached)?;
+    let is_update = b.cast(is_update, dt)?;
+    let count = b.wire(add, &[is_data, at, is_update])?;
+    let part = b.div(g, count)?;
+    let of_data = b.mul(part, is_data)?;
+    let of_updates = b.wire(gather, &[part, at])?;
+    let of_updates = b.mul(of_updates, is_update)?;
+    Ok(tvec![Some(of_data), None, Some(of_updates)])
 }
 
 pub(super) fn scatter_nd(b: &mut Wires, site: &Site) -> Result<InputGradients> {

@@ -292,15 +292,20 @@ pub(super) fn cases(rule: &str) -> Vec<Case<'static>> {
                 Case::op([x(), at], a::GatherNd { batch_dims })
             })
             .collect(),
-        "ScatterElements" => [a::ScatterReduction::None, a::ScatterReduction::Add]
-            .into_iter()
-            .flat_map(|reduction| {
-                let at = tensor2(&[[0i64, 2], [1, -1]]);
-                let inputs = [random(&[2, 3], 1), at, random(&[2, 2], 2)];
-                let op = a::ScatterElements { axis: 1, reduction };
-                [Case::op(inputs.clone(), op.clone()), Case::op(inputs, op).trained(&[2])]
-            })
-            .collect(),
+        "ScatterElements" => [
+            a::ScatterReduction::None,
+            a::ScatterReduction::Add,
+            a::ScatterReduction::Max,
+            a::ScatterReduction::Min,
+        ]
+        .into_iter()
+        .flat_map(|reduction| {
+            let at = tensor2(&[[0i64, 2], [1, -1]]);
+            let inputs = [spread(&[2, 3]), at, random(&[2, 2], 2)];
+            let op = a::ScatterElements { axis: 1, reduction };
+            [Case::op(inputs.clone(), op.clone()), Case::op(inputs, op).trained(&[2])]
+        })
+        .collect(),
         "ScatterNd" => [a::ScatterReduction::None, a::ScatterReduction::Add]
             .into_iter()
             .flat_map(|reduction| {
