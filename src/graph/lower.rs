@@ -46,6 +46,8 @@ pub fn lower(model: &ModelProto, weights: &FrozenWeights) -> Result<TypedModel> 
     let mut typed = graph.into_typed().map_err(|e| tract_error(ErrorKind::Unsupported, &e))?;
     check_axes(&typed)?;
     super::shapes::free_factors_as_integers(&mut typed)
+        .and_then(|()| super::shapes::ordered_as_integers(&mut typed))
+        .and_then(|()| super::rounding::rounded_as_floats(&mut typed))
         .map_err(|e| tract_error(ErrorKind::Unsupported, &e))?;
     super::channels_last(typed).map_err(|e| tract_error(ErrorKind::Unsupported, &e))
 }

@@ -25,6 +25,7 @@ mod patches;
 mod place;
 #[cfg(feature = "import")]
 mod recurrent;
+mod rounding;
 mod row_norms;
 mod select;
 #[cfg(feature = "import")]
@@ -55,6 +56,7 @@ pub use nnef::{read_graph, write_graph};
 pub use optimize::{optimized, shared_macs};
 pub use patches::{Col2im, Im2col};
 pub use place::{Place, places, within};
+pub use rounding::{ByteRange, RoundThrough};
 pub use row_norms::RowNorms;
 pub use select::{NonMaxSuppression, NonZero};
 pub use weights::FrozenWeights;

@@ -1,7 +1,7 @@
 //! What tract's own importer refuses over free dimensions: a Slice in steps or of an old operator set,
 //! a Flatten of two, a product with one.
 
-use tract_core::ops::array::{StridedSlice, strided_slice::Dim};
+use tract_core::ops::array::{StridedSlice, Topk, strided_slice::Dim};
 use tract_core::ops::binary::TypedBinOp;
 use tract_core::ops::cast::cast;
 use tract_core::ops::change_axes::to_axis_ops_with_tf_rules;
@@ -193,6 +193,35 @@ pub(super) fn free_factors_as_integers(model: &mut TypedModel) -> TractResult<()
         let wire = patch.wire_node(format!("{name}.product"), op, &wires)?;
         let wire = patch.wire_node(&name, cast(TDim::datum_type()), &wire)?;
         patch.shunt_outside(model, id.into(), wire[0])?;
+        patch.apply(model)?;
+    }
+    Ok(())
+}
+
+/// Gives integers to what orders values: tract casts 64-bit integers to dimensions, which it can't order
+/// in a run.
+///
+/// # Errors
+/// tract's, where a patch does not fit.
+pub(super) fn ordered_as_integers(model: &mut TypedModel) -> TractResult<()> {
+    for id in model.eval_order()? {
+        let node = model.node(id);
+        let Some(values) = node.inputs.first().filter(|_| node.op_is::<Topk>()) else { continue };
+        if model.outlet_fact(*values)?.datum_type != TDim::datum_type() {
+            continue;
+        }
+        let (name, inputs, op) = (node.name.clone(), node.inputs.clone(), node.op.clone());
+        let mut patch = TypedModelPatch::default();
+        let mut wires = tvec![];
+        for input in inputs {
+            wires.push(patch.tap_model(model, input)?);
+        }
+        let integer = cast(i64::datum_type());
+        wires[0] = patch.wire_node(format!("{name}.i64"), integer, &wires[..1])?[0];
+        let found = patch.wire_node(format!("{name}.ordered"), op, &wires)?;
+        let values = patch.wire_node(&name, cast(TDim::datum_type()), &found[..1])?[0];
+        patch.shunt_outside(model, id.into(), values)?;
+        patch.shunt_outside(model, OutletId::new(id, 1), found[1])?;
         patch.apply(model)?;
     }
     Ok(())

@@ -14,7 +14,9 @@ use tract_onnx::pb::tensor_shape_proto::dimension::Value as Dim;
 use tract_onnx::pb::type_proto::Value as TypeValue;
 use tract_onnx::pb::{GraphProto, TensorProto, ValueInfoProto};
 
-/// No further way is tried after this; a failed one takes as long as the graph's typing.
+/// No further way is tried after so many times the first one's time, within these limits.
+const MAX_TIMES: u32 = 8;
+const LEAST_TIME: Duration = Duration::from_secs(10);
 const MAX_TIME: Duration = Duration::from_secs(120);
 /// Dimensions that the graph itself says are equal, one after the other.
 const MAX_EQUALS: usize = 16;
@@ -54,13 +56,14 @@ pub fn fit<T>(
     mut attempt: impl FnMut(&Prepared) -> Result<T>,
 ) -> Result<(T, Vec<Bound>)> {
     let mut attempt = |prepared: &Prepared| caught(|| attempt(prepared));
+    let start = Instant::now();
     let first = match attempt(prepared) {
         Ok(made) => return Ok((made, vec![])),
-        Err(e) if e.kind() == ErrorKind::Failed => return Err(e),
+        Err(e) if matches!(e.kind(), ErrorKind::Failed | ErrorKind::Refused) => return Err(e),
         Err(e) => e,
     };
-    let start = Instant::now();
-    if let Some(found) = fit_dims(prepared, &mut attempt, &first, start) {
+    let end = Instant::now() + (start.elapsed() * MAX_TIMES).clamp(LEAST_TIME, MAX_TIME);
+    if let Some(found) = fit_dims(prepared, &mut attempt, &first, end) {
         return Ok(found);
     }
     let Some(graph) = prepared.model.graph.as_ref() else { return Err(first) };
@@ -68,14 +71,14 @@ pub fn fit<T>(
     for (name, value) in compared_scalars(graph) {
         let graph = prepared.model.graph.as_mut();
         let fixed = graph.and_then(|graph| options::make_constant(graph, &name, &value).ok());
-        if fixed.is_none() || start.elapsed() > MAX_TIME {
+        if fixed.is_none() || Instant::now() > end {
             continue;
         }
         let now: Vec<ValueInfoProto> = inputs.iter().filter(|i| i.name != name).cloned().collect();
         put(prepared, now);
         let found = match attempt(prepared) {
             Ok(made) => Some((made, vec![])),
-            Err(e) => fit_dims(prepared, &mut attempt, &e, start),
+            Err(e) => fit_dims(prepared, &mut attempt, &e, end),
         };
         if let Some((made, mut bound)) = found {
             let why = format!(
@@ -107,10 +110,10 @@ fn fit_dims<T>(
     prepared: &mut Prepared,
     attempt: &mut dyn FnMut(&Prepared) -> Result<T>,
     error: &Error,
-    start: Instant,
+    end: Instant,
 ) -> Option<(T, Vec<Bound>)> {
     let original = prepared.model.graph.as_ref()?.input.clone();
-    let mut search = Search { original, prepared, attempt, start };
+    let mut search = Search { original, prepared, attempt, end };
     let found = search.run(error);
     if found.is_none() {
         let original = std::mem::take(&mut search.original);
@@ -123,7 +126,7 @@ struct Search<'a, T> {
     original: Vec<ValueInfoProto>,
     prepared: &'a mut Prepared,
     attempt: &'a mut dyn FnMut(&Prepared) -> Result<T>,
-    start: Instant,
+    end: Instant,
 }
 
 impl<T> Search<'_, T> {
@@ -193,7 +196,7 @@ impl<T> Search<'_, T> {
 
     /// What `attempt` says of the changed inputs; `None` when the time is over.
     fn try_with(&mut self, changes: &Changes) -> Option<Result<T, String>> {
-        if self.start.elapsed() > MAX_TIME {
+        if Instant::now() > self.end {
             return None;
         }
         put(self.prepared, changed(&self.original, changes));

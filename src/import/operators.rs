@@ -68,16 +68,38 @@ pub(super) fn check(graph: &GraphProto, opset: i64) -> Result<()> {
     Ok(())
 }
 
+/// What helps against an operation that can't be run.
+fn way_out(domain: &str, operation: &str) -> Option<&'static str> {
+    match (domain, operation) {
+        ("ai.onnx.ml", _) => Some(
+            "the model is no neural network or has steps beside it, as scikit-learn's converter writes them; \
+             export the network alone",
+        ),
+        ("ai.onnx", "Loop") => Some(
+            "exporters write LSTM, GRU, RNN or Scan for a recurrent layer that they know: tf2onnx does from \
+             the Keras model, in place of a frozen graph, and with --opset 9 or later",
+        ),
+        ("com.microsoft", _) => {
+            Some("ONNX Runtime's optimizer writes such: pack the file as it was before that")
+        }
+        _ => None,
+    }
+}
+
 fn check_node(node: &NodeProto, opset: i64) -> Result<()> {
     let domain = if node.domain == "ai.onnx" { "" } else { node.domain.as_str() };
     let version = if domain.is_empty() { opset } else { 1 };
     let entries = table().get(&(domain, node.op_type.as_str()));
     let Some(entries) = entries else {
         let domain = if domain.is_empty() { "ai.onnx" } else { domain };
-        return Err(Error::unsupported(format!(
+        let e = Error::unsupported(format!(
             "node '{}' uses the operation '{}' of '{domain}', which can't be run",
             node.name, node.op_type
-        )));
+        ));
+        return Err(match way_out(domain, &node.op_type) {
+            Some(hint) => e.hint(hint),
+            None => e,
+        });
     };
     let Some(entry) = entries.iter().find(|e| (e.from..=e.to).contains(&version)) else {
         return Err(Error::unsupported(format!(

@@ -64,6 +64,8 @@ pub struct Recurrent {
     pub clip: Option<f32>,
     /// Whether an LSTM's forget gate is one less the input gate.
     pub input_forget: bool,
+    /// Whether the state is rounded to 256 steps from its least to its greatest value before a product.
+    pub round_state: bool,
     /// The functions of each direction, in ONNX's order.
     pub functions: Vec<Vec<Function>>,
     /// Places of X, W, R, B, sequence_lens, initial_h, initial_c and P among the inputs that are there.
@@ -112,7 +114,7 @@ impl Cell {
     }
 }
 
-const ATTRIBUTES: [&str; 12] = [
+const ATTRIBUTES: [&str; 13] = [
     "hidden_size",
     "direction",
     "activations",
@@ -122,6 +124,8 @@ const ATTRIBUTES: [&str; 12] = [
     "input_forget",
     "layout",
     "linear_before_reset",
+    // Of DynamicQuantizeLSTM.
+    "round_state",
     // What a rewritten node has besides.
     "kind",
     "weights",
@@ -185,6 +189,7 @@ impl Recurrent {
             batch_first: layout == 1,
             clip,
             input_forget: flag("input_forget"),
+            round_state: flag("round_state"),
             functions,
             inputs: places(&node.input),
             outputs: places(&node.output),

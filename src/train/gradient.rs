@@ -11,7 +11,7 @@ use tract_core::model::order::eval_order_for_nodes;
 use super::vjp::{self, Site};
 use super::wires::Wires;
 use crate::error::{Error, Result};
-use crate::graph::RowNorms;
+use crate::graph::{ByteRange, RowNorms};
 
 /// Wires the backward part of `model`: the gradients of Σ seed·outlet over the seeds, by each wanted
 /// outlet, of its shape and element type, in the order asked for; zeros where no seed depends on it.
@@ -154,8 +154,8 @@ fn depends(model: &TypedModel, order: &[usize], wanted: &[OutletId]) -> Result<H
     let mut found: HashSet<OutletId> = wanted.iter().copied().collect();
     for &id in order {
         let node = model.node(id);
-        // A norm that DoRA holds constant.
-        if node.op_is::<RowNorms>() {
+        // A norm that DoRA holds constant, and steps of a rounding.
+        if node.op_is::<RowNorms>() || node.op_is::<ByteRange>() {
             continue;
         }
         if node.inputs.iter().any(|i| found.contains(i)) {

@@ -7,8 +7,9 @@ use super::WEIGHTS;
 use crate::graph::weights::FrozenWeights;
 use crate::graph::window::{Padding, Window};
 use crate::graph::{
-    Col2im, DepthwiseInputGradient, FrozenConv, FrozenConvInputGradient, FrozenDepthwise,
-    FrozenEmbedding, FrozenLinear, FrozenLinearTransposed, GruCell, Im2col, LstmCell,
+    ByteRange, Col2im, DepthwiseInputGradient, FrozenConv, FrozenConvInputGradient,
+    FrozenDepthwise, FrozenEmbedding, FrozenLinear, FrozenLinearTransposed, GruCell, Im2col,
+    LstmCell, RoundThrough,
 };
 
 /// The weight table as a resource of the document being read.
@@ -69,6 +70,7 @@ pub fn register(registry: &mut Registry) {
         vec![tensors(&["x"]), integers(&["weight", "rows", "features", "target"])],
         read_embedding,
     );
+    add("offshoot_round", vec![tensors(&["x"])], read_round);
     for (id, outputs, load) in [
         ("offshoot_lstm_cell", &["h", "c"][..], read_lstm_cell as ToTract),
         ("offshoot_gru_cell", &["h"], read_gru_cell),
@@ -76,6 +78,14 @@ pub fn register(registry: &mut Registry) {
         let outputs: Vec<_> = outputs.iter().map(|n| (*n, TypeName::Scalar.tensor())).collect();
         registry.register_primitive(id, &tensors(&CELL), &outputs, load);
     }
+    let range = ["scale", "point"].map(|n| (n, TypeName::Scalar.tensor()));
+    registry.register_primitive("offshoot_byte_range", &tensors(&["x"]), &range, read_byte_range);
+    registry.register_dumper(|ast, node, _: &RoundThrough| {
+        Ok(Some(invocation("offshoot_round", &[], &inputs(ast, node, &["x"]))))
+    });
+    registry.register_dumper(|ast, node, _: &ByteRange| {
+        Ok(Some(invocation("offshoot_byte_range", &[], &inputs(ast, node, &["x"]))))
+    });
     registry.register_dumper(|ast, node, _: &LstmCell| {
         Ok(Some(invocation("offshoot_lstm_cell", &[], &inputs(ast, node, &CELL))))
     });
@@ -271,6 +281,16 @@ fn read_lstm_cell(b: &mut ModelBuilder, i: &ResolvedInvocation) -> TractResult<V
 fn read_gru_cell(b: &mut ModelBuilder, i: &ResolvedInvocation) -> TractResult<Value> {
     let wires = wires(b, i, &CELL)?;
     b.wire(GruCell, &wires)
+}
+
+fn read_round(b: &mut ModelBuilder, i: &ResolvedInvocation) -> TractResult<Value> {
+    let wires = wires(b, i, &["x"])?;
+    b.wire(RoundThrough, &wires)
+}
+
+fn read_byte_range(b: &mut ModelBuilder, i: &ResolvedInvocation) -> TractResult<Value> {
+    let wires = wires(b, i, &["x"])?;
+    b.wire(ByteRange, &wires)
 }
 
 const LINEAR: [&str; 2] = ["out_features", "in_features"];

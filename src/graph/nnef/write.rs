@@ -52,7 +52,11 @@ pub fn write_graph(model: &TypedModel) -> Result<GraphText> {
     quiet(|| rewrite_model(&mut model))?;
     let names = rename(&mut model).map_err(|e| unsupported(&e))?;
     let nnef = framework(tract_nnef::ops::tract_nnef(), tract_nnef::framework::stdlib());
-    let mut proto = quiet(|| to_proto_model(&nnef, &model))?;
+    let mut proto =
+        quiet(|| to_proto_model(&nnef, &model)).map_err(|e| match unwritable(&model) {
+            Some(node) => e.at(format!("node '{}'", names.original(&node))),
+            None => e,
+        })?;
     if let Some(name) = proto.quantization.as_ref().and_then(|q| q.keys().min()) {
         return Err(Error::unsupported(format!(
             "node '{}' has a quantized tensor type, which the graph section can't hold",
@@ -101,6 +105,16 @@ fn quiet<T>(f: impl FnOnce() -> TractResult<T>) -> Result<T> {
         Ok(result) => result.map_err(|e| tract_error(ErrorKind::Unsupported, &e)),
         Err(_) => Err(Error::unsupported("graph has a dimension that can't be written as text")),
     }
+}
+
+/// The first node with an expression that tract's writer has no form for.
+fn unwritable(model: &TypedModel) -> Option<String> {
+    let found = |text: String| {
+        ["Ge(", "Eq(", "Broadcast(", "Min(", "Max("].iter().any(|w| text.contains(w))
+    };
+    let order = model.eval_order().ok()?;
+    let node = order.into_iter().map(|id| model.node(id)).find(|n| found(format!("{:?}", n.op)))?;
+    Some(node.name.clone())
 }
 
 /// Replaces every symbol by one whose name can't be mistaken for anything else in the text, in the

@@ -141,6 +141,9 @@ fn attention(w: &mut Wiring<'_>) -> TractResult<TVec<Wire>> {
         scores = w.tanh(scores)?;
         scores = w.scaled(scores, softcap)?;
     }
+    // Whatever softmax_precision says: others differ in rounding alone, and half precision has no number
+    // for what is closed.
+    scores = w.cast(scores, f32::datum_type())?;
     let bias = bias(w, scores, &past)?;
     let mode = w.int("qk_matmul_output_mode", 0);
     let biased = match bias.sum {
@@ -155,10 +158,7 @@ fn attention(w: &mut Wiring<'_>) -> TractResult<TVec<Wire>> {
         }
         _ => scores,
     };
-    // TensorProto.FLOAT is 1; other precisions differ in rounding alone.
-    let wide = w.has("softmax_precision") && w.int("softmax_precision", 1) == 1;
-    let scored = if wide { w.cast(scores, f32::datum_type())? } else { scores };
-    let probabilities = weights(w, scored, &bias)?;
+    let probabilities = weights(w, scores, &bias)?;
     let probabilities = w.cast(probabilities, dtype)?;
     let mut y = w.einsum("bhts,bhsd->bhtd", &[probabilities, v])?;
     if flat {
@@ -170,6 +170,7 @@ fn attention(w: &mut Wiring<'_>) -> TractResult<TVec<Wire>> {
         3 => probabilities,
         _ => bail!("qk_matmul_output_mode is {mode}"),
     };
+    let seen = w.cast(seen, dtype)?;
     Ok(tvec!(y, present.0, present.1, seen))
 }
 
@@ -335,7 +336,9 @@ fn contracted(
     let stated = w.float("scale", 0.0) as f64;
     let scale = if stated == 0.0 { 1.0 / (width as f64).sqrt() } else { stated };
     let scores = w.einsum("bhtd,bhsd->bhts", &[q, k])?;
+    let dtype = w.dtype(scores)?;
     let scores = w.scaled(scores, scale)?;
+    let scores = w.cast(scores, f32::datum_type())?;
     let mut bias = Bias::default();
     if let Some(mask) = mask {
         key_mask(w, &mut bias, mask, scores)?;
@@ -352,6 +355,7 @@ fn contracted(
         bias.close(w, open, scores, false)?;
     }
     let probabilities = weights(w, scores, &bias)?;
+    let probabilities = w.cast(probabilities, dtype)?;
     let y = w.einsum("bhts,bhsd->bhtd", &[probabilities, v])?;
     heads_last(w, y)
 }

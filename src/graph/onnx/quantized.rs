@@ -2,13 +2,14 @@
 //! made of these at import.
 
 use super::{Wire, Wiring};
+use crate::graph::rounding::{ByteRange, RoundThrough};
 use tract_onnx::pb::tensor_proto::DataType;
-use tract_onnx::tract_core::ops::nn::Reducer;
 use tract_onnx::tract_hir::internal::*;
 
 super::readers! {
     "DequantizeLinear" => dequantize;
     "DynamicQuantizeLinear" => dynamic;
+    "OffshootRound" => round;
     "QuantizeLinear" => quantize;
 }
 
@@ -85,7 +86,7 @@ fn quantize(w: &mut Wiring<'_>) -> TractResult<TVec<Wire>> {
     let scale = w.cast(scale, f32::datum_type())?;
     let x = w.cast(x, f32::datum_type())?;
     let y = w.div(x, scale)?;
-    let mut y = w.round_even(y)?;
+    let mut y = w.op(RoundThrough, &[y])?;
     if let Some(zero) = zero {
         let zero = spread(w, x, zero)?;
         let zero = w.cast(zero, f32::datum_type())?;
@@ -108,9 +109,14 @@ fn dequantize(w: &mut Wiring<'_>) -> TractResult<TVec<Wire>> {
     };
     let mut y = x;
     if let Some(zero) = w.optional(2) {
+        // Exact in f32 for all but 32 bits.
+        let between = match w.dtype(x)? {
+            DatumType::I32 => DatumType::I32,
+            _ => DatumType::F32,
+        };
         let zero = spread(w, x, zero)?;
-        let zero = w.cast(zero, i32::datum_type())?;
-        y = w.cast(y, i32::datum_type())?;
+        let zero = w.cast(zero, between)?;
+        y = w.cast(y, between)?;
         y = w.sub(y, zero)?;
     }
     let y = w.cast(y, f32::datum_type())?;
@@ -123,25 +129,17 @@ fn dequantize(w: &mut Wiring<'_>) -> TractResult<TVec<Wire>> {
 /// To u8, by the least and greatest value there is: the integers, the scale, the zero point.
 fn dynamic(w: &mut Wiring<'_>) -> TractResult<TVec<Wire>> {
     let x = w.input(0)?;
-    let axes: Vec<usize> = (0..w.rank(x)?).collect();
-    let zero = w.number(0.0, x)?;
-    let low = w.reduce(Reducer::Min, x, &axes, false)?;
-    let low = w.min(low, zero)?;
-    let high = w.reduce(Reducer::Max, x, &axes, false)?;
-    let high = w.max(high, zero)?;
-    let width = w.sub(high, low)?;
-    let (whole, one) = (w.number(255.0, x)?, w.number(1.0, x)?);
-    let scale = w.div(width, whole)?;
-    // As ONNX Runtime has it: no scale of 0.
-    let none = w.equal(width, zero)?;
-    let scale = w.select(none, one, scale)?;
-    let point = w.div(low, scale)?;
-    let point = w.neg(point)?;
-    let point = w.round_even(point)?;
-    let point = w.clamp(point, 0.0, 255.0)?;
+    let x = w.cast(x, f32::datum_type())?;
+    let range = w.ops(ByteRange, &[x])?;
+    let (scale, point) = (range[0], range[1]);
     let y = w.div(x, scale)?;
-    let y = w.round_even(y)?;
+    let y = w.op(RoundThrough, &[y])?;
     let y = w.add(y, point)?;
     let y = w.clamp(y, 0.0, 255.0)?;
     Ok(tvec!(w.cast(y, u8::datum_type())?, scale, w.cast(point, u8::datum_type())?))
+}
+
+fn round(w: &mut Wiring<'_>) -> TractResult<TVec<Wire>> {
+    let x = w.input(0)?;
+    Ok(tvec!(w.op(RoundThrough, &[x])?))
 }

@@ -461,6 +461,5 @@ unary! {
     tanh: math::tanh();
     abs: math::abs();
     neg: math::neg();
-    round_even: math::round_half_to_even();
     sigmoid: tract_core::ops::nn::sigmoid();
 }

@@ -65,6 +65,7 @@ impl Step<'_> {
 
     fn product(&self, b: &mut Wiring, part: usize, h: OutletId) -> TractResult<OutletId> {
         let name = format!("hh{part}");
+        let h = if self.layer.round_state { b.rounded(&format!("{name}.h"), h)? } else { h };
         match &self.matrices[part] {
             Matrix::Frozen(op) => {
                 let inputs: TVec<OutletId> = [h].into_iter().chain(self.bias).collect();

@@ -1,5 +1,6 @@
 //! Names and wires the nodes of a recurrent layer.
 
+use crate::graph::rounding::{ByteRange, RoundThrough};
 use tract_core::ops::array::{MultiBroadcastTo, Range, Slice};
 use tract_core::ops::binary::TypedBinOp;
 use tract_core::ops::cast::cast;
@@ -101,6 +102,29 @@ impl Wiring<'_> {
             lengths = self.op(&format!("lengths.axis{at}"), AxisOp::Add(at + 1), &[lengths])?;
         }
         Ok(Some(self.op("within", TypedBinOp(comp_lt(), None), &[steps, lengths])?))
+    }
+
+    /// x \[B, 1, K\] as eight bits say it that span its least and greatest value and 0: DequantizeLinear of
+    /// DynamicQuantizeLinear.
+    pub(super) fn rounded(&mut self, name: &str, x: OutletId) -> TractResult<OutletId> {
+        let range = self.model.wire_node(format!("{}.{name}", self.prefix), ByteRange, &[x])?;
+        let mut spread = |part: &str, at: usize| -> TractResult<OutletId> {
+            let mut outlet = range[at];
+            for axis in 0..3 {
+                outlet = self.op(&format!("{name}.{part}.{axis}"), AxisOp::Add(0), &[outlet])?;
+            }
+            Ok(outlet)
+        };
+        let (scale, point) = (spread("scale", 0)?, spread("point", 1)?);
+        let low = self.scalar(&format!("{name}.low"), 0.0)?;
+        let high = self.scalar(&format!("{name}.high"), 255.0)?;
+        let y = self.op(&format!("{name}.steps"), math::div(), &[x, scale])?;
+        let y = self.op(&format!("{name}.whole"), RoundThrough, &[y])?;
+        let y = self.op(&format!("{name}.moved"), math::add(), &[y, point])?;
+        let y = self.op(&format!("{name}.above"), math::max(), &[y, low])?;
+        let y = self.op(&format!("{name}.below"), math::min(), &[y, high])?;
+        let y = self.op(&format!("{name}.centred"), math::sub(), &[y, point])?;
+        self.op(&format!("{name}.rounded"), math::mul(), &[y, scale])
     }
 
     /// One value for tensors of three axes.

@@ -1,6 +1,7 @@
 //! Before targets are looked for: functions of the file's own inlined, operators that stand for several
 //! written out, and what can't be read right refused by name.
 
+mod dynamic;
 mod functions;
 mod microsoft;
 mod quantized;
@@ -31,6 +32,7 @@ fn lower_graph(
     shapes: &Shapes,
     added: &mut Vec<TensorProto>,
 ) -> Result<()> {
+    dynamic::as_floats(graph);
     let mut nodes = Vec::with_capacity(graph.node.len());
     for mut node in std::mem::take(&mut graph.node) {
         for inner in node.attribute.iter_mut().flat_map(|a| a.g.iter_mut().chain(&mut a.graphs)) {

@@ -119,7 +119,7 @@ impl Emit<'_> {
     /// What the last node wrote, rounded to i32, is the node's own output.
     fn end_as_integers(&mut self) {
         let last = self.made.last().and_then(|n| n.output.first().cloned()).unwrap_or_default();
-        let whole = self.op("Round", &[&last], vec![]);
+        let whole = self.op("OffshootRound", &[&last], vec![]);
         self.end("Cast", &[&whole], vec![int_attribute("to", DataType::Int32 as i64)]);
     }
 }
@@ -197,7 +197,8 @@ fn concat(e: &mut Emit<'_>) {
 }
 
 /// Inputs as LSTM's, then scale and zero point of W and of R, which lie transposed:
-/// (directions, inputs, 4 · hidden).
+/// (directions, inputs, 4 · hidden). ONNX Runtime rounds the state before each step's product as it
+/// rounds the input, over the whole batch (on one thread; on several some of the rows).
 fn lstm(e: &mut Emit<'_>) {
     let x = rounded(e, e.input(0));
     let mut weights = vec![];
@@ -227,7 +228,8 @@ fn lstm(e: &mut Emit<'_>) {
         "hidden_size",
         "input_forget",
     ];
-    let attributes = e.attributes(&names);
+    let mut attributes = e.attributes(&names);
+    attributes.push(int_attribute("round_state", 1));
     let inputs: Vec<&str> = (3..8).map(|slot| e.input(slot)).collect();
     let inputs = [&[x.as_str(), &weights[0], &weights[1]], inputs.as_slice()].concat();
     e.end("LSTM", &inputs, attributes);

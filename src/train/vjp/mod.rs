@@ -168,6 +168,7 @@ static TABLE: &[Entry] = &[
     entry("Floor", ew::<m::Floor>, unary::flat),
     entry("Round", ew::<m::Round>, unary::flat),
     entry("RoundHalfToEven", ew::<m::RoundHalfToEven>, unary::flat),
+    entry("RoundThrough", op::<g::RoundThrough>, layout::identity),
     entry("Softmax", op::<n::Softmax>, normalize::softmax),
     entry("Reduce", op::<n::Reduce>, normalize::reduce),
     entry("RmsNorm", op::<n::RmsNorm>, normalize::rms_norm),
