@@ -26,6 +26,9 @@ pub struct Args {
     /// What an input or output stands for: x=ids, y=logits
     #[arg(long = "role", value_name = "NAME=ROLE", value_parser = role)]
     roles: Vec<(String, Role)>,
+    /// Pack what runs on no made-up input
+    #[arg(long)]
+    untried: bool,
     /// The base file to write
     #[arg(short, long, value_name = "BASE")]
     out: PathBuf,
@@ -136,6 +139,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         ..ImageSpec::default()
     });
     request.roles = args.roles.clone();
+    request.untried = args.untried;
     let (names, graphs): (Vec<String>, Vec<PathBuf>) = args.graphs.iter().cloned().unzip();
     request.graphs = names;
     let files = Files {

@@ -68,8 +68,8 @@ pub(super) struct Settled {
 }
 
 /// Binds the free dimensions of `prepared` that stop its graph, and says which matrices to store
-/// finer. Those that `decided` names stay as they are. Nothing is stored finer where the model can't
-/// be run on made-up inputs.
+/// finer. Those that `decided` names stay as they are. With `untried` the model need not run on made-up
+/// inputs; then nothing is stored finer.
 ///
 /// The answer depends on the machine's rounding only where two layers harm equally: harm is
 /// compared in steps of a power of two.
@@ -81,6 +81,7 @@ pub(super) fn settle(
     coarse: Vec<Packed>,
     decided: &[bool],
     scheme: Scheme,
+    untried: bool,
 ) -> Result<Settled> {
     let judged = matches!(scheme, Scheme::Q4 | Scheme::Q8) && !decided.iter().all(|d| *d);
     let mut exact = vec![];
@@ -93,7 +94,7 @@ pub(super) fn settle(
     }
     let use_exact = coarse.iter().map(|_| AtomicBool::new(true)).collect();
     let mixed = Arc::new(Mixed { exact, coarse, use_exact });
-    let (fitted, bound) = fit_dims(prepared, FrozenWeights(mixed.clone()))?;
+    let (fitted, bound) = fit_dims(prepared, FrozenWeights(mixed.clone()), untried)?;
     let chosen = match judged {
         true => choose(fitted, prepared, &mixed, decided, scheme),
         false => {

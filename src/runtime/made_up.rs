@@ -8,12 +8,20 @@ use tract_core::internal::*;
 
 /// Most values of one input.
 const MAX_VALUES: usize = 1 << 26;
+/// From here on values repeat: making them would take longer than the run.
+const PERIOD: usize = 1 << 20;
 
-/// What indices are: any within the largest embedding, or zeros, where a graph reads smaller tables.
+/// What indices are: any within the largest embedding, or zeros, where a graph reads smaller tables, or
+/// ones, where they are lengths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Filling {
     Random,
     Zeros,
+    Ones,
+}
+
+impl Filling {
+    pub(super) const ALL: [Filling; 3] = [Filling::Random, Filling::Zeros, Filling::Ones];
 }
 
 /// A free dimension of a graph's inputs.
@@ -92,23 +100,47 @@ fn one(
     let embeddings = prepared.targets.iter().filter(|t| t.kind == TargetKind::Embedding);
     let rows = match filling {
         Filling::Random => embeddings.map(|t| t.in_features as u64).max().unwrap_or(2),
-        Filling::Zeros => 1,
+        Filling::Zeros | Filling::Ones => 1,
     };
+    let least = i64::from(filling == Filling::Ones);
     let dtype = fact.datum_type;
     let tensor = if dtype.is_float() {
-        let values: Vec<f32> = (0..count).map(|_| random.normal()).collect();
-        Tensor::from_shape(shape, &values)
+        Tensor::from_shape(shape, &repeated(count, || random.normal()))
     } else {
-        let values: Vec<i64> = (0..count)
-            .map(|_| match name {
-                n if n.contains("mask") || dtype == bool::datum_type() => 1,
-                n if n.contains("type") => 0,
-                _ => (random.next() % rows) as i64,
-            })
-            .collect();
-        Tensor::from_shape(shape, &values)
+        let same = match name {
+            n if n.contains("mask") || dtype == bool::datum_type() => Some(1),
+            n if n.contains("type") => Some(0),
+            _ => None,
+        };
+        let value = || same.unwrap_or_else(|| least + (random.next() % rows) as i64);
+        Tensor::from_shape(shape, &repeated(count, value))
     };
     tensor.and_then(|t| t.cast_to_dt(dtype).map(|t| t.into_owned())).map_err(failed)
+}
+
+/// So many values, of which the first are made.
+fn repeated<T: Copy>(count: usize, make: impl FnMut() -> T) -> Vec<T> {
+    let mut values: Vec<T> = std::iter::repeat_with(make).take(count.min(PERIOD)).collect();
+    while values.len() < count {
+        values.extend_from_within(..values.len().min(count - values.len()));
+    }
+    values
+}
+
+/// Says whether an input is larger than what is made up, whatever its free dimensions are.
+pub(super) fn too_large(graph: &TypedModel, prepared: &Prepared) -> TractResult<Option<Error>> {
+    for (slot, outlet) in graph.input_outlets()?.iter().enumerate() {
+        let shape = &graph.outlet_fact(*outlet)?.shape;
+        let fixed = shape.iter().filter_map(|d| d.to_usize().ok()).filter(|d| *d > 0);
+        let count = fixed.fold(1usize, usize::saturating_mul);
+        if count > MAX_VALUES {
+            let name = prepared.inputs.get(slot).map_or("", |i| i.name.as_str());
+            return Ok(Some(Error::refused(format!(
+                "input '{name}' has {count} values, at most {MAX_VALUES} are tried"
+            ))));
+        }
+    }
+    Ok(None)
 }
 
 fn failed(e: TractError) -> Error {

@@ -39,6 +39,8 @@ pub struct PackOptions {
     pub roles: Vec<(String, Role)>,
     /// Files that the base keeps as they are: name and contents.
     pub texts: Vec<(String, String)>,
+    /// Whether to pack what runs on no made-up input.
+    pub untried: bool,
 }
 
 impl Default for PackOptions {
@@ -53,6 +55,7 @@ impl Default for PackOptions {
             max_tokens: None,
             roles: vec![],
             texts: vec![],
+            untried: false,
         }
     }
 }
@@ -113,7 +116,7 @@ impl Making {
         mut prepared: Prepared,
         options: &PackOptions,
     ) -> Result<()> {
-        let bound = self.pool.take(&mut prepared, &source.name, options.scheme)?;
+        let bound = self.pool.take(&mut prepared, &source.name, options.scheme, options.untried)?;
         let table = FrozenWeights::new(Table(self.pool.weights.clone()));
         let model = lower(&prepared.model, &table)?;
         let text = write_graph(&model)?;

@@ -51,6 +51,7 @@ impl Pool {
         prepared: &mut Prepared,
         graph: &str,
         scheme: Scheme,
+        untried: bool,
     ) -> Result<Vec<Bound>> {
         let mut keys = vec![];
         for (i, matrix) in prepared.matrices.iter().enumerate() {
@@ -75,7 +76,7 @@ impl Pool {
             }
         }
         let Settled { finer, coarse: mut packed, bound } =
-            calibrate::settle(prepared, packed, &decided, scheme)?;
+            calibrate::settle(prepared, packed, &decided, scheme, untried)?;
         for i in finer {
             let q = quantize(&prepared.matrices[i], calibrate::finer(scheme), keys[i].3)?;
             measured[i] = (q.relative, q.max_abs);

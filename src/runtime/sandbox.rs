@@ -39,6 +39,8 @@ pub struct Request {
     pub max_tokens: Option<u32>,
     /// What inputs and outputs stand for, by name.
     pub roles: Vec<(String, Role)>,
+    /// Whether to pack what runs on no made-up input.
+    pub untried: bool,
     /// Names of the further graphs, in the order of [`Files::graphs`].
     pub graphs: Vec<String>,
 }
@@ -72,6 +74,7 @@ impl Request {
             image: None,
             max_tokens: None,
             roles: vec![],
+            untried: false,
             graphs: vec![],
         }
     }
@@ -321,6 +324,7 @@ fn work(arguments: &[OsString]) -> Result<String> {
         max_tokens: request.max_tokens.or(export.max_tokens),
         roles: request.roles.clone(),
         texts: export.texts,
+        untried: request.untried,
         ..PackOptions::default()
     };
     pack_graphs(&graphs, &out, &options)?;

@@ -1,9 +1,11 @@
 //! Whether a graph runs: on made-up inputs, at two sizes of each free dimension.
 
-use super::made_up::{Filling, FreeSymbol, free_symbols, made_up};
+use super::made_up::{Filling, FreeSymbol, free_symbols, made_up, too_large};
+use crate::adapter::TargetKind;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{bind_dims, optimized, tract_error};
 use crate::import::{Prepared, caught, only};
+use std::time::{Duration, Instant};
 use tract_core::internal::*;
 
 /// Sizes of free dimensions other than the batch, small ones first; the second is for the second run.
@@ -12,6 +14,10 @@ const SIZES: [(i64, i64); 4] = [(24, 40), (96, 160), (320, 256), (16000, 24000)]
 const LONG: i64 = 1000;
 /// Graphs of more nodes run once only: tract's making of a plan takes time by their square.
 const MAX_NODES: usize = 6000;
+/// No further way is tried after this; what fails does so early.
+const MAX_TIME: Duration = Duration::from_secs(3);
+/// Of the layers' numbers of features, so many are tried as sizes.
+const MAX_WIDTHS: usize = 4;
 /// The batch of the second run.
 const BATCH: i64 = 3;
 
@@ -21,16 +27,30 @@ pub(super) struct Runs {
     pub(super) filling: Filling,
 }
 
-/// Runs `graph`; `None` for one that runs on no inputs that are made up here.
+/// What came of trying a graph out.
+pub(super) enum Tried {
+    /// It runs.
+    Runs(Runs),
+    /// It runs on no inputs that are made up here; what the first of them ended with.
+    Never(Error),
+}
+
+/// Runs `graph`.
 ///
 /// # Errors
 /// It runs, but not with another batch, or not with another size of a free dimension.
-pub(super) fn try_out(graph: &TypedModel, prepared: &Prepared) -> Result<Option<Runs>> {
+pub(super) fn try_out(graph: &TypedModel, prepared: &Prepared) -> Result<Tried> {
+    if let Some(e) = too_large(graph, prepared).map_err(failed)? {
+        return Ok(Tried::Never(e));
+    }
     let free = free_symbols(graph).map_err(failed)?;
     let floats = |o: &OutletId| graph.outlet_fact(*o).is_ok_and(|fact| fact.datum_type.is_float());
     let long = graph.inputs.iter().all(floats) && free.iter().any(|s| !s.leads);
     let sizes: Vec<(i64, i64)> = match free.iter().any(|s| !s.leads) {
-        true => SIZES.into_iter().filter(|(size, _)| long || *size < LONG).collect(),
+        true => {
+            let usual = SIZES.into_iter().filter(|(size, _)| long || *size < LONG);
+            usual.chain(widths(prepared).into_iter().map(|width| (width, SIZES[0].1))).collect()
+        }
         false => vec![SIZES[0]],
     };
     // A mask over the past and the new tokens is as long as both.
@@ -53,21 +73,34 @@ pub(super) fn try_out(graph: &TypedModel, prepared: &Prepared) -> Result<Option<
         true => vec![(1, BATCH), (size, size + BATCH)],
         false => vec![(1, 1)],
     };
-    let ways = [Filling::Random, Filling::Zeros].into_iter().flat_map(|filling| {
+    let ways = Filling::ALL.into_iter().flat_map(|filling| {
         let of_size = move |(size, second): (i64, i64)| {
             leading(size).into_iter().map(move |lead| (filling, size, second, lead))
         };
         sizes.iter().copied().flat_map(of_size).collect::<Vec<_>>()
     });
-    let works = |(filling, size, _, (lead, _)): &(Filling, i64, i64, (i64, i64))| {
-        run(graph, prepared, &dims(*lead, *size, 1), *filling).is_ok()
+    let mut first = None;
+    let start = Instant::now();
+    let works = |(filling, size, _, (lead, _)): &(Filling, i64, i64, (i64, i64))| match run(
+        graph,
+        prepared,
+        &dims(*lead, *size, 1),
+        *filling,
+    ) {
+        Ok(()) => true,
+        Err(e) => {
+            first.get_or_insert(e);
+            false
+        }
     };
-    let Some((filling, size, second, (lead, more))) = ways.into_iter().find(works) else {
-        return Ok(None);
+    let mut ways = ways.into_iter().take_while(|_| start.elapsed() < MAX_TIME);
+    let Some((filling, size, second, (lead, more))) = ways.find(works) else {
+        let none = || Error::unsupported("no made-up inputs");
+        return Ok(Tried::Never(first.unwrap_or_else(none)));
     };
     let runs = Runs { dims: dims(lead, size, 1), filling };
     if graph.nodes.len() > MAX_NODES {
-        return Ok(Some(runs));
+        return Ok(Tried::Runs(runs));
     }
     if more != lead {
         run(graph, prepared, &dims(more, size, 1), filling)
@@ -92,7 +125,16 @@ pub(super) fn try_out(graph: &TypedModel, prepared: &Prepared) -> Result<Option<
             }
         }
     }
-    last.map(|()| Some(runs))
+    last.map(|()| Tried::Runs(runs))
+}
+
+/// Numbers of features that layers take: what a free dimension may have to be.
+fn widths(prepared: &Prepared) -> Vec<i64> {
+    let linear = prepared.targets.iter().filter(|t| t.kind == TargetKind::Linear);
+    let mut widths: Vec<i64> = linear.map(|t| i64::from(t.in_features)).collect();
+    widths.dedup();
+    widths.truncate(MAX_WIDTHS);
+    widths
 }
 
 fn run(
@@ -168,7 +210,10 @@ mod tests {
             opset: 17,
             properties: vec![],
         };
-        Ok(try_out(&graph, &prepared)?.map(|runs| runs.dims))
+        Ok(match try_out(&graph, &prepared)? {
+            Tried::Runs(runs) => Some(runs.dims),
+            Tried::Never(_) => None,
+        })
     }
 
     #[test]
