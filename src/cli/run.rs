@@ -67,7 +67,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let planned = start.elapsed();
     let outputs = engine.run(&inputs, adapter.as_ref())?;
     let predictions = match adapter.as_ref().and_then(|a| a.head.as_ref()) {
-        Some(head) => apply_head(head, engine.given(&inputs, Role::Mask), &outputs)?,
+        Some(head) => apply_head(&engine, head, engine.given(&inputs, Role::Mask), &outputs)?,
         None => base_predictions(&engine, &outputs),
     };
     let ran = start.elapsed();

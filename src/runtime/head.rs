@@ -1,6 +1,7 @@
 //! Heads at run time: pooling, the linear layer, probabilities and labels.
 
 use super::engine::Engine;
+use super::reading::Reading;
 use super::scores::{softmax, top_k};
 use crate::adapter::{Head, Pool};
 use crate::error::{Error, Result};
@@ -42,6 +43,7 @@ impl Prediction {
 /// # Errors
 /// The output is missing or of another shape ([`crate::error::ErrorKind::Mismatch`]).
 pub fn apply_head(
+    engine: &Engine,
     head: &Head,
     mask: Option<View<'_>>,
     outputs: &[(String, Array)],
@@ -52,6 +54,7 @@ pub fn apply_head(
             .hint(format!("the base's outputs are {}", names.join(", ")))
     })?;
     let width = head.features as usize;
+    let output = &*read(engine, &head.output, output)?;
     let (output, mask) = (&*as_tokens(output, width)?, mask.filter(|_| output.shape().len() != 4));
     let features = pool(head.pool, output, mask)?;
     // Without pooling an output (B, T, features) is answered for token by token.
@@ -80,6 +83,12 @@ pub fn apply_head(
             Prediction { logits, labels: labels.clone() }
         })
         .collect())
+}
+
+/// The output of this name as a head reads it.
+pub(crate) fn read<'a>(engine: &Engine, name: &str, output: &'a Array) -> Result<Cow<'a, Array>> {
+    let at = engine.outputs().iter().position(|o| o.name == name);
+    at.map_or(Reading::Plain, |at| Reading::of(engine, at)).array(output)
 }
 
 /// The base's own classes, where it has label names: the last output with one row of as many values.

@@ -19,6 +19,7 @@ mod packing;
 pub mod picture;
 #[cfg(feature = "import")]
 mod pool;
+mod reading;
 #[cfg(feature = "import")]
 mod roles;
 mod rows;
@@ -42,13 +43,14 @@ pub(crate) use engine::Binding;
 pub use engine::{Engine, Named};
 #[cfg(feature = "import")]
 pub use export::ExportFolder;
-pub(crate) use head::{LEAST_COUNT, MASKED, as_tokens, counted, feature_axis};
+pub(crate) use head::{LEAST_COUNT, MASKED, as_tokens, counted, feature_axis, read};
 pub use head::{Prediction, apply_head, base_predictions, pool};
 pub use inputs::Preprocessor;
 pub(crate) use inputs::concat_axis;
 pub use library::{LibraryKernels, library_kernels};
 #[cfg(feature = "import")]
 pub use packing::{GraphSource, PackOptions, pack, pack_graphs};
+pub(crate) use reading::Reading;
 #[cfg(feature = "import")]
 pub use sandbox::{Files, PackedBase, Request, Sandbox, sandbox_main};
 pub use scores::{argmax, sigmoid, softmax, top_k};

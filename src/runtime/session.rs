@@ -58,6 +58,6 @@ impl Session {
             Error::usage("no head is active").hint("switch to an adapter that was trained with one")
         })?;
         let outputs = self.engine.run(inputs, active.as_ref())?;
-        apply_head(head, self.engine.given(inputs, Role::Mask), &outputs)
+        apply_head(&self.engine, head, self.engine.given(inputs, Role::Mask), &outputs)
     }
 }

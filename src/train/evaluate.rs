@@ -247,7 +247,7 @@ fn predictions(
     outputs: &Named,
 ) -> Result<Vec<Prediction>> {
     if let Some(head) = adapter.and_then(|a| a.head.as_ref()) {
-        return apply_head(head, mask, outputs);
+        return apply_head(engine, head, mask, outputs);
     }
     match base_predictions(engine, outputs) {
         none if none.is_empty() => Err(Error::mismatch(format!(

@@ -5,7 +5,7 @@ use crate::adapter::{Pool, TargetKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{FrozenConv, FrozenEmbedding, FrozenLinear, Place, places, tract_error};
 use crate::pack::Role;
-use crate::runtime::Engine;
+use crate::runtime::{Engine, Reading};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use tract_core::internal::*;
 
@@ -45,8 +45,8 @@ pub fn choose_features(
             Error::unsupported(match per_token {
                 true => "no output of the base has three axes of floats, the batch first",
                 false => {
-                    "no output of the base has two to four axes of floats, the batch first, and a \
-                     known number of features"
+                    "no output of the base has floats, the batch among its first axes, and a known \
+                     number of features"
                 }
             })
             .hint(format!("its outputs are {}", names()))
@@ -54,7 +54,9 @@ pub fn choose_features(
     };
     let name = specs.get(output).map_or_else(String::new, |s| s.name.clone());
     let fact = output_fact(engine, output)?;
-    let rank = fact.rank();
+    let reading = Reading::of(engine, output);
+    let dims = reading.dims(&fact.shape);
+    let rank = dims.len();
     let usual = if rank >= 3 && !per_token { Pool::Mean } else { Pool::None };
     let pool = pool.unwrap_or(usual);
     let fits = match (per_token, pool) {
@@ -65,7 +67,8 @@ pub fn choose_features(
     if !fits || !fact.datum_type.is_float() {
         let (kind, pool) = (fact.datum_type, pool.name());
         return Err(Error::usage(format!(
-            "a head can't read output '{name}' of {rank} axes of {kind:?} with pool {pool}"
+            "a head can't read output '{name}' of {} axes of {kind:?} with pool {pool}",
+            fact.rank()
         ))
         .hint(match per_token {
             true => "labels of tokens take (B, T, F) with pool none",
@@ -76,6 +79,7 @@ pub fn choose_features(
     }
     if let Some(axis) = batch_axis(engine, output)
         && axis != 0
+        && reading == Reading::Plain
     {
         let others: Vec<&str> = (0..specs.len())
             .filter(|&o| batch_axis(engine, o) == Some(0))
@@ -90,7 +94,7 @@ pub fn choose_features(
             others => error.hint(format!("--head-from takes {}", others.join(", "))),
         });
     }
-    let width = width_of(&fact).ok_or_else(|| {
+    let width = width_of(&dims).ok_or_else(|| {
         Error::unsupported(format!("the number of features of output '{name}' is open"))
             .hint("fix it with --dim when packing")
     })?;
@@ -98,10 +102,10 @@ pub fn choose_features(
 }
 
 /// The number of features: of a map of four axes the second axis, or the last where only that is known.
-fn width_of(fact: &TypedFact) -> Option<usize> {
+fn width_of(dims: &[TDim]) -> Option<usize> {
     let known = |dim: Option<&TDim>| dim.and_then(|d| d.to_usize().ok()).filter(|&w| w > 0);
-    let second = known(fact.shape.get(1)).filter(|_| fact.rank() == 4);
-    second.or_else(|| known(fact.shape.last()))
+    let second = known(dims.get(1)).filter(|_| dims.len() == 4);
+    second.or_else(|| known(dims.last()))
 }
 
 fn output_fact(engine: &Engine, output: usize) -> Result<TypedFact> {
@@ -121,12 +125,18 @@ fn batch_axis(engine: &Engine, output: usize) -> Option<usize> {
 
 fn default_output(engine: &Engine, per_token: bool) -> Result<Option<usize>> {
     let mut of_rank: [Vec<usize>; 3] = [vec![], vec![], vec![]];
-    for output in 0..engine.outputs().len() {
+    let (plain, turned): (Vec<usize>, Vec<usize>) = (0..engine.outputs().len())
+        .partition(|output| Reading::of(engine, *output) == Reading::Plain);
+    // What need not be turned comes first.
+    for output in plain.into_iter().chain(turned) {
         let fact = output_fact(engine, output)?;
-        let batched = batch_axis(engine, output).is_none_or(|axis| axis == 0);
-        let read = fact.datum_type.is_float() && (2..=4).contains(&fact.rank());
-        if read && batched && width_of(&fact).is_some() {
-            of_rank[fact.rank() - 2].push(output);
+        let reading = Reading::of(engine, output);
+        let batched =
+            reading != Reading::Plain || batch_axis(engine, output).is_none_or(|axis| axis == 0);
+        let dims = reading.dims(&fact.shape);
+        let read = fact.datum_type.is_float() && (2..=4).contains(&dims.len());
+        if read && batched && width_of(&dims).is_some() {
+            of_rank[dims.len() - 2].push(output);
         }
     }
     let [flat, tokens, maps] = of_rank;

@@ -14,7 +14,7 @@ use crate::adapter::{Kind, Pool};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{bind_dims, contract_einsums, tract_error, within};
 use crate::pack::Role;
-use crate::runtime::{Binding, Engine};
+use crate::runtime::{Binding, Engine, Reading};
 use std::sync::{Arc, Mutex, PoisonError};
 use tract_core::internal::*;
 use tract_core::ops::konst::Const;
@@ -125,6 +125,10 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
     }
     // A target's sum may have taken the place of the output.
     let outlet = model.output_outlets().map_err(failed)?[0];
+    let mut outlet = outlet;
+    for (at, op) in Reading::of(engine, setup.features.output).axes().into_iter().enumerate() {
+        outlet = model.wire_node(format!("reading.{at}"), op, &[outlet]).map_err(failed)?[0];
+    }
     let map = model.outlet_fact(outlet).map_err(failed)?.rank() == 4;
     let outlet = head::as_tokens(&mut model, outlet, setup.features.width)?;
     let mask = mask.filter(|_| !map);

@@ -4,7 +4,7 @@ use super::samples::Samples;
 use crate::adapter::{Bound, Head, Pool};
 use crate::error::{Error, Result};
 use crate::pack::Role;
-use crate::runtime::{Engine, Named, argmax, as_tokens, pool};
+use crate::runtime::{Engine, Named, argmax, as_tokens, pool, read};
 use crate::shape::Array;
 use serde::Serialize;
 use std::sync::Arc;
@@ -123,6 +123,7 @@ impl Lens {
         let array = find(&outputs, &self.output)?;
         let features = match self.head {
             Some((how, width)) => {
+                let array = &*read(engine, &self.output, array)?;
                 let tokens = as_tokens(array, width)?;
                 // Of tokens that are answered for one by one, their mean.
                 let each = how == Pool::None && tokens.shape().len() == 3;

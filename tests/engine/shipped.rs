@@ -93,7 +93,7 @@ fn an_adapter_that_peft_made_answers_and_trains_as_there() {
     let kept = tokens.filter(|(_, keep)| **keep > 0).map(|((a, b), _)| max_difference(a, b));
     let hidden = kept.fold(0.0, f32::max);
     let keep = Some(named(&inputs, "attention_mask").view());
-    let predictions = apply_head(bound.head.as_ref().unwrap(), keep, &found).unwrap();
+    let predictions = apply_head(&engine, bound.head.as_ref().unwrap(), keep, &found).unwrap();
     let logits: Vec<f32> = predictions.iter().flat_map(|p| p.logits.clone()).collect();
     let apart = max_difference(&logits, floats(&arrays, "peft.logits"));
     println!("PEFT's adapter: hidden states {hidden:.1e}, logits {apart:.1e}");

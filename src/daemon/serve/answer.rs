@@ -162,7 +162,10 @@ impl Answerer {
         let head = bound.and_then(|b| b.head.as_ref());
         let task = Task::serving(head, self.engine.base())?;
         let predictions = match head {
-            Some(head) => apply_head(head, self.engine.given(inputs, Role::Mask), &outputs)?,
+            Some(head) => {
+                let mask = self.engine.given(inputs, Role::Mask);
+                apply_head(&self.engine, head, mask, &outputs)?
+            }
             None => base_predictions(&self.engine, &outputs),
         };
         if predictions.iter().flat_map(|p| &p.logits).any(|v| !v.is_finite()) {
