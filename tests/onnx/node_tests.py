@@ -100,7 +100,10 @@ def one(case, binary):
             # What is drawn at random is held to its shape.
             if node.op_type in ('Bernoulli', 'RandomUniformLike') or 'bernoulli' in case.name:
                 continue
-            fault = compare(np.load(path), want, max(case.rtol, 1e-3), max(case.atol, 1e-5))
+            # Half precision: some units of the last place, since ONNX computes each step in it.
+            half = want.dtype == np.float16
+            fault = compare(np.load(path), want, max(case.rtol, 4e-3 if half else 1e-3),
+                            max(case.atol, 1e-3 if half else 1e-5))
             if fault:
                 faults.append(f'{info.name}: {fault}')
         if faults:
