@@ -215,10 +215,13 @@ fn training_starts_at_the_base() {
             let inputs = [vec![sample.x.clone()], as_tensors(&tensors)].concat();
             let (got, want) =
                 (run(wired, &inputs, None), run(sample.model().0, &inputs[..1], None));
-            if kind == Kind::default() {
-                assert_eq!(slice(&got), slice(&want), "{kind:?}");
+            // What is added is 0 and what is multiplied with is 1, but for two: DoRA divides by norms that
+            // are summed in another order than its magnitudes were, and full fine-tuning has tract's
+            // product in place of ours.
+            match kind.name() {
+                "dora" | "full" => got.close_enough(&want, Approximation::Approximate).unwrap(),
+                _ => assert_eq!(slice(&got), slice(&want), "{kind:?}"),
             }
-            got.close_enough(&want, Approximation::Approximate).unwrap();
         }
     }
 }
