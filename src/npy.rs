@@ -50,8 +50,8 @@ pub fn read_bytes(bytes: &[u8]) -> Result<Array> {
         .map_err(|e| e.at("npy"))
 }
 
-/// Reads a `.npy` file of at most `max_len` bytes. Errors as [`read_bytes`], and those of
-/// [`crate::fs::open_regular`].
+/// Reads a `.npy` file of at most `max_len` bytes. Errors as `read_bytes`, and those of
+/// `open_regular`.
 pub fn read(path: impl AsRef<Path>, max_len: u64) -> Result<Array> {
     let path = path.as_ref();
     let bytes = read_limited(path, max_len)?;
@@ -91,7 +91,7 @@ pub fn to_bytes(array: &Array) -> Vec<u8> {
     bytes
 }
 
-/// Writes a `.npy` file atomically. Errors: those of [`crate::fs::write_atomic`].
+/// Writes a `.npy` file atomically. Errors: those of `write_atomic`.
 pub fn write(path: impl AsRef<Path>, array: &Array) -> Result<()> {
     write_atomic_bytes(path.as_ref(), Access::Shared, &to_bytes(array))
 }
@@ -101,7 +101,7 @@ pub fn write(path: impl AsRef<Path>, array: &Array) -> Result<()> {
 ///
 /// Of two arrays of one name the last counts, as in NumPy.
 ///
-/// Errors as [`read_bytes`], and: no zip file, encrypted or otherwise
+/// Errors as `read_bytes`, and: no zip file, encrypted or otherwise
 /// packed entries, sums past the limit (bad input).
 pub fn read_npz(path: impl AsRef<Path>, max_len: u64) -> Result<Vec<(String, Array)>> {
     let path = path.as_ref();

@@ -20,8 +20,8 @@ pub const MAX_LIST: usize = 256;
 pub const MAX_AXES: usize = 8;
 
 impl Adapter {
-    /// Whether it keeps the limits of the format: names of at most [`MAX_NAME`] bytes without
-    /// control characters, no target twice, ranks of 1 to [`MAX_RANK`], the tensors that kinds and
+    /// Whether it keeps the limits of the format: names of at most 1024 bytes without
+    /// control characters, no target twice, ranks of 1 to 4096, the tensors that kinds and
     /// labels ask for, finite values. What was read from a file has passed it.
     ///
     /// # Errors

@@ -102,7 +102,7 @@ impl Adapter {
     /// Reads a `.adapter` file.
     ///
     /// # Errors
-    /// Bad input: missing, larger than [`MAX_FILE`], damaged, or against the limits of
+    /// Bad input: missing, larger than 2 GiB, damaged, or against the limits of
     /// [`Adapter::check`]. Unsupported: a later version or an unknown kind.
     pub fn read(path: impl AsRef<Path>) -> Result<Adapter> {
         let path = path.as_ref();
@@ -122,7 +122,7 @@ impl Adapter {
     ///
     /// # Errors
     /// Bad input: what [`Adapter::check`] refuses, a value too large for f16, a tensor that f16
-    /// would round to zero as a whole, a header longer than [`MAX_HEADER`].
+    /// would round to zero as a whole, a header longer than 1 MiB.
     pub fn to_bytes(&self, dtype: TensorType) -> Result<Vec<u8>> {
         self.check()?;
         let mut blocks = Writer::default();

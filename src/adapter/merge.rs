@@ -9,7 +9,8 @@ use super::sum::Sum;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 
-/// The weighted sum of `adapters` as one adapter `name`: bound alone it gives the bits that [`bind`](super::bind) gives for all of them. Of each target the ranks add up;
+/// The weighted sum of `adapters` as one adapter `name`: bound alone it gives the bits that
+/// [`Engine::bind`](crate::Engine::bind) gives for all of them. Of each target the ranks add up;
 /// scaling and weights are in lora_b, so that alpha is the rank. What adds nothing is left out. The
 /// head is theirs where they agree, weights don't apply to it. Probes, activation ranges and
 /// training records belong to the parts and are not taken over.
@@ -18,7 +19,7 @@ use std::collections::BTreeMap;
 /// Mismatch: different bases or none, other shapes of a target, two different heads. Bad input: what
 /// [`Adapter::check`] refuses. Usage: fewer than two adapters, a weight that is not finite, a sum
 /// that changes nothing. Unsupported: a kind whose sum is none of the kinds, a rank beyond
-/// [`MAX_RANK`].
+/// 4096.
 pub fn merge(name: &str, adapters: &[(&Adapter, f32)]) -> Result<Adapter> {
     let [(first, _), _, ..] = adapters else {
         return Err(Error::usage("one adapter alone is no sum: expected two or more"));
