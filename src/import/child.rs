@@ -57,13 +57,13 @@ impl Default for Limits {
 
 impl Limits {
     /// One word for the worker's command line: the limits, and which process gave them.
-    pub fn to_argument(&self) -> String {
+    pub fn argument(&self) -> String {
         let Limits { memory_bytes, stack_bytes, cpu_seconds, deadline } = self;
         let (millis, parent) = (deadline.as_millis(), std::process::id());
         format!("{memory_bytes},{stack_bytes},{cpu_seconds},{millis},{parent}")
     }
 
-    /// Reads [`Limits::to_argument`]: the limits and the parent's process number. Errors: another
+    /// Reads [`Limits::argument`]: the limits and the parent's process number. Errors: another
     /// form (usage).
     fn from_argument(text: &str) -> Result<(Limits, u64)> {
         let numbers: Option<Vec<u64>> = text.split(',').map(|n| n.parse().ok()).collect();
@@ -95,7 +95,7 @@ pub struct WorkerOutput {
     pub stderr: String,
 }
 
-/// Puts the calling process under the limits in `argument` ([`Limits::to_argument`]), for good: it
+/// Puts the calling process under the limits in `argument` ([`Limits::argument`]), for good: it
 /// ends with its parent too, and a while after the deadline whatever the parent does. For the worker,
 /// before it reads anything.
 ///

@@ -109,7 +109,7 @@ fn limits_reach_a_worker_that_sets_none() {
 fn limits_travel_as_one_word() {
     let l = limits();
     let parent = std::process::id().into();
-    assert_eq!(Limits::from_argument(&l.to_argument()).unwrap(), (l, parent));
+    assert_eq!(Limits::from_argument(&l.argument()).unwrap(), (l, parent));
     for bad in ["", "1,2,3", "1,2,3,4", "1,2,3,4,5,6", "1,2,3,x,5", "-1,2,3,4,5"] {
         assert_eq!(Limits::from_argument(bad).unwrap_err().kind(), ErrorKind::Usage);
     }
@@ -145,7 +145,7 @@ fn worker(what: &str, limits: &Limits) -> Result<WorkerOutput> {
     command
         .args(["--exact", "import::child::tests::worker_child", "--nocapture"])
         .env("OFFSHOOT_TEST_WORKER", what)
-        .env("OFFSHOOT_TEST_LIMITS", limits.to_argument());
+        .env("OFFSHOOT_TEST_LIMITS", limits.argument());
     run_limited(command, limits, Path::new(SOURCE), &mut |_| ())
 }
 

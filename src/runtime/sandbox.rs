@@ -262,7 +262,7 @@ impl Sandbox {
             .map_err(|e| Error::failed(format!("the request to the import worker: {e}")))?;
         let path = |p: Option<&Path>| p.map_or(OsString::new(), |p| p.as_os_str().to_owned());
         let mut command = Command::new(&self.program);
-        command.arg(VERB).arg(limits.to_argument()).arg(request).arg(files.source);
+        command.arg(VERB).arg(limits.argument()).arg(request).arg(files.source);
         command.args([path(out), path(files.tokenizer), path(files.labels)]);
         command.args(files.graphs);
         // Else tract's errors come with a stack trace in their text.

@@ -176,7 +176,7 @@ impl<'m> Wires<'m> {
     }
 
     /// `term - a`.
-    pub fn from_scalar(&mut self, term: f32, a: OutletId) -> Result<OutletId> {
+    pub fn subtract_from(&mut self, term: f32, a: OutletId) -> Result<OutletId> {
         let term = self.scalar(term, a)?;
         self.sub(term, a)
     }

@@ -80,7 +80,7 @@ fn check(directory: &str) {
     assert!(apart <= 3e-5, "pooled_mean: {apart}");
 
     let head = bound.head.as_ref().unwrap();
-    let predictions = apply_head(&engine, head, Some(mask.view()), &found).unwrap();
+    let predictions = apply_head(engine, head, Some(mask.view()), &found).unwrap();
     let logits: Vec<f32> = predictions.iter().flat_map(|p| p.logits.clone()).collect();
     let apart = max_difference(&logits, named(&expected.outputs, "logits").as_f32().unwrap());
     println!("{directory} logits: {apart:.1e}");

@@ -36,7 +36,7 @@ impl Desk {
 pub fn answer(engine: &Engine, bound: &Arc<Bound>, inputs: &Named) -> String {
     let outputs = engine.run(inputs, Some(bound)).unwrap();
     let head = bound.head.as_ref().unwrap();
-    apply_head(&engine, head, engine.given(inputs, Role::Mask), &outputs).unwrap()[0].top(1)[0]
+    apply_head(engine, head, engine.given(inputs, Role::Mask), &outputs).unwrap()[0].top(1)[0]
         .0
         .clone()
 }

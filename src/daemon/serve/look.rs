@@ -30,14 +30,14 @@ impl Look {
     /// Of a base's input [1, 3, H, W], or [1, H, W, 3], made of a picture whose smaller side is `side`.
     pub fn of(input: &Array, side: u32) -> Option<Look> {
         let values = input.as_f32().ok()?;
-        let (height, width, grey): (usize, usize, Vec<f32>) = match input.shape() {
-            &[_, 3, h, w] => {
+        let (height, width, grey): (usize, usize, Vec<f32>) = match *input.shape() {
+            [_, 3, h, w] => {
                 let plane = h * w;
                 let (r, rest) = values.split_at_checked(plane)?;
                 let (g, b) = rest.split_at_checked(plane)?;
                 (h, w, r.iter().zip(g).zip(b).map(|((r, g), b)| r + g + b).collect())
             }
-            &[_, h, w, 3] => (h, w, values.chunks_exact(3).map(|p| p.iter().sum()).collect()),
+            [_, h, w, 3] => (h, w, values.chunks_exact(3).map(|p| p.iter().sum()).collect()),
             _ => return None,
         };
         if height < 9 || width < 9 || grey.len() < height * width {

@@ -33,7 +33,7 @@ pub(crate) fn penalty(model: &mut TypedModel, features: OutletId) -> Result<Pena
     let square = w.shift(square, LEAST_SQUARE)?;
     let inverse = w.unary(math::rsqrt(), square)?;
     let cosine = w.mul(product, inverse)?;
-    let away = w.from_scalar(1.0, cosine)?;
+    let away = w.subtract_from(1.0, cosine)?;
     let away = w.squeeze(away, &[1])?;
     let weighted = w.mul(away, weights)?;
     Ok(Penalty { value: total(&mut w, weighted)?, base, weights })

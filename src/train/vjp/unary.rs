@@ -155,7 +155,7 @@ pub(super) fn cosh(b: &mut Wires, site: &Site) -> Result<InputGradients> {
 pub(super) fn tanh(b: &mut Wires, site: &Site) -> Result<InputGradients> {
     slope(b, site, |b, _, y| {
         let square = b.unary(math::square(), y)?;
-        b.from_scalar(1.0, square)
+        b.subtract_from(1.0, square)
     })
 }
 
@@ -173,7 +173,7 @@ pub(super) fn erf(b: &mut Wires, site: &Site) -> Result<InputGradients> {
 
 pub(super) fn sigmoid(b: &mut Wires, site: &Site) -> Result<InputGradients> {
     slope(b, site, |b, _, y| {
-        let rest = b.from_scalar(1.0, y)?;
+        let rest = b.subtract_from(1.0, y)?;
         b.mul(y, rest)
     })
 }
@@ -182,7 +182,7 @@ pub(super) fn sigmoid(b: &mut Wires, site: &Site) -> Result<InputGradients> {
 pub(super) fn silu(b: &mut Wires, site: &Site) -> Result<InputGradients> {
     slope(b, site, |b, x, y| {
         let sigmoid = b.unary(nn::sigmoid(), x)?;
-        let rest = b.from_scalar(1.0, y)?;
+        let rest = b.subtract_from(1.0, y)?;
         let part = b.mul(sigmoid, rest)?;
         b.add(y, part)
     })
@@ -242,7 +242,7 @@ pub(super) fn gelu_approximate(b: &mut Wires, site: &Site) -> Result<InputGradie
         let du = b.scale(less, k * c * p)?;
         let du = b.shift(du, k)?;
         let t_square = b.unary(math::square(), t)?;
-        let dt = b.from_scalar(1.0, t_square)?;
+        let dt = b.subtract_from(1.0, t_square)?;
         let part = b.mul(dt, du)?;
         let part = b.mul(x, part)?;
         let sum = b.add(t, part)?;
