@@ -35,7 +35,8 @@
 //! // An adapter of rank 1 on one layer; usually one that was trained, from Adapter::read.
 //! let base = session.engine().base();
 //! let layer = base.targets().iter().find(|t| t.kind == TargetKind::Linear).unwrap();
-//! let (a, b) = (vec![0.3; layer.in_features as usize], vec![0.3; layer.out_features as usize]);
+//! let a = (0..layer.in_features).map(|i| 0.01 * i as f32).collect();
+//! let b = vec![0.3; layer.out_features as usize];
 //! let adapter = Adapter {
 //!     name: "kitchen".into(),
 //!     base: Some(base.fingerprint()),
@@ -263,7 +264,7 @@ pub mod packing {
 ///     task: Task::default(),
 ///     why: None,
 /// };
-/// let options = TrainOptions { steps: Some(30), learning_rate: 0.01, ..TrainOptions::default() };
+/// let options = TrainOptions { steps: Some(100), learning_rate: 0.01, ..TrainOptions::default() };
 /// let trained = train(&engine, &data, Some(&data), &options, &mut Silent)?;
 /// trained.adapter.write(folder.path().join("lamps.adapter"), TensorType::F16)?;
 ///
