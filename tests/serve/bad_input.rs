@@ -110,7 +110,8 @@ fn every_endpoint_refuses_what_it_can_not_read() {
         ("/v1/train/x/events", 404),
         ("/v1/train/99999999999999999999999", 404),
         ("/nowhere", 404),
-        ("/", 404),
+        ("/v1/adapters/none/1", 404),
+        ("/v1/adapters/none/0", 404),
         ("//", 404),
     ] {
         let answer = daemon.get(path);
