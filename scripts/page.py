@@ -41,7 +41,7 @@ targets = "none"
 epochs = 20
 [conditions]
 min_new = 10
-max_load = 100.0
+max_load = 1.0
 free_mib = 100
 [trial]
 seconds = 0
