@@ -168,8 +168,8 @@ pub use train::{evaluate, train};
 /// ```
 pub mod adapters {
     pub use crate::adapter::{
-        ActivationRange, Extra, Head, Kind, NamedTensor, Pool, ProbeEffect, Target, TargetAdapter,
-        TargetKind, TensorType, TrainingRecord, merge,
+        ActivationRange, Extra, Head, Kind, Known, NamedTensor, Pool, ProbeEffect, Target,
+        TargetAdapter, TargetKind, TensorType, TrainingRecord, merge,
     };
 
     /// Directories as PEFT writes them.
@@ -280,7 +280,15 @@ pub mod training {
     pub use crate::train::schedule::Schedule;
     pub use crate::train::tasks::{Metric, Metrics};
     pub use crate::train::{
-        Answers, Evaluation, Gradients, KnowledgeKept, Lesson, MicroBatch, OptimizerKind,
-        Retention, TargetChoice, TrainOptions, TrainReport, Trained, Trainer, learn, retention,
+        Answers, Evaluation, Gradients, InstantHead, KnowledgeKept, Lesson, MicroBatch,
+        OptimizerKind, Retention, TargetChoice, TrainOptions, TrainReport, Trained, Trainer, learn,
+        retention,
     };
+
+    /// Heads in closed form.
+    pub mod instant {
+        pub use crate::train::instant::{
+            Fitted, Form, InstantReport, LeaveOneOut, Live, Rule, fit,
+        };
+    }
 }

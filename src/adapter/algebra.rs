@@ -76,7 +76,12 @@ pub fn bind(
     };
     let targets = targets.iter().zip(sums).map(bound).collect::<Result<Vec<_>>>()?;
     let names = adapters.iter().map(|(a, weight)| (a.name.clone(), *weight)).collect();
-    Ok(Bound { targets, head: head.map(|(h, _)| h.clone()), names })
+    let mut head = head.map(|(h, _)| h.clone());
+    if let Some(head) = head.as_mut().filter(|_| adapters.len() > 1) {
+        // Measured with the features of one.
+        head.known = None;
+    }
+    Ok(Bound { targets, head, names })
 }
 
 /// Where an error of a target's tensors arose.

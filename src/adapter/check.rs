@@ -80,9 +80,13 @@ impl Adapter {
             finite("activation range", &[range.low, range.high])?;
         }
         count("extra sections", self.extras.len(), MAX_LIST)?;
+        let known = self.heads.iter().any(|head| head.known.is_some());
         for (at, extra) in self.extras.iter().enumerate() {
             name("section", &extra.name)?;
-            if extra.name.is_empty() || self.extras.iter().take(at).any(|e| e.name == extra.name) {
+            if extra.name.is_empty()
+                || (known && extra.name == super::known::SECTION)
+                || self.extras.iter().take(at).any(|e| e.name == extra.name)
+            {
                 let name = shown(&extra.name);
                 return Err(Error::bad_input(format!("section '{name}' has no name of its own")));
             }
@@ -180,6 +184,9 @@ fn check_head(head: &Head) -> Result<()> {
     finite("thresholds", &head.thresholds)?;
     if !(head.temperature.is_finite() && head.temperature > 0.0) {
         return Err(Error::bad_input(format!("temperature {} is not positive", head.temperature)));
+    }
+    if let Some(known) = &head.known {
+        known.check(head.features)?;
     }
     finite("weight", &head.weight)?;
     finite("bias", &head.bias)

@@ -1,6 +1,7 @@
 //! What an adapter is made of: per-target tensors, a head, the record of its training.
 
 use super::kind::{Features, Kind};
+use super::known::Known;
 use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;
 use crate::shape::Array;
@@ -166,6 +167,8 @@ pub struct Head {
     pub thresholds: Vec<f32>,
     /// What logits are divided by before they become probabilities.
     pub temperature: f32,
+    /// What tells inputs like those learned from others; none where that was not measured.
+    pub known: Option<Arc<Known>>,
 }
 
 impl Default for Head {
@@ -181,6 +184,7 @@ impl Default for Head {
             bias: vec![],
             thresholds: vec![],
             temperature: 1.0,
+            known: None,
         }
     }
 }

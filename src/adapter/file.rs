@@ -23,6 +23,7 @@ use super::config::{
     TrainingRecord,
 };
 use super::kind::Kind;
+use super::known::{Known, SECTION};
 use super::names::shown;
 use super::tensor::{TensorType, decode, encode};
 use crate::error::{Error, Result};
@@ -30,6 +31,7 @@ use crate::fingerprint::BaseFingerprint;
 use crate::fs::{Access, read_limited, write_atomic_bytes};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::sync::Arc;
 
 /// The first bytes of a `.adapter` file.
 pub const MAGIC: [u8; 8] = *b"offadpt\n";
@@ -149,6 +151,12 @@ impl Adapter {
             probes.push(ProbeHeader::of(probe, &mut blocks));
         }
         let mut sections = Vec::with_capacity(self.extras.len());
+        if let Some(known) = self.head().and_then(|head| head.known.as_ref()) {
+            let bytes = known.to_bytes()?;
+            blocks.push(&bytes);
+            let (name, len) = (SECTION.into(), bytes.len() as u64);
+            sections.push(SectionHeader { name, must_be_understood: false, len });
+        }
         for Extra { name, bytes } in &self.extras {
             blocks.push(bytes);
             let (name, len) = (name.clone(), bytes.len() as u64);
@@ -197,7 +205,13 @@ impl Adapter {
         }
         let mut extras = vec![];
         for section in header.sections {
-            extras.push(section.read(&mut blocks)?);
+            let extra = section.read(&mut blocks)?;
+            match heads.first_mut() {
+                Some(head) if extra.name == SECTION && head.known.is_none() => {
+                    head.known = Some(Arc::new(Known::from_bytes(&extra.bytes)?));
+                }
+                _ => extras.push(extra),
+            }
         }
         blocks.finish()?;
         let Header { name, base, training, ranges, .. } = header;
@@ -357,6 +371,7 @@ impl HeadHeader {
             bias,
             thresholds,
             temperature,
+            known: None,
         })
     }
 }

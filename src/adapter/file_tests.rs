@@ -228,6 +228,7 @@ fn golden_bytes() {
             bias: vec![-1.0],
             thresholds: vec![0.5],
             temperature: 1.0,
+            known: None,
         }],
         ranges: vec![ActivationRange { module_path: "fc".into(), low: -1.0, high: 2.0 }],
         extras: vec![Extra { name: "e".into(), bytes: vec![7] }],

@@ -7,6 +7,7 @@ mod config;
 mod describe;
 mod file;
 pub(crate) mod kind;
+mod known;
 mod merge;
 mod names;
 pub mod peft;
@@ -24,6 +25,7 @@ pub use config::{
 };
 pub use file::{MAGIC, MAX_FILE};
 pub use kind::Kind;
+pub use known::{Known, MOST_EXEMPLARS, dot, nearness, unit_row};
 pub use merge::merge;
 pub use target::{Target, TargetKind};
 pub use tensor::TensorType;

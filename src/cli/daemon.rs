@@ -1,11 +1,13 @@
 //! The verbs that talk to the daemon: `status`, `predict`, `feedback`, `train-now`.
 
 use super::output::{Out, bytes, count, table};
+use super::train::share;
 use crate::daemon::{Client, Host, Tensor};
 use crate::error::{Error, Result};
 use crate::fs::read_limited;
 use crate::npy;
 use crate::runtime::picture::MAX_PICTURE_BYTES;
+use crate::train::tasks::UNKNOWN;
 use hyper::Method;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -63,6 +65,10 @@ pub struct PredictArgs {
     /// Ask the base alone
     #[arg(long)]
     no_adapter: bool,
+    /// What is like nothing that was learned gets no label: so much at most of what was never taught
+    /// passes (0.01: one in a hundred)
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    reject: Option<f32>,
     /// How many labels to print
     #[arg(long, value_name = "K", default_value_t = 5)]
     top: usize,
@@ -150,6 +156,9 @@ fn put(fields: &mut Value, key: &str, value: impl Into<Value>) {
 pub fn predict(args: &PredictArgs, out: &Out) -> Result<()> {
     let mut body = args.input.fields()?;
     put(&mut body, "top", args.top);
+    if let Some(reject) = args.reject {
+        put(&mut body, "reject", reject);
+    }
     if let Some(adapter) = &args.adapter {
         put(&mut body, "adapter", adapter.as_str());
     } else if args.no_adapter {
@@ -181,7 +190,8 @@ fn said(prediction: &Value) -> Vec<String> {
         chance.into_iter().chain(words).collect::<Vec<_>>().join("  ")
     };
     let lists = prediction.as_object().into_iter().flatten().filter_map(|(_, v)| v.as_array());
-    lists.flatten().map(entry).collect()
+    let unknown = (prediction["known"] == false).then(|| UNKNOWN.to_string());
+    unknown.into_iter().chain(lists.flatten().map(entry)).collect()
 }
 
 /// `offshoot feedback`.

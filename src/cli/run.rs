@@ -4,7 +4,7 @@ use super::chosen::{self, Choice};
 use super::inputs::Source;
 use super::open_engine;
 use super::output::{Out, dims};
-use super::train::at_least_one;
+use super::train::{at_least_one, share};
 use crate::error::{Error, Result};
 use crate::fs::{peak_rss_bytes, unshared_bytes};
 use crate::npy;
@@ -42,6 +42,10 @@ pub struct Args {
     /// Write each output to DIR/NAME.npy ('/' and ':' become '_')
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
+    /// What is like nothing that was learned gets no label: so much at most of what was never taught
+    /// passes (0.01: one in a hundred)
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    reject: Option<f32>,
     /// How many labels to print
     #[arg(long, value_name = "K", default_value_t = 5)]
     top: usize,
@@ -80,7 +84,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let sentence = sentence.as_ref().map(|(text, words)| (*text, words));
     let answers = predictions
         .iter()
-        .map(|p| task.answer(head, p, sentence, args.top))
+        .map(|p| task.answer(head, p, sentence, args.top, args.reject))
         .collect::<Result<Vec<_>>>()?;
     if let Some(folder) = &args.output {
         write_outputs(folder, &outputs)?;

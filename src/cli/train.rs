@@ -9,8 +9,11 @@ use crate::adapter::{Kind, Pool, TensorType};
 use crate::error::{Error, Result};
 use crate::fs::{open_regular, peak_rss_bytes, remove_stale_temps_of};
 use crate::train::data::{Dataset, LoadOptions, Split, load};
+use crate::train::instant::InstantReport;
 use crate::train::schedule::Schedule;
-use crate::train::{OptimizerKind, TargetChoice, Task, TrainOptions, TrainReport, train};
+use crate::train::{
+    InstantHead, OptimizerKind, TargetChoice, Task, TrainOptions, TrainReport, train,
+};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +32,9 @@ pub struct Args {
     /// The adapter's name (default: that of the file)
     #[arg(long)]
     name: Option<String>,
+    /// Learn only the instant head: no steps, the base stays as it is
+    #[arg(long, conflicts_with_all = ["epochs", "steps", "resume", "ram"])]
+    instant: bool,
     #[arg(long, value_name = "KIND", default_value = "lora", value_parser = kind, help = kinds())]
     kind: Chosen,
     /// Rank of every target, where the kind has one [default: 8]
@@ -97,9 +103,9 @@ pub struct Args {
     /// Data to hold out; else a split 'validation' or 'test', else a share of the samples
     #[arg(long, value_name = "DATA")]
     holdout_data: Option<PathBuf>,
-    /// Share of the samples that is held out where nothing else is
-    #[arg(long, default_value_t = 0.2, value_parser = share)]
-    holdout: f32,
+    /// Share of the samples that is held out where nothing else is [default: 0.2; none with --instant]
+    #[arg(long, value_parser = share)]
+    holdout: Option<f32>,
     /// Stop after so many looks at the hold-out without a gain, and keep the best values
     #[arg(long)]
     patience: Option<u32>,
@@ -173,6 +179,60 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
 
 /// The report for people.
 pub fn summary(report: &TrainReport, out: &Out) {
+    if let Some(made) = &report.instant {
+        out.line(instant(made, report.samples_train));
+    }
+    if report.steps > 0 {
+        steps(report, out);
+    }
+    out.line(format!(
+        "{} targets and a head on '{}' with {} labels: {} trained values",
+        report.targets,
+        report.output,
+        report.labels.len(),
+        count(report.parameters as u64)
+    ));
+    let samples = report.samples_holdout;
+    for (name, after) in &report.after {
+        let before = report.before.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
+        out.line(match before.filter(|_| report.steps > 0 && report.given_up.is_none()) {
+            Some(before) => {
+                format!("hold-out {name} ({samples} samples): {before:.3} -> {after:.3}")
+            }
+            None => format!("hold-out {name} ({samples} samples): {after:.3}"),
+        });
+    }
+    match &report.knowledge {
+        Some(found) => {
+            out.line(found.sentence());
+            found.shortfall().iter().for_each(|why| out.remark(format!("warning: {why}")));
+        }
+        None => out.line("knowledge kept: all, since only a head was trained"),
+    }
+    if let Some(given_up) = &report.given_up {
+        let metrics: Vec<String> =
+            given_up.iter().map(|(name, value)| format!("{name} {value:.3}")).collect();
+        out.line(format!(
+            "the steps made it worse on the hold-out ({}): the instant head is kept",
+            metrics.join(", ")
+        ));
+    }
+}
+
+fn instant(made: &InstantReport, samples: usize) -> String {
+    let metrics: Vec<String> =
+        made.left_out.iter().take(2).map(|(name, value)| format!("{name} {value:.3}")).collect();
+    let measured = match metrics.is_empty() {
+        true => "too few to measure it on".to_string(),
+        false => format!("each left out once: {}", metrics.join(", ")),
+    };
+    format!(
+        "instant head of {samples} samples ({}, strength {}), {measured}; made in {:.0} ms",
+        made.rule, made.strength, made.milliseconds
+    )
+}
+
+fn steps(report: &TrainReport, out: &Out) {
     out.line(format!(
         "{} steps on {} samples in {:.1} s ({:.0} ms a step), loss {:.3} -> {:.3}",
         report.steps,
@@ -182,28 +242,6 @@ pub fn summary(report: &TrainReport, out: &Out) {
         report.loss_first,
         report.loss_last
     ));
-    out.line(format!(
-        "{} targets and a head on '{}' with {} labels: {} trained values",
-        report.targets,
-        report.output,
-        report.labels.len(),
-        count(report.parameters as u64)
-    ));
-    for (name, after) in &report.after {
-        let before = report.before.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
-        out.line(format!(
-            "hold-out {name} ({} samples): {:.3} -> {after:.3}",
-            report.samples_holdout,
-            before.unwrap_or(f32::NAN)
-        ));
-    }
-    match &report.knowledge {
-        Some(found) => {
-            out.line(found.sentence());
-            found.shortfall().iter().for_each(|why| out.remark(format!("warning: {why}")));
-        }
-        None => out.line("knowledge kept: all, since only a head was trained"),
-    }
 }
 
 /// Found before the training, not after it.
@@ -237,7 +275,11 @@ fn options(args: &Args, data: &Dataset) -> TrainOptions {
         rank: args.rank.unwrap_or(8),
         alpha: args.alpha.unwrap_or(16.0),
         rslora: args.rslora || args.kind.rslora,
-        targets: TargetChoice::parse(&args.targets),
+        targets: match args.instant {
+            true => TargetChoice::None,
+            false => TargetChoice::parse(&args.targets),
+        },
+        instant: if args.instant { InstantHead::Only } else { InstantHead::Start },
         head_from: args.head_from.clone(),
         pool: args.pool,
         task: data.task,
@@ -256,7 +298,8 @@ fn options(args: &Args, data: &Dataset) -> TrainOptions {
         ram: args.ram,
         threads: args.threads.unwrap_or_else(processors),
         seed: args.seed,
-        holdout: args.holdout,
+        // The instant head measures itself without a hold-out.
+        holdout: args.holdout.unwrap_or(if args.instant { 0.0 } else { 0.2 }),
         patience: args.patience,
         clip: args.clip,
         checkpoint,
@@ -340,7 +383,7 @@ fn not_negative(text: &str) -> Result<f32> {
     number(text, |v| v >= 0.0, "a number of 0 or more")
 }
 
-fn share(text: &str) -> Result<f32> {
+pub fn share(text: &str) -> Result<f32> {
     number(text, |v| (0.0..1.0).contains(&v), "a number from 0 to below 1")
 }
 

@@ -86,6 +86,8 @@ pub struct ServeConfig {
     pub network: bool,
     /// The adapter for requests that name none.
     pub adapter: Option<String>,
+    /// Whether feedback to classes changes answers at once, by an instant head.
+    pub instant: bool,
     /// Threads that run the base; 0: one for each core.
     pub workers: usize,
     /// Threads that a request's run shares its work between, where no other run has them.
@@ -102,6 +104,7 @@ impl Default for ServeConfig {
             hosts: ["localhost", "127.0.0.1", "[::1]"].map(String::from).to_vec(),
             network: false,
             adapter: None,
+            instant: true,
             workers: 0,
             threads: 1,
         }
@@ -414,6 +417,7 @@ impl Config {
             ("serve.socket", put_back(&mut new.socket, &old.socket)),
             ("serve.socket_group", put_back(&mut new.socket_group, &old.socket_group)),
             ("serve.tcp", put_back(&mut new.tcp, &old.tcp)),
+            ("serve.instant", put_back(&mut new.instant, &old.instant)),
             ("serve.workers", put_back(&mut new.workers, &old.workers)),
             ("serve.threads", put_back(&mut new.threads, &old.threads)),
             ("recent", put_back(&mut self.recent, &running.recent)),

@@ -22,6 +22,9 @@ pub struct Prediction {
     pub logits: Vec<f32>,
     /// Names of the outputs, in order.
     pub labels: Arc<[String]>,
+    /// How like the input is to what the head was learned from, where it can tell:
+    /// [`Known::score`](crate::adapter::Known::score).
+    pub likeness: Option<f32>,
 }
 
 impl Prediction {
@@ -79,8 +82,11 @@ pub fn apply_head(
     Ok(features
         .iter()
         .map(|row| {
-            let logits = row.chunks(width).flat_map(answer).collect();
-            Prediction { logits, labels: labels.clone() }
+            let logits: Vec<f32> = row.chunks(width).flat_map(answer).collect();
+            let known = head.known.as_ref().filter(|_| !per_token);
+            let over: Vec<f32> = logits.iter().map(|v| v / head.temperature).collect();
+            let likeness = known.map(|known| known.score(row, &over));
+            Prediction { logits, labels: labels.clone(), likeness }
         })
         .collect())
 }
@@ -96,7 +102,11 @@ pub fn base_predictions(engine: &Engine, outputs: &[(String, Array)]) -> Vec<Pre
     let labels = engine.labels();
     let rows = |array: &Array| match (array.shape(), array.as_f32()) {
         (&[_, classes], Ok(values)) if classes == labels.len() && classes > 0 => {
-            let predict = |row: &[f32]| Prediction { logits: row.to_vec(), labels: labels.clone() };
+            let predict = |row: &[f32]| Prediction {
+                logits: row.to_vec(),
+                labels: labels.clone(),
+                likeness: None,
+            };
             Some(values.chunks(classes).map(predict).collect::<Vec<_>>())
         }
         _ => None,

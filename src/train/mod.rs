@@ -9,6 +9,7 @@ pub mod forward;
 pub mod gradient;
 pub mod head;
 pub mod init;
+pub mod instant;
 mod kind;
 mod knowledge;
 #[cfg(all(test, feature = "import"))]
@@ -51,11 +52,13 @@ pub mod wires;
 #[cfg(feature = "daemon")]
 pub(crate) use evaluate::{Answered, always, answers};
 pub use evaluate::{Evaluation, evaluate};
+#[cfg(feature = "daemon")]
+pub(crate) use features::{Features, choose_features};
 pub use knowledge::KnowledgeKept;
 #[cfg(feature = "daemon")]
 pub(crate) use knowledge::sentences;
 pub use lesson::Lesson;
-pub use options::{OptimizerKind, TargetChoice, TrainOptions};
+pub use options::{InstantHead, OptimizerKind, TargetChoice, TrainOptions};
 pub use retention::{Retention, retention};
 pub use run::{TrainReport, Trained, learn, misfit, train};
 pub use samples::try_sample;

@@ -31,6 +31,18 @@ impl TargetChoice {
     }
 }
 
+/// What the instant head, a head in closed form on the base's own features, is for in a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum InstantHead {
+    /// The trained head begins with it, and what is trained must not be worse than it.
+    #[default]
+    Start,
+    /// It is all that is learned: no steps.
+    Only,
+    /// Nothing: the head begins at random values.
+    Off,
+}
+
 /// How values move along their gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub enum OptimizerKind {
@@ -65,6 +77,8 @@ pub struct TrainOptions {
     pub head_from: Option<String>,
     /// How tokens are pooled; by default the mean for an output of three axes.
     pub pool: Option<Pool>,
+    /// What the instant head is for.
+    pub instant: InstantHead,
     /// What is learned; that of the data.
     pub task: Task,
     /// How values move.
@@ -176,6 +190,7 @@ impl TrainOptions {
     /// Steps of a run whose epoch has `per_epoch` batches.
     pub(super) fn steps_of(&self, per_epoch: u64) -> u64 {
         match self.steps {
+            _ if self.instant == InstantHead::Only => 0,
             Some(steps) => steps.into(),
             None => (u64::from(self.epochs.unwrap_or(8)) * per_epoch).max(self.min_steps.into()),
         }
@@ -193,6 +208,7 @@ impl Default for TrainOptions {
             targets: TargetChoice::default(),
             head_from: None,
             pool: None,
+            instant: InstantHead::default(),
             task: Task::default(),
             optimizer: OptimizerKind::default(),
             learning_rate: 1e-3,

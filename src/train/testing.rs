@@ -2,7 +2,7 @@
 
 use super::data::{Dataset, Label, Place, Sample, SampleInput};
 use super::random::{below, stream, unit};
-use super::{MicroBatch, Task, TrainOptions, Trained, Trainer};
+use super::{InstantHead, MicroBatch, Task, TrainOptions, Trained, Trainer};
 use crate::adapter::TensorType;
 use crate::runtime::{Engine, PackOptions, pack};
 use crate::shape::Array;
@@ -18,6 +18,8 @@ pub fn options() -> TrainOptions {
         batch: 8,
         micro_batch: Some(4),
         epochs: Some(6),
+        // What steps learn is looked at, from where they have most to learn.
+        instant: InstantHead::Off,
         ..TrainOptions::default()
     }
 }

@@ -155,6 +155,37 @@ fn npy_row(place: &Place) -> &'static str {
     "row.npy"
 }
 
+/// No steps: the head is made of the samples at once, calibrated, and knows what it doesn't know.
+#[test]
+fn an_instant_head_is_an_adapter_like_others() {
+    let place = Place::new();
+    learnable(&place);
+    let train = "train mlp.base --data two.npz --instant --out now.adapter";
+    let report = place.json(train)["report"].clone();
+    assert_eq!((&report["steps"], &report["targets"]), (&0.into(), &0.into()));
+    assert_eq!((&report["samples_train"], &report["samples_holdout"]), (&60.into(), &0.into()));
+    let left_out = report["instant"]["left_out"].as_array().unwrap();
+    let accuracy = left_out.iter().find(|m| m[0] == "accuracy").unwrap()[1].as_f64().unwrap();
+    assert!(accuracy > 0.9, "{report}");
+    assert!(place.ok(train).contains("instant head of 60 samples"));
+    let eval = place.json("eval mlp.base --data two.npz --adapter now.adapter");
+    assert!(eval["evaluation"]["accuracy"].as_f64().unwrap() > 0.9, "{eval}");
+    place.ok("adapter add now.adapter --name home --base mlp.base");
+    let row = npy_row(&place);
+    let said = place.json(&format!("run mlp.base --input x={row} --adapter home"));
+    let said = &said["predictions"][0];
+    assert_eq!((&said["label"], &said["known"]), (&"0".into(), &true.into()), "{said}");
+    assert!(said["probability"].as_f64().unwrap() > 0.5, "{said}");
+    // Two classes: nothing could be left out to measure what passes.
+    place.fails(&format!("run mlp.base --input x={row} --adapter home --reject 0.01"), 2);
+    let flat = offshoot::Array::f32([1, 12], vec![-3.0; 12]).unwrap();
+    npy::write(place.path("flat.npy"), &flat).unwrap();
+    let line = "run mlp.base --input x=flat.npy --adapter home";
+    assert_eq!(place.json(line)["predictions"][0]["known"], false);
+    assert!(place.ok(line).contains("unknown"));
+    place.fails("train mlp.base --data two.npz --instant --steps 3 --out x.adapter", 2);
+}
+
 #[test]
 fn every_kind_trains_serves_and_is_told() {
     let place = Place::new();

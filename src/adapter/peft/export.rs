@@ -191,6 +191,7 @@ fn read_back(adapter: &Adapter, targets: &[Target], text: &str, bytes: &[u8]) ->
             task: "classes".into(),
             thresholds: vec![],
             temperature: 1.0,
+            known: None,
             ..h.clone()
         });
         Adapter {

@@ -13,7 +13,7 @@ use crate::store::{
     Input, Label as Right, Part, Sample, SampleHash, SampleInfo, Store, TrainingSet,
 };
 use crate::train::data::{Collector, Dataset, LoadOptions, Place, Row, SampleInput, StoredPicture};
-use crate::train::{TargetChoice, Task, TrainOptions};
+use crate::train::{InstantHead, TargetChoice, Task, TrainOptions};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::HashSet;
@@ -157,6 +157,7 @@ impl Assignment {
     pub fn options(&self, folder: &Path, task: Task, memory: u64) -> TrainOptions {
         let t = &self.train;
         TrainOptions {
+            instant: InstantHead::Off,
             name: self.name.clone(),
             kind: t.kind,
             rank: t.rank,

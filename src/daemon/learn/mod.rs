@@ -24,6 +24,7 @@ mod trials;
 mod watch;
 mod worker;
 
+pub(crate) use assignment::dataset;
 pub use conditions::Condition;
 pub use gate::{Check, Reference, Verdict};
 pub use hours::Hours;

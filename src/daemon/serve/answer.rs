@@ -41,6 +41,7 @@ pub struct Prepared {
     sentence: Option<(String, Words)>,
     served: Arc<Served>,
     top: usize,
+    reject: Option<f32>,
     outputs: Option<bool>,
     /// What was asked, where the answer is to be kept, and how its picture looks.
     kept: Option<(Asked, Option<Look>)>,
@@ -61,6 +62,9 @@ struct Reply<'a> {
     /// The generation that should have answered and can't, with the reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     instead_of: Option<&'a Instead>,
+    /// Of how many samples the head was made at once, where one answers that no training has seen yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instant: Option<usize>,
     /// For each row what the head's task says.
     predictions: Vec<serde_json::Value>,
     /// Why there is none.
@@ -81,7 +85,8 @@ impl Answerer {
 
     /// Parses a question, chooses who answers and makes the base's inputs.
     pub fn prepare(&self, raw: &Raw) -> Result<Prepared, Problem> {
-        let Question { input, selection, top, outputs } = raw.parse(|| self.roster.list())?;
+        let Question { input, selection, top, reject, outputs } =
+            raw.parse(|| self.roster.list())?;
         let served = self.roster.resolve(&selection)?;
         let head = served.bound.as_ref().and_then(|b| b.head.as_ref());
         let task = Task::serving(head, self.engine.base())?;
@@ -112,7 +117,7 @@ impl Answerer {
             }
             Asked::Tensors(named) => Work::Inputs(named),
         };
-        Ok(Prepared { work, sentence, served, top, outputs, kept })
+        Ok(Prepared { work, sentence, served, top, reject, outputs, kept })
     }
 
     /// An error if the base can't take `input`, without running it.
@@ -198,7 +203,8 @@ impl Answerer {
                 };
                 let sentence =
                     prepared.sentence.as_ref().map(|(text, words)| (text.as_str(), words));
-                let said = own.iter().map(|p| task.answer(head, p, sentence, prepared.top));
+                let answer = |p| task.answer(head, p, sentence, prepared.top, prepared.reject);
+                let said = own.iter().map(answer);
                 let said = said.map(|answer| Ok(answer?.json)).collect::<Result<Vec<_>>>()?;
                 self.keep(prepared, &said);
                 let reply = Reply {
@@ -206,6 +212,7 @@ impl Answerer {
                     generation: prepared.served.generation,
                     instead_of: prepared.served.instead.as_deref(),
                     no_answer: said.is_empty().then(|| silence(&prepared.served)),
+                    instant: prepared.served.instant,
                     predictions: said,
                     outputs: shown.map(|all| {
                         all.iter().map(|(name, a)| (name.as_str(), Tensor(a))).collect()
@@ -255,7 +262,15 @@ impl Answerer {
             Work::Inputs(self.zeros()?)
         };
         let served = self.roster.resolve(&super::roster::Selection::Base)?;
-        Ok(Prepared { work, sentence: None, served, top: 1, outputs: Some(false), kept: None })
+        Ok(Prepared {
+            work,
+            sentence: None,
+            served,
+            top: 1,
+            reject: None,
+            outputs: Some(false),
+            kept: None,
+        })
     }
 
     /// Zeros of the least sizes that the base's inputs allow.

@@ -3,6 +3,7 @@
 use super::answer::Answerer;
 use super::connection::Registry;
 use super::guard::PERMIT;
+use super::instant::Instants;
 use super::integrity::Integrity;
 use super::metrics::{Gauge, Metrics, count};
 use super::pool::Pool;
@@ -32,6 +33,7 @@ pub struct App {
     token: RwLock<Option<Arc<str>>>,
     router: OnceLock<Router>,
     learning: OnceLock<Learner>,
+    instants: OnceLock<Arc<Instants>>,
     /// What the learner is told; changes are seen at its next look.
     pub settings: Arc<RwLock<Settings>>,
     ready: AtomicBool,
@@ -93,6 +95,7 @@ impl App {
             token: RwLock::new(token),
             router: OnceLock::new(),
             learning: OnceLock::new(),
+            instants: OnceLock::new(),
             settings,
             ready: AtomicBool::new(false),
             store,
@@ -135,6 +138,19 @@ impl App {
     pub fn set_learning(&self, learning: Learner) {
         // There is one learner in a process.
         let _ = self.learning.set(learning);
+    }
+
+    /// What feedback changes at once; none where that is not wanted.
+    pub fn instants(&self) -> Option<&Arc<Instants>> {
+        self.instants.get()
+    }
+
+    /// Starts it. Errors: no thread can be started.
+    pub fn start_instants(&self) -> Result<()> {
+        let (engine, store) = (self.engine.clone(), self.store.clone());
+        // There is one in a process.
+        let _ = self.instants.set(Instants::start(engine, store, self.roster.clone())?);
+        Ok(())
     }
 
     /// Whether a probe was answered.

@@ -79,6 +79,7 @@ pub struct Raw {
 pub struct AskQuery {
     adapter: Option<String>,
     top: Option<usize>,
+    reject: Option<f32>,
     outputs: Option<bool>,
 }
 
@@ -91,6 +92,8 @@ pub struct Question {
     pub selection: Selection,
     /// Labels in the answer.
     pub top: usize,
+    /// What share of what was never taught may pass; what is not known gets no label.
+    pub reject: Option<f32>,
     /// Whether the base's outputs are in the answer; `None`: where there are no labels.
     pub outputs: Option<bool>,
 }
@@ -116,6 +119,7 @@ struct PredictBody {
     adapter: Option<Option<String>>,
     lora: Option<Vec<LoraWeight>>,
     top: Option<usize>,
+    reject: Option<f32>,
     outputs: Option<bool>,
 }
 
@@ -295,10 +299,10 @@ pub fn reference(text: &str) -> Result<Reference, Problem> {
 impl Raw {
     /// Parses the question. `rows`: what `GET /lora-adapters` lists, for `lora`.
     pub fn parse(&self, rows: impl Fn() -> Vec<Row>) -> Result<Question, Problem> {
-        let (input, adapter, lora, top, outputs) = match raw_input(&self.body, self.mime)? {
+        let (input, adapter, lora, top, reject, outputs) = match raw_input(&self.body, self.mime)? {
             Some(input) => {
                 let q = self.query.clone();
-                (input, q.adapter.map(Some), None, q.top, q.outputs)
+                (input, q.adapter.map(Some), None, q.top, q.reject, q.outputs)
             }
             None => {
                 if self.query.adapter.is_some() || self.query.top.is_some() {
@@ -307,7 +311,8 @@ impl Raw {
                     ));
                 }
                 let b: PredictBody = object(&self.body)?;
-                (input(b.text, b.image, b.inputs)?, b.adapter, b.lora, b.top, b.outputs)
+                let input = input(b.text, b.image, b.inputs)?;
+                (input, b.adapter, b.lora, b.top, b.reject, b.outputs)
             }
         };
         let selection = match (adapter, lora) {
@@ -323,7 +328,12 @@ impl Raw {
         if top > MAX_TOP {
             return Err(Problem::invalid(format!("top: expected at most {MAX_TOP}, found {top}")));
         }
-        Ok(Question { input, selection, top, outputs })
+        if let Some(share) = reject.filter(|share| !(*share > 0.0 && *share < 1.0)) {
+            return Err(Problem::invalid(format!(
+                "reject: expected a share between 0 and 1, found {share}"
+            )));
+        }
+        Ok(Question { input, selection, top, reject, outputs })
     }
 }
 

@@ -6,6 +6,7 @@ mod app;
 mod ask;
 mod connection;
 mod guard;
+mod instant;
 mod integrity;
 mod kept;
 mod listen;
@@ -18,5 +19,6 @@ mod problem;
 mod recent;
 mod roster;
 mod run;
+mod served;
 
 pub use run::{Overrides, Source, check, run};

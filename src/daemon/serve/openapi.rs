@@ -44,7 +44,7 @@ fn paths() -> Value {
             .npz file as the body; then the query holds the rest")
             .query("adapter", json!({"type": "string"}))
             .query("top", json!({"type": "integer", "minimum": 0, "maximum": 1000}))
-            .query("outputs", json!({"type": "boolean"}))
+            .query("reject", rate()).query("outputs", json!({"type": "boolean"}))
             .takes("Question", true).gives(200, "Answer").refuses(&[404, 409, 422]).end()},
         "/v1/feedback": {"post": Operation::new("Tell the right answer: kept for training when this \
             is answered. JSON, or a raw body with the rest in the query")
@@ -260,6 +260,11 @@ fn unsigned() -> Value {
     json!({"type": "integer", "minimum": 0, "maximum": i64::MAX})
 }
 
+/// A share that is neither 0 nor 1.
+fn rate() -> Value {
+    json!({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1})
+}
+
 fn limit() -> Value {
     json!({"type": "integer", "minimum": 1, "maximum": 1000})
 }
@@ -334,6 +339,7 @@ fn schemas() -> Value {
             "adapter": optional(json!({"type": "string"})),
             "lora": optional(json!({"type": "array", "maxItems": 16, "items": weight})),
             "top": optional(json!({"type": "integer", "minimum": 0, "maximum": 1000})),
+            "reject": optional(rate()),
             "outputs": optional(json!({"type": "boolean"})),
         }))),
         "Answer": object(&["adapter", "generation", "predictions"], json!({
@@ -341,6 +347,7 @@ fn schemas() -> Value {
             "generation": nullable(json!({"type": "integer"})),
             "instead_of": object(&["generation", "why"],
                 json!({"generation": {"type": "integer"}, "why": word()})),
+            "instant": {"type": "integer", "description": "samples that an instant head was made of"},
             "predictions": {"type": "array", "items": {"anyOf": Task::answer_schemas()}},
             "no_answer": word(),
             "outputs": {"type": "object"},

@@ -4,14 +4,14 @@
 use super::kept::Kept;
 use super::metrics::{Metrics, count};
 use super::problem::Problem;
-use crate::adapter::{Adapter, Bound};
+pub use super::served::{Instead, Row, Selection, Served, unknown};
+use super::served::{Stamp, stamp};
+use crate::adapter::Adapter;
 use crate::error::{Cause, Error, Result};
 use crate::runtime::Engine;
 use crate::store::{NameEntry, Reference, Store};
-use serde::Serialize;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, TryLockError, mpsc};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,44 +26,6 @@ const FAULTS_AGAIN: Duration = Duration::from_secs(30);
 /// the same time: what is younger is read once more.
 const TICK: Duration = Duration::from_millis(100);
 
-/// What answers a request. It stays what it is while requests hold it.
-#[derive(Clone, Default)]
-pub struct Served {
-    /// The adapter's name; `None`: the base alone, or several adapters.
-    pub name: Option<String>,
-    /// Its generation; `None`: the base alone.
-    pub generation: Option<u64>,
-    /// Ready to run.
-    pub bound: Option<Arc<Bound>>,
-    /// What it answers in the place of.
-    pub instead: Option<Arc<Instead>>,
-    /// Why no generation of the name answers, in words.
-    pub silence: Option<Arc<str>>,
-}
-
-/// A generation that should answer and can't.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Instead {
-    /// The generation.
-    pub generation: u64,
-    /// Why it can't.
-    pub why: String,
-}
-
-/// What a request asks for.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub enum Selection {
-    /// What the daemon is set to.
-    #[default]
-    Default,
-    /// The base alone.
-    Base,
-    /// The active generation of a name, or a generation.
-    Named(Reference),
-    /// Active generations with their weights, summed.
-    Mix(Vec<(String, f32)>),
-}
-
 /// The adapters that are served. All methods may be called from many threads; a switch changes a
 /// pointer.
 pub struct Roster {
@@ -74,10 +36,17 @@ pub struct Roster {
     kept: Mutex<Kept>,
     default: RwLock<Selection>,
     seen: Mutex<Seen>,
+    /// What answers for a name in the place of its generation, while that is the active one.
+    instants: RwLock<BTreeMap<String, Arc<Served>>>,
+    /// Called after what is served or stored has changed.
+    watcher: OnceLock<Watcher>,
     /// Held from what the store says until that is served: of two switches the last one stays.
     turn: Mutex<()>,
     metrics: Arc<Metrics>,
 }
+
+/// Wants to know that something changed.
+type Watcher = Box<dyn Fn() + Send + Sync>;
 
 /// What is known of changes by other processes.
 #[derive(Default)]
@@ -98,21 +67,6 @@ struct Entry {
     served: Arc<Served>,
 }
 
-/// A name as it is listed.
-pub struct Row {
-    /// Its number, which stays while others come and go; from 0.
-    pub id: usize,
-    /// The name.
-    pub name: String,
-    /// The generation that is served; `None`: the base.
-    pub generation: Option<u64>,
-    /// The active generation, where that can't be served.
-    pub instead: Option<Arc<Instead>>,
-}
-
-/// Changes with every commit of any process: time and length of the database and its log.
-type Stamp = [Option<(SystemTime, u64)>; 2];
-
 impl Roster {
     /// Loads what is active. For a name whose generation can't be loaded the one before answers, else
     /// the base, and says so.
@@ -130,6 +84,8 @@ impl Roster {
             kept: Mutex::new(Kept { capacity, ..Kept::default() }),
             default: RwLock::default(),
             seen: Mutex::default(),
+            instants: RwLock::default(),
+            watcher: OnceLock::new(),
             turn: Mutex::default(),
             metrics,
         };
@@ -191,10 +147,58 @@ impl Roster {
         match selection {
             Selection::Default | Selection::Base => Ok(self.base.clone()),
             Selection::Named(reference) => match reference.generation() {
-                None => self.active(reference.name()),
+                None => self.answering(reference.name()),
                 Some(generation) => self.pinned(reference, generation),
             },
             Selection::Mix(parts) => self.mix(parts),
+        }
+    }
+
+    /// What answers for a name: its instant head, where there is one for the active generation.
+    fn answering(&self, name: &str) -> Result<Arc<Served>, Problem> {
+        let own = self.active(name)?;
+        let instants = self.instants.read().unwrap_or_else(PoisonError::into_inner);
+        let fits = |i: &&Arc<Served>| own.instead.is_none() && i.generation == own.generation;
+        Ok(instants.get(name).filter(fits).cloned().unwrap_or(own))
+    }
+
+    /// What the store has for a name.
+    ///
+    /// # Errors
+    /// There is no such name (usage), or its generation can't be served (failed).
+    pub fn own(&self, name: &str) -> Result<Arc<Served>> {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = names.get(name).ok_or_else(|| Error::usage(format!("no adapter '{name}'")))?;
+        match &entry.served.instead {
+            Some(instead) => Err(Error::failed(instead.why.clone())),
+            None => Ok(entry.served.clone()),
+        }
+    }
+
+    /// Has `served` answer for a name while its generation is the active one; `None`: the generation
+    /// itself.
+    pub fn set_instant(&self, name: &str, served: Option<Arc<Served>>) {
+        let mut instants = self.instants.write().unwrap_or_else(PoisonError::into_inner);
+        match served {
+            Some(served) => drop(instants.insert(name.into(), served)),
+            None => drop(instants.remove(name)),
+        }
+    }
+
+    /// Has every generation answer for itself.
+    pub fn drop_instants(&self) {
+        self.instants.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Calls `watcher` after what is served or stored has changed; the first one stays.
+    pub fn watch(&self, watcher: Watcher) {
+        // There is one in a process.
+        let _ = self.watcher.set(watcher);
+    }
+
+    fn say_changed(&self) {
+        if let Some(watcher) = self.watcher.get() {
+            watcher();
         }
     }
 
@@ -335,6 +339,8 @@ impl Roster {
         }
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
         names.insert(entry.name.clone(), Entry { id: entry.id, served });
+        drop(names);
+        self.say_changed();
         fault.map_or(Ok(()), Err)
     }
 
@@ -471,6 +477,8 @@ impl Roster {
                 false => tracing::debug!("adapter '{name}', once more: {e}"),
             }
         }
+        drop(turn);
+        self.say_changed();
         let mut seen = self.seen();
         seen.stamp = settled.then_some(stamp);
         seen.again = (!faults.is_empty()).then(|| Instant::now() + FAULTS_AGAIN);
@@ -483,16 +491,6 @@ impl Roster {
     fn stamp(&self) -> Stamp {
         ["state.db", "state.db-wal"].map(|file| stamp(self.store.root().join(file)))
     }
-}
-
-fn stamp(path: PathBuf) -> Option<(SystemTime, u64)> {
-    let meta = std::fs::metadata(path).ok()?;
-    Some((meta.modified().ok()?, meta.len()))
-}
-
-/// 404 for an adapter that is not there.
-pub fn unknown(name: &str) -> Problem {
-    Problem::not_found(format!("there is no adapter '{name}'")).hint("see GET /v1/adapters")
 }
 
 #[cfg(all(test, feature = "import"))]

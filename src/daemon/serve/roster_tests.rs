@@ -3,6 +3,7 @@ use crate::adapter::TargetAdapter;
 use crate::runtime::{PackOptions, pack};
 use crate::store::Origin;
 use std::path::Path;
+use std::path::PathBuf;
 
 struct Place {
     roster: Arc<Roster>,

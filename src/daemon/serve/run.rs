@@ -137,8 +137,14 @@ pub fn run(source: &Source) -> Result<()> {
         let (store, settings) = (app.store.clone(), app.settings.clone());
         app.set_learning(Learner::start(store, settings, app.clone(), place)?);
     }
+    if app.config().serve.instant {
+        app.start_instants()?;
+    }
     let result = runtime.block_on(serve(&app, source, listeners));
     app.pool.stop();
+    if let Some(instants) = app.instants() {
+        instants.stop();
+    }
     if let Some(learning) = app.learning() {
         learning.stop();
     }

@@ -2,15 +2,17 @@
 
 mod budget;
 mod effect;
+mod instant;
 mod knowledge;
 mod state;
 
 use super::data::Dataset;
 use super::evaluate::evaluate_samples;
+use super::instant::InstantReport;
 use super::knowledge::{Knowledge, KnowledgeKept, Probes, probes};
 use super::lesson::{Lesson, Teacher};
 use super::mixer::Mixer;
-use super::options::TrainOptions;
+use super::options::{InstantHead, TrainOptions};
 use super::progress::{Event, Meter, Progress};
 use super::samples::Samples;
 use super::split::hold_out;
@@ -20,6 +22,7 @@ use super::trainer::{Answers, Trainer};
 use crate::adapter::{Adapter, TrainingRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Engine;
+use instant::worse;
 use serde::Serialize;
 use state::{SoFar, is_due};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -52,10 +55,16 @@ pub struct TrainReport {
     pub loss_first: f32,
     /// Mean loss over the last epoch's steps.
     pub loss_last: f32,
-    /// Hold-out metrics of the untrained adapter with its random head; none without a hold-out.
+    /// Hold-out metrics of the untrained adapter with the head that it begins with; none without a
+    /// hold-out.
     pub before: Vec<(String, f32)>,
-    /// Hold-out metrics of the trained adapter.
+    /// Hold-out metrics of the adapter.
     pub after: Vec<(String, f32)>,
+    /// How the instant head was made, where there is one.
+    pub instant: Option<InstantReport>,
+    /// What the steps came to, where that was worse than the instant head, which was kept instead:
+    /// hold-out metrics.
+    pub given_up: Option<Vec<(String, f32)>>,
     /// Targets trained.
     pub targets: usize,
     /// Targets left out because the head's output doesn't depend on them.
@@ -234,6 +243,10 @@ impl<'a> Run<'a> {
         let stopped = |step: u64| Err(stopped(step, steps, options.checkpoint.is_some()));
         let hash = self.hash(steps)?;
         let mut go_on = || !progress.stop();
+        let Some(made) = self.instant(&mut go_on)? else { return stopped(0) };
+        if let Some(made) = &made {
+            self.begin_with(made)?;
+        }
         let begun = match self.resume(&hash, &mut sampler)? {
             Some(resumed) => Some(resumed),
             None => {
@@ -304,13 +317,29 @@ impl<'a> Run<'a> {
         if let Some(best) = so_far.best.take() {
             self.trainer.set_values(best);
         }
-        let mut adapter = self.trainer.adapter()?;
-        if !self.fit_thresholds(&mut adapter, &mut || !progress.stop())? {
+        let only = options.instant == InstantHead::Only;
+        let alone = made.as_ref().map(|made| self.head_alone(made.head.clone()));
+        let mut adapter = match alone.clone().filter(|_| only) {
+            Some(alone) => alone,
+            None => self.trainer.adapter()?,
+        };
+        if !only && !self.fit_thresholds(&mut adapter, &mut || !progress.stop())? {
             return stopped(so_far.step);
         }
-        let Some(after) = self.evaluate(&adapter, &mut || !progress.stop())? else {
+        let calibrated = !only && options.instant != InstantHead::Off;
+        if calibrated && !self.calibrate(&mut adapter, &mut || !progress.stop())? {
+            return stopped(so_far.step);
+        }
+        let Some(mut after) = self.evaluate(&adapter, &mut || !progress.stop())? else {
             return stopped(so_far.step);
         };
+        let mut given_up = None;
+        if let Some(alone) = alone.filter(|_| !only && self.begins_instantly())
+            && worse(options.task, &after, &so_far.before)
+        {
+            given_up = Some(std::mem::replace(&mut after, so_far.before.clone()));
+            adapter = alone;
+        }
         let effect = self.probe(&mut adapter)?;
         let knowledge = self.knowledge_of(&adapter, &mut || !progress.stop())?;
         if self.knowledge.is_some() && knowledge.is_none() {
@@ -327,7 +356,9 @@ impl<'a> Run<'a> {
             loss_last: so_far.mean_of_last(per_epoch),
             before: so_far.before,
             after,
-            targets: self.trainer.targets(),
+            instant: made.map(|made| made.report),
+            given_up,
+            targets: adapter.targets.len(),
             skipped: self.trainer.skipped().to_vec(),
             parameters: self.trainer.parameter_count(),
             planned_peak_bytes: self.peak,

@@ -108,12 +108,24 @@ pub(crate) struct Given<'a> {
     pub temperature: f32,
     /// The sentence and its tokens, where there is one.
     pub sentence: Option<(&'a str, &'a Words)>,
+    /// How like the input is to what was learned, and the least of what is known.
+    pub likeness: Option<(f32, f32)>,
+    /// Whether what is not known gets no label.
+    pub rejects: bool,
 }
 
 impl<'a> Given<'a> {
     /// Without a head: as a base's own labels are read.
     pub fn plain(output: &'a [f32], labels: &'a [String]) -> Given<'a> {
-        Given { output, labels, thresholds: &[], temperature: 1.0, sentence: None }
+        Given {
+            output,
+            labels,
+            thresholds: &[],
+            temperature: 1.0,
+            sentence: None,
+            likeness: None,
+            rejects: false,
+        }
     }
 
     /// As `head` reads it.
@@ -133,6 +145,11 @@ impl<'a> Given<'a> {
         self.output.iter().map(|v| v * scale).collect()
     }
 
+    /// Whether the input is like what was learned; `None` where that can't be told.
+    pub fn known(&self) -> Option<bool> {
+        self.likeness.map(|(likeness, least)| likeness >= least)
+    }
+
     pub fn label(&self, place: usize) -> String {
         self.labels.get(place).cloned().unwrap_or_else(|| place.to_string())
     }
@@ -146,16 +163,19 @@ impl<'a> Given<'a> {
 impl super::Task {
     /// What a prediction says: `head` is the one that made it, none where the base's own labels did;
     /// `sentence` the text that was asked, with [`Preprocessor::words`](crate::runtime::Preprocessor),
-    /// where the task needs it.
+    /// where the task needs it. With `reject` what is not known gets no label, and so much at most of
+    /// what was never taught passes; without it 5 % of what was learned is called unknown.
     ///
     /// # Errors
-    /// Mismatch: a head that answers for tokens, where the task is about samples.
+    /// Mismatch: a head that answers for tokens, where the task is about samples. Usage: `reject` for
+    /// what answers without having measured that.
     pub fn answer(
         self,
         head: Option<&Head>,
         prediction: &Prediction,
         sentence: Option<(&str, &Words)>,
         top: usize,
+        reject: Option<f32>,
     ) -> Result<Answer> {
         let task = self;
         let (outputs, labels) = (prediction.logits.len(), prediction.labels.len());
@@ -166,7 +186,15 @@ impl super::Task {
             )));
         }
         let given = Given::of_head(&prediction.logits, &prediction.labels, head);
-        Ok(task.rules().answer(&Given { sentence, ..given }, top))
+        let known = head.and_then(|head| head.known.as_ref());
+        let least = known.map(|known| known.threshold(reject)).transpose()?;
+        if least.is_none() && reject.is_some() {
+            return Err(Error::usage("what answers can't tell what it doesn't know")
+                .hint("train it again: a head of classes measures that"));
+        }
+        let likeness = prediction.likeness.zip(least);
+        let rejects = reject.is_some();
+        Ok(task.rules().answer(&Given { sentence, likeness, rejects, ..given }, top))
     }
 
     /// The task of what serves: a head, or the base's own labels.

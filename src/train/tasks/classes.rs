@@ -1,10 +1,12 @@
 //! `classes`: one label of several. Cross-entropy, softmax, accuracy and macro-F1.
 
+use super::UNKNOWN;
 use super::answer::{Answer, Given, Measured, Meter, Score};
 use super::rules::{Sentence, TaskRules};
 use crate::error::{Error, Result};
 use crate::runtime::{argmax, softmax, top_k};
 use crate::train::data::{Label, Rough, RoughLabel, Row, Seen};
+use crate::train::instant::Form;
 use crate::train::loss::{Loss, cross_entropy, dense};
 use crate::train::metrics::{Confusion, LEAST_PROBABILITY, entropy, frequencies};
 use serde_json::{Value, json};
@@ -53,6 +55,10 @@ impl TaskRules for Classes {
 
     fn group(&self, label: &Label) -> usize {
         class(label).unwrap_or(0)
+    }
+
+    fn closed_form(&self) -> Option<Form> {
+        Some(Form::OneOf)
     }
 
     fn loss(&self, model: &mut TypedModel, output: OutletId) -> Result<Loss> {
@@ -120,13 +126,29 @@ impl TaskRules for Classes {
         let probabilities = softmax(&given.logits());
         let ranked = top_k(&probabilities, top.max(1));
         let best = ranked.first().map(|(place, _)| given.label(*place));
+        let probability = ranked.first().map(|(_, p)| *p);
         let ranked: Vec<(String, f32)> =
             ranked.into_iter().take(top).map(|(place, p)| (given.label(place), p)).collect();
         let line = |(label, p): &(String, f32)| format!("{:5.1} %  {label}", 100.0 * p);
-        let lines = ranked.iter().map(line).collect();
+        let mut lines: Vec<String> = ranked.iter().map(line).collect();
+        let known = given.known();
+        if known == Some(false) {
+            lines.insert(0, UNKNOWN.into());
+        }
+        let best = best.filter(|_| known != Some(false) || !given.rejects);
         let of = |(label, p): &(String, f32)| json!({"label": label, "probability": p});
         let top: Vec<Value> = ranked.iter().map(of).collect();
-        Answer { json: json!({"label": best, "top": top}), lines }
+        let mut json = json!({
+            "label": best,
+            "probability": probability,
+            "top": top,
+        });
+        if let (Some(known), Some((likeness, least))) = (known, given.likeness) {
+            json["known"] = json!(known);
+            // Above 0 it is known.
+            json["likeness"] = json!(likeness - least);
+        }
+        Answer { json, lines }
     }
 
     fn right(&self, row: &Row<'_>, predicted: &Value) -> Option<bool> {
@@ -138,7 +160,16 @@ impl TaskRules for Classes {
             "type": "object", "required": ["label", "top"],
             "description": "classes: the likeliest label, and the likeliest ones in order",
             "properties": {
-                "label": {"type": ["string", "null"]},
+                "label": {
+                    "type": ["string", "null"],
+                    "description": "null where the input is unknown and the request says 'reject'"
+                },
+                "probability": {"type": ["number", "null"]},
+                "known": {
+                    "type": "boolean",
+                    "description": "whether the input is like what was learned"
+                },
+                "likeness": {"type": "number", "description": "above 0 it is known"},
                 "top": {"type": "array", "items": {
                     "type": "object", "required": ["label", "probability"],
                     "properties": {

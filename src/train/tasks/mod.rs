@@ -26,6 +26,9 @@ use std::fmt;
 const ALL: &[Task] =
     &[Task(&tokens::Tokens), Task(&tags::Tags), Task(&numbers::Numbers), Task(&classes::Classes)];
 
+/// What people read above the labels of an input that is like nothing that was learned.
+pub const UNKNOWN: &str = "unknown: like nothing that was learned";
+
 /// What is learned: a name of [`Task::names`].
 #[derive(Clone, Copy)]
 pub struct Task(&'static dyn TaskRules);

@@ -4,6 +4,7 @@ use super::answer::{Answer, Given, Measured, Meter, Metric, Metrics, Score};
 use super::rules::{Sentence, TaskRules};
 use crate::error::{Error, Result};
 use crate::train::data::{Dataset, Label, Rough, RoughLabel, Row, Seen};
+use crate::train::instant::Form;
 use crate::train::loss::{Loss, mean_of_rows, row_targets};
 use crate::train::metrics::{frequencies, r2};
 use serde_json::{Value, json};
@@ -73,6 +74,10 @@ impl TaskRules for Numbers {
         let width = data.label_width();
         let name = |i| if width == 1 { "value".to_string() } else { format!("value_{i}") };
         (0..width).map(name).collect()
+    }
+
+    fn closed_form(&self) -> Option<Form> {
+        Some(Form::Values)
     }
 
     fn loss(&self, model: &mut TypedModel, output: OutletId) -> Result<Loss> {

@@ -4,6 +4,7 @@ use super::answer::{Answer, Given, Meter, Score};
 use crate::error::Result;
 use crate::runtime::Words;
 use crate::train::data::{Dataset, Label, Rough, RoughLabel, Row, Seen};
+use crate::train::instant::Form;
 use crate::train::loss::Loss;
 use serde_json::{Map, Value};
 use tract_core::internal::{OutletId, Tensor, TypedModel};
@@ -72,6 +73,11 @@ pub(crate) trait TaskRules: Sync {
     /// What samples share of which each group is held out in its share.
     fn group(&self, _label: &Label) -> usize {
         0
+    }
+
+    /// What the outputs of its instant head are; `None`: it has none.
+    fn closed_form(&self) -> Option<Form> {
+        None
     }
 
     /// Wires the loss of `output` (B, C) or (B, T, C).

@@ -5,6 +5,7 @@ use super::rules::{Sentence, TaskRules};
 use crate::error::{Error, Result};
 use crate::runtime::{sigmoid, top_k};
 use crate::train::data::{Label, Rough, RoughLabel, RoughName, Row, Seen};
+use crate::train::instant::Form;
 use crate::train::loss::{Loss, mean_of_rows, row_targets};
 use crate::train::metrics::{LEAST_PROBABILITY, frequencies};
 use serde_json::{Map, Value, json};
@@ -80,6 +81,10 @@ impl TaskRules for Tags {
 
     fn group(&self, label: &Label) -> usize {
         places(label).first().map_or(0, |place| 1 + place)
+    }
+
+    fn closed_form(&self) -> Option<Form> {
+        Some(Form::Each)
     }
 
     fn loss(&self, model: &mut TypedModel, output: OutletId) -> Result<Loss> {

@@ -232,6 +232,9 @@ fn record(app: &App, feedback: Feedback) -> Answer {
     if !app.roster.knows(&name) {
         app.roster.refresh(&name)?;
     }
+    if let Some(instants) = app.instants() {
+        instants.learn(&name, recorded.id);
+    }
     told(right);
     if let Some(learning) = app.learning() {
         learning.wake();
@@ -326,6 +329,9 @@ pub async fn set(State(app): State<Arc<App>>, call: Call) -> Answer {
                 app.store.quarantine(id, body.reason.as_deref().unwrap_or("by hand"))?;
             }
         }
+        if let Some(instants) = app.instants() {
+            instants.forgotten();
+        }
         Ok(())
     })
     .await?;
@@ -363,6 +369,9 @@ pub(super) fn forget_now(app: &App, selector: &Selector) -> Result<ForgetReport,
     app.recent.forget(selector.name.as_deref());
     // Whatever fell back, and what was kept of retired generations.
     app.roster.refresh_all()?;
+    if let Some(instants) = app.instants() {
+        instants.forgotten();
+    }
     tracing::info!(
         "forgot {} samples; {} generations retired",
         report.samples,

@@ -1,0 +1,65 @@
+//! Feedback changes answers at once.
+
+use crate::support::{Daemon, and};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// A question around one of three centres.
+fn question(class: usize, variant: usize) -> Value {
+    let value = |i: usize| {
+        let centre = if i % 3 == class { 1.0 } else { -0.5 };
+        centre + 0.3 * ((7 * i + 11 * variant) % 13) as f32 / 13.0
+    };
+    json!({"inputs": {"x": {"shape": [1, 12], "data": (0..12).map(value).collect::<Vec<_>>()}}})
+}
+
+fn tell(daemon: &Daemon, question: Value, label: &str) {
+    daemon.ok("POST", "/v1/feedback", Some(&and(question, "label", label)));
+}
+
+fn ask(daemon: &Daemon, question: Value) -> Value {
+    daemon.ok("POST", "/v1/predict", Some(&question))
+}
+
+#[test]
+fn a_new_name_learns_from_its_first_samples() {
+    let daemon = Daemon::start("adapter = \"home\"");
+    tell(&daemon, question(0, 0), "a");
+    // One label would be the answer to everything.
+    assert_eq!(ask(&daemon, question(0, 0))["predictions"], json!([]));
+    tell(&daemon, question(1, 0), "b");
+    for (class, label) in [(0, "a"), (1, "b")] {
+        let answer = ask(&daemon, question(class, 5));
+        assert_eq!(answer["predictions"][0]["label"], label, "{answer}");
+        assert_eq!((&answer["generation"], &answer["instant"]), (&json!(null), &json!(2)));
+    }
+    for variant in 1..9 {
+        for (class, label) in [(0, "a"), (1, "b")] {
+            tell(&daemon, question(class, variant), label);
+        }
+    }
+}
+
+/// A generation that was trained elsewhere knows what no sample here tells: two corrections must not
+/// replace it. And a daemon can do without.
+#[test]
+fn a_generation_from_elsewhere_answers_itself() {
+    let daemon = Daemon::start("adapter = \"home\"");
+    daemon.add_home();
+    daemon.activate(1);
+    let plain = crate::support::question(1.0);
+    let own = ask(&daemon, plain.clone());
+    assert!(own.get("instant").is_none());
+    let label = own["predictions"][0]["label"].as_str().unwrap();
+    let other = if label == "0" { "1" } else { "0" };
+    tell(&daemon, plain.clone(), other);
+    tell(&daemon, crate::support::question(-1.0), label);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(ask(&daemon, plain.clone()), own);
+    assert_eq!(ask(&daemon, and(plain, "adapter", "home@1"))["predictions"], own["predictions"]);
+
+    let daemon = Daemon::start("adapter = \"home\"\ninstant = false");
+    tell(&daemon, question(0, 0), "a");
+    tell(&daemon, question(1, 0), "b");
+    assert_eq!(ask(&daemon, question(0, 0))["predictions"], json!([]));
+}
