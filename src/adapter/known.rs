@@ -157,7 +157,7 @@ impl Known {
     pub(super) fn check(&self, features: u32) -> Result<()> {
         let wrong = |what: &str| Err(Error::bad_input(format!("its known inputs {what}")));
         let width = self.features as usize;
-        if self.features != features || width == 0 || self.exemplars.len() % width != 0 {
+        if self.features != features || width == 0 || !self.exemplars.len().is_multiple_of(width) {
             return wrong("are of another number of features");
         }
         if self.exemplars.len() / width > MOST_EXEMPLARS

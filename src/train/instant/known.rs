@@ -74,13 +74,16 @@ pub fn held_out(known: &mut Known, rows: &[Vec<f32>], logits: &[Vec<f32>]) {
     usual(known, &nears, &logits);
 }
 
+/// How near a row is to the exemplars that count.
+type Near<'a> = dyn Fn(&[f32], &dyn Fn(usize) -> bool) -> f32 + 'a;
+
 /// Scores of the samples of each class by the head and the exemplars of all others.
 fn strangers(
     made: &Fitted,
     rows: &[Vec<f32>],
     y: &[Vec<f32>],
     known: &Known,
-    near: &dyn Fn(&[f32], &dyn Fn(usize) -> bool) -> f32,
+    near: &Near<'_>,
 ) -> Result<Vec<f32>> {
     let class = |i: usize| y[i].iter().position(|v| *v > 0.5);
     let some: Vec<usize> = (0..rows.len()).step_by(rows.len().div_ceil(FITTED_ON)).collect();

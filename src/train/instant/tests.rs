@@ -232,7 +232,7 @@ fn samples_go_in_and_out() {
             1e-6,
         );
         assert!(live.add(&rows[0], &y[0][..2]).is_err() && live.add(&rows[0][1..], &y[0]).is_err());
-        assert!(live.add(&vec![f32::NAN; 10], &y[0]).is_err());
+        assert!(live.add(&[f32::NAN; 10], &y[0]).is_err());
     }
 }
 
