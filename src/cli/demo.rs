@@ -217,15 +217,16 @@ fn learn(
     let (before, after) = (accuracy(&report.before), accuracy(&report.after));
     let percent = |v: Option<f32>| v.map_or("?".into(), |v| format!("{:.0} %", v * 100.0));
     out.line(format!(
-        "learned '{}' ({}; {} labels) from {} examples in {:.1} s: {} -> {} right of {} unseen ones",
+        "learned '{}' ({}; {} labels) from {} examples in {:.1} s: of {} unseen ones {} right with the \
+         instant head, {} with the adapter",
         task.name,
         task.what,
         report.labels.len(),
         report.samples_train,
         report.seconds,
+        report.samples_holdout,
         percent(before),
         percent(after),
-        report.samples_holdout
     ));
     let sample = held_out.samples.into_iter().next().map(|s| s.input);
     let sample = sample.ok_or_else(|| Error::bad_input(format!("no samples in {}", task.data)))?;
