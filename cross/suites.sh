@@ -109,6 +109,7 @@ slow=(
     --skip train::vjp::tests
     --skip train::lesson_tests
     --skip peft::
+    --skip shipped::an_adapter
 )
 
 # Tests that know no processor, which run on the first of an architecture only: files and disks, the
