@@ -275,22 +275,3 @@ fn little_is_enough() {
     let broken = vec![vec![f32::NAN; 8], vec![0.0; 8]];
     assert!(fit(&broken, &y[..2], Form::OneOf).is_err());
 }
-
-/// A head of 200 samples of 384 features: a sample more takes less than 10 ms, in this build without
-/// optimisation too.
-#[test]
-fn a_sample_more_is_quick() {
-    let (rows, y) = classes(201, 384, 10, 10);
-    let made = fit(&rows[..200], &y[..200], Form::OneOf).unwrap();
-    let mut live = Live::new(made, &rows[..200], &y[..200]).unwrap();
-    let quickest = (0..5)
-        .map(|_| {
-            let began = std::time::Instant::now();
-            live.add(&rows[200], &y[200]).unwrap();
-            live.remove(&rows[200], &y[200]).unwrap();
-            began.elapsed() / 2
-        })
-        .min()
-        .unwrap();
-    assert!(quickest.as_millis() < 10, "{quickest:?}");
-}
