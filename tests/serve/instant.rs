@@ -40,6 +40,30 @@ fn a_new_name_learns_from_its_first_samples() {
     }
 }
 
+/// More samples than are fitted at once, so that one more would be taken into the head that is there.
+#[test]
+fn what_was_forgotten_answers_nothing_more() {
+    let daemon = Daemon::start("adapter = \"home\"");
+    let sample = |class: usize, variant: usize| {
+        let mut question = question(class, variant);
+        question["inputs"]["x"]["data"][0] = json!(0.25 + 0.01 * variant as f32);
+        question
+    };
+    for variant in 0..26 {
+        for (class, label) in [(1, "a"), (2, "b")] {
+            tell(&daemon, sample(class, variant), label);
+        }
+    }
+    let answer = ask(&daemon, sample(1, 30));
+    assert_eq!(answer["predictions"][0]["label"], "a", "{answer}");
+    assert!(answer["instant"].as_u64().unwrap() > 48, "{answer}");
+    daemon.ok("POST", "/v1/forget", Some(&json!({"all": true})));
+    assert_eq!(ask(&daemon, sample(1, 30))["predictions"], json!([]));
+    tell(&daemon, sample(1, 31), "a");
+    let answer = ask(&daemon, sample(1, 30));
+    assert_eq!(answer["predictions"], json!([]), "{answer}");
+}
+
 /// A generation that was trained elsewhere knows what no sample here tells: two corrections must not
 /// replace it. And a daemon can do without.
 #[test]

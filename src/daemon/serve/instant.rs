@@ -57,6 +57,8 @@ struct State {
     knows_all: bool,
     /// Whether the head is not that of a fit of all rows.
     stale: bool,
+    /// [`Instants::forgets`] before the samples of its rows were read.
+    forgets: u64,
 }
 
 struct Queue {
@@ -73,6 +75,9 @@ pub struct Instants {
     queue: Mutex<Queue>,
     bell: Condvar,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// How often samples were forgotten. What was made before the last time is not served: held while a
+    /// head is put into the roster or taken out.
+    forgets: Mutex<u64>,
 }
 
 impl Instants {
@@ -90,6 +95,7 @@ impl Instants {
             queue: Mutex::new(Queue { names, stop: false }),
             bell: Condvar::new(),
             thread: Mutex::default(),
+            forgets: Mutex::default(),
         });
         let weak = Arc::downgrade(&instants);
         instants.roster.watch(Box::new(move || {
@@ -144,7 +150,11 @@ impl Instants {
 
     /// After samples were forgotten: no head that learned from them is served when this returns.
     pub fn forgotten(&self) {
-        self.roster.drop_instants();
+        {
+            let mut forgets = lock(&self.forgets);
+            *forgets += 1;
+            self.roster.drop_instants();
+        }
         self.all_changed();
     }
 
@@ -192,6 +202,7 @@ impl Instants {
     /// Brings a name's rows up to the store's samples and makes its head anew. `false`: more than
     /// `most` samples' features are still to be computed, or the daemon stops.
     fn build(&self, name: &str, slot: &mut Option<State>, most: usize) -> Result<bool> {
+        let forgets = *lock(&self.forgets);
         let served = self.roster.own(name)?;
         if slot.as_ref().is_none_or(|s| s.generation != served.generation) {
             *slot = self.begin(&served)?;
@@ -224,6 +235,7 @@ impl Instants {
         if std::mem::take(&mut state.stale) {
             state.fit()?;
         }
+        state.forgets = forgets;
         self.publish(name, state);
         Ok(true)
     }
@@ -252,6 +264,7 @@ impl Instants {
             known: None,
             knows_all: false,
             stale: true,
+            forgets: 0,
         }))
     }
 
@@ -286,7 +299,10 @@ impl Instants {
     /// Takes one sample in; `false`: the builder must.
     fn take_in(&self, name: &str, slot: &mut Option<State>, id: i64) -> Result<bool> {
         let served = self.roster.own(name)?;
-        let fits = |s: &State| s.generation == served.generation && s.live.is_some();
+        let forgets = *lock(&self.forgets);
+        let fits = |s: &State| {
+            s.generation == served.generation && s.live.is_some() && s.forgets == forgets
+        };
         let Some(state) = slot.as_mut().filter(|s| fits(s) && s.rows.len() >= FEW) else {
             return self.build(name, slot, AT_ONCE);
         };
@@ -327,8 +343,11 @@ impl Instants {
                 ..Served::default()
             })))
         });
+        let forgets = lock(&self.forgets);
         match served {
-            Ok(served) => self.roster.set_instant(name, served),
+            Ok(served) if *forgets == state.forgets => self.roster.set_instant(name, served),
+            // It may have learned from what was forgotten meanwhile; the builder makes it anew.
+            Ok(_) => self.roster.set_instant(name, None),
             Err(e) => {
                 self.roster.set_instant(name, None);
                 tracing::debug!(name, "no instant head is served: {e}");

@@ -367,11 +367,12 @@ pub(super) fn forget_now(app: &App, selector: &Selector) -> Result<ForgetReport,
     let report = app.store.forget(selector)?;
     // The same input may have been asked too.
     app.recent.forget(selector.name.as_deref());
-    // Whatever fell back, and what was kept of retired generations.
-    app.roster.refresh_all()?;
+    // Before what may fail.
     if let Some(instants) = app.instants() {
         instants.forgotten();
     }
+    // Whatever fell back, and what was kept of retired generations.
+    app.roster.refresh_all()?;
     tracing::info!(
         "forgot {} samples; {} generations retired",
         report.samples,
