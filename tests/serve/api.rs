@@ -283,6 +283,39 @@ fn requests_have_ids_and_are_counted() {
     assert!(daemon.get("/health").head.contains("x-request-id: "));
 }
 
+#[test]
+fn metrics_tell_what_serves_and_what_is_learned() {
+    let daemon = Daemon::start("");
+    daemon.add_home();
+    daemon.activate(2);
+    for (sign, label) in [(1.0, "up"), (-1.0, "down"), (0.5, "up")] {
+        let said = and(and(question(sign), "label", label), "predicted", "up");
+        daemon.ok(
+            "POST",
+            "/v1/feedback",
+            Some(&and(and(said, "adapter", "home"), "generation", 2)),
+        );
+    }
+    let text = String::from_utf8(daemon.get("/metrics").body).unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    for line in [
+        &*format!(
+            "offshoot_build_info{{version=\"{version}\",target=\"{}\"}} 1",
+            std::env::consts::ARCH
+        ),
+        "offshoot_adapter_generation{adapter=\"home\"} 2",
+        "offshoot_adapter_on_trial{adapter=\"home\"} 0",
+        "offshoot_adapter_fault{adapter=\"home\"} 0",
+        "offshoot_samples{adapter=\"home\",state=\"quarantined\"} 0",
+        "offshoot_judged_right{adapter=\"home\"} 2",
+        "offshoot_judged{adapter=\"home\"} 3",
+        "offshoot_jobs_open 0",
+        "offshoot_base_damaged 0",
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} is missing: {text}");
+    }
+}
+
 /// Rows of one run must not see each other: sentences that wait together get, bit for bit, the
 /// answers that they get alone.
 #[test]

@@ -18,6 +18,7 @@ mod pictures;
 #[path = "../it/support.rs"]
 #[allow(dead_code)]
 mod place;
+mod schema;
 mod slow;
 mod support;
 mod tasks;

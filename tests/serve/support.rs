@@ -143,7 +143,10 @@ impl Daemon {
     pub fn send(&self, method: &str, path: &str, mime: &str, body: &[u8]) -> Answer {
         let mut stream = self.connect();
         write_request(&mut stream, method, path, mime, body);
-        read_answer(&mut stream).unwrap_or_else(|e| panic!("{method} {path}: {e}: {}", self.log()))
+        let answer = read_answer(&mut stream)
+            .unwrap_or_else(|e| panic!("{method} {path}: {e}: {}", self.log()));
+        crate::schema::hold(self, method, path, &answer);
+        answer
     }
 
     pub fn get(&self, path: &str) -> Answer {

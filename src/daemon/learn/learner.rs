@@ -161,6 +161,11 @@ impl Learner {
         self.shared.board().job.clone()
     }
 
+    /// The gate's last verdict of each name since the daemon started.
+    pub fn verdicts(&self) -> BTreeMap<String, Verdict> {
+        self.shared.board().verdicts.clone()
+    }
+
     /// Looks at once whether there is something to do.
     pub fn wake(&self) {
         self.shared.ring(|board| board.woken = true);

@@ -237,6 +237,11 @@ impl App {
                 f64::from(u8::from(self.engine.base().check_unchanged().is_err())),
             ),
             gauge(
+                "base_damaged",
+                "Whether a part of the base no longer has its hash.",
+                f64::from(u8::from(self.integrity.damage().is_some())),
+            ),
+            gauge(
                 "requests_processing",
                 "Questions that wait or run.",
                 self.pool.in_flight() as f64,

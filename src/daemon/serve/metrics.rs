@@ -38,6 +38,25 @@ pub fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Values of one name, told apart by labels.
+pub struct Family {
+    name: &'static str,
+    help: &'static str,
+    rows: Vec<(String, f64)>,
+}
+
+impl Family {
+    /// Without a value yet, which is not shown.
+    pub fn new(name: &'static str, help: &'static str) -> Family {
+        Family { name, help, rows: vec![] }
+    }
+
+    /// Adds a value; `labels` as they stand between the braces.
+    pub fn add(&mut self, labels: String, value: f64) {
+        self.rows.push((labels, value));
+    }
+}
+
 /// A value read when the metrics are asked for.
 pub struct Gauge {
     /// Its name without the prefix.
@@ -71,13 +90,19 @@ impl Metrics {
     }
 
     /// The text exposition format, version 0.0.4.
-    pub fn text(&self, gauges: &[Gauge]) -> String {
+    pub fn text(&self, gauges: &[Gauge], families: &[Family]) -> String {
         let mut out = String::new();
-        self.write(&mut out, gauges).unwrap_or_default();
+        self.write(&mut out, gauges, families).unwrap_or_default();
         out
     }
 
-    fn write(&self, out: &mut String, gauges: &[Gauge]) -> std::fmt::Result {
+    fn write(&self, out: &mut String, gauges: &[Gauge], families: &[Family]) -> std::fmt::Result {
+        let (version, target) = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
+        writeln!(
+            out,
+            "# HELP offshoot_build_info This program.\n# TYPE offshoot_build_info gauge"
+        )?;
+        writeln!(out, "offshoot_build_info{{version=\"{version}\",target=\"{target}\"}} 1")?;
         writeln!(out, "# HELP offshoot_requests_total Requests by route, method and status.")?;
         writeln!(out, "# TYPE offshoot_requests_total counter")?;
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,6 +138,16 @@ impl Metrics {
             writeln!(out, "# HELP offshoot_{name} {help}\n# TYPE offshoot_{name} gauge")?;
             writeln!(out, "offshoot_{name} {value}")?;
         }
+        for Family { name, help, rows } in families.iter().filter(|family| !family.rows.is_empty())
+        {
+            writeln!(out, "# HELP offshoot_{name} {help}\n# TYPE offshoot_{name} gauge")?;
+            for (labels, value) in rows {
+                match labels.is_empty() {
+                    true => writeln!(out, "offshoot_{name} {value}")?,
+                    false => writeln!(out, "offshoot_{name}{{{labels}}} {value}")?,
+                }
+            }
+        }
         Ok(())
     }
 }
@@ -128,7 +163,11 @@ mod tests {
         metrics.answered(Duration::from_secs(60));
         metrics.request("/health", "GET", 200);
         metrics.request("/health", "GET", 200);
-        let text = metrics.text(&[Gauge { name: "ready", help: "Ready.", value: 1.0 }]);
+        let mut named = Family::new("adapter_generation", "Active.");
+        named.add("adapter=\"home\"".into(), 2.0);
+        let gauge = Gauge { name: "ready", help: "Ready.", value: 1.0 };
+        let text = metrics.text(&[gauge], &[named, Family::new("none", "Nothing.")]);
+        assert!(!text.contains("offshoot_none"), "{text}");
         for line in [
             "offshoot_requests_total{route=\"/health\",method=\"GET\",status=\"200\"} 2",
             "offshoot_predict_seconds_bucket{le=\"0.001\"} 0",
@@ -136,6 +175,7 @@ mod tests {
             "offshoot_predict_seconds_bucket{le=\"10\"} 1",
             "offshoot_predict_seconds_bucket{le=\"+Inf\"} 2",
             "offshoot_ready 1",
+            "offshoot_adapter_generation{adapter=\"home\"} 2",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing: {text}");
         }

@@ -9,6 +9,7 @@ mod guard;
 mod instant;
 mod integrity;
 mod kept;
+mod learned;
 mod listen;
 mod log;
 mod look;

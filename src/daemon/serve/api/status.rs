@@ -3,6 +3,7 @@
 use super::{Answer, Call, ok};
 use crate::daemon::Serving;
 use crate::daemon::serve::app::{App, resident_bytes};
+use crate::daemon::serve::learned;
 use crate::daemon::serve::problem::Problem;
 use crate::daemon::serve::roster::Selection;
 use axum::extract::State;
@@ -50,7 +51,9 @@ fn problems(app: &App) -> Vec<String> {
 
 /// `GET /metrics`.
 pub async fn metrics(State(app): State<Arc<App>>, _call: Call) -> Answer {
-    let text = app.metrics.text(&app.gauges());
+    // A state that can't be read is no reason to say nothing.
+    let learned = app.blocking(|app| Ok(learned::families(app).unwrap_or_default())).await?;
+    let text = app.metrics.text(&app.gauges(), &learned);
     let kind = HeaderValue::from_static("text/plain; version=0.0.4");
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }

@@ -1,6 +1,8 @@
 //! The OpenAPI document, built next to the handlers that it describes. A test holds it against the
 //! router.
 
+mod answers;
+
 use crate::store::MAX_NAME;
 use crate::train::Task;
 use serde_json::{Map, Value, json};
@@ -34,91 +36,91 @@ fn paths() -> Value {
         list
     };
     json!({
-        "/health": {"get": Operation::new("Whether a probe was answered").gives(200, "Health").end()},
-        "/metrics": {"get": Operation::new("Counters for Prometheus").text("text/plain").end()},
-        "/openapi.json": {"get": Operation::new("This document").gives(200, "Any").end()},
-        "/v1/status": {"get": Operation::new("What is served, awaited and done").gives(200, "Any").end()},
-        "/v1/events": {"get": Operation::new("What happened, oldest first")
-            .query("limit", limit()).query("after", integer()).gives(200, "Any").end()},
-        "/v1/predict": {"post": Operation::new("Ask the base with an adapter. JSON, or a picture or \
+        "/health": {"get": Operation::new("health", "Whether a probe was answered").gives(200, "Health").end()},
+        "/metrics": {"get": Operation::new("metrics", "Counters for Prometheus").text("text/plain").end()},
+        "/openapi.json": {"get": Operation::new("openapi", "This document").gives(200, "Any").end()},
+        "/v1/status": {"get": Operation::new("status", "What is served, awaited and done").gives(200, "Status").end()},
+        "/v1/events": {"get": Operation::new("events", "What happened, oldest first")
+            .query("limit", limit()).query("after", integer()).gives(200, "Events").end()},
+        "/v1/predict": {"post": Operation::new("predict", "Ask the base with an adapter. JSON, or a picture or \
             .npz file as the body; then the query holds the rest")
             .query("adapter", json!({"type": "string"}))
             .query("top", json!({"type": "integer", "minimum": 0, "maximum": 1000}))
             .query("reject", rate()).query("outputs", json!({"type": "boolean"}))
             .takes("Question", true).gives(200, "Answer").refuses(&[404, 409, 422]).end()},
-        "/v1/feedback": {"post": Operation::new("Tell the right answer: kept for training when this \
+        "/v1/feedback": {"post": Operation::new("feedback", "Tell the right answer: kept for training when this \
             is answered. JSON, or a raw body with the rest in the query")
             .query("adapter", name_schema()).query("label", word()).query("predicted", word())
             .query("generation", unsigned()).query("source", word()).query("time", unsigned())
             .query("consent", json!({"type": "boolean"}))
-            .takes("Feedback", true).gives(201, "Any").gives(200, "Any")
+            .takes("Feedback", true).gives(201, "Recorded").gives(200, "Recorded")
             .refuses(&[404, 409, 422, 507]).end()},
-        "/v1/samples": {"get": Operation::new("Samples without their inputs, oldest first")
+        "/v1/samples": {"get": Operation::new("listSamples", "Samples without their inputs, oldest first")
             .query("adapter", name_schema()).query("label", word()).query("source", word())
             .query("since", unsigned()).query("until", unsigned())
             .query("part", json!({"type": "string", "enum": ["train", "hold_out"]}))
             .query("state", json!({"type": "string", "enum": ["kept", "quarantined"]}))
-            .query("limit", limit()).query("after", integer()).gives(200, "Any").end()},
+            .query("limit", limit()).query("after", integer()).gives(200, "Samples").end()},
         "/v1/samples/{id}": {
             "parameters": [path_parameter("id", id())],
-            "get": Operation::new("A sample with its input").gives(200, "Any").refuses(&[404]).end(),
-            "post": Operation::new("Put a sample into quarantine or take it out")
-                .takes("SampleState", false).gives(200, "Any").refuses(&[404, 409]).end(),
+            "get": Operation::new("showSample", "A sample with its input").gives(200, "SampleDetails").refuses(&[404]).end(),
+            "post": Operation::new("setSample", "Put a sample into quarantine or take it out")
+                .takes("SampleState", false).gives(200, "SampleSet").refuses(&[404, 409]).end(),
         },
-        "/v1/forget": {"post": Operation::new("Remove samples and every generation that learned \
+        "/v1/forget": {"post": Operation::new("forget", "Remove samples and every generation that learned \
             from them. All that is given must hold of a sample")
             .query("dry_run", json!({"type": "boolean"}))
-            .takes("Selector", false).gives(200, "Any").refuses(&[409, 507]).end()},
-        "/v1/adapters": {"get": Operation::new("Names and what is active").gives(200, "Any").end()},
+            .takes("Selector", false).gives(200, "Forgotten").refuses(&[409, 507]).end()},
+        "/v1/adapters": {"get": Operation::new("listAdapters", "Names and what is active").gives(200, "Names").end()},
         "/v1/adapters/{name}": {
             "parameters": name(),
-            "get": Operation::new("Generations, history and samples of a name")
-                .gives(200, "Any").refuses(&[404]).end(),
-            "post": Operation::new("Add a .adapter file as a generation, if it fits the base")
+            "get": Operation::new("showAdapter", "Generations, history and samples of a name")
+                .gives(200, "NameDetails").refuses(&[404]).end(),
+            "post": Operation::new("addAdapter", "Add a .adapter file as a generation, if it fits the base")
                 .bytes("application/octet-stream").gives(201, "Added").gives(200, "Added")
                 .refuses(&[409, 422, 507]).end(),
-            "delete": Operation::new("Remove a name and its generations")
-                .query("force", json!({"type": "boolean"})).gives(200, "Any")
+            "delete": Operation::new("removeAdapter", "Remove a name and its generations")
+                .query("force", json!({"type": "boolean"})).gives(200, "Removed")
                 .refuses(&[404, 409]).end(),
         },
         "/v1/adapters/{name}/{generation}": {
             "parameters": with(name(), path_parameter("generation", generation)),
-            "get": Operation::new("Its .adapter file").gives_bytes().refuses(&[404]).end(),
-            "delete": Operation::new("Remove a generation")
-                .query("force", json!({"type": "boolean"})).gives(200, "Any")
+            "get": Operation::new("downloadGeneration", "Its .adapter file").gives_bytes().refuses(&[404]).end(),
+            "delete": Operation::new("removeGeneration", "Remove a generation")
+                .query("force", json!({"type": "boolean"})).gives(200, "Removed")
                 .refuses(&[404, 409]).end(),
         },
         "/v1/adapters/{name}/activate": {
             "parameters": name(),
-            "post": Operation::new("Serve a generation (null: the base). With expected_generation \
+            "post": Operation::new("activate", "Serve a generation (null: the base). With expected_generation \
                 only if that is served now, else 409")
                 .takes("Activate", false).gives(200, "Switched").refuses(&[404, 409, 422])
                 .end(),
         },
         "/v1/adapters/{name}/rollback": {
             "parameters": name(),
-            "post": Operation::new("Serve what was served before. With expected_generation only if \
+            "post": Operation::new("rollback", "Serve what was served before. With expected_generation only if \
                 that is served now, else 409")
                 .takes_optional("Rollback").gives(200, "Switched").refuses(&[404, 409]).end(),
         },
         "/v1/train": {
-            "get": Operation::new("Jobs and conditions").gives(200, "Any").end(),
-            "post": Operation::new("Train now").takes("Train", false).gives(202, "Any")
+            "get": Operation::new("listJobs", "Jobs and conditions").gives(200, "Jobs").end(),
+            "post": Operation::new("train", "Train now").takes("Train", false).gives(202, "Queued")
                 .refuses(&[404, 409]).end(),
         },
         "/v1/train/{job}": {
             "parameters": [path_parameter("job", id())],
-            "get": Operation::new("A job").gives(200, "Any").refuses(&[404]).end(),
+            "get": Operation::new("showJob", "A job").gives(200, "JobDetails").refuses(&[404]).end(),
         },
         "/v1/train/{job}/events": {
             "parameters": [path_parameter("job", id())],
-            "get": Operation::new("A job's changes as server-sent events, until it has ended")
+            "get": Operation::new("followJob", "A job's changes as server-sent events, until it has ended")
                 .text("text/event-stream").refuses(&[404]).end(),
         },
         "/lora-adapters": {
-            "get": Operation::new("llama.cpp's list: the scale is what requests get that name no \
+            "get": Operation::new("listLora", "llama.cpp's list: the scale is what requests get that name no \
                 adapter").gives(200, "LoraList").end(),
-            "post": Operation::new("Set those scales until the daemon ends; what is not listed \
+            "post": Operation::new("setLora", "Set those scales until the daemon ends; what is not listed \
                 gets 0").takes("LoraWeights", false).gives(200, "LoraList")
                 .refuses(&[404, 422]).end(),
         },
@@ -127,6 +129,8 @@ fn paths() -> Value {
 
 /// One method of a path.
 struct Operation {
+    /// What generated clients call it. It stays as it is.
+    id: &'static str,
     summary: &'static str,
     parameters: Vec<Value>,
     body: Option<Value>,
@@ -134,9 +138,9 @@ struct Operation {
 }
 
 impl Operation {
-    fn new(summary: &'static str) -> Operation {
+    fn new(id: &'static str, summary: &'static str) -> Operation {
         let operation =
-            Operation { summary, parameters: vec![], body: None, responses: Map::new() };
+            Operation { id, summary, parameters: vec![], body: None, responses: Map::new() };
         // Any request may meet these: bad heads and bodies, the port's guards, limits, faults.
         operation.refuses(&[400, 401, 403, 408, 413, 500, 503])
     }
@@ -218,7 +222,9 @@ impl Operation {
     }
 
     fn end(self) -> Value {
-        let mut operation = json!({"summary": self.summary, "responses": self.responses});
+        let mut operation = json!({
+            "operationId": self.id, "summary": self.summary, "responses": self.responses,
+        });
         if let Some(map) = operation.as_object_mut() {
             if !self.parameters.is_empty() {
                 map.insert("parameters".into(), self.parameters.into());
@@ -324,7 +330,7 @@ fn schemas() -> Value {
     for (field, schema) in Task::field_schemas() {
         feedback[field] = optional(schema);
     }
-    json!({
+    let mut all = json!({
         "Any": {"type": "object"},
         "Tensor": tensor,
         "Error": object(&["error"], json!({"error": object(&["code", "type", "message"], json!({
@@ -385,7 +391,11 @@ fn schemas() -> Value {
         "LoraList": {"type": "array", "items": object(&["id", "path", "scale"], json!({
             "id": {"type": "integer"}, "path": word(), "scale": {"type": "number"},
         }))},
-    })
+    });
+    if let Some(all) = all.as_object_mut() {
+        all.extend(answers::schemas());
+    }
+    all
 }
 
 #[cfg(test)]
@@ -401,5 +411,11 @@ mod tests {
             assert!(document["components"]["schemas"][name].is_object(), "{name}");
         }
         assert!(!text.contains("\"Refused\""));
+        // Only the document itself may be anything.
+        assert_eq!(text.matches("#/components/schemas/Any\"").count(), 1);
+        let ids: Vec<_> =
+            text.split("\"operationId\":").skip(1).map(|t| t.split(',').next()).collect();
+        let distinct: std::collections::HashSet<_> = ids.iter().collect();
+        assert_eq!(distinct.len(), ids.len());
     }
 }

@@ -1,0 +1,68 @@
+//! What is served and learned, for Prometheus. Read from the state when the metrics are asked for.
+
+use super::app::App;
+use super::metrics::Family;
+use crate::error::Result;
+
+/// Gauges with an adapter's name each. A name holds nothing that needs an escape.
+///
+/// # Errors
+/// The state can't be read.
+pub fn families(app: &App) -> Result<Vec<Family>> {
+    let mut generation = Family::new("adapter_generation", "The active generation; 0: the base.");
+    let mut trial = Family::new("adapter_on_trial", "Whether it is on trial.");
+    let mut fault = Family::new("adapter_fault", "Whether another answers in its place.");
+    let mut samples = Family::new("samples", "Samples by what becomes of them.");
+    let mut right = Family::new("judged_right", "Right answers of the active generation.");
+    let mut judged = Family::new("judged", "Its answers that people judged.");
+    let served = app.roster.list();
+    for entry in app.store.names()? {
+        let name = &entry.name;
+        let label = format!("adapter=\"{name}\"");
+        let faulty = served.iter().any(|row| row.name == *name && row.instead.is_some());
+        generation.add(label.clone(), entry.active.unwrap_or(0) as f64);
+        trial.add(label.clone(), f64::from(entry.trial.is_some()));
+        fault.add(label.clone(), f64::from(faulty));
+        let counts = app.store.counts(name)?;
+        for (state, n) in [
+            ("train", counts.kept.saturating_sub(counts.held)),
+            ("hold_out", counts.held),
+            ("quarantined", counts.quarantined),
+        ] {
+            samples.add(format!("{label},state=\"{state}\""), n as f64);
+        }
+        let outcomes = app.store.outcomes(name, entry.active.unwrap_or(0))?;
+        right.add(label.clone(), outcomes.right as f64);
+        judged.add(label, outcomes.total as f64);
+    }
+    let mut families = vec![generation, trial, fault, samples, right, judged];
+    families.extend(training(app)?);
+    Ok(families)
+}
+
+fn training(app: &App) -> Result<Vec<Family>> {
+    let mut jobs = Family::new("jobs_open", "Training jobs that wait or run.");
+    let open = app.store.jobs()?.into_iter().filter(|job| job.state.is_open()).count();
+    jobs.add(String::new(), open as f64);
+    let mut step = Family::new("training_step", "Steps done of the job that trains now.");
+    let mut steps = Family::new("training_steps", "Steps that it is to do.");
+    let mut passed = Family::new("gate_passed", "Whether the last candidate was promoted.");
+    let mut candidate = Family::new("gate_candidate", "How right it was on the hold-out.");
+    let mut reference = Family::new("gate_reference", "How right what served then was.");
+    if let Some(learning) = app.learning() {
+        if let Some(job) = learning.running() {
+            let label = format!("adapter=\"{}\"", job.name);
+            step.add(label.clone(), job.step as f64);
+            steps.add(label, job.steps as f64);
+        }
+        for (name, verdict) in learning.verdicts() {
+            let label = format!("adapter=\"{name}\"");
+            passed.add(label.clone(), f64::from(verdict.passed));
+            if let (Some(new), Some(old)) = (verdict.accuracy, verdict.reference_accuracy) {
+                candidate.add(label.clone(), new);
+                reference.add(label, old);
+            }
+        }
+    }
+    Ok(vec![jobs, step, steps, passed, candidate, reference])
+}
