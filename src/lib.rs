@@ -9,6 +9,7 @@
 //! ```
 //!
 //! - [`Engine`]: a mapped base and its plans; cheap to clone, runs on many threads.
+//! - [`Generator`]: a base that is a language model, alone or behind an encoder, and the text it gives.
 //! - [`Session`]: an engine and the adapter that it serves now; a switch is a pointer swap.
 //! - [`Adapter`]: an adapter's tensors and where they attach; read, written, imported ([`adapters`]).
 //! - [`train`]: from labelled samples ([`data`]) to an adapter, through the weights that serve.
@@ -97,6 +98,11 @@ extern crate self as offshoot;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+/// And that of the page on sequences.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/SEQUENCES.md")]
+struct Sequences;
+
 mod adapter;
 mod bench;
 #[cfg(feature = "cli")]
@@ -137,8 +143,8 @@ pub use quant::Scheme;
 #[cfg(feature = "import")]
 pub use runtime::pack;
 pub use runtime::{
-    Engine, Named, Prediction, Preprocessor, Session, Tokens, WordAt, Words, apply_head,
-    base_predictions,
+    Ended, Engine, GenerateOptions, Generated, Generator, Listener, Named, Prediction,
+    Preprocessor, Sampling, Session, Tokens, WordAt, Words, apply_head, base_predictions,
 };
 pub use shape::{Array, DType, Data, Input, Values, View};
 pub use train::tasks::{Answer, Task};

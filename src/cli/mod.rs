@@ -12,6 +12,7 @@ mod demo;
 mod doctor;
 mod eval;
 mod forget;
+mod generate;
 mod inputs;
 mod inspect;
 mod man;
@@ -57,6 +58,8 @@ enum Verb {
     Inspect(inspect::Args),
     /// Run a base, with adapters or without
     Run(run::Args),
+    /// Go on from a text with a language model, or write down what an encoder was given
+    Generate(generate::Args),
     /// Train an adapter
     Train(Box<train::Args>),
     /// Measure a base or an adapter on labelled data
@@ -153,6 +156,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<()> {
         Verb::Pack(args) => pack::run(&args, out),
         Verb::Inspect(args) => inspect::run(&args, out),
         Verb::Run(args) => run::run(&args, out),
+        Verb::Generate(args) => generate::run(&args, out),
         Verb::Train(args) => train::run(&args, out),
         Verb::Eval(args) => eval::run(&args, out),
         Verb::Adapter(args) => adapter::run(&args, out),

@@ -8,6 +8,8 @@ use tract_core::ops::array::Pad;
 use tract_core::ops::cnn::{MaxPool, PoolSpec, SumPool};
 use tract_core::ops::nn::DataFormat;
 
+use super::optimize::decluttered;
+
 /// Gives pools and pads over NCHW data the same axis moves that our convolutions have, and lets
 /// declutter cancel what meets. For graphs fresh from import: a pad is taken for NCHW.
 ///
@@ -26,7 +28,7 @@ pub fn channels_last(mut model: TypedModel) -> TractResult<TypedModel> {
         patch.shunt_outside(&model, id.into(), wire[0])?;
         patch.apply(&mut model)?;
     }
-    model.into_decluttered()
+    decluttered(model)
 }
 
 /// The op of `node` over NHWC data, if it is one that declutter can't turn.

@@ -53,7 +53,7 @@ pub use linear::{FrozenLinear, FrozenLinearTransposed};
 #[cfg(feature = "import")]
 pub use lower::lower;
 pub use nnef::{read_graph, write_graph};
-pub use optimize::{optimized, shared_macs};
+pub use optimize::{decluttered, optimized, shared_macs};
 pub use patches::{Col2im, Im2col};
 pub use place::{Place, places, within};
 pub use rounding::{ByteRange, RoundThrough};

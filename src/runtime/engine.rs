@@ -56,7 +56,7 @@ struct Graph {
     plans: Mutex<Vec<(Binding, Arc<Plan>)>>,
 }
 
-struct Plan {
+pub(super) struct Plan {
     runnable: Arc<TypedSimplePlan>,
     fused: Vec<(&'static str, usize)>,
     /// Whether it has enough work for several threads.
@@ -245,6 +245,26 @@ impl Engine {
                 .map_err(|e| tract_error(ErrorKind::Failed, &e))?;
             tensors.push(to_tensor(&spec.name, *view, fact.datum_type)?.into_tvalue());
         }
+        let outputs = self.execute(&plan, tensors, carried)?;
+        named.truncate(outputs.len());
+        for (at, (spec, value)) in self.outputs().iter().zip(outputs.iter()).enumerate() {
+            if named.len() == at {
+                named.push((String::new(), Array::default()));
+            }
+            let (name, array) = &mut named[at];
+            name.clone_from(&spec.name);
+            *array = to_array(name, value, std::mem::take(array))?;
+        }
+        Ok(())
+    }
+
+    /// Runs a plan on tensors in the order of the graph's inputs.
+    pub(super) fn execute(
+        &self,
+        plan: &Plan,
+        tensors: TVec<TValue>,
+        carried: Carried<'_>,
+    ) -> Result<TVec<TValue>> {
         let idle = plan.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut state = match idle {
             Some(state) => state,
@@ -264,21 +284,11 @@ impl Engine {
             false => state.run(tensors),
         };
         let outputs = outputs.map_err(|e| self.run_error(&e))?;
-        named.truncate(outputs.len());
-        for (at, (spec, value)) in self.outputs().iter().zip(outputs.iter()).enumerate() {
-            if named.len() == at {
-                named.push((String::new(), Array::default()));
-            }
-            let (name, array) = &mut named[at];
-            name.clone_from(&spec.name);
-            *array = to_array(name, value, std::mem::take(array))?;
-        }
-        drop(outputs);
         let mut pool = plan.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if pool.len() < MAX_IDLE_STATES {
             pool.push(state);
         }
-        Ok(())
+        Ok(outputs)
     }
 
     /// An error if these are not the graph's inputs in name, rank and dimensions; see
@@ -321,10 +331,15 @@ impl Engine {
     /// Matches the shapes given with the graph's: numbers must agree, free dimensions take the
     /// value found.
     pub(crate) fn binding(&self, ordered: &[View<'_>]) -> Result<Binding> {
+        self.binding_of(&ordered.iter().map(|view| view.shape()).collect::<Vec<_>>())
+    }
+
+    /// As [`Engine::binding`], of shapes in the order of the inputs.
+    pub(super) fn binding_of(&self, shapes: &[&[usize]]) -> Result<Binding> {
         let graph = self.graph();
         let mut binding = Binding::new();
         let mut derived = vec![];
-        for ((spec, view), outlet) in self.inputs().iter().zip(ordered).zip(&graph.inputs) {
+        for ((spec, &shape), outlet) in self.inputs().iter().zip(shapes).zip(&graph.inputs) {
             let fact =
                 graph.outlet_fact(*outlet).map_err(|e| tract_error(ErrorKind::Failed, &e))?;
             let wrong = || {
@@ -332,13 +347,13 @@ impl Engine {
                     "input '{}': expected shape [{}], found {:?}",
                     spec.name,
                     self.dims_text(&fact.shape),
-                    view.shape()
+                    shape
                 ))
             };
-            if fact.rank() != view.shape().len() {
+            if fact.rank() != shape.len() {
                 return Err(wrong());
             }
-            for (dim, &found) in fact.shape.iter().zip(view.shape()) {
+            for (dim, &found) in fact.shape.iter().zip(shape) {
                 match dim {
                     TDim::Val(v) if *v == found as i64 => {}
                     TDim::Val(_) => return Err(wrong()),
@@ -389,7 +404,8 @@ impl Engine {
         dims.join(", ")
     }
 
-    fn plan(&self, binding: &Binding) -> Result<Arc<Plan>> {
+    /// The plan for these dimensions; those that `binding` leaves out stay free in it.
+    pub(super) fn plan(&self, binding: &Binding) -> Result<Arc<Plan>> {
         let lock = || self.graph.plans.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let mut plans = lock();

@@ -9,6 +9,8 @@ mod engine;
 mod export;
 #[cfg(feature = "import")]
 mod fitting;
+mod free;
+mod generate;
 mod head;
 mod inputs;
 mod library;
@@ -43,6 +45,7 @@ pub(crate) use engine::Binding;
 pub use engine::{Engine, Named};
 #[cfg(feature = "import")]
 pub use export::ExportFolder;
+pub use generate::{Ended, GenerateOptions, Generated, Generator, Listener, Sampling};
 pub(crate) use head::{LEAST_COUNT, MASKED, as_tokens, counted, feature_axis, read};
 pub use head::{Prediction, apply_head, base_predictions, pool};
 pub use inputs::Preprocessor;

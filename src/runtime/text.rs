@@ -12,6 +12,9 @@ pub use without_tokenizers::TextEncoder;
 /// Longest sentence that is taken, in bytes.
 pub const MAX_SENTENCE_BYTES: usize = 1 << 20;
 
+/// For encoders that cut nothing.
+pub const UNLIMITED: usize = 1 << 30;
+
 /// One sentence as ids, special tokens included, cut at the encoder's `max_tokens`, not padded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
@@ -121,6 +124,15 @@ mod with_tokenizers {
         Any(Box<Tokenizer>),
     }
 
+    macro_rules! of_both {
+        ($inner:expr, $it:ident => $call:expr) => {
+            match $inner {
+                Inner::WordPiece($it) => $call,
+                Inner::Any($it) => $call,
+            }
+        };
+    }
+
     /// A tokenizer with this crate's own truncation and padding: what `tokenizer.json` says about
     /// lengths is overridden (MiniLM's file pads everything to 128), its padding id and side kept.
     pub struct TextEncoder {
@@ -175,16 +187,30 @@ mod with_tokenizers {
             Ok((tokens, words))
         }
 
+        /// A text's tokens, with the special ones that the tokenizer sets around it, or without.
+        pub fn ids(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+            let encode = |it: &Inner| of_both!(it, it => it.encode_fast(text, special));
+            let encoding = self.guarded_encoding(text, encode)?;
+            Ok(encoding.get_ids().to_vec())
+        }
+
+        /// The text of tokens, special ones left out.
+        pub fn decode(&self, ids: &[u32]) -> Result<String> {
+            guarded("decoding tokens", || {
+                let text = of_both!(&self.tokenizer, it => it.decode(ids, true));
+                text.map_err(|e| Error::failed(format!("tokens can't be decoded: {e}")))
+            })
+        }
+
+        /// The number of the token that is called `name`.
+        pub fn id_of(&self, name: &str) -> Option<u32> {
+            of_both!(&self.tokenizer, it => it.token_to_id(name))
+        }
+
         fn encoded(&self, sentence: &str, offsets: bool) -> Result<(Tokens, Encoding)> {
-            if sentence.len() > MAX_SENTENCE_BYTES {
-                return Err(Error::bad_input(format!(
-                    "sentence of {} bytes is longer than the limit of {MAX_SENTENCE_BYTES}",
-                    sentence.len()
-                )));
-            }
-            let encoding = guarded("tokenizing", || {
-                self.encoding(sentence, offsets)
-                    .map_err(|e| Error::bad_input(format!("sentence can't be tokenized: {e}")))
+            let encoding = self.guarded_encoding(sentence, |it| match offsets {
+                false => of_both!(it, it => it.encode_fast(sentence, true)),
+                true => of_both!(it, it => it.encode_char_offsets(sentence, true)),
             })?;
             let mut ids = encoding.get_ids().to_vec();
             let mut types = encoding.get_type_ids().to_vec();
@@ -194,13 +220,21 @@ mod with_tokenizers {
             Ok((Tokens { ids, types }, encoding))
         }
 
-        fn encoding(&self, sentence: &str, offsets: bool) -> tokenizers::Result<Encoding> {
-            match (&self.tokenizer, offsets) {
-                (Inner::WordPiece(it), false) => it.encode_fast(sentence, true),
-                (Inner::WordPiece(it), true) => it.encode_char_offsets(sentence, true),
-                (Inner::Any(it), false) => it.encode_fast(sentence, true),
-                (Inner::Any(it), true) => it.encode_char_offsets(sentence, true),
+        fn guarded_encoding(
+            &self,
+            text: &str,
+            encode: impl FnOnce(&Inner) -> tokenizers::Result<Encoding>,
+        ) -> Result<Encoding> {
+            if text.len() > MAX_SENTENCE_BYTES {
+                return Err(Error::bad_input(format!(
+                    "sentence of {} bytes is longer than the limit of {MAX_SENTENCE_BYTES}",
+                    text.len()
+                )));
             }
+            guarded("tokenizing", || {
+                encode(&self.tokenizer)
+                    .map_err(|e| Error::bad_input(format!("sentence can't be tokenized: {e}")))
+            })
         }
 
         /// A batch padded to exactly `length` tokens; a longer row is an error.
@@ -282,6 +316,20 @@ mod without_tokenizers {
 
         /// One sentence's tokens and its words.
         pub fn words(&self, _sentence: &str) -> Result<(Tokens, Words)> {
+            match *self {}
+        }
+
+        /// A text's tokens.
+        pub fn ids(&self, _text: &str, _special: bool) -> Result<Vec<u32>> {
+            match *self {}
+        }
+
+        /// The text of tokens.
+        pub fn decode(&self, _ids: &[u32]) -> Result<String> {
+            match *self {}
+        }
+
+        pub fn id_of(&self, _name: &str) -> Option<u32> {
             match *self {}
         }
 

@@ -12,7 +12,7 @@ use super::tasks::Task;
 use super::vjp::rows::sum_rows;
 use crate::adapter::{Kind, Pool};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{bind_dims, contract_einsums, tract_error, within};
+use crate::graph::{bind_dims, contract_einsums, decluttered, tract_error, within};
 use crate::pack::Role;
 use crate::runtime::{Binding, Engine, Reading};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -269,8 +269,8 @@ impl Plan {
 
 /// As tract's `into_optimized`, with contractions in place of EinSums: between the two passes, since
 /// the first moves transpositions into the EinSums' subscripts and the second packs operands.
-fn optimized(mut model: TypedModel) -> TractResult<TypedModel> {
-    model.declutter()?;
+fn optimized(model: TypedModel) -> TractResult<TypedModel> {
+    let mut model = decluttered(model)?;
     contract_einsums(&mut model)?;
     sum_rows(&mut model)?;
     model.optimize()?;

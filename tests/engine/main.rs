@@ -5,6 +5,7 @@
 mod common;
 mod fused;
 mod fused_convolutions;
+mod generate;
 mod golden;
 mod graphs;
 mod kinds;

@@ -7,5 +7,6 @@ mod cli;
 mod common;
 mod doctor;
 mod faults;
+mod generate;
 mod hostile;
 mod support;

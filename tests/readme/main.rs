@@ -1,17 +1,27 @@
-//! Runs the README's shell blocks, in order, in one folder that holds the repository's models.
+//! Runs the shell blocks of the README and of `docs/SEQUENCES.md`, in order, each page in a folder of its
+//! own that holds the repository's models.
 
 use std::path::Path;
 use std::process::Command;
 
 #[test]
 fn every_command_of_the_readme_works() {
+    run("README.md", 10);
+}
+
+#[test]
+fn every_command_about_sequences_works() {
+    run("docs/SEQUENCES.md", 6);
+}
+
+fn run(page: &str, least: usize) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let binary = Path::new(env!("CARGO_BIN_EXE_offshoot"));
     let folder = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(root.join("models"), folder.path().join("models")).unwrap();
-    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let readme = std::fs::read_to_string(root.join(page)).unwrap();
     let commands = commands(&readme);
-    assert!(commands.len() >= 10, "only {} commands found", commands.len());
+    assert!(commands.len() >= least, "only {} commands found", commands.len());
     let path = format!(
         "{}:{}",
         binary.parent().unwrap().display(),

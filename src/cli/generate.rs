@@ -1,0 +1,163 @@
+//! `offshoot generate`.
+
+use super::chosen::{self, Choice};
+use super::open_engine;
+use super::output::Out;
+use super::train::at_least_one;
+use crate::error::{Error, Result};
+use crate::fs::{peak_rss_bytes, unshared_bytes};
+use crate::npy;
+use crate::runtime::{GenerateOptions, Generated, Generator, Named, Sampling};
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Largest `.npy` and `.npz` input.
+const MAX_ARRAYS: u64 = 1 << 30;
+
+/// `offshoot generate`'s arguments.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The base file
+    base: PathBuf,
+    /// The text to go on from; behind an encoder what the decoder begins with
+    #[arg(long, value_name = "TEXT", conflicts_with = "ids")]
+    prompt: Option<String>,
+    /// The same as token numbers, with commas between them
+    #[arg(long, value_name = "N,N,..", value_delimiter = ',')]
+    ids: Vec<u32>,
+    /// An encoder's input: NAME=FILE.npy, or all of them in FILE.npz
+    #[arg(long, value_name = "[NAME=]FILE")]
+    input: Vec<String>,
+    /// An adapter: its name in the store, NAME@GENERATION, or a file; several are summed
+    #[arg(long = "adapter", value_name = "NAME|FILE[:WEIGHT]", value_parser = Choice::parse)]
+    adapters: Vec<Choice>,
+    /// At most so many new tokens
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    tokens: usize,
+    /// How freely tokens are chosen; 0 takes the likeliest, always
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+    /// Choose among the K likeliest tokens (0: all)
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Choose among the fewest tokens that hold this share of the probability
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+    /// Above 1 tokens that are there already become less likely
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// A text that ends the answer and is no part of it; once for each
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// The same seed gives the same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Threads
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
+    threads: usize,
+}
+
+/// Generates text; on stdout as it comes.
+pub fn run(args: &Args, out: &Out) -> Result<()> {
+    let engine = open_engine(&args.base)?.with_threads(args.threads)?;
+    let generator = Generator::new(&engine)?;
+    let adapter = chosen::bind(&engine, &args.adapters)?;
+    let prompt = match (&args.prompt, args.ids.as_slice()) {
+        (Some(text), _) => generator.tokens(text)?,
+        (None, []) if generator.has_encoder() && !generator.starts().is_empty() => {
+            generator.starts().to_vec()
+        }
+        (None, []) => {
+            return Err(Error::usage("the prompt is missing").hint("give --prompt or --ids"));
+        }
+        (None, ids) => ids.to_vec(),
+    };
+    let encoded = match (generator.has_encoder(), args.input.is_empty()) {
+        (true, false) => Some(generator.encode(&arrays(&args.input)?, adapter.as_ref())?),
+        (true, true) => {
+            return Err(
+                Error::usage("the encoder's input is missing").hint("give --input NAME=FILE.npy")
+            );
+        }
+        (false, false) => return Err(Error::usage("--input: the base has no encoder")),
+        (false, true) => None,
+    };
+    let options = GenerateOptions {
+        tokens: args.tokens,
+        sampling: Sampling {
+            temperature: args.temperature,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            repetition_penalty: args.repetition_penalty,
+            seed: args.seed,
+        },
+        stop: args.stop.clone(),
+    };
+    let mut hear = |text: &str| {
+        if !out.json() {
+            out.raw(&shown(text));
+        }
+        true
+    };
+    let found = generator.generate_from(encoded, &prompt, adapter.as_ref(), &options, &mut hear)?;
+    if out.json() {
+        return out.document(&document(args, &found, adapter.map_or(vec![], |a| a.names.clone())));
+    }
+    if found.text.is_empty() && !found.ids.is_empty() {
+        let ids: Vec<String> = found.ids.iter().map(u32::to_string).collect();
+        out.raw(&ids.join(","));
+    }
+    out.raw("\n");
+    Ok(())
+}
+
+/// What a terminal obeys is not written to it: the text is the model's, and may be a stranger's.
+fn shown(text: &str) -> String {
+    let plain = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
+    text.chars().map(plain).collect()
+}
+
+fn document(args: &Args, found: &Generated, adapters: Vec<(String, f32)>) -> serde_json::Value {
+    let ms = |d: Duration| d.as_secs_f64() * 1e3;
+    json!({
+        "base": args.base,
+        "adapters": adapters,
+        "text": found.text,
+        "ids": found.ids,
+        "ended": found.ended.name(),
+        "prompt_tokens": found.prompt_tokens,
+        "prompt_ms": ms(found.prompt_time),
+        "tokens_ms": ms(found.time),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "unshared_bytes": unshared_bytes(std::process::id()),
+    })
+}
+
+/// The encoder's inputs by name.
+fn arrays(given: &[String]) -> Result<Named> {
+    let mut named = Named::new();
+    for text in given {
+        // Names may hold '=' signs; for file names that do, there is the folder './'.
+        match text.rsplit_once('=') {
+            Some((name, file)) => named.push((name.into(), npy::read(file, MAX_ARRAYS)?)),
+            None => named.extend(npy::read_npz(text, MAX_ARRAYS)?),
+        }
+    }
+    let mut names: Vec<&String> = named.iter().map(|(name, _)| name).collect();
+    names.sort();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(Error::usage(format!("input '{}' is given twice", pair[0]))),
+        None => Ok(named),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_gets_no_commands() {
+        assert_eq!(shown("a\n\tb\u{1b}[2J\r"), "a\n\tb\u{fffd}[2J\u{fffd}");
+    }
+}

@@ -1,0 +1,285 @@
+//! Generating text: a base's graphs as a decoder, how the next token is chosen, what ends a text.
+
+mod decoder;
+mod sampling;
+mod settings;
+mod stream;
+
+pub use sampling::Sampling;
+
+use super::engine::Engine;
+use super::text::{TextEncoder, UNLIMITED};
+use crate::adapter::Bound;
+use crate::error::{Error, Result};
+use crate::pack::Role;
+use crate::shape::{Array, Input};
+use decoder::Decoder;
+use sampling::Sampler;
+use settings::Settings;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use stream::TextStream;
+
+/// What to generate, and until when.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// At most so many new tokens.
+    pub tokens: usize,
+    /// How the next one is chosen.
+    pub sampling: Sampling,
+    /// Texts that end the text; they are not part of it.
+    pub stop: Vec<String>,
+}
+
+impl Default for GenerateOptions {
+    /// 128 tokens, the likeliest each time.
+    fn default() -> GenerateOptions {
+        GenerateOptions { tokens: 128, sampling: Sampling::default(), stop: vec![] }
+    }
+}
+
+/// Why no more tokens came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The base ended the text.
+    End,
+    /// A text of [`GenerateOptions::stop`] came.
+    Stop,
+    /// [`GenerateOptions::tokens`] are there.
+    Tokens,
+    /// The base takes no more tokens.
+    Full,
+    /// The listener said so.
+    Listener,
+}
+
+impl Ended {
+    /// Its name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ended::End => "end",
+            Ended::Stop => "stop",
+            Ended::Tokens => "tokens",
+            Ended::Full => "full",
+            Ended::Listener => "listener",
+        }
+    }
+}
+
+/// What was generated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generated {
+    /// The new tokens, without the one that ended the text.
+    pub ids: Vec<u32>,
+    /// Their text; empty for bases without a tokenizer.
+    pub text: String,
+    /// Tokens that stood before them.
+    pub prompt_tokens: usize,
+    /// Why no more came.
+    pub ended: Ended,
+    /// How long the prompt took, an encoder included.
+    pub prompt_time: Duration,
+    /// How long the new tokens took.
+    pub time: Duration,
+}
+
+/// Hears with each new token the text that is certain by it, which may be empty; `false` ends the text.
+pub type Listener<'a> = dyn FnMut(&str) -> bool + 'a;
+
+/// A base that generates text: a decoder with past states or without, alone or behind an encoder.
+///
+/// ```no_run
+/// use offshoot::{Engine, GenerateOptions, Generator};
+///
+/// # fn main() -> offshoot::Result<()> {
+/// let generator = Generator::new(&Engine::open("smollm2.base")?)?;
+/// let prompt = generator.tokens("Three colours are")?;
+/// let options = GenerateOptions { tokens: 20, ..GenerateOptions::default() };
+/// let found = generator.generate(&prompt, None, &options, &mut |text| {
+///     print!("{text}");
+///     true
+/// })?;
+/// assert!(found.ids.len() <= 20);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Generator {
+    engine: Engine,
+    decoder: Decoder,
+    text: Option<TextEncoder>,
+    settings: Settings,
+}
+
+impl Generator {
+    /// Of all graphs of the engine's base.
+    ///
+    /// # Errors
+    /// Unsupported: the base is no language model, or its graphs have inputs whose meaning isn't known,
+    /// by name. Bad input: a damaged tokenizer.
+    pub fn new(engine: &Engine) -> Result<Generator> {
+        let decoder = Decoder::new(engine)?;
+        let bytes = engine.base().tokenizer()?;
+        let text = bytes.map(|bytes| TextEncoder::from_bytes(bytes, UNLIMITED)).transpose()?;
+        let token = |name: &str| text.as_ref().and_then(|text| text.id_of(name));
+        let settings = Settings::read(engine.base(), &token)?;
+        Ok(Generator { engine: engine.clone(), decoder, text, settings })
+    }
+
+    /// Whether an encoder stands before the decoder.
+    pub fn has_encoder(&self) -> bool {
+        self.decoder.encoder.is_some()
+    }
+
+    /// Tokens that end a text.
+    pub fn ends(&self) -> &[u32] {
+        &self.settings.ends
+    }
+
+    /// Tokens that a decoder behind an encoder begins with, as the base's own files say.
+    pub fn starts(&self) -> &[u32] {
+        &self.settings.starts
+    }
+
+    /// The tokens of a prompt, special ones as the tokenizer sets them before a text, but none behind it:
+    /// the text goes on. Behind an encoder only those that the prompt names.
+    ///
+    /// # Errors
+    /// Unsupported: a base without a tokenizer.
+    pub fn tokens(&self, prompt: &str) -> Result<Vec<u32>> {
+        let text = self.text()?;
+        let bare = text.ids(prompt, false)?;
+        if self.has_encoder() {
+            return Ok(bare);
+        }
+        let mut whole = text.ids(prompt, true)?;
+        // What the tokenizer adds behind a text, an end above all, is no part of a prompt.
+        let inside = |at: &usize| whole[*at..].starts_with(&bare);
+        if let Some(at) = (0..whole.len()).find(inside) {
+            whole.truncate(at + bare.len());
+        }
+        Ok(whole)
+    }
+
+    /// The text of tokens, special ones left out.
+    ///
+    /// # Errors
+    /// Unsupported: a base without a tokenizer.
+    pub fn text_of(&self, ids: &[u32]) -> Result<String> {
+        self.text()?.decode(ids)
+    }
+
+    fn text(&self) -> Result<&TextEncoder> {
+        self.text.as_ref().ok_or_else(|| {
+            let place = self.engine.base().path().display();
+            Error::unsupported(format!("base '{place}' has no tokenizer"))
+                .hint("pack it with --tokenizer tokenizer.json, or give token ids")
+        })
+    }
+
+    /// The encoder's output \[1, frames, features\] for its inputs by name.
+    ///
+    /// # Errors
+    /// As [`Engine::run`]; usage: a base without an encoder; unsupported: an encoder without features.
+    pub fn encode<I: Input>(&self, inputs: &[I], adapter: Option<&Arc<Bound>>) -> Result<Array> {
+        let encoder = self
+            .decoder
+            .encoder
+            .as_ref()
+            .ok_or_else(|| Error::usage("the base has no encoder that takes inputs"))?;
+        let mut outputs = encoder.run(inputs, adapter)?;
+        let features = |role: Role| role == Role::Features;
+        let at = encoder.outputs().iter().position(|spec| features(spec.role));
+        let at = at.ok_or_else(|| Error::unsupported("the encoder has no output of features"))?;
+        let array = outputs.swap_remove(at).1;
+        match array.shape() {
+            [1, _, _] => Ok(array),
+            shape => Err(Error::unsupported(format!(
+                "text is generated for one input at a time, the encoder gave {shape:?}"
+            ))),
+        }
+    }
+
+    /// Text behind the tokens `prompt`, with an adapter or without. `listener` hears it as it comes.
+    ///
+    /// # Errors
+    /// Usage: an empty prompt, options out of range, a base behind whose encoder the decoder stands
+    /// ([`Generator::generate_from`]). As [`Engine::run`].
+    pub fn generate(
+        &self,
+        prompt: &[u32],
+        adapter: Option<&Arc<Bound>>,
+        options: &GenerateOptions,
+        listener: &mut Listener<'_>,
+    ) -> Result<Generated> {
+        self.generate_from(None, prompt, adapter, options, listener)
+    }
+
+    /// As [`Generator::generate`], with what [`Generator::encode`] gave.
+    pub fn generate_from(
+        &self,
+        encoded: Option<Array>,
+        prompt: &[u32],
+        adapter: Option<&Arc<Bound>>,
+        options: &GenerateOptions,
+        listener: &mut Listener<'_>,
+    ) -> Result<Generated> {
+        options.sampling.check()?;
+        if options.stop.iter().any(String::is_empty) {
+            return Err(Error::usage("a stop text is empty"));
+        }
+        if prompt.is_empty() {
+            return Err(Error::usage("the prompt is empty"));
+        }
+        let room = self.room();
+        if room.is_some_and(|room| prompt.len() >= room) {
+            return Err(Error::bad_input(format!(
+                "the prompt has {} tokens, the base takes {} with the answer",
+                prompt.len(),
+                room.unwrap_or_default()
+            )));
+        }
+        let start = Instant::now();
+        let (mut past, mut logits) = (self.decoder.begin(encoded)?, vec![]);
+        self.decoder.feed(&mut past, prompt, adapter, &mut logits)?;
+        let prompt_time = start.elapsed();
+        let mut sampler = Sampler::new(options.sampling);
+        let mut stream = TextStream::new(&options.stop);
+        let decode = |ids: &[u32]| self.text.as_ref().map_or(Ok(String::new()), |t| t.decode(ids));
+        let mut ended = Ended::Tokens;
+        for left in (0..options.tokens).rev() {
+            let id = sampler.next(&mut logits, &past.ids)?;
+            if self.settings.ends.contains(&id) {
+                ended = Ended::End;
+                break;
+            }
+            let (text, stopped) = stream.push(id, &decode)?;
+            let goes_on = listener(&text);
+            if stopped || !goes_on || left == 0 || room.is_some_and(|n| past.ids.len() + 1 >= n) {
+                past.ids.push(id);
+                ended = match (stopped, goes_on) {
+                    (true, _) => Ended::Stop,
+                    (_, false) => Ended::Listener,
+                    _ if left == 0 => Ended::Tokens,
+                    _ => Ended::Full,
+                };
+                break;
+            }
+            self.decoder.feed(&mut past, &[id], adapter, &mut logits)?;
+        }
+        if ended != Ended::Stop {
+            let rest = stream.finish(&decode)?;
+            if !rest.is_empty() {
+                listener(&rest);
+            }
+        }
+        let time = start.elapsed() - prompt_time;
+        let (ids, text) = (past.ids[prompt.len()..].to_vec(), stream.into_text());
+        Ok(Generated { ids, text, prompt_tokens: prompt.len(), ended, prompt_time, time })
+    }
+
+    /// How many tokens there may be, the prompt's included, where the base says.
+    fn room(&self) -> Option<usize> {
+        let stated = self.engine.base().preprocess().max_tokens.map(|n| n as usize);
+        [stated, self.decoder.fixed_length()].into_iter().flatten().min()
+    }
+}

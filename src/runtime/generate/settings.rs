@@ -1,0 +1,105 @@
+//! What a base's own files say of generating: where a text ends, with which tokens it begins.
+
+use crate::error::{Error, Result};
+use crate::pack::Base;
+use serde_json::{Map, Value};
+
+/// Read of `generation_config.json`, `config.json` and `tokenizer_config.json`, in that order.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Settings {
+    /// Tokens that end a text.
+    pub(super) ends: Vec<u32>,
+    /// Tokens that a decoder behind an encoder begins with.
+    pub(super) starts: Vec<u32>,
+}
+
+/// Names of tokens that end a text or a turn, where no file names them.
+const ENDS: [&str; 7] =
+    ["<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<eos>"];
+
+impl Settings {
+    /// `token` gives the number of a token by its name, where there is a tokenizer.
+    ///
+    /// # Errors
+    /// Bad input: a file of the base that is no JSON object.
+    pub(super) fn read(base: &Base, token: &dyn Fn(&str) -> Option<u32>) -> Result<Settings> {
+        let mut files = vec![];
+        for name in ["generation_config.json", "config.json", "tokenizer_config.json"] {
+            if let Some(text) = base.text(name)? {
+                let object: Map<String, Value> = serde_json::from_str(text)
+                    .map_err(|e| Error::bad_input(format!("{name} in the base: {e}")))?;
+                files.push(object);
+            }
+        }
+        Ok(Settings::of(&files, token))
+    }
+
+    fn of(files: &[Map<String, Value>], token: &dyn Fn(&str) -> Option<u32>) -> Settings {
+        let first = |key: &str| -> Vec<u32> {
+            let found = files.iter().filter_map(|file| file.get(key));
+            let mut found = found.map(|value| ids(value, token)).filter(|ids| !ids.is_empty());
+            found.next().unwrap_or_default()
+        };
+        let mut ends = ["eos_token_id", "eos_token"].map(first).concat();
+        if ends.is_empty() {
+            ends = ENDS.iter().filter_map(|name| token(name)).collect();
+        }
+        ends.sort_unstable();
+        ends.dedup();
+        let mut starts = first("decoder_start_token_id");
+        // Pairs of a place and its token.
+        let forced = files.iter().find_map(|file| file.get("forced_decoder_ids")?.as_array());
+        for pair in forced.into_iter().flatten() {
+            let at = pair.get(0).and_then(Value::as_u64);
+            match pair.get(1).map(|value| ids(value, token)).as_deref() {
+                Some([id]) if at == Some(starts.len() as u64) => starts.push(*id),
+                _ => break,
+            }
+        }
+        Settings { ends, starts }
+    }
+}
+
+/// A number, a token's name, or a list of them; a name may stand in an object's `content`.
+fn ids(value: &Value, token: &dyn Fn(&str) -> Option<u32>) -> Vec<u32> {
+    match value {
+        Value::Number(n) => n.as_u64().and_then(|n| u32::try_from(n).ok()).into_iter().collect(),
+        Value::String(name) => token(name).into_iter().collect(),
+        Value::Array(items) => items.iter().flat_map(|item| ids(item, token)).collect(),
+        Value::Object(object) => object.get("content").map_or(vec![], |v| ids(v, token)),
+        _ => vec![],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(files: &[&str]) -> Settings {
+        let files: Vec<Map<String, Value>> =
+            files.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
+        let token = |name: &str| match name {
+            "</s>" => Some(2),
+            "<|im_end|>" => Some(7),
+            _ => None,
+        };
+        Settings::of(&files, &token)
+    }
+
+    #[test]
+    fn the_first_file_that_says_it_counts() {
+        let found = of(&[r#"{"eos_token_id": [5, 4]}"#, r#"{"eos_token_id": 9}"#]);
+        assert_eq!(found, Settings { ends: vec![4, 5], starts: vec![] });
+        assert_eq!(of(&[r#"{"eos_token": {"content": "</s>"}}"#]).ends, [2]);
+        // Nothing said: the tokens that usually end texts.
+        assert_eq!(of(&[r#"{"eos_token_id": null}"#]).ends, [2, 7]);
+    }
+
+    #[test]
+    fn a_decoder_begins_with_its_start_and_what_is_forced() {
+        let file = r#"{"decoder_start_token_id": 50257, "forced_decoder_ids": [[1, 50362]]}"#;
+        assert_eq!(of(&[file]).starts, [50257, 50362]);
+        let unknown = r#"{"decoder_start_token_id": 1, "forced_decoder_ids": [[1, null], [2, 3]]}"#;
+        assert_eq!(of(&[unknown]).starts, [1]);
+    }
+}

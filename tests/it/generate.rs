@@ -1,0 +1,50 @@
+//! `offshoot generate`: what it prints, and what it refuses.
+
+use crate::support::{Place, repo};
+
+fn packed() -> Place {
+    let place = Place::new();
+    place.ok(&format!("pack {} -o lm.base --weights f32", repo("models/tiny-lm").display()));
+    place
+}
+
+#[test]
+fn text_is_printed_as_it_comes_and_the_document_says_why_it_ended() {
+    let place = packed();
+    let found = place.json("generate lm.base --prompt Hi --tokens 9");
+    let text = found["text"].as_str().unwrap();
+    assert_eq!(found["ended"], "tokens");
+    assert_eq!((&found["prompt_tokens"], found["ids"].as_array().unwrap().len()), (&2.into(), 9));
+    assert_eq!(place.ok("generate lm.base --prompt Hi --tokens 9"), format!("{text}\n"));
+    let drawn = "generate lm.base --prompt Hi --tokens 9 --temperature 1.5 --seed 3";
+    assert_eq!(place.json(drawn)["ids"], place.json(drawn)["ids"]);
+    // The same tokens by their numbers: H is 35, i is 10.
+    assert_eq!(place.json("generate lm.base --ids 35,10 --tokens 9")["ids"], found["ids"]);
+}
+
+#[test]
+fn a_base_without_a_tokenizer_takes_and_gives_token_numbers() {
+    let place = Place::new();
+    let model = repo("models/tiny-lm/model_with_past.onnx");
+    place.ok(&format!("pack {} -o bare.base --weights f32", model.display()));
+    assert_eq!(place.ok("generate bare.base --ids 3,14,15,92 --tokens 4"), "85,148,187,187\n");
+    let e = place.fails("generate bare.base --prompt Hi", 3);
+    assert!(e.contains("has no tokenizer"), "{e}");
+}
+
+#[test]
+fn what_cannot_be_generated_is_refused_in_one_line() {
+    let place = packed();
+    assert!(place.fails("generate lm.base", 2).contains("the prompt is missing"));
+    place.fails("generate lm.base --prompt a --ids 1", 2);
+    place.fails("generate lm.base --ids 1 --top-p 0", 2);
+    place.fails("generate lm.base --ids 1 --temperature -1", 2);
+    place.fails("generate lm.base --ids 1,x", 2);
+    let e = place.fails("generate lm.base --ids 1 --input x.npz", 2);
+    assert!(e.contains("no encoder"), "{e}");
+    // A token that the vocabulary doesn't have.
+    place.fails("generate lm.base --ids 100000", 3);
+    place.ok("pack {models}/mlp.onnx -o mlp.base");
+    let e = place.fails("generate mlp.base --ids 1", 3);
+    assert!(e.contains("no language model"), "{e}");
+}
