@@ -1,5 +1,5 @@
-//! Runs the shell blocks of the README and of `docs/SEQUENCES.md`, in order, each page in a folder of its
-//! own that holds the repository's models.
+//! Runs the shell blocks of the README and of pages in `docs`, in order, each page in a folder of its own that
+//! holds the repository's models.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,13 +14,19 @@ fn every_command_about_sequences_works() {
     run("docs/SEQUENCES.md", 6);
 }
 
+fn every_command_of_the_page_on_peft_works() {
+    run("docs/PEFT.md", 6);
+}
+
+/// Runs the commands of a page, `least` at least.
 fn run(page: &str, least: usize) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let binary = Path::new(env!("CARGO_BIN_EXE_offshoot"));
     let folder = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(root.join("models"), folder.path().join("models")).unwrap();
-    let readme = std::fs::read_to_string(root.join(page)).unwrap();
-    let commands = commands(&readme);
+    let adapter = root.join("tests/shipped/minilm_peft");
+    std::os::unix::fs::symlink(adapter, folder.path().join("my-peft")).unwrap();
+    let commands = commands(&std::fs::read_to_string(root.join(page)).unwrap());
     assert!(commands.len() >= least, "only {} commands found", commands.len());
     let path = format!(
         "{}:{}",
@@ -46,11 +52,11 @@ fn run(page: &str, least: usize) {
 
 /// Commands of the ```sh blocks; a backslash continues a line. `cargo` lines build the project
 /// itself and are left out.
-fn commands(readme: &str) -> Vec<String> {
+fn commands(page: &str) -> Vec<String> {
     let mut commands = vec![];
     let mut in_block = false;
     let mut pending = String::new();
-    for line in readme.lines() {
+    for line in page.lines() {
         if line.starts_with("```") {
             in_block = !in_block && line == "```sh";
             continue;

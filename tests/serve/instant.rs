@@ -1,8 +1,9 @@
 //! Feedback changes answers at once.
 
-use crate::support::{Daemon, and};
+use crate::place::Place;
+use crate::support::{Daemon, PATIENCE, and};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A question around one of three centres.
 fn question(class: usize, variant: usize) -> Value {
@@ -86,4 +87,33 @@ fn a_generation_from_elsewhere_answers_itself() {
     tell(&daemon, question(0, 0), "a");
     tell(&daemon, question(1, 0), "b");
     assert_eq!(ask(&daemon, question(0, 0))["predictions"], json!([]));
+}
+
+/// Another base has other fingerprints: adapters of the one before don't fit it, samples do.
+#[test]
+fn behind_another_base_the_samples_answer() {
+    let mut daemon = Daemon::start("adapter = \"home\"");
+    daemon.add_home();
+    daemon.activate(1);
+    for variant in 0..3 {
+        for (class, label) in [(0, "a"), (1, "b")] {
+            tell(&daemon, question(class, variant), label);
+        }
+    }
+    daemon.signal("-TERM");
+    daemon.wait();
+    let place = std::mem::replace(&mut daemon.place, Place::new());
+    place.ok("pack {models}/mlp.onnx -o mlp.base --weights f16");
+    let daemon = Daemon::start_in(place, "adapter = \"home\"");
+    let began = Instant::now();
+    let answer = loop {
+        let answer = ask(&daemon, question(0, 5));
+        if answer.get("instant").is_some() || began.elapsed() > PATIENCE {
+            break answer;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(answer["predictions"][0]["label"], "a", "{answer}");
+    assert_eq!((&answer["generation"], &answer["instant"]), (&json!(null), &json!(6)), "{answer}");
+    assert_eq!(answer["instead_of"]["generation"], 1, "{answer}");
 }

@@ -154,24 +154,31 @@ impl Roster {
         }
     }
 
-    /// What answers for a name: its instant head, where there is one for the active generation.
+    /// What answers for a name: its instant head, where there is one for the active generation, or
+    /// for the base where no generation can be served.
     fn answering(&self, name: &str) -> Result<Arc<Served>, Problem> {
         let own = self.active(name)?;
         let instants = self.instants.read().unwrap_or_else(PoisonError::into_inner);
-        let fits = |i: &&Arc<Served>| own.instead.is_none() && i.generation == own.generation;
-        Ok(instants.get(name).filter(fits).cloned().unwrap_or(own))
+        let fits = |i: &&Arc<Served>| i.generation == own.generation && !own.stands_in();
+        Ok(match instants.get(name).filter(fits) {
+            Some(instant) if own.instead.is_some() => {
+                Arc::new(Served { instead: own.instead.clone(), ..(**instant).clone() })
+            }
+            Some(instant) => instant.clone(),
+            None => own,
+        })
     }
 
-    /// What the store has for a name.
+    /// What the store has for a name; the base, where none of its generations can be served.
     ///
     /// # Errors
-    /// There is no such name (usage), or its generation can't be served (failed).
+    /// There is no such name (usage), or an older generation stands in for its active one (failed).
     pub fn own(&self, name: &str) -> Result<Arc<Served>> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
         let entry = names.get(name).ok_or_else(|| Error::usage(format!("no adapter '{name}'")))?;
         match &entry.served.instead {
-            Some(instead) => Err(Error::failed(instead.why.clone())),
-            None => Ok(entry.served.clone()),
+            Some(instead) if entry.served.stands_in() => Err(Error::failed(instead.why.clone())),
+            _ => Ok(entry.served.clone()),
         }
     }
 

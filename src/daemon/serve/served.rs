@@ -25,6 +25,13 @@ pub struct Served {
     pub instant: Option<usize>,
 }
 
+impl Served {
+    /// Whether it is an older generation in the place of the active one.
+    pub fn stands_in(&self) -> bool {
+        self.instead.is_some() && self.generation.is_some()
+    }
+}
+
 /// A generation that should answer and can't.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Instead {
