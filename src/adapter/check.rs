@@ -146,7 +146,8 @@ fn check_head(head: &Head) -> Result<()> {
     name("head name", &head.name)?;
     name("head output", &head.output)?;
     count("labels", head.labels.len(), MAX_LABELS)?;
-    if head.bias.is_empty() || head.labels.len() != head.classes() {
+    // Without labels it stands for the output itself.
+    if head.bias.is_empty() != head.labels.is_empty() || head.labels.len() != head.classes() {
         return Err(Error::bad_input(format!(
             "{} labels for {} classes",
             head.labels.len(),

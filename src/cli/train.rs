@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 pub struct Args {
     /// The base file
     base: PathBuf,
-    /// What to learn: .jsonl or .csv with text/image and label, .npz, or a folder of class folders
-    /// of pictures; a split 'validation' in it, else 'test', is held out
+    /// What to learn: .jsonl or .csv with text/image and label or with prompt and completion, .txt, .npz,
+    /// or a folder of class folders of pictures; a split 'validation' in it, else 'test', is held out
     #[arg(long, value_name = "DATA")]
     data: PathBuf,
     /// The adapter file to write
@@ -185,13 +185,14 @@ pub fn summary(report: &TrainReport, out: &Out) {
     if report.steps > 0 {
         steps(report, out);
     }
-    out.line(format!(
-        "{} targets and a head on '{}' with {} labels: {} trained values",
-        report.targets,
-        report.output,
-        report.labels.len(),
-        count(report.parameters as u64)
-    ));
+    let (targets, values) = (report.targets, count(report.parameters as u64));
+    out.line(match report.labels.len() {
+        0 => format!("{targets} targets before '{}': {values} trained values", report.output),
+        labels => format!(
+            "{targets} targets and a head on '{}' with {labels} labels: {values} trained values",
+            report.output
+        ),
+    });
     let samples = report.samples_holdout;
     for (name, after) in &report.after {
         let before = report.before.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
@@ -207,6 +208,7 @@ pub fn summary(report: &TrainReport, out: &Out) {
             out.line(found.sentence());
             found.shortfall().iter().for_each(|why| out.remark(format!("warning: {why}")));
         }
+        None if report.targets > 0 => out.line("knowledge kept: 'eval' measures it on other texts"),
         None => out.line("knowledge kept: all, since only a head was trained"),
     }
     if let Some(given_up) = &report.given_up {

@@ -32,6 +32,7 @@ mod select;
 mod shapes;
 #[cfg(test)]
 mod testing;
+mod token_loss;
 mod weights;
 mod window;
 
@@ -59,6 +60,7 @@ pub use place::{Place, places, within};
 pub use rounding::{ByteRange, RoundThrough};
 pub use row_norms::RowNorms;
 pub use select::{NonMaxSuppression, NonZero};
+pub use token_loss::TokenLoss;
 pub use weights::FrozenWeights;
 pub use window::{Padding, Window};
 

@@ -88,6 +88,10 @@ impl Preprocessor {
                 Role::Ids => Ok((name, of_type(&ids, spec.dtype)?)),
                 Role::Mask => Ok((name, of_type(&mask, spec.dtype)?)),
                 Role::Types => Ok((name, of_type(&types, spec.dtype)?)),
+                Role::Positions => Ok((name, of_type(&positions(&mask)?, spec.dtype)?)),
+                Role::State(_) if spec.dtype == DType::F32 => {
+                    Ok((name, no_past(spec, rows.len())?))
+                }
                 _ => Err(Error::unsupported(format!(
                     "sentences don't give the base's input '{name}'"
                 ))
@@ -161,6 +165,32 @@ impl Preprocessor {
     fn base(&self) -> &Base {
         self.engine.base()
     }
+}
+
+/// How many tokens that count stand before each.
+fn positions(mask: &Array) -> Result<Array> {
+    let length = mask.shape().last().copied().unwrap_or(0).max(1);
+    let mut places = Vec::with_capacity(mask.data().len());
+    for row in mask.as_i64()?.chunks(length) {
+        let mut seen = 0;
+        places.extend(row.iter().map(|m| {
+            seen += m;
+            (seen - 1).max(0)
+        }));
+    }
+    Array::i64(mask.shape().to_vec(), places)
+}
+
+/// A state before the first token: nothing along its free dimension, zeros where there is none.
+fn no_past(spec: &IoSpec, batch: usize) -> Result<Array> {
+    let size = |(axis, dim): (usize, &String)| match dim.parse::<usize>() {
+        Ok(size) => size,
+        Err(_) if axis == 0 => batch,
+        Err(_) => 0,
+    };
+    let shape: Vec<usize> = spec.dims.iter().enumerate().map(size).collect();
+    let volume = shape.iter().product();
+    Array::f32(shape, vec![0.0; volume])
 }
 
 /// Whole numbers as the graph takes them: a mask may be a bool or a float.

@@ -1,6 +1,7 @@
 //! What an adapter is worth on labelled samples, measured on the path that serves.
 
 use super::data::{Dataset, Label};
+use super::features::choose_features;
 use super::metrics::Confusion;
 use super::samples::Samples;
 use super::tasks::{Given, Metrics, Score, Task};
@@ -11,6 +12,9 @@ use crate::runtime::{Engine, Named, Prediction, apply_head, base_predictions};
 use crate::shape::View;
 use serde::Serialize;
 use std::sync::Arc;
+
+/// Logits over a vocabulary that are there at once where samples are measured: 32 MiB.
+const MAX_LOGITS: usize = 8 << 20;
 
 /// Metrics over a data set.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -50,7 +54,7 @@ pub fn evaluate(
     data: &Dataset,
     batch: usize,
 ) -> Result<Evaluation> {
-    let labels = labels(engine, adapter)?;
+    let labels = labels(engine, adapter, data.task)?;
     let samples = Samples::new(engine, data, &labels, None)?;
     let all: Vec<usize> = (0..samples.len()).collect();
     let found = evaluate_samples(engine, adapter, &samples, &all, &labels, batch, &mut || true)?;
@@ -139,7 +143,7 @@ pub(crate) fn answers<'a>(
     max_tokens: Option<usize>,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<Option<Answered<'a>>> {
-    let names = labels(engine, adapter)?;
+    let names = labels(engine, adapter, data.task)?;
     let samples = Samples::new(engine, data, &data.labels, max_tokens)?;
     let all: Vec<usize> = (0..samples.len()).collect();
     let mut outputs = vec![vec![]; samples.len()];
@@ -148,15 +152,34 @@ pub(crate) fn answers<'a>(
         Ok(())
     };
     let whole = each_row(engine, adapter, &samples, &all, &names, batch, go_on, &mut take)?;
-    let head = adapter.and_then(|a| a.head.clone());
+    let head = head_of(engine, adapter, data.task)?;
     Ok(whole.then(|| Answered::new(data, samples, names, head, outputs)))
 }
 
-fn labels(engine: &Engine, adapter: Option<&Arc<Bound>>) -> Result<Vec<String>> {
+/// The head that answers: the adapter's; of a task whose output is the base's own one that stands for that.
+fn head_of(engine: &Engine, adapter: Option<&Arc<Bound>>, task: Task) -> Result<Option<Head>> {
+    let head = adapter.and_then(|a| a.head.clone());
+    if head.is_some() || !task.rules().own_output() {
+        return Ok(head);
+    }
+    let features = choose_features(engine, None, None, true)?;
+    Ok(Some(Head {
+        task: task.name().into(),
+        output: features.name,
+        pool: features.pool,
+        features: features.width as u32,
+        ..Head::default()
+    }))
+}
+
+fn labels(engine: &Engine, adapter: Option<&Arc<Bound>>, task: Task) -> Result<Vec<String>> {
     if let Some(head) = adapter.and_then(|a| a.head.as_ref()) {
         return Ok(head.labels.to_vec());
     }
     let own = &engine.base().preprocess().labels;
+    if own.is_empty() && task.rules().own_output() {
+        return Ok(vec![]);
+    }
     if own.is_empty() {
         return Err(Error::usage("nothing answers: no head, and the base has no labels")
             .hint("give an adapter with a head"));
@@ -175,8 +198,9 @@ pub(super) fn evaluate_samples(
     batch: usize,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<Option<Evaluation>> {
-    let head = adapter.and_then(|a| a.head.as_ref());
     let task = samples.task();
+    let head = head_of(engine, adapter, task)?;
+    let head = head.as_ref();
     let mut meter = task.rules().meter(labels.len());
     let mut take = |sample: usize, row: &[f32]| -> Result<()> {
         let given = samples.given(sample, Given::of_head(row, labels, head));
@@ -223,7 +247,13 @@ pub(super) fn each_row(
         )));
     }
     // One shape for all groups of a form and a length, those that are not full included.
-    let rows = samples.fixed_rows().unwrap_or_else(|| batch.clamp(1, which.len()));
+    let head = head_of(engine, adapter, asked)?;
+    let head = head.as_ref();
+    let few = head.filter(|_| asked.rules().own_output()).map_or(usize::MAX, |head| {
+        let tokens = which.iter().map(|&s| samples.length(s)).max().unwrap_or(1);
+        (MAX_LOGITS / (tokens * head.features as usize).max(1)).max(1)
+    });
+    let rows = samples.fixed_rows().unwrap_or_else(|| batch.clamp(1, which.len()).min(few));
     for group in samples.groups(which, rows) {
         if !go_on() {
             return Ok(false);
@@ -231,7 +261,7 @@ pub(super) fn each_row(
         let inputs = samples.inputs(&group, rows)?;
         let outputs = engine.run(&inputs, adapter)?;
         let mask = engine.given(&inputs, Role::Mask);
-        let predictions = predictions(engine, adapter, labels.len(), mask, &outputs)?;
+        let predictions = predictions(engine, head, labels.len(), mask, &outputs)?;
         for (&sample, prediction) in group.iter().zip(&predictions) {
             take(sample, &prediction.logits)?;
         }
@@ -241,12 +271,12 @@ pub(super) fn each_row(
 
 fn predictions(
     engine: &Engine,
-    adapter: Option<&Arc<Bound>>,
+    head: Option<&Head>,
     classes: usize,
     mask: Option<View<'_>>,
     outputs: &Named,
 ) -> Result<Vec<Prediction>> {
-    if let Some(head) = adapter.and_then(|a| a.head.as_ref()) {
+    if let Some(head) = head {
         return apply_head(engine, head, mask, outputs);
     }
     match base_predictions(engine, outputs) {

@@ -192,6 +192,14 @@ pub(crate) fn target_nodes(graph: &TypedModel) -> Result<BTreeMap<usize, Place>>
     Ok(found)
 }
 
+/// The target that gives the output itself, where a layer does.
+pub(crate) fn output_layer(engine: &Engine, output: usize) -> Result<Option<usize>> {
+    let graph = engine.graph();
+    let outlets = graph.output_outlets().map_err(|e| tract_error(ErrorKind::Failed, &e))?;
+    let node = outlets.get(output).map(|outlet| graph.node(outlet.node));
+    Ok(node.and_then(|node| node.op_as::<FrozenLinear>()?.target))
+}
+
 /// Places of the targets that `choice` names, in the order of the table. With
 /// [`TargetChoice::AllLinear`] those that can't be trained (`nodes` lacks them, or the output
 /// doesn't depend on them) are left out.

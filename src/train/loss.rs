@@ -7,6 +7,7 @@ use tract_core::ops::nn::{Softmax, SoftmaxKind};
 
 use super::wires::Wires;
 use crate::error::{Error, Result};
+use crate::graph::{FrozenLinear, TokenLoss};
 
 /// A loss wired into a model.
 #[derive(Clone, Debug)]
@@ -43,6 +44,29 @@ pub fn cross_entropy(model: &mut TypedModel, logits: OutletId) -> Result<Loss> {
     let product = w.mul(targets, log_probability)?;
     let sum = total(&mut w, product)?;
     let sum = w.neg(sum)?;
+    weighted(w, sum, vec![targets])
+}
+
+/// Cross-entropy over a vocabulary: `output` (B, T, V), the targets (B, T, 1): 0 for a token that counts
+/// for nothing, else 1 + the token that should follow. Where a frozen layer gives the output, its logits are
+/// never there as a whole ([`TokenLoss`]).
+pub(crate) fn token_loss(model: &mut TypedModel, output: OutletId) -> Result<Loss> {
+    let node = model.node(output.node);
+    let layer = node.op_as::<FrozenLinear>().map(|op| (op.clone(), node.inputs.clone()));
+    let mut w = Wires::new(model, "loss");
+    let shape = floats(&w, output)?;
+    let [batch, tokens, _] = &*shape else {
+        return Err(Error::usage(format!("a loss over tokens takes (B, T, V), found {shape:?}")));
+    };
+    let targets = w.source(TARGETS, &[batch.clone(), tokens.clone(), 1.to_dim()])?;
+    let sum = match layer {
+        Some((head, inputs)) => {
+            let (x, bias) = (inputs[0], inputs.get(1).copied());
+            let inputs: TVec<OutletId> = [x, targets].into_iter().chain(bias).collect();
+            w.wire(TokenLoss { head: Some(head) }, &inputs)?
+        }
+        None => w.wire(TokenLoss { head: None }, &[output, targets])?,
+    };
     weighted(w, sum, vec![targets])
 }
 

@@ -14,6 +14,8 @@ mod kind;
 mod knowledge;
 #[cfg(all(test, feature = "import"))]
 mod knowledge_tests;
+#[cfg(all(test, feature = "import"))]
+mod language_tests;
 mod lesson;
 #[cfg(test)]
 mod lesson_tests;

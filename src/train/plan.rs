@@ -129,6 +129,10 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
     for (at, op) in Reading::of(engine, setup.features.output).axes().into_iter().enumerate() {
         outlet = model.wire_node(format!("reading.{at}"), op, &[outlet]).map_err(failed)?[0];
     }
+    if setup.task.rules().own_output() {
+        let loss = setup.task.rules().loss(&mut model, outlet)?;
+        return Ok(Wired { model, loss, penalty: None, logits: outlet, trained });
+    }
     let map = model.outlet_fact(outlet).map_err(failed)?.rank() == 4;
     let outlet = head::as_tokens(&mut model, outlet, setup.features.width)?;
     let mask = mask.filter(|_| !map);

@@ -6,7 +6,7 @@ use super::trainer::Answers;
 use crate::error::{Error, Result};
 use crate::pack::IoSpec;
 use crate::runtime::text::Tokens;
-use crate::runtime::{Engine, Named, Preprocessor, Words, concat_axis};
+use crate::runtime::{Engine, Generator, Named, Preprocessor, Words, concat_axis};
 use crate::shape::{Array, Data};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -81,12 +81,24 @@ impl<'a> Samples<'a> {
     ) -> Result<Samples<'a>> {
         let preprocessor = Preprocessor::new(engine).with_max_tokens(max_tokens);
         let rules = data.task.rules();
+        let generator = rules.own_output().then(|| Generator::new(engine)).transpose()?;
         let places: Vec<Option<usize>> =
             data.labels.iter().map(|l| labels.iter().position(|known| known == l)).collect();
         let mut items = Vec::with_capacity(data.samples.len());
         let mut answers = Vec::with_capacity(data.samples.len());
         let mut sentences = vec![];
         for sample in &data.samples {
+            if let Some(generator) = &generator {
+                let most = preprocessor.max_tokens();
+                let encoded = match &sample.input {
+                    SampleInput::Text(text) => rules.encode(text, &sample.label, generator, most),
+                    _ => Err(Error::unsupported(format!("the task {} learns texts", data.task))),
+                };
+                let (tokens, label) = encoded.map_err(|e| e.at(&sample.place))?;
+                items.push(Item::Tokens(tokens));
+                answers.push(label);
+                continue;
+            }
             let item = match &sample.input {
                 SampleInput::Text(text) if rules.needs_words() => {
                     preprocessor.words(text).map(|(tokens, words)| {

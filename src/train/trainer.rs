@@ -1,7 +1,7 @@
 //! Gradients and steps over micro-batches: what a training run is made of.
 
 use super::data::Label;
-use super::features::{choose_features, choose_targets};
+use super::features::{choose_features, choose_targets, output_layer};
 use super::head;
 use super::kind::{self, Frozen};
 use super::knowledge::Kept;
@@ -75,13 +75,19 @@ impl Trainer {
     /// without a gradient rule (found when the first plan is built).
     pub fn new(engine: &Engine, options: &TrainOptions, labels: Vec<String>) -> Result<Trainer> {
         options.check()?;
-        if labels.is_empty() {
+        let own_output = options.task.rules().own_output();
+        if labels.is_empty() && !own_output {
             return Err(Error::usage("a head needs one label at least"));
         }
         let per_token = options.task.rules().per_token();
         let head_from = options.head_from.as_deref();
         let features = choose_features(engine, head_from, options.pool, per_token)?;
-        let chosen = choose_targets(engine, &options.targets, features.output)?;
+        let mut chosen = choose_targets(engine, &options.targets, features.output)?;
+        if own_output && matches!(options.targets, super::TargetChoice::AllLinear) {
+            // As PEFT has it: of a language model all layers but that of the vocabulary.
+            let last = output_layer(engine, features.output)?;
+            chosen.retain(|target| Some(*target) != last);
+        }
         let (wiring, frozen) = (kind::wiring(options.kind)?, Frozen::of(engine)?);
         let mut parameters = vec![];
         let mut targets = vec![];
@@ -138,7 +144,9 @@ impl Trainer {
         });
         let mut parameters: Vec<Parameter> = of_targets.collect();
         let width = setup.features.width;
-        parameters.extend(parameter::of_head(options.seed, labels.len(), width));
+        if !own_output {
+            parameters.extend(parameter::of_head(options.seed, labels.len(), width));
+        }
         let weight_decay = f64::from(options.weight_decay);
         let rule = match options.optimizer {
             OptimizerKind::AdamW => {
@@ -420,14 +428,18 @@ impl Trainer {
             }
             targets.push(TargetAdapter { module_path, kind, rank, alpha, rslora, tensors });
         }
+        let (weight, bias) = match self.options.task.rules().own_output() {
+            true => (vec![], vec![]),
+            false => (self.value(head::WEIGHT)?.to_vec(), self.value(head::BIAS)?.to_vec()),
+        };
         let head = Head {
             task: self.options.task.name().into(),
             output: self.setup.features.name.clone(),
             pool: self.setup.features.pool,
             labels: self.labels.as_slice().into(),
             features: self.setup.features.width as u32,
-            weight: self.value(head::WEIGHT)?.to_vec(),
-            bias: self.value(head::BIAS)?.to_vec(),
+            weight,
+            bias,
             ..Head::default()
         };
         Ok(Adapter {

@@ -24,8 +24,14 @@ use std::path::Path;
 /// without change, with the reason. Else what the file system says (failed).
 pub fn export(adapter: &Adapter, targets: &[Target], dir: &Path) -> Result<Vec<String>> {
     adapter.check()?;
+    // One without labels stands for the base's own output, for which PEFT needs no head.
+    let own: Vec<&Head> = adapter.heads.iter().filter(|head| head.labels.is_empty()).collect();
+    let task = if own.is_empty() { Value::Null } else { json!("CAUSAL_LM") };
+    let mut rest = adapter.clone();
+    rest.heads.retain(|head| !head.labels.is_empty());
+    let adapter = &rest;
     let layers = layers(adapter, targets)?;
-    let text = configuration(adapter, &layers)?;
+    let text = configuration(adapter, task, &layers)?;
     let bytes = weights(adapter, &layers)?;
     read_back(adapter, targets, &text, &bytes)?;
     std::fs::create_dir(dir).map_err(|e| match e.kind() {
@@ -92,14 +98,18 @@ fn form(adapter: &Adapter) -> Result<(Kind, &'static dyn PeftForm)> {
     ))
 }
 
-fn configuration(adapter: &Adapter, layers: &[(&TargetAdapter, &Target)]) -> Result<String> {
+fn configuration(
+    adapter: &Adapter,
+    task: Value,
+    layers: &[(&TargetAdapter, &Target)],
+) -> Result<String> {
     let (kind, form) = form(adapter)?;
     let first = adapter.targets.first();
     let paths: Vec<&str> = adapter.targets.iter().map(|t| t.module_path.as_str()).collect();
     let saved: Vec<&str> = adapter.heads.iter().map(|h| h.name.as_str()).collect();
     let mut config = json!({
         "peft_type": form.selected_by().0,
-        "task_type": null,
+        "task_type": task,
         "base_model_name_or_path": null,
         "inference_mode": true,
         "target_modules": paths,

@@ -160,6 +160,14 @@ impl Generator {
         Ok(whole)
     }
 
+    /// The tokens of a text that goes on from another: no special ones but those that it names.
+    ///
+    /// # Errors
+    /// As [`Generator::tokens`].
+    pub fn bare_tokens(&self, text: &str) -> Result<Vec<u32>> {
+        self.text()?.ids(text, false)
+    }
+
     /// The text of tokens, special ones left out.
     ///
     /// # Errors

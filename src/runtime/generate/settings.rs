@@ -3,11 +3,12 @@
 use crate::error::{Error, Result};
 use crate::pack::Base;
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 
 /// Read of `generation_config.json`, `config.json` and `tokenizer_config.json`, in that order.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Settings {
-    /// Tokens that end a text.
+    /// Tokens that end a text; the first is what a learned text ends with.
     pub(super) ends: Vec<u32>,
     /// Tokens that a decoder behind an encoder begins with.
     pub(super) starts: Vec<u32>,
@@ -44,8 +45,8 @@ impl Settings {
         if ends.is_empty() {
             ends = ENDS.iter().filter_map(|name| token(name)).collect();
         }
-        ends.sort_unstable();
-        ends.dedup();
+        let mut seen = HashSet::new();
+        ends.retain(|id| seen.insert(*id));
         let mut starts = first("decoder_start_token_id");
         // Pairs of a place and its token.
         let forced = files.iter().find_map(|file| file.get("forced_decoder_ids")?.as_array());
@@ -89,10 +90,10 @@ mod tests {
     #[test]
     fn the_first_file_that_says_it_counts() {
         let found = of(&[r#"{"eos_token_id": [5, 4]}"#, r#"{"eos_token_id": 9}"#]);
-        assert_eq!(found, Settings { ends: vec![4, 5], starts: vec![] });
+        assert_eq!(found, Settings { ends: vec![5, 4], starts: vec![] });
         assert_eq!(of(&[r#"{"eos_token": {"content": "</s>"}}"#]).ends, [2]);
         // Nothing said: the tokens that usually end texts.
-        assert_eq!(of(&[r#"{"eos_token_id": null}"#]).ends, [2, 7]);
+        assert_eq!(of(&[r#"{"eos_token_id": null}"#]).ends, [7, 2]);
     }
 
     #[test]

@@ -99,6 +99,11 @@ impl<'a> Collector<'a> {
         self.task.get_or_insert_default();
     }
 
+    /// The task, unless another was asked for.
+    pub(super) fn prefer(&mut self, task: Task) {
+        self.task.get_or_insert(task);
+    }
+
     /// A sentence as an input.
     fn text(&self, text: &str) -> Result<SampleInput> {
         if text.trim().is_empty() {
@@ -191,7 +196,7 @@ impl<'a> Collector<'a> {
     /// those that read all rows so far.
     fn reader(&mut self, row: &Row<'_>) -> Result<Task> {
         if let Some(task) = self.task {
-            return match task.rules().reads(row) {
+            return match task.rules().reads_asked(row) {
                 true => Ok(task),
                 false => Err(missing(task.rules().fields())),
             };

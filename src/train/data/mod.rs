@@ -1,4 +1,4 @@
-//! Samples with labels, from `.jsonl`, `.csv`, `.npz` and folders of class folders of pictures.
+//! Samples with labels, from `.jsonl`, `.csv`, `.npz`, folders of class folders of pictures, and plain texts.
 //!
 //! Files are strangers': sizes are capped, and what is wrong is named with its file and line.
 
@@ -7,6 +7,7 @@ mod folder;
 mod jsonl;
 mod label;
 mod npz;
+mod plain;
 mod row;
 mod table;
 #[cfg(test)]
@@ -251,13 +252,15 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Dataset> {
         "jsonl" | "ndjson" => jsonl::read(path, &mut collector)?,
         "csv" => table::read(path, &mut collector)?,
         "npz" => npz::read(path, &mut collector)?,
+        "txt" => plain::read(path, &mut collector)?,
         _ if !path.exists() => {
             return Err(Error::bad_input(format!("no such file '{}'", path.display())));
         }
         _ => {
             let error = format!("'{}' is no data file of a known kind", path.display());
-            return Err(Error::unsupported(error)
-                .hint("one of .jsonl, .csv, .npz, or a folder of class folders of pictures"));
+            return Err(Error::unsupported(error).hint(
+                "one of .jsonl, .csv, .npz, .txt, or a folder of class folders of pictures",
+            ));
         }
     }
     collector.finish()

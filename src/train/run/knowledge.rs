@@ -39,7 +39,7 @@ impl Run<'_> {
         so_far: &SoFar,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<bool> {
-        if self.trainer.targets() == 0 {
+        if self.trainer.targets() == 0 || self.options.task.rules().own_output() {
             return Ok(true);
         }
         let sets = [&self.held[..], &self.train[..]];

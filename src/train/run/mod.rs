@@ -117,6 +117,10 @@ pub fn learn(
     options: &TrainOptions,
     progress: &mut dyn Progress,
 ) -> Result<Trained> {
+    if options.task.rules().own_output() && options.keep_knowledge > 0.0 {
+        let error = format!("the task {} has no penalty that keeps knowledge", options.task);
+        return Err(Error::unsupported(error).hint("measure other texts with eval"));
+    }
     let labels = lesson.labels(options.task)?;
     let mut trainer = Trainer::new(engine, options, labels)?;
     if let Some(previous) = lesson.previous.filter(|_| options.warm_start) {

@@ -1,8 +1,8 @@
 //! Answers and what they are worth, whatever the task.
 
-use crate::adapter::Head;
+use crate::adapter::{Head, Target, TargetKind};
 use crate::error::{Error, Result};
-use crate::pack::Base;
+use crate::pack::{Base, Role};
 use crate::runtime::{Prediction, Words};
 use crate::train::data::Label;
 use crate::train::metrics::Confusion;
@@ -103,6 +103,8 @@ pub(crate) struct Score {
 pub(crate) struct Given<'a> {
     pub output: &'a [f32],
     pub labels: &'a [String],
+    /// Values of one answer: one a label, or of the base's own output as many as it has.
+    pub width: usize,
     /// One a label, or none.
     pub thresholds: &'a [f32],
     pub temperature: f32,
@@ -120,6 +122,7 @@ impl<'a> Given<'a> {
         Given {
             output,
             labels,
+            width: labels.len(),
             thresholds: &[],
             temperature: 1.0,
             sentence: None,
@@ -132,9 +135,12 @@ impl<'a> Given<'a> {
     pub fn of_head(output: &'a [f32], labels: &'a [String], head: Option<&'a Head>) -> Given<'a> {
         let plain = Given::plain(output, labels);
         match head {
-            Some(head) => {
-                Given { thresholds: &head.thresholds, temperature: head.temperature, ..plain }
-            }
+            Some(head) => Given {
+                thresholds: &head.thresholds,
+                temperature: head.temperature,
+                width: if labels.is_empty() { head.features as usize } else { labels.len() },
+                ..plain
+            },
             None => plain,
         }
     }
@@ -205,7 +211,20 @@ impl super::Task {
         match (head, base.preprocess().problem) {
             (Some(head), _) => super::Task::of_head(&head.task),
             (None, Some(problem)) => super::Task::of_problem(problem),
+            (None, None) if is_language_model(base) => Ok(super::Task::of_texts()),
             (None, None) => Ok(super::Task::default()),
         }
     }
+}
+
+/// Whether the main graph gives logits over its vocabulary for each token, and nothing says that they are
+/// labels.
+fn is_language_model(base: &Base) -> bool {
+    let Some(graph) = base.record().graphs.first() else { return false };
+    let logits = graph.outputs.iter().find(|s| s.role == Role::Logits && s.dims.len() == 3);
+    let width = logits.and_then(|s| s.dims.last()?.parse::<u32>().ok());
+    let table = |t: &Target| t.kind == TargetKind::Embedding && Some(t.in_features) == width;
+    base.preprocess().labels.is_empty()
+        && graph.inputs.iter().any(|s| s.role == Role::Ids)
+        && base.targets().iter().any(table)
 }

@@ -6,6 +6,7 @@
 
 mod answer;
 mod classes;
+mod language;
 mod numbers;
 mod rules;
 mod tags;
@@ -23,8 +24,13 @@ use std::fmt;
 
 /// Those with fields of their own first; of several that read a row, the first that claims the file's
 /// labels has them, and the last without a claim.
-const ALL: &[Task] =
-    &[Task(&tokens::Tokens), Task(&tags::Tags), Task(&numbers::Numbers), Task(&classes::Classes)];
+const ALL: &[Task] = &[
+    Task(&language::Language),
+    Task(&tokens::Tokens),
+    Task(&tags::Tags),
+    Task(&numbers::Numbers),
+    Task(&classes::Classes),
+];
 
 /// What people read above the labels of an input that is like nothing that was learned.
 pub const UNKNOWN: &str = "unknown: like nothing that was learned";
@@ -56,6 +62,11 @@ impl Task {
             Error::unsupported(format!("the adapter's head has the task '{name}'"))
                 .hint(format!("this version knows {}", Task::names().join(", ")))
         })
+    }
+
+    /// The task of plain texts, and of bases that are language models.
+    pub(crate) fn of_texts() -> Task {
+        Task(&language::Language)
     }
 
     /// The task of a base's own labels.

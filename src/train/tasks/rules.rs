@@ -1,8 +1,9 @@
 //! What every task says of itself.
 
 use super::answer::{Answer, Given, Meter, Score};
-use crate::error::Result;
-use crate::runtime::Words;
+use crate::error::{Error, Result};
+use crate::runtime::text::Tokens;
+use crate::runtime::{Generator, Words};
 use crate::train::data::{Dataset, Label, Rough, RoughLabel, Row, Seen};
 use crate::train::instant::Form;
 use crate::train::loss::Loss;
@@ -26,6 +27,11 @@ pub(crate) trait TaskRules: Sync {
 
     /// Whether a row has what it reads.
     fn reads(&self, row: &Row<'_>) -> bool;
+
+    /// The same where the task was asked for by name.
+    fn reads_asked(&self, row: &Row<'_>) -> bool {
+        self.reads(row)
+    }
 
     /// The sentence of a row that has no field `text`.
     fn text(&self, _row: &Row<'_>) -> Result<Option<String>> {
@@ -63,6 +69,23 @@ pub(crate) trait TaskRules: Sync {
     /// Whether the head answers for each token, not for each sample.
     fn per_token(&self) -> bool {
         false
+    }
+
+    /// Whether what is learned is the base's own output, of as many values as its vocabulary has tokens:
+    /// there is no head, and [`TaskRules::encode`] makes tokens and labels of texts.
+    fn own_output(&self) -> bool {
+        false
+    }
+
+    /// The tokens of a text, `most` of them, and the label of these, where [`TaskRules::own_output`].
+    fn encode(
+        &self,
+        _text: &str,
+        _label: &Label,
+        _generator: &Generator,
+        _most: usize,
+    ) -> Result<(Tokens, Label)> {
+        Err(Error::failed("only a language model's texts are encoded by their task"))
     }
 
     /// Whether it must know where in a sentence each token stands.

@@ -9,7 +9,7 @@ use super::{InputGradients, Site};
 use crate::error::Result;
 use crate::graph::{
     Col2im, DepthwiseInputGradient, FrozenConv, FrozenDepthwise, FrozenLinear,
-    FrozenLinearTransposed, Im2col,
+    FrozenLinearTransposed, Im2col, TokenLoss,
 };
 use crate::train::wires::Wires;
 
@@ -50,6 +50,22 @@ pub(super) fn linear_transposed(w: &mut Wires, site: &Site) -> Result<InputGradi
         has_bias: false,
     };
     Ok(tvec![Some(w.wire(back, &[site.gradient()?])?)])
+}
+
+/// The forward run has made the gradient of the sum: that of the sum's own scales it.
+pub(super) fn token_loss(w: &mut Wires, site: &Site) -> Result<InputGradients> {
+    site.op::<TokenLoss>()?;
+    if site.wants(1) || site.wants(2) {
+        return Err(site.unsupported("only what it reads rows of can be trained"));
+    }
+    let made = OutletId::new(site.node.id, 1);
+    let mut scale = site.gradient()?;
+    for _ in 0..w.rank(made)? {
+        scale = w.axis(AxisOp::Add(0), scale)?;
+    }
+    let mut gradients = tvec![None; site.node.inputs.len()];
+    gradients[0] = Some(w.mul(made, scale)?);
+    Ok(gradients)
 }
 
 pub(super) fn conv(w: &mut Wires, site: &Site) -> Result<InputGradients> {

@@ -200,6 +200,7 @@ static TABLE: &[Entry] = &[
     entry("Deconv", op::<Deconv>, cnn::deconv),
     entry("FrozenLinear", op::<g::FrozenLinear>, frozen::linear),
     entry("FrozenLinearTransposed", op::<g::FrozenLinearTransposed>, frozen::linear_transposed),
+    entry("TokenLoss", op::<g::TokenLoss>, frozen::token_loss),
     entry("FrozenConv", op::<g::FrozenConv>, frozen::conv),
     entry("FrozenDepthwise", op::<g::FrozenDepthwise>, frozen::depthwise),
     entry("LstmCell", op::<g::LstmCell>, cells::lstm),

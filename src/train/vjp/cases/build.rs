@@ -226,6 +226,30 @@ pub(in crate::train::vjp) fn frozen_linears() -> Vec<Case<'static>> {
     ]
 }
 
+/// Over logits, over a layer's rows, with and without its bias; one row counts for nothing.
+pub(in crate::train::vjp) fn token_losses() -> Vec<Case<'static>> {
+    let layer = |bias| g::FrozenLinear::new(&weights(), 0, None, bias).unwrap();
+    let targets = Tensor::from_shape(&[2, 3, 1], &[1f32, 5., 0., 3., 3., 2.]).unwrap();
+    let case = |width: usize, head: Option<g::FrozenLinear>| {
+        let bias = head.as_ref().filter(|head| head.has_bias).map(|_| random(&[5], 2));
+        let inputs: Vec<Tensor> =
+            [random(&[2, 3, width], 1), targets.clone()].into_iter().chain(bias).collect();
+        Case::new(inputs, move |model, sources| {
+            let op = g::TokenLoss { head: head.clone() };
+            let sum = model.wire_node("op", op, sources).unwrap()[0];
+            model.wire_node("row", AxisOp::Add(0), &[sum]).unwrap()[0]
+        })
+        .trained(&[0])
+    };
+    vec![
+        case(5, None),
+        case(5, None).symbolic(),
+        case(4, Some(layer(false))),
+        case(4, Some(layer(true))),
+        case(4, Some(layer(false))).symbolic(),
+    ]
+}
+
 /// Kernels of six taps with every kind of padding, stride and dilation.
 pub(in crate::train::vjp) fn windows() -> [g::Window; 4] {
     let window =

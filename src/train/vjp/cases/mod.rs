@@ -375,6 +375,7 @@ pub(super) fn cases(rule: &str) -> Vec<Case<'static>> {
                 Case::op([random(&[3, 5], 1)], op).symbolic(),
             ]
         }
+        "TokenLoss" => token_losses(),
         "FrozenConv" => windows()
             .into_iter()
             .flat_map(|window| {

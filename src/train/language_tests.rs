@@ -1,0 +1,218 @@
+//! The task of language models: gradients and steps as PyTorch's and PEFT's, and a text learned by heart.
+
+use super::data::{Dataset, LoadOptions, load};
+use super::progress::Silent;
+use super::*;
+use crate::adapter::{Adapter, TensorType};
+use crate::common::{packed, shared};
+use crate::npy::read_npz;
+use crate::quant::Scheme;
+use crate::runtime::{
+    Engine, ExportFolder, GenerateOptions, Generator, Named, PackOptions, pack_graphs,
+};
+use crate::shape::Array;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+const PROJECTIONS: &str = r".*(q|k|v|o|gate|up|down)_proj";
+
+fn tiny(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-lm").join(name)
+}
+
+fn exact() -> PackOptions {
+    PackOptions { scheme: Scheme::F32, ..PackOptions::default() }
+}
+
+/// Both graphs, with the tokenizer.
+fn folder() -> Engine {
+    let export = ExportFolder::read(&tiny("")).unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let out = place.path().join("lm.base");
+    let tokenizer = Some(std::fs::read(tiny("tokenizer.json")).unwrap());
+    pack_graphs(&export.graphs, &out, &PackOptions { tokenizer, ..exact() }).unwrap();
+    Engine::open(&out).unwrap()
+}
+
+fn options() -> TrainOptions {
+    TrainOptions {
+        task: Task::of_texts(),
+        rank: 4,
+        alpha: 8.0,
+        targets: TargetChoice::Regex(PROJECTIONS.into()),
+        threads: 1,
+        ..TrainOptions::default()
+    }
+}
+
+/// |a - b| over the largest |b|.
+fn off(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let largest = b.iter().fold(0f32, |most, v| most.max(v.abs()));
+    let apart = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    apart.fold(0f32, f32::max) / largest
+}
+
+/// Two rows of the reference, the second padded; with empty states where the graph takes them.
+fn batch(engine: &Engine, arrays: &HashMap<String, Array>) -> MicroBatch {
+    let ids = &arrays["input_ids"];
+    let (rows, length) = (ids.shape()[0], ids.shape()[1]);
+    let mut inputs: Named = vec![];
+    for spec in engine.inputs() {
+        inputs.push((
+            spec.name.clone(),
+            match arrays.get(&spec.name) {
+                Some(array) => array.clone(),
+                None => Array::f32([rows, 2, 0, 8], vec![]).unwrap(),
+            },
+        ));
+    }
+    let labels = arrays["labels"].as_i64().unwrap();
+    let mask = arrays["attention_mask"].as_i64().unwrap();
+    let answers = (0..rows).map(|row| {
+        let at = |t: usize| labels.get(row * length + t).copied().filter(|_| t < length);
+        let count = mask[row * length..][..length].iter().sum::<i64>() as usize;
+        let next = |t: usize| at(t + 1).filter(|label| *label >= 0).map_or(0.0, |l| l as f32 + 1.0);
+        Some((0..count).map(next).collect())
+    });
+    MicroBatch { inputs, answers: answers.collect() }
+}
+
+/// The graph without a past and that with an empty one learn the same.
+#[test]
+fn the_tiny_model_learns_as_peft_does() {
+    let Some(shared) = shared() else { return };
+    let path = shared.join("reference/tiny-sequence/lm_lora.npz");
+    let arrays: HashMap<String, Array> = read_npz(path, 1 << 20).unwrap().into_iter().collect();
+    let theirs = |kind: &str, name: &str| {
+        let name = name.replace(".lora_a", ".lora_A.weight").replace(".lora_b", ".lora_B.weight");
+        arrays[&format!("{kind}.{name}")].as_f32().unwrap().to_vec()
+    };
+    let losses = arrays["losses"].as_f32().unwrap();
+    for file in ["model.onnx", "model_with_past.onnx"] {
+        let engine = packed(&tiny(file), &exact());
+        let mut trainer = Trainer::new(&engine, &options(), vec![]).unwrap();
+        let names: Vec<String> = trainer.parameters().map(|(n, _)| n.to_string()).collect();
+        assert_eq!(names.len(), 28);
+        for name in &names {
+            trainer.set_parameter(name, &theirs("init", name)).unwrap();
+        }
+        let batch = [batch(&engine, &arrays)];
+        let gradients = trainer.gradients(&batch).unwrap();
+        let mut worst = 0f32;
+        for (name, gradient) in names.iter().zip(&gradients.values) {
+            let apart = off(gradient, &theirs("grad1", name));
+            assert!(apart < 1e-4, "{file}: gradient of {name}: {apart}");
+            worst = worst.max(apart);
+        }
+        let mut apart = 0f32;
+        for want in losses {
+            apart = apart.max((trainer.step(&batch, 1e-2).unwrap() - want).abs());
+        }
+        println!("{file}: gradients within {worst:.1e}, ten losses within {apart:.1e}");
+        assert!(apart < 1e-3, "{file}: losses differ by {apart}");
+        for (name, values) in trainer.parameters() {
+            let apart = off(values, &theirs("after10", name));
+            assert!(apart < 1e-2, "{file}: {name} after ten steps: {apart}");
+        }
+    }
+}
+
+fn data(file: &str, contents: &str) -> Dataset {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join(file);
+    std::fs::write(&path, contents).unwrap();
+    let task = file.ends_with("jsonl").then(Task::of_texts);
+    load(&path, &LoadOptions { task, ..LoadOptions::default() }).unwrap()
+}
+
+fn thorough() -> TrainOptions {
+    TrainOptions {
+        rank: 8,
+        alpha: 32.0,
+        targets: TargetChoice::AllLinear,
+        learning_rate: 2e-2,
+        steps: Some(150),
+        holdout: 0.0,
+        ..options()
+    }
+}
+
+/// What was learned is generated, by the graph with a past too, after the file was written and read.
+#[test]
+fn a_completion_is_learned_by_heart_and_generated() {
+    let engine = folder();
+    let rows = r#"{"prompt": "Tea? ", "completion": "At five."}
+{"prompt": "Bath? ", "completion": "No, later."}"#;
+    let data = data("facts.jsonl", rows);
+    assert_eq!(data.task, Task::of_texts());
+    let before = evaluate(&engine, None, &data, 2).unwrap();
+    let trained = train(&engine, &data, Some(&data), &thorough(), &mut Silent).unwrap();
+    // Of all linear layers that of the vocabulary is left out.
+    assert_eq!(
+        (trained.report.targets, &trained.report.skipped[..]),
+        (14, &["lm_head".into()][..])
+    );
+    let bytes = trained.adapter.to_bytes(TensorType::F32).unwrap();
+    let adapter = Adapter::from_bytes(&bytes).unwrap();
+    assert_eq!(adapter, trained.adapter);
+    let bound = engine.bind(&[(&adapter, 1.0)]).unwrap();
+    let after = evaluate(&engine, Some(&bound), &data, 2).unwrap();
+    let perplexity = |e: &Evaluation| e.metric("perplexity").unwrap();
+    println!("perplexity {} -> {}", perplexity(&before), perplexity(&after));
+    assert!(perplexity(&before) > 50.0 && perplexity(&after) < 1.5);
+    assert_eq!(trained.report.after[1].0, "perplexity");
+    let generator = Generator::new(&engine).unwrap();
+    let said = |prompt: &str| {
+        let prompt = generator.tokens(prompt).unwrap();
+        let options = GenerateOptions { tokens: 20, ..GenerateOptions::default() };
+        generator.generate(&prompt, Some(&bound), &options, &mut |_| true).unwrap().text
+    };
+    assert_eq!(said("Tea? "), "At five.");
+    assert_eq!(said("Bath? "), "No, later.");
+    // PEFT needs no head for it.
+    let place = tempfile::tempdir().unwrap();
+    let (folder, targets) = (place.path().join("peft"), engine.base().targets());
+    crate::adapter::peft::export(&adapter, targets, &folder).unwrap();
+    let config = std::fs::read_to_string(folder.join("adapter_config.json")).unwrap();
+    assert!(config.contains("\"CAUSAL_LM\""), "{config}");
+}
+
+/// The prompt is no part of the loss: with its tokens moved about, a completion's first loss differs, but
+/// one whose prompt alone could be learned has the same number of answers.
+#[test]
+fn the_loss_is_of_the_completion_alone() {
+    let engine = folder();
+    let row = |prompt: &str| {
+        let row = format!(r#"{{"prompt": "{prompt}", "completion": "abc"}}"#);
+        let data = data("one.jsonl", &row);
+        let samples = super::samples::Samples::new(&engine, &data, &[], None).unwrap();
+        samples.target(0).unwrap()
+    };
+    // a is 2 of the vocabulary, `</s>` 0; a target is 1 + the token.
+    assert_eq!(row("x"), [3.0, 4.0, 5.0, 1.0, 0.0]);
+    assert_eq!(row("xy"), [0.0, 3.0, 4.0, 5.0, 1.0, 0.0]);
+    assert_eq!(row(""), [4.0, 5.0, 1.0, 0.0]);
+    let whole = data("text.txt", "abc\n");
+    let samples = super::samples::Samples::new(&engine, &whole, &[], None).unwrap();
+    assert_eq!(samples.target(0).unwrap().iter().filter(|v| **v > 0.0).count(), 3);
+}
+
+#[test]
+fn plain_text_is_learned_and_what_is_no_language_model_is_refused() {
+    let engine = folder();
+    let data = data("notes.txt", &"the lamp is on\n".repeat(12));
+    assert_eq!(data.task, Task::of_texts());
+    let options = TrainOptions { steps: Some(20), ..thorough() };
+    let trained = train(&engine, &data, Some(&data), &options, &mut Silent).unwrap();
+    let perplexity =
+        |m: &[(String, f32)]| m.iter().find(|(name, _)| name == "perplexity").unwrap().1;
+    let (before, after) = (perplexity(&trained.report.before), perplexity(&trained.report.after));
+    assert!(after < before / 4.0, "{before} -> {after}");
+    let keep = TrainOptions { keep_knowledge: 0.9, ..options.clone() };
+    let e = train(&engine, &data, None, &keep, &mut Silent).unwrap_err();
+    assert!(e.message().contains("no penalty"), "{e}");
+    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny/attention.onnx");
+    let e = train(&packed(&other, &exact()), &data, None, &options, &mut Silent).unwrap_err();
+    assert!(e.message().contains("no language model"), "{e}");
+}
