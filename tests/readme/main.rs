@@ -14,6 +14,7 @@ fn every_command_about_sequences_works() {
     run("docs/SEQUENCES.md", 11);
 }
 
+#[test]
 fn every_command_of_the_page_on_peft_works() {
     run("docs/PEFT.md", 6);
 }
