@@ -61,6 +61,14 @@ pub enum Cause {
     Unreadable,
     /// The state of a training run is damaged.
     Checkpoint,
+    /// It takes more memory than there may be for it, ever.
+    TooLarge,
+    /// Others have the memory at this moment.
+    Short,
+    /// It was told to stop.
+    Stopped,
+    /// The answer holds NaN or infinity.
+    NotFinite,
     /// The state is damaged or has lost something: nothing is changed until a person has decided.
     Doubtful,
 }

@@ -105,6 +105,7 @@ struct Sequences;
 
 mod adapter;
 mod bench;
+mod caught;
 #[cfg(feature = "cli")]
 mod cli;
 #[cfg(test)]
@@ -143,8 +144,9 @@ pub use quant::Scheme;
 #[cfg(feature = "import")]
 pub use runtime::pack;
 pub use runtime::{
-    Ended, Engine, GenerateOptions, Generated, Generator, Listener, Named, Prediction,
-    Preprocessor, Sampling, Session, Tokens, WordAt, Words, apply_head, base_predictions,
+    Ended, Engine, GenerateOptions, Generated, Generator, Listener, MemoryLimit, Named, Prediction,
+    Preprocessor, Sampling, Session, Stop, Taken, Tokens, WordAt, Words, apply_head,
+    base_predictions,
 };
 pub use shape::{Array, DType, Data, Input, Values, View};
 pub use train::tasks::{Answer, Task};

@@ -104,15 +104,36 @@ pub fn write(path: impl AsRef<Path>, array: &Array) -> Result<()> {
 /// Errors as `read_bytes`, and: no zip file, encrypted or otherwise
 /// packed entries, sums past the limit (bad input).
 pub fn read_npz(path: impl AsRef<Path>, max_len: u64) -> Result<Vec<(String, Array)>> {
-    let path = path.as_ref();
+    read_npz_counted(path.as_ref(), max_len, &mut |_| Ok(()))
+}
+
+/// As [`read_npz`]; `room` is asked for each piece of memory, in bytes, before it is taken.
+///
+/// Errors: those of `room` too.
+pub fn read_npz_counted(
+    path: &Path,
+    max_len: u64,
+    room: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<Vec<(String, Array)>> {
     let Opened { file, len } = open_regular(path, max_len)?;
-    read_npz_from(BufReader::new(file), len, max_len)
+    read_npz_from(BufReader::new(file), len, max_len, room)
         .map_err(|e| e.at(format_args!("'{}'", path.display())))
 }
 
 /// As [`read_npz`], from the bytes of such a file; `max_len` bounds what they unpack to.
 pub fn read_npz_bytes(bytes: &[u8], max_len: u64) -> Result<Vec<(String, Array)>> {
-    read_npz_from(std::io::Cursor::new(bytes), bytes.len() as u64, max_len)
+    read_npz_within(bytes, max_len, &mut |_| Ok(()))
+}
+
+/// As [`read_npz_bytes`]; `room` is asked for each piece of memory, in bytes, before it is taken.
+///
+/// Errors: those of `room` too.
+pub fn read_npz_within(
+    bytes: &[u8],
+    max_len: u64,
+    room: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<Vec<(String, Array)>> {
+    read_npz_from(std::io::Cursor::new(bytes), bytes.len() as u64, max_len, room)
 }
 
 /// The bytes of a `.npz` file of these arrays, stored, without times: equal arrays in equal order
@@ -135,6 +156,7 @@ fn read_npz_from(
     reader: impl Read + Seek,
     file_len: u64,
     max_len: u64,
+    room: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Vec<(String, Array)>> {
     let mut archive = zip::ZipArchive::new(reader)
         .map_err(|e| Error::bad_input(format!("not an npz (zip) file: {e}")))?;
@@ -166,6 +188,7 @@ fn read_npz_from(
             )));
         }
         budget -= size;
+        room(size)?;
         // The stated size is a claim: neither trusted for the allocation nor for the end.
         let mut bytes = Vec::new();
         let read = (&mut entry).take(size + 1).read_to_end(&mut bytes);
@@ -175,10 +198,19 @@ fn read_npz_from(
                 "npz array '{name}' states {size} bytes and has others"
             )));
         }
-        let array = read_bytes(&bytes).map_err(|e| e.at(format_args!("array '{name}'")))?;
+        let at = |e: Error| e.at(format_args!("array '{name}'"));
+        room(values_len(&bytes).map_err(at)?)?;
+        let array = read_bytes(&bytes).map_err(at)?;
         arrays.push((name.to_string(), array));
     }
     Ok(arrays)
+}
+
+/// Bytes of the values that [`read_bytes`] makes of this.
+fn values_len(bytes: &[u8]) -> Result<u64> {
+    let (header, data) = split(bytes)?;
+    let Header { element, .. } = Header::parse(header)?;
+    Ok(data.len() as u64 / element.size() as u64 * element.decoded_size())
 }
 
 /// The header's text and the data behind it.
@@ -238,6 +270,15 @@ impl Element {
             Element::F16 | Element::I16 | Element::U16 => 2,
             Element::F32 | Element::I32 | Element::U32 => 4,
             Element::F64 | Element::I64 => 8,
+        }
+    }
+
+    fn decoded_size(self) -> u64 {
+        match self {
+            Element::U8 | Element::Bool => 1,
+            Element::F16 | Element::F32 | Element::F64 | Element::I32 => 4,
+            Element::I16 | Element::I8 | Element::U16 => 4,
+            Element::I64 | Element::U32 => 8,
         }
     }
 

@@ -66,6 +66,17 @@ impl Data {
         self.values().len()
     }
 
+    /// Bytes that the values take.
+    pub fn byte_len(&self) -> usize {
+        match self {
+            Data::F32(v) => size_of_val(&v[..]),
+            Data::I64(v) => size_of_val(&v[..]),
+            Data::I32(v) => size_of_val(&v[..]),
+            Data::U8(v) => v.len(),
+            Data::Bool(v) => v.len(),
+        }
+    }
+
     /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -124,6 +135,14 @@ impl Array {
     /// The values.
     pub fn data(&self) -> &Data {
         &self.data
+    }
+
+    /// Whether no value is NaN or infinite.
+    pub(crate) fn is_finite(&self) -> bool {
+        match &self.data {
+            Data::F32(values) => values.iter().all(|v| v.is_finite()),
+            _ => true,
+        }
     }
 
     /// Takes the values out.

@@ -4,7 +4,7 @@ use crate::adapter::{Adapter, Target, TargetAdapter, TargetKind};
 use crate::error::{Error, Result};
 use crate::pack::{IoSpec, Role};
 use crate::runtime::{Engine, Named};
-use crate::shape::{Array, DType, Data};
+use crate::shape::{Array, DType, Data, volume};
 
 /// Token ids where the base has no embedding that says how many there are.
 const IDS: usize = 100;
@@ -22,14 +22,24 @@ pub struct Sizes {
 /// values that the type and the base's vocabulary allow.
 ///
 /// # Errors
-/// Unsupported: a dimension that is computed from others.
+/// Unsupported: a dimension that is computed from others. Refused: more than the engine's memory.
 pub fn inputs(engine: &Engine, sizes: Sizes) -> Result<Named> {
     let vocabulary = engine.base().vocabulary().unwrap_or(IDS);
-    let one = |spec: &IoSpec| Ok((spec.name.clone(), input(spec, sizes, vocabulary)?));
-    engine.inputs().iter().map(one).collect()
+    let shapes = engine.inputs().iter().map(|spec| Ok((spec, shape(spec, sizes)?)));
+    let shapes = shapes.collect::<Result<Vec<(&IoSpec, Vec<usize>)>>>()?;
+    if let Some(limit) = engine.memory() {
+        let values = shapes.iter().map(|(_, shape)| volume(shape).unwrap_or(usize::MAX) as u64);
+        // In the largest type, and once more as the run has them. What they become there is looked at there.
+        let bytes = values.fold(0u64, |all, n| all.saturating_add(n.saturating_mul(16)));
+        drop(limit.take(bytes)?);
+    }
+    let one = |(spec, shape): (&IoSpec, Vec<usize>)| {
+        Ok((spec.name.clone(), input(spec, shape, vocabulary)?))
+    };
+    shapes.into_iter().map(one).collect()
 }
 
-fn input(spec: &IoSpec, sizes: Sizes, vocabulary: usize) -> Result<Array> {
+fn shape(spec: &IoSpec, sizes: Sizes) -> Result<Vec<usize>> {
     let free = |axis| if axis == 0 { sizes.rows } else { sizes.length };
     let is_name = |d: &str| d.chars().all(|c| c.is_alphanumeric() || "_.-:".contains(c));
     let mut shape = vec![];
@@ -44,8 +54,11 @@ fn input(spec: &IoSpec, sizes: Sizes, vocabulary: usize) -> Result<Array> {
             }
         });
     }
-    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-    let count = count.filter(|&n| n <= isize::MAX as usize / 8).ok_or_else(|| {
+    Ok(shape)
+}
+
+fn input(spec: &IoSpec, shape: Vec<usize>, vocabulary: usize) -> Result<Array> {
+    let count = volume(&shape).filter(|&n| n <= isize::MAX as usize / 8).ok_or_else(|| {
         Error::usage(format!("input '{}' of shape {shape:?} is too large", spec.name))
     })?;
     let id = |i: usize| match spec.role {
@@ -108,6 +121,10 @@ mod tests {
         let dims = dims.iter().map(|d| d.to_string()).collect();
         let role = if name.ends_with("mask") { Role::Mask } else { Role::Other };
         IoSpec { name: name.into(), safe_name: "x0".into(), dtype, dims, role }
+    }
+
+    fn input(spec: &IoSpec, sizes: Sizes, vocabulary: usize) -> Result<Array> {
+        super::input(spec, shape(spec, sizes)?, vocabulary)
     }
 
     #[test]

@@ -39,6 +39,12 @@ pub fn training(
     let fixed: Option<usize> = first.and_then(|d| d.parse().ok());
     let rows = fixed.unwrap_or(options.micro_batch.unwrap_or(options.batch));
     let named = inputs(engine, Sizes { rows, length })?;
+    if let Some(limit) = engine.memory() {
+        // Each micro-batch has its own.
+        let bytes: usize = named.iter().map(|(_, a)| a.data().byte_len()).sum();
+        let each = bytes as u64 + 64 * rows as u64;
+        drop(limit.take(each.saturating_mul(options.batch.div_ceil(rows.max(1)) as u64))?);
+    }
     let answers = trainer.answers(&[0, 1, 2].map(Label::Class))?;
     let micro = |first: usize| MicroBatch {
         inputs: named.clone(),

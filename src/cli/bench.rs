@@ -10,7 +10,8 @@ use crate::bench::{Latency, Sizes, adapter, adapter_cost, inputs, latency, media
 use crate::bench::{switching, training};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::{peak_rss_bytes, unshared_bytes};
-use crate::runtime::{Engine, Named};
+use crate::host::Root;
+use crate::runtime::{Engine, MemoryLimit, Named};
 use crate::train::TrainOptions;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -183,7 +184,8 @@ fn print(args: &Args, figures: &Figures, request: &Named, out: &Out) {
 }
 
 fn open(args: &Args) -> Result<Engine> {
-    let engine = open_engine(&args.base)?.with_threads(args.threads)?;
+    let free = crate::host::memory(&Root::system()).free().map(MemoryLimit::new);
+    let engine = open_engine(&args.base)?.with_threads(args.threads)?.with_memory(free);
     if args.lock {
         engine.base().lock()?;
     }

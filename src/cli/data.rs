@@ -26,13 +26,13 @@ pub struct Training {
     pub held_out: Option<Dataset>,
 }
 
-/// Reads a file to train on: its split `validation` is held out, else its split `test`.
+/// Reads a file to train on, within `memory` bytes: its split `validation` is held out, else its split `test`.
 ///
 /// # Errors
 /// As [`load`]. Bad input: a split of another name, of which nothing says whether it may be trained
 /// on.
-pub fn training(path: &Path, task: Option<Task>) -> Result<Training> {
-    let read = |split| load(path, &LoadOptions { split, task, labels: None });
+pub fn training(path: &Path, task: Option<Task>, memory: Option<u64>) -> Result<Training> {
+    let read = |split| load(path, &LoadOptions { split, task, labels: None, memory });
     let all = read(Split::All)?;
     let unknown = all.splits.iter().find(|s| !["train", HELD, "test"].contains(&s.as_str()));
     if let Some(split) = unknown {
@@ -43,6 +43,7 @@ pub fn training(path: &Path, task: Option<Task>) -> Result<Training> {
         .hint("name splits train, validation (or val, dev) and test"));
     }
     let Some(held) = held_out(&all) else { return Ok(Training { data: all, held_out: None }) };
+    drop(all);
     Ok(Training { data: read(Split::Train)?, held_out: Some(read(held)?) })
 }
 
@@ -72,6 +73,7 @@ pub fn measured(
         split: Split::All,
         task: Some(Task::serving(head, engine.base())?),
         labels: (!labels.is_empty()).then(|| labels.to_vec()),
+        memory: None,
     };
     let read = |split: Split| load(path, &LoadOptions { split, ..options.clone() });
     match chosen {

@@ -188,7 +188,8 @@ fn learn(
     out: &Out,
 ) -> Result<(Learned, Adapter, SampleInput)> {
     let read = |split| {
-        let options = LoadOptions { split, task: Some(Task::default()), labels: None };
+        let options =
+            LoadOptions { split, task: Some(Task::default()), labels: None, memory: None };
         load(&models.join(task.data), &options)
     };
     let (data, held_out): (Dataset, Dataset) = (read(Split::Train)?, read(Split::Test)?);

@@ -7,9 +7,10 @@ use super::output::{Out, dims};
 use super::train::{at_least_one, share};
 use crate::error::{Error, Result};
 use crate::fs::{peak_rss_bytes, unshared_bytes};
+use crate::host::Root;
 use crate::npy;
 use crate::pack::Role;
-use crate::runtime::{Named, Preprocessor, apply_head, base_predictions};
+use crate::runtime::{MemoryLimit, Named, Preprocessor, apply_head, base_predictions};
 use crate::shape::{Array, Data};
 use crate::train::Task;
 use serde_json::{Value, json};
@@ -39,6 +40,9 @@ pub struct Args {
     /// Check the whole base against its hashes first: weights are not checked in use
     #[arg(long)]
     verify: bool,
+    /// Give outputs that hold NaN or infinity too, which are an error else
+    #[arg(long)]
+    any_value: bool,
     /// Write each output to DIR/NAME.npy ('/' and ':' become '_')
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -56,7 +60,8 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let before = since_process_start();
     args.source.required()?;
     let start = Instant::now();
-    let engine = open_engine(&args.base)?.with_threads(args.threads)?;
+    let free = crate::host::memory(&Root::system()).free().map(MemoryLimit::new);
+    let engine = open_engine(&args.base)?.with_threads(args.threads)?.with_memory(free);
     if args.verify {
         engine.base().verify()?;
     }
@@ -75,6 +80,12 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         None => base_predictions(&engine, &outputs),
     };
     let ran = start.elapsed();
+    let finite = outputs.iter().all(|(_, a)| a.is_finite())
+        && predictions.iter().flat_map(|p| &p.logits).all(|v| v.is_finite());
+    if !finite && !args.any_value {
+        let why = engine.not_finite(&inputs, adapter.as_ref(), None);
+        return Err(why.hint("--any-value gives it all the same"));
+    }
     let head = adapter.as_ref().and_then(|a| a.head.as_ref());
     let task = Task::serving(head, engine.base())?;
     let sentence = match args.source.sentence() {

@@ -37,6 +37,17 @@ pub fn bind_dims(model: &TypedModel, dims: &[(String, i64)]) -> Result<TypedMode
     Ok(bound)
 }
 
+/// The values of a graph's symbols in `dims`; names that it lacks are passed over.
+pub fn symbol_values(model: &TypedModel, dims: &[(String, i64)]) -> SymbolValues {
+    let mut values = SymbolValues::default();
+    for (name, value) in dims {
+        if let Some(symbol) = model.symbols.get(name) {
+            values.set(&symbol, *value);
+        }
+    }
+    values
+}
+
 /// tract runs pools whose window is larger than what there is, to values without a meaning.
 fn check_pools(model: &TypedModel) -> Result<()> {
     for node in model.nodes() {

@@ -7,6 +7,7 @@ use tract_core::internal::*;
 use tract_core::ops::scan::{InputMapping, OutputMapping, Scan, ScanInfo};
 
 use super::changes::{ActiveAdapter, RowAdapters};
+use super::watch::{Watch, run_watched};
 
 /// A [`Scan`] whose body finds the run's adapters, and whose states begin anew in each run.
 #[derive(Clone, Debug)]
@@ -45,6 +46,11 @@ impl Looped {
             outputs: scan.output_mapping.clone(),
             facts: scan.output_facts(inputs)?,
         }))
+    }
+
+    /// What runs at each step.
+    pub fn body(&self) -> &TypedSimplePlan {
+        &self.plan
     }
 }
 
@@ -90,12 +96,17 @@ impl OpState for State {
         let carried = &mut body.turn_state.shared;
         carried.remove::<ActiveAdapter>();
         carried.remove::<RowAdapters>();
+        carried.remove::<Watch>();
         if let Some(shared) = ctx.shared {
             if let Some(active) = shared.get::<ActiveAdapter>() {
                 carried.insert(active.clone());
             }
             if let Some(rows) = shared.get::<RowAdapters>() {
                 carried.insert(rows.clone());
+            }
+            if let Some(watch) = shared.get::<Watch>() {
+                // Its nodes have numbers of their own: the loop itself is what is named.
+                carried.insert(Watch { trace: None, ..watch.clone() });
             }
         }
         let read = |(slot, mapping): (usize, &InputMapping)| Some((slot, mapping.as_scan()?.axis));
@@ -120,7 +131,7 @@ impl OpState for State {
                     }
                 });
             }
-            for (mapping, value) in op.outputs.iter().zip(body.run(values)?) {
+            for (mapping, value) in op.outputs.iter().zip(run_watched(body, values)?) {
                 if let Some((slot, info)) = &mapping.scan {
                     if whole[*slot].is_none() {
                         let mut shape: TVec<usize> = value.shape().into();
@@ -140,6 +151,8 @@ impl OpState for State {
                 }
             }
         }
+        // What it holds of the run ends with it.
+        body.turn_state.shared.remove::<Watch>();
         let each = |(found, whole): (Option<TValue>, Option<Tensor>)| {
             found.or(whole.map(IntoTValue::into_tvalue)).context("a sequence without steps")
         };

@@ -17,6 +17,7 @@ mod linear;
 mod looped;
 #[cfg(feature = "import")]
 mod lower;
+pub(crate) mod memory;
 mod nnef;
 #[cfg(feature = "import")]
 mod onnx;
@@ -33,13 +34,15 @@ mod shapes;
 #[cfg(test)]
 mod testing;
 mod token_loss;
+mod trace;
+mod watch;
 mod weights;
 mod window;
 
 pub use attention::Attention;
 #[cfg(test)]
 pub use bind::substitute;
-pub use bind::{bind_dims, solve};
+pub use bind::{bind_dims, solve, symbol_values};
 pub use cells::{Functions, GruCell, LstmCell};
 pub use changes::{ActiveAdapter, RowAdapters};
 pub use contraction::contract_einsums;
@@ -61,6 +64,8 @@ pub use rounding::{ByteRange, RoundThrough};
 pub use row_norms::RowNorms;
 pub use select::{NonMaxSuppression, NonZero};
 pub use token_loss::TokenLoss;
+pub use trace::Trace;
+pub use watch::{Halt, More, Stop, Watch, run_watched};
 pub use weights::FrozenWeights;
 pub use window::{Padding, Window};
 

@@ -21,6 +21,23 @@ pub struct Memory {
     pub controller: Option<bool>,
 }
 
+impl Memory {
+    /// What this process may still take: of the machine, and of what its control groups may have.
+    pub fn free(&self) -> Option<u64> {
+        self.available.into_iter().chain(self.limit).chain(address_space()).min()
+    }
+}
+
+/// What is left of this process's address space, where that has a limit (`ulimit -v`): past it the
+/// allocator ends the process.
+fn address_space() -> Option<u64> {
+    use rustix::process::{Resource, getrlimit};
+    let limit = getrlimit(Resource::As).current?;
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_whitespace().next()?.parse().ok()?;
+    Some(limit.saturating_sub(pages.saturating_mul(rustix::param::page_size() as u64)))
+}
+
 /// What a version 1 group without a limit shows is near `i64::MAX`.
 const NO_LIMIT: u64 = 1 << 60;
 

@@ -184,7 +184,7 @@ fn archive(entries: &[(&str, &[u8])], options: SimpleFileOptions) -> Vec<u8> {
 }
 
 fn npz(bytes: &[u8], max: u64) -> Result<Vec<(String, Array)>> {
-    read_npz_from(Cursor::new(bytes), bytes.len() as u64, max)
+    read_npz_bytes(bytes, max)
 }
 
 #[test]

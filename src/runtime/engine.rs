@@ -1,33 +1,21 @@
 //! A base made runnable: its graph, and plans for the dimensions it has been run with.
 
 use super::convert::{constant, to_array, to_tensor};
+use super::memory::{MemoryLimit, Taken, more};
+use super::plans::{Binding, Plan, Plans};
 use crate::adapter::{Adapter, Bound, bind};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Cause, Error, ErrorKind, Result};
 use crate::fs::available_bytes;
 use crate::graph::{
-    ActiveAdapter, FrozenWeights, RowAdapters, bind_dims, fuse, optimized, read_graph, shared_macs,
-    solve, tract_error,
+    ActiveAdapter, FrozenWeights, Halt, RowAdapters, Stop, Watch, bind_dims, read_graph,
+    run_watched, solve, tract_error,
 };
 use crate::pack::{Base, GraphRecord, IoSpec, Role};
 use crate::quant::{PackedRef, Threads, WeightSource, check_kernels};
 use crate::shape::{Array, Input, View};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use tract_core::internal::*;
-
-/// Plans kept for different bindings of the free dimensions; the least recently used goes first.
-const MAX_PLANS: usize = 16;
-
-/// Idle states kept for one plan: as many runs at once reuse their buffers.
-const MAX_IDLE_STATES: usize = 8;
-
-/// Multiply-adds in steps that several threads can share, below which a run is not worth moving to
-/// them: about as many as MiniLM does for 12 tokens, where two threads begin to be faster than one.
-const LEAST_SHARED: usize = 1 << 27;
-
-/// Values of the free dimensions of a run, by the graph's safe symbol names.
-pub(crate) type Binding = BTreeMap<String, i64>;
 
 /// A mapped base and its plans, shared by all sessions and threads. Cheap to clone.
 ///
@@ -38,6 +26,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     graph: Arc<Graph>,
     threads: Threads,
+    memory: Option<MemoryLimit>,
 }
 
 struct Shared {
@@ -53,15 +42,7 @@ struct Graph {
     /// Its number in the base.
     index: usize,
     model: TypedModel,
-    plans: Mutex<Vec<(Binding, Arc<Plan>)>>,
-}
-
-pub(super) struct Plan {
-    runnable: Arc<TypedSimplePlan>,
-    fused: Vec<(&'static str, usize)>,
-    /// Whether it has enough work for several threads.
-    shares: bool,
-    idle: Mutex<Vec<TypedSimpleState>>,
+    plans: Plans,
 }
 
 /// What a run adds to the base.
@@ -102,7 +83,7 @@ impl Engine {
         let graph = Arc::new(Graph::read(&base, &weights, 0)?);
         let labels = base.preprocess().labels.as_slice().into();
         let shared = Shared { base, labels, weights, graphs: Mutex::new(vec![graph.clone()]) };
-        Ok(Engine { shared: Arc::new(shared), graph, threads: Threads::default() })
+        Ok(Engine { shared: Arc::new(shared), graph, threads: Threads::default(), memory: None })
     }
 
     /// The same base with another of its graphs, which is read when it is first asked for.
@@ -125,7 +106,7 @@ impl Engine {
             }
         };
         drop(graphs);
-        Ok(Engine { shared: self.shared.clone(), graph, threads: self.threads.clone() })
+        Ok(Engine { graph, ..self.clone() })
     }
 
     /// The name of the graph that this one runs.
@@ -141,6 +122,18 @@ impl Engine {
     /// A number of 0 or above 256 (usage); threads that the system doesn't give.
     pub fn with_threads(self, threads: usize) -> Result<Engine> {
         Ok(Engine { threads: Threads::new(threads)?, ..self })
+    }
+
+    /// The same base and plans, with runs that take their memory of `limit`: what a run takes is
+    /// planned from the sizes of its inputs before it starts, and what does not fit is refused.
+    /// `None`: whatever they take.
+    pub fn with_memory(self, limit: impl Into<Option<MemoryLimit>>) -> Engine {
+        Engine { memory: limit.into(), ..self }
+    }
+
+    /// What the memory of runs is taken of.
+    pub fn memory(&self) -> Option<&MemoryLimit> {
+        self.memory.as_ref()
     }
 
     /// The base.
@@ -210,7 +203,8 @@ impl Engine {
     /// the graph must be there. Outputs come in the graph's order.
     ///
     /// # Errors
-    /// Missing, unknown or ill-shaped inputs ([`ErrorKind::BadInput`]).
+    /// Missing, unknown or ill-shaped inputs ([`ErrorKind::BadInput`]); more memory than
+    /// [`Engine::with_memory`] allows ([`Cause::TooLarge`], [`Cause::Short`]).
     pub fn run<I: Input>(&self, inputs: &[I], adapter: Option<&Arc<Bound>>) -> Result<Named> {
         let mut outputs = vec![];
         self.run_into(inputs, adapter, &mut outputs)?;
@@ -226,13 +220,31 @@ impl Engine {
         outputs: &mut Named,
     ) -> Result<()> {
         let carried = adapter.map_or(Carried::Nothing, Carried::One);
-        self.run_with(&self.ordered(inputs)?, carried, outputs)
+        self.run_with(&self.ordered(inputs)?, carried, Watch::default(), outputs)
+    }
+
+    /// As [`Engine::run`], until `stop` says so: it is asked between the steps of the plan.
+    ///
+    /// # Errors
+    /// As [`Engine::run`]; [`Cause::Stopped`].
+    pub fn run_until<I: Input>(
+        &self,
+        inputs: &[I],
+        adapter: Option<&Arc<Bound>>,
+        stop: Stop,
+    ) -> Result<Named> {
+        let carried = adapter.map_or(Carried::Nothing, Carried::One);
+        let mut outputs = vec![];
+        let watch = Watch { stop: Some(stop), ..Watch::default() };
+        self.run_with(&self.ordered(inputs)?, carried, watch, &mut outputs)?;
+        Ok(outputs)
     }
 
     pub(super) fn run_with(
         &self,
         ordered: &[View<'_>],
         carried: Carried<'_>,
+        watch: Watch,
         named: &mut Named,
     ) -> Result<()> {
         let binding = self.binding(ordered)?;
@@ -245,7 +257,7 @@ impl Engine {
                 .map_err(|e| tract_error(ErrorKind::Failed, &e))?;
             tensors.push(to_tensor(&spec.name, *view, fact.datum_type)?.into_tvalue());
         }
-        let outputs = self.execute(&plan, tensors, carried)?;
+        let (outputs, _taken) = self.execute(&plan, tensors, carried, watch)?;
         named.truncate(outputs.len());
         for (at, (spec, value)) in self.outputs().iter().zip(outputs.iter()).enumerate() {
             if named.len() == at {
@@ -258,19 +270,23 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs a plan on tensors in the order of the graph's inputs.
+    /// Runs a plan on tensors in the order of the graph's inputs; gives the memory too that the outputs
+    /// have.
     pub(super) fn execute(
         &self,
         plan: &Plan,
         tensors: TVec<TValue>,
         carried: Carried<'_>,
-    ) -> Result<TVec<TValue>> {
-        let idle = plan.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut state = match idle {
-            Some(state) => state,
-            None => plan.runnable.spawn().map_err(|e| tract_error(ErrorKind::Failed, &e))?,
-        };
+        mut watch: Watch,
+    ) -> Result<(TVec<TValue>, Option<Arc<Mutex<Taken>>>)> {
+        let taken = self.memory.as_ref().map(|limit| limit.take(plan.bytes)).transpose()?;
+        let taken = taken.map(|taken| Arc::new(Mutex::new(taken)));
+        let mut state = plan.state().map_err(|e| tract_error(ErrorKind::Failed, &e))?;
         let shared = &mut state.turn_state.shared;
+        watch.more = taken.clone().map(more);
+        if watch.stop.is_some() || watch.more.is_some() || watch.trace.is_some() {
+            shared.insert(watch);
+        }
         shared.remove::<ActiveAdapter>();
         shared.remove::<RowAdapters>();
         match carried {
@@ -280,15 +296,13 @@ impl Engine {
         }
         // A state that failed in the middle of a run is not used again.
         let outputs = match plan.shares {
-            true => self.threads.during(|| state.run(tensors)),
-            false => state.run(tensors),
+            true => self.threads.during(|| run_watched(&mut state, tensors)),
+            false => run_watched(&mut state, tensors),
         };
         let outputs = outputs.map_err(|e| self.run_error(&e))?;
-        let mut pool = plan.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if pool.len() < MAX_IDLE_STATES {
-            pool.push(state);
-        }
-        Ok(outputs)
+        state.turn_state.shared.remove::<Watch>();
+        plan.keep(state);
+        Ok((outputs, taken))
     }
 
     /// An error if these are not the graph's inputs in name, rank and dimensions; see
@@ -406,44 +420,27 @@ impl Engine {
 
     /// The plan for these dimensions; those that `binding` leaves out stay free in it.
     pub(super) fn plan(&self, binding: &Binding) -> Result<Arc<Plan>> {
-        let lock = || self.graph.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        {
-            let mut plans = lock();
-            if let Some(at) = plans.iter().position(|(b, _)| b == binding) {
-                let entry = plans.remove(at);
-                let plan = entry.1.clone();
-                plans.push(entry);
-                return Ok(plan);
-            }
-        }
-        // Built outside the lock: runs at other dimensions go on meanwhile.
-        let dims: Vec<(String, i64)> = binding.iter().map(|(k, v)| (k.clone(), *v)).collect();
-        let bound = bind_dims(self.graph(), &dims)?;
-        let built = || {
-            let (model, fused) = fuse(bound)?;
-            let model = optimized(model)?;
-            let shares = shared_macs(&model)? >= LEAST_SHARED;
-            Ok(Plan {
-                runnable: TypedSimplePlan::new(model)?,
-                fused,
-                shares,
-                idle: Mutex::default(),
-            })
+        let build = || {
+            let bytes = Plan::bytes_to_build(self.graph(), binding).map_err(|e| self.run_error(&e));
+            // Given back once it is built: a plan counts its constants in each run.
+            let _taken = self.memory.as_ref().map(|limit| limit.take(bytes?)).transpose()?;
+            let dims: Vec<(String, i64)> = binding.iter().map(|(k, v)| (k.clone(), *v)).collect();
+            let bound = bind_dims(self.graph(), &dims)?;
+            Plan::build(self.graph(), bound).map_err(|e| self.run_error(&e))
         };
-        let plan = Arc::new(built().map_err(|e| self.run_error(&e))?);
-        let mut plans = lock();
-        if let Some((_, other)) = plans.iter().find(|(b, _)| b == binding) {
-            return Ok(other.clone());
-        }
-        if plans.len() == MAX_PLANS {
-            plans.remove(0);
-        }
-        plans.push((binding.clone(), plan.clone()));
-        Ok(plan)
+        self.graph.plans.get(binding, build)
     }
 
     /// tract's error, with the safe node names replaced by the ONNX file's.
     fn run_error(&self, error: &TractError) -> Error {
+        if let Some(halt) = Halt::of(error) {
+            let cause = match halt {
+                Halt::Stopped => Cause::Stopped,
+                Halt::Short { .. } => Cause::Short,
+                Halt::TooLarge { .. } => Cause::TooLarge,
+            };
+            return Error::refused(halt.to_string()).because(cause);
+        }
         let named = self.original_names(&format!("{error:#}"));
         Error::bad_input(format!("running the base: {named}"))
     }
@@ -487,6 +484,6 @@ impl Graph {
             1 => base.path().display().to_string(),
             _ => format!("{}: graph '{name}'", base.path().display()),
         };
-        Ok(Graph { index, model: read().map_err(|e| e.at(place))?, plans: Mutex::new(vec![]) })
+        Ok(Graph { index, model: read().map_err(|e| e.at(place))?, plans: Plans::default() })
     }
 }

@@ -3,6 +3,7 @@
 use super::engine::{Carried, Engine};
 use crate::adapter::Bound;
 use crate::error::Result;
+use crate::graph::Watch;
 use std::sync::Arc;
 use tract_core::internal::*;
 
@@ -19,6 +20,7 @@ impl Engine {
             self.binding_of(&tensors.iter().map(|t| t.shape()).collect::<Vec<_>>())?;
         binding.retain(|safe, _| !free.iter().any(|name| name == self.symbol_name(safe)));
         let plan = self.plan(&binding)?;
-        self.execute(&plan, tensors, adapter.map_or(Carried::Nothing, Carried::One))
+        let carried = adapter.map_or(Carried::Nothing, Carried::One);
+        Ok(self.execute(&plan, tensors, carried, Watch::default())?.0)
     }
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Longest token sequence where the base states none.
-const DEFAULT_MAX_TOKENS: usize = 512;
+pub(super) const DEFAULT_MAX_TOKENS: usize = 512;
 
 /// Makes inputs as the base's preprocessing says. The tokenizer is read at the first sentence.
 pub struct Preprocessor {

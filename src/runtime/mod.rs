@@ -16,9 +16,12 @@ mod inputs;
 mod library;
 #[cfg(feature = "import")]
 mod made_up;
+mod memory;
+mod not_finite;
 #[cfg(feature = "import")]
 mod packing;
 pub mod picture;
+mod plans;
 #[cfg(feature = "import")]
 mod pool;
 mod reading;
@@ -34,14 +37,16 @@ mod summary;
 #[cfg(all(test, feature = "import"))]
 pub mod testing;
 pub mod text;
+#[cfg(feature = "text")]
+mod tokenizer_limits;
 #[cfg(feature = "import")]
 mod trial;
 #[cfg(feature = "text")]
 mod wordpiece;
 mod words;
 
+pub use crate::graph::Stop;
 pub(crate) use convert::to_tensor;
-pub(crate) use engine::Binding;
 pub use engine::{Engine, Named};
 #[cfg(feature = "import")]
 pub use export::ExportFolder;
@@ -51,8 +56,10 @@ pub use head::{Prediction, apply_head, base_predictions, pool};
 pub use inputs::Preprocessor;
 pub(crate) use inputs::concat_axis;
 pub use library::{LibraryKernels, library_kernels};
+pub use memory::{MemoryLimit, Taken};
 #[cfg(feature = "import")]
 pub use packing::{GraphSource, PackOptions, pack, pack_graphs};
+pub(crate) use plans::Binding;
 pub(crate) use reading::Reading;
 #[cfg(feature = "import")]
 pub use sandbox::{Files, PackedBase, Request, Sandbox, sandbox_main};

@@ -1,7 +1,11 @@
 //! `pack`: ONNX files become a base.
 
+#[cfg(feature = "text")]
+use super::inputs::DEFAULT_MAX_TOKENS;
 use super::pool::{Pool, Table};
 use super::roles::Roles;
+#[cfg(feature = "text")]
+use super::text::TextEncoder;
 use crate::adapter::{Target, TargetKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fingerprint::BaseFingerprint;
@@ -15,6 +19,8 @@ use crate::quant::Scheme;
 use crate::shape::DType;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+#[cfg(feature = "text")]
+use std::time::{Duration, Instant};
 use tract_core::internal::{DatumType, Tensor, TypedModel};
 use tract_onnx::pb::{GraphProto, ModelProto};
 
@@ -169,6 +175,10 @@ impl Making {
             (_, Some(n)) => Some(n),
             (Some(_), None) => position_rows(&targets),
         };
+        #[cfg(feature = "text")]
+        if let Some(tokenizer) = &options.tokenizer {
+            try_tokenizer(tokenizer, max_tokens)?;
+        }
         writer.targets(targets);
         writer.preprocess(Preprocess {
             image: options.image.clone().map(|image| laid_out(image, &record)),
@@ -198,6 +208,38 @@ fn laid_out(image: ImageSpec, record: &ImportRecord) -> ImageSpec {
         _ => image,
     }
 }
+
+/// Texts that a tokenizer is tried with, to its limit: letters, words, spaces, numbers, signs, others.
+#[cfg(feature = "text")]
+const TRIED: [&str; 6] = ["a", "room ", " ", "17", "-+", "\u{623f}\u{fdfa}\u{1f9ed}"];
+/// Longest that a tokenizer may take for one of them.
+#[cfg(feature = "text")]
+const TRIED_IN: Duration = Duration::from_secs(5);
+
+/// An error for what is no tokenizer, or one that is past the limits, or slow.
+#[cfg(feature = "text")]
+fn try_tokenizer(json: &[u8], max_tokens: Option<u32>) -> Result<()> {
+    let max_tokens = max_tokens.map_or(DEFAULT_MAX_TOKENS, |n| n as usize);
+    let encoder = TextEncoder::from_bytes(json, max_tokens)?;
+    for part in TRIED {
+        let text = part.repeat(TRIED_BYTES.min(encoder.max_bytes()) / part.len());
+        let start = Instant::now();
+        encoder.tokens(&text)?;
+        let took = start.elapsed();
+        if took > TRIED_IN {
+            return Err(Error::bad_input(format!(
+                "the tokenizer takes {:.0} s for a text of {} bytes",
+                took.as_secs_f64(),
+                text.len()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of each text.
+#[cfg(feature = "text")]
+const TRIED_BYTES: usize = 16 << 10;
 
 /// The longest sequence that a learned position table allows.
 fn position_rows(targets: &[Target]) -> Option<u32> {

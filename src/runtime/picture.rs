@@ -1,5 +1,6 @@
 //! Pictures (PNG, JPEG, WebP, GIF) to the float tensors that a base takes.
 
+use crate::caught::caught;
 use crate::error::{Error, Result};
 use crate::fs::read_limited;
 use crate::pack::{Filter, Fit, ImageSpec};
@@ -108,6 +109,27 @@ pub fn from_bytes(bytes: &[u8], spec: &ImageSpec) -> Result<Array> {
     tensor(&decode(bytes)?, spec)
 }
 
+/// Bytes that decoding a picture takes, as its head tells; 0 for what is no picture.
+pub fn decoding_bytes(bytes: &[u8]) -> Result<u64> {
+    let sizes = || {
+        let format = format_of(bytes).ok()?;
+        let held = match format {
+            ImageFormat::Jpeg => jpeg_coefficients(bytes).unwrap_or_default(),
+            _ => 0,
+        };
+        let decoder = ImageReader::with_format(Cursor::new(bytes), format).into_decoder().ok()?;
+        let (width, height) = decoder.dimensions();
+        let copies = 7 * u64::from(width) * u64::from(height);
+        Some(decoder.total_bytes().saturating_add(copies).saturating_add(held))
+    };
+    let sizes = caught(damaged, sizes)?;
+    Ok(sizes.unwrap_or(0).min(MAX_DECODE_BYTES))
+}
+
+fn damaged(_: &str) -> Error {
+    Error::bad_input("picture is damaged")
+}
+
 /// Decodes a picture, of an animation the first frame, to RGB, upright by its EXIF orientation; see
 /// [`from_bytes`] for grey, transparency and errors. One of more than 19 megapixels is halved on both
 /// sides until it has no more.
@@ -133,7 +155,7 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits);
     // Decoders of hostile bytes: a panic in one is an error about the picture.
-    let decoded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+    let decoded = caught(damaged, || -> Result<RgbImage> {
         let mut decoder = reader.into_decoder().map_err(|e| refusal(&e))?;
         let (width, height) = decoder.dimensions();
         if width == 0 || height == 0 {
@@ -158,8 +180,8 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
         let mut picture = DynamicImage::ImageRgb8(bounded(flatten(picture)));
         picture.apply_orientation(orientation);
         Ok(picture.into_rgb8())
-    }));
-    decoded.unwrap_or_else(|_| Err(Error::bad_input("picture is damaged")))
+    });
+    decoded?
 }
 
 /// Halved on both sides, by the means of four pixels, until it has [`MAX_PIXELS`] at most.

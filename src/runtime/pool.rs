@@ -3,7 +3,7 @@
 use super::calibrate::{self, Settled};
 use crate::adapter::{Target, TargetKind};
 use crate::error::{Error, Result};
-use crate::import::{Bound, FrozenMatrix, MatrixValues, Prepared, quantize, tell};
+use crate::import::{Bound, FrozenMatrix, MatrixValues, Prepared, built, quantize, tell};
 use crate::pack::TargetError;
 use crate::quant::WeightSource;
 use crate::quant::{Packed, PackedRef, Scheme};
@@ -53,6 +53,7 @@ impl Pool {
         scheme: Scheme,
         untried: bool,
     ) -> Result<Vec<Bound>> {
+        built();
         let mut keys = vec![];
         for (i, matrix) in prepared.matrices.iter().enumerate() {
             let gathered = |t: &Target| t.weight as usize == i && t.kind == TargetKind::Embedding;

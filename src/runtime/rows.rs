@@ -3,7 +3,7 @@
 use super::engine::{Carried, Engine, Named};
 use crate::adapter::Bound;
 use crate::error::{Error, Result};
-use crate::graph::{FrozenConv, FrozenLinear, places};
+use crate::graph::{FrozenConv, FrozenLinear, Watch, places};
 use crate::shape::Input;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ impl Engine {
             _ => {
                 self.check_rows(adapters)?;
                 let mut outputs = vec![];
-                self.run_with(&ordered, Carried::Rows(adapters), &mut outputs)?;
+                self.run_with(&ordered, Carried::Rows(adapters), Watch::default(), &mut outputs)?;
                 Ok(outputs)
             }
         }

@@ -9,7 +9,7 @@ use super::summary::{self, OnnxSummary};
 use crate::error::{Error, Result};
 use crate::fs::{Staged, open_regular, read_limited, read_text, remove_stale_temps};
 use crate::import::{ImportOptions, InputSpec, Limits, Stage};
-use crate::import::{enter_worker, run_limited, run_worker};
+use crate::import::{confine, enter_worker, run_limited, run_worker};
 use crate::limits;
 use crate::pack::{Base, ImageSpec, Role};
 use crate::quant::Scheme;
@@ -274,6 +274,8 @@ impl Sandbox {
 /// 2 GiB of address space or twelve times the files, 64 MiB of stack; two minutes of CPU time to
 /// look at a file, twenty to pack it (it runs the network some dozens of times: EfficientNet-Lite0
 /// takes a minute on an emulated Cortex-A76), and more for large files: one second for each 100 KiB.
+/// Of that eight seconds until the graph is built, and one for each 32 KiB, or what
+/// `OFFSHOOT_IMPORT_SECONDS` says.
 fn limits_for(bytes: u64, packing: bool) -> Limits {
     let minutes = if packing { 20 } else { 2 };
     let seconds = minutes * 60 + bytes / (100 << 10);
@@ -281,9 +283,15 @@ fn limits_for(bytes: u64, packing: bool) -> Limits {
         memory_bytes: (2u64 << 30).max(bytes.saturating_mul(12)),
         stack_bytes: 64 << 20,
         cpu_seconds: seconds,
+        building_seconds: asked_seconds().unwrap_or(8 + bytes / (32 << 10)),
         // More than the CPU time: other work may be going on.
         deadline: Duration::from_secs(seconds + seconds / 2),
     }
+}
+
+/// What a slow machine may need.
+fn asked_seconds() -> Option<u64> {
+    std::env::var("OFFSHOOT_IMPORT_SECONDS").ok()?.parse().ok()
 }
 
 /// For the beginning of `main`: where this process is a [`Sandbox`]'s child, does its work and gives
@@ -304,6 +312,11 @@ fn work(arguments: &[OsString]) -> Result<String> {
         .map_err(|e| Error::usage(format!("the request to the import worker: {e}")))?;
     let path = |p: &OsStr| (!p.is_empty()).then(|| PathBuf::from(p));
     let source = Path::new(source);
+    let named = [Some(source.to_path_buf()), path(tokenizer), path(labels)];
+    let named = named.into_iter().flatten();
+    let given: Vec<PathBuf> = named.chain(graphs.iter().map(PathBuf::from)).collect();
+    // The limits hold without it; where a system has Landlock and denies it, nothing is gained by an end.
+    let _ = confine(&given, path(out).as_deref());
     let Some(out) = path(out) else {
         let summary = summary::summary(source, &request.import())?;
         return serde_json::to_string(&summary)

@@ -9,9 +9,6 @@ pub use with_tokenizers::TextEncoder;
 #[cfg(not(feature = "text"))]
 pub use without_tokenizers::TextEncoder;
 
-/// Longest sentence that is taken, in bytes.
-pub const MAX_SENTENCE_BYTES: usize = 1 << 20;
-
 /// For encoders that cut nothing.
 pub const UNLIMITED: usize = 1 << 30;
 
@@ -101,12 +98,14 @@ fn pad(rows: &[&Tokens], length: usize, padding: Padding) -> Result<EncodedText>
 #[cfg(feature = "text")]
 mod with_tokenizers {
     use super::*;
+    use crate::caught::caught;
     use crate::limits;
+    use crate::runtime::tokenizer_limits::{MAX_SENTENCE_BYTES, check};
     use crate::runtime::wordpiece::WordPiece;
-    use std::panic::{AssertUnwindSafe, catch_unwind};
     use tokenizers::{
         DecoderWrapper, Encoding, Model, NormalizerWrapper, PaddingDirection, PostProcessor,
-        PostProcessorWrapper, PreTokenizerWrapper, Tokenizer, TokenizerImpl, TruncationParams,
+        PostProcessorWrapper, PreTokenizerWrapper, Tokenizer, TokenizerImpl, TruncationDirection,
+        TruncationParams,
     };
 
     type Of<M> = TokenizerImpl<
@@ -139,6 +138,10 @@ mod with_tokenizers {
         tokenizer: Inner,
         pub(super) max_tokens: usize,
         padding: Padding,
+        /// Most bytes of a sentence that go through it.
+        limit: usize,
+        /// Whether tokens past `max_tokens` are cut off at the end.
+        cuts_end: bool,
     }
 
     impl TextEncoder {
@@ -154,25 +157,32 @@ mod with_tokenizers {
                     limits::TOKENIZER
                 )));
             }
-            let encoder = guarded("reading the tokenizer", || {
-                let (tokenizer, padding) = match serde_json::from_slice(tokenizer_json) {
+            let limit = check(tokenizer_json, max_tokens)?;
+            let encoder = guarded(|| {
+                let (tokenizer, (padding, cuts_end)) = match serde_json::from_slice(tokenizer_json)
+                {
                     Ok(Some::<Of<WordPiece>>(mut it)) => {
-                        let padding = prepare(&mut it, max_tokens)?;
-                        (Inner::WordPiece(Box::new(it)), padding)
+                        let prepared = prepare(&mut it, max_tokens)?;
+                        (Inner::WordPiece(Box::new(it)), prepared)
                     }
                     _ => {
                         let mut it = Tokenizer::from_bytes(tokenizer_json).map_err(|e| {
                             Error::bad_input(format!("not a usable tokenizer.json: {e}"))
                         })?;
-                        let padding = prepare(&mut it, max_tokens)?;
-                        (Inner::Any(Box::new(it)), padding)
+                        let prepared = prepare(&mut it, max_tokens)?;
+                        (Inner::Any(Box::new(it)), prepared)
                     }
                 };
-                Ok(TextEncoder { tokenizer, max_tokens, padding })
+                Ok(TextEncoder { tokenizer, max_tokens, padding, limit, cuts_end })
             })?;
             // A tokenizer whose model lacks its own unknown token fails here, not at first use.
             encoder.tokens("a \u{1F9ED}")?;
             Ok(encoder)
+        }
+
+        /// The most bytes of a sentence that go through the tokenizer.
+        pub(crate) fn max_bytes(&self) -> usize {
+            self.limit
         }
 
         /// One sentence's tokens.
@@ -189,14 +199,17 @@ mod with_tokenizers {
 
         /// A text's tokens, with the special ones that the tokenizer sets around it, or without.
         pub fn ids(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+            if text.len() > self.limit {
+                return Err(self.longer(text));
+            }
             let encode = |it: &Inner| of_both!(it, it => it.encode_fast(text, special));
-            let encoding = self.guarded_encoding(text, encode)?;
+            let encoding = self.guarded_encoding(encode)?;
             Ok(encoding.get_ids().to_vec())
         }
 
         /// The text of tokens, special ones left out.
         pub fn decode(&self, ids: &[u32]) -> Result<String> {
-            guarded("decoding tokens", || {
+            guarded(|| {
                 let text = of_both!(&self.tokenizer, it => it.decode(ids, true));
                 text.map_err(|e| Error::failed(format!("tokens can't be decoded: {e}")))
             })
@@ -208,10 +221,20 @@ mod with_tokenizers {
         }
 
         fn encoded(&self, sentence: &str, offsets: bool) -> Result<(Tokens, Encoding)> {
-            let encoding = self.guarded_encoding(sentence, |it| match offsets {
-                false => of_both!(it, it => it.encode_fast(sentence, true)),
-                true => of_both!(it, it => it.encode_char_offsets(sentence, true)),
+            let limit = self.limit;
+            let is_long = sentence.len() > limit;
+            if is_long && (sentence.len() > MAX_SENTENCE_BYTES || !self.cuts_end) {
+                return Err(self.longer(sentence));
+            }
+            let begin = sentence.get(..sentence.floor_char_boundary(limit)).unwrap_or(sentence);
+            let encoding = self.guarded_encoding(|it| match offsets {
+                false => of_both!(it, it => it.encode_fast(begin, true)),
+                true => of_both!(it, it => it.encode_char_offsets(begin, true)),
             })?;
+            // Nothing is missing only if there are tokens to cut off anyway.
+            if is_long && encoding.get_overflowing().is_empty() {
+                return Err(self.longer(sentence));
+            }
             let mut ids = encoding.get_ids().to_vec();
             let mut types = encoding.get_type_ids().to_vec();
             // A post-processor that ignores the truncation's room could still exceed it.
@@ -220,18 +243,16 @@ mod with_tokenizers {
             Ok((Tokens { ids, types }, encoding))
         }
 
+        fn longer(&self, sentence: &str) -> Error {
+            let (len, limit) = (sentence.len(), self.limit);
+            Error::bad_input(format!("sentence of {len} bytes is longer than the limit of {limit}"))
+        }
+
         fn guarded_encoding(
             &self,
-            text: &str,
             encode: impl FnOnce(&Inner) -> tokenizers::Result<Encoding>,
         ) -> Result<Encoding> {
-            if text.len() > MAX_SENTENCE_BYTES {
-                return Err(Error::bad_input(format!(
-                    "sentence of {} bytes is longer than the limit of {MAX_SENTENCE_BYTES}",
-                    text.len()
-                )));
-            }
-            guarded("tokenizing", || {
+            guarded(|| {
                 encode(&self.tokenizer)
                     .map_err(|e| Error::bad_input(format!("sentence can't be tokenized: {e}")))
             })
@@ -252,8 +273,8 @@ mod with_tokenizers {
         }
     }
 
-    /// Takes the padding over from the tokenizer and sets the truncation.
-    fn prepare<M: Model>(tokenizer: &mut Of<M>, max_tokens: usize) -> Result<Padding> {
+    /// Takes the padding over from the tokenizer and sets the truncation; tells whether it cuts the end.
+    fn prepare<M: Model>(tokenizer: &mut Of<M>, max_tokens: usize) -> Result<(Padding, bool)> {
         let padding = match tokenizer.get_padding() {
             Some(p) => Padding {
                 id: p.pad_id,
@@ -283,13 +304,12 @@ mod with_tokenizers {
         tokenizer.with_truncation(Some(truncation)).map_err(|e| {
             Error::usage(format!("sentences can't be cut at {max_tokens} tokens: {e}"))
         })?;
-        Ok(padding)
+        Ok((padding, direction == TruncationDirection::Right))
     }
 
     /// The tokenizer file is a stranger's: a panic that it provokes in the library is an error.
-    fn guarded<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        catch_unwind(AssertUnwindSafe(work))
-            .unwrap_or_else(|_| Err(Error::bad_input(format!("{what} failed: damaged tokenizer"))))
+    fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+        caught(|_| Error::bad_input("the tokenizer is damaged: it can't be used"), work)?
     }
 }
 

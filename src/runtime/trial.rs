@@ -2,9 +2,13 @@
 
 use super::made_up::{Filling, FreeSymbol, free_symbols, made_up, too_large};
 use crate::adapter::TargetKind;
-use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{bind_dims, optimized, tract_error};
+use crate::error::{Cause, Error, ErrorKind, Result};
+use crate::graph::{
+    Halt, More, Watch, bind_dims, memory, optimized, run_watched, symbol_values, tract_error,
+};
 use crate::import::{Prepared, caught, only};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tract_core::internal::*;
 
@@ -16,6 +20,9 @@ const LONG: i64 = 1000;
 const MAX_NODES: usize = 6000;
 /// No further way is tried after this; what fails does so early.
 const MAX_TIME: Duration = Duration::from_secs(3);
+/// Bytes that a run may take, or so many times those of the weights, if that is more.
+const MAX_BYTES: u64 = 256 << 20;
+const TIMES_WEIGHTS: u64 = 4;
 /// Of the layers' numbers of features, so many are tried as sizes.
 const MAX_WIDTHS: usize = 4;
 /// The batch of the second run.
@@ -103,8 +110,8 @@ pub(super) fn try_out(graph: &TypedModel, prepared: &Prepared) -> Result<Tried> 
         return Ok(Tried::Runs(runs));
     }
     if more != lead {
-        run(graph, prepared, &dims(more, size, 1), filling)
-            .map_err(|e| e.at(format!("with a batch of {more}")))?;
+        let other = run(graph, prepared, &dims(more, size, 1), filling);
+        or_too_large(other).map_err(|e| e.at(format!("with a batch of {more}")))?;
     }
     // As the file calls it.
     let mut others = free.iter().filter(|s| !s.leads && s.plain);
@@ -116,7 +123,8 @@ pub(super) fn try_out(graph: &TypedModel, prepared: &Prepared) -> Result<Tried> 
     if free.iter().any(|s| !s.leads) {
         let others = sizes.iter().flat_map(|(a, b)| [*b, *a]).filter(|s| *s != size);
         for other in std::iter::once(second).chain(others.filter(|s| *s != second)) {
-            last = run(graph, prepared, &dims(lead, other, 2), filling).map_err(|e| match named {
+            let run = run(graph, prepared, &dims(lead, other, 2), filling);
+            last = or_too_large(run).map_err(|e| match named {
                 Some(name) => e.at(only(name, size)),
                 None => e.at(format!("with sizes of {other}")),
             });
@@ -144,11 +152,40 @@ fn run(
     filling: Filling,
 ) -> Result<()> {
     caught(|| {
+        let weights: u64 = prepared.matrices.iter().map(|m| 4 * (m.rows * m.cols) as u64).sum();
+        let most = MAX_BYTES.max(TIMES_WEIGHTS * weights);
+        let within = |bytes: u64| if bytes > most { Err(too_much(bytes, most)) } else { Ok(()) };
+        within(memory::folded(graph, &symbol_values(graph, dims)).map_err(failed)?)?;
         let bound = bind_dims(graph, dims)?;
+        within(memory::inputs(&bound))?;
         let inputs = made_up(&bound, prepared, 1, filling)?;
         let plan = optimized(bound).and_then(TypedSimplePlan::new).map_err(failed)?;
-        plan.run(inputs).map(drop).map_err(failed)
+        let planned = memory::peak(&plan).map_err(failed)?;
+        within(planned)?;
+        let mut state = plan.spawn().map_err(failed)?;
+        let taken = AtomicU64::new(planned);
+        let more: More = Arc::new(move |bytes| {
+            let all = taken.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+            if all > most { Err(Halt::TooLarge { bytes: all }) } else { Ok(()) }
+        });
+        state.turn_state.shared.insert(Watch { more: Some(more), ..Watch::default() });
+        run_watched(&mut state, inputs).map(drop).map_err(|e| match Halt::of(&e) {
+            Some(Halt::TooLarge { bytes }) => too_much(bytes, most),
+            _ => failed(e),
+        })
     })
+}
+
+fn too_much(bytes: u64, most: u64) -> Error {
+    let (bytes, most) = (bytes.div_ceil(1 << 20), most >> 20);
+    Error::refused(format!("a run takes {bytes} MiB, at most {most} are taken to try it"))
+        .because(Cause::TooLarge)
+        .hint("--untried packs it as it is; --dim and --input make its inputs smaller")
+}
+
+/// What runs at one size need not be tried at another that takes too much memory.
+fn or_too_large(tried: Result<()>) -> Result<()> {
+    tried.or_else(|e| if e.cause() == Some(Cause::TooLarge) { Ok(()) } else { Err(e) })
 }
 
 fn failed(e: TractError) -> Error {

@@ -1,7 +1,6 @@
 //! From text, constants and weights to a typed graph.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use tract_core::internal::{TDim, Tensor, TractError, TractResult, TypedModel, TypedOp};
@@ -16,6 +15,7 @@ use super::guard::check_document;
 use super::ops::WeightResource;
 use super::parse::parse;
 use super::{REGISTRY, WEIGHTS, framework, standard};
+use crate::caught::caught;
 use crate::error::{Error, Result};
 use crate::graph::weights::FrozenWeights;
 
@@ -158,14 +158,7 @@ fn without_idle_casts(model: &mut TypedModel) -> TractResult<()> {
 
 /// tract's translator panics on some damaged texts.
 fn unpanicked<T>(f: impl FnOnce() -> T) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(f)).map_err(|panic| {
-        let text = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("no reason given");
-        Error::bad_input(format!("graph text can't be read: {}", short(text)))
-    })
+    caught(|text| Error::bad_input(format!("graph text can't be read: {}", short(text))), f)
 }
 
 fn short(text: &str) -> String {
