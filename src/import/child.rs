@@ -17,6 +17,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -38,6 +39,8 @@ pub struct Limits {
     pub stack_bytes: u64,
     /// CPU time of all threads (`RLIMIT_CPU`), in seconds.
     pub cpu_seconds: u64,
+    /// The same until the graph is built ([`built`]): what hangs tract does so there.
+    pub building_seconds: u64,
     /// Wall time, held by the parent.
     pub deadline: Duration,
 }
@@ -50,6 +53,7 @@ impl Default for Limits {
             memory_bytes: if cfg!(target_pointer_width = "64") { 4 << 30 } else { 1 << 30 },
             stack_bytes: 64 << 20,
             cpu_seconds: 600,
+            building_seconds: 600,
             deadline: Duration::from_secs(600),
         }
     }
@@ -58,9 +62,9 @@ impl Default for Limits {
 impl Limits {
     /// One word for the worker's command line: the limits, and which process gave them.
     pub fn argument(&self) -> String {
-        let Limits { memory_bytes, stack_bytes, cpu_seconds, deadline } = self;
+        let Limits { memory_bytes, stack_bytes, cpu_seconds, building_seconds, deadline } = self;
         let (millis, parent) = (deadline.as_millis(), std::process::id());
-        format!("{memory_bytes},{stack_bytes},{cpu_seconds},{millis},{parent}")
+        format!("{memory_bytes},{stack_bytes},{cpu_seconds},{building_seconds},{millis},{parent}")
     }
 
     /// Reads [`Limits::argument`]: the limits and the parent's process number. Errors: another
@@ -68,11 +72,13 @@ impl Limits {
     fn from_argument(text: &str) -> Result<(Limits, u64)> {
         let numbers: Option<Vec<u64>> = text.split(',').map(|n| n.parse().ok()).collect();
         match numbers.as_deref() {
-            Some(&[memory_bytes, stack_bytes, cpu_seconds, millis, parent]) => {
+            Some(&[memory_bytes, stack_bytes, cpu_seconds, building_seconds, millis, parent]) => {
                 let deadline = Duration::from_millis(millis);
-                Ok((Limits { memory_bytes, stack_bytes, cpu_seconds, deadline }, parent))
+                let limits =
+                    Limits { memory_bytes, stack_bytes, cpu_seconds, building_seconds, deadline };
+                Ok((limits, parent))
             }
-            _ => Err(Error::usage(format!("'{text}' is not four limits and a parent"))),
+            _ => Err(Error::usage(format!("'{text}' is not five limits and a parent"))),
         }
     }
 
@@ -103,14 +109,15 @@ pub struct WorkerOutput {
 /// Usage: another form of argument. Failed: what the system says, or the parent is gone.
 pub fn enter_worker(argument: &str) -> Result<()> {
     let (limits, parent) = Limits::from_argument(argument)?;
-    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| {
-        Error::failed(format!("the import worker can't be tied to its parent: {e}"))
-    })?;
+    // Where the system has no such thing, the deadline below still ends it.
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
     // It may have ended before the line above.
     if getppid().map(|p| p.as_raw_nonzero().get() as u64) != Some(parent) {
         return Err(Error::failed("the process that started the import worker is gone"));
     }
     apply_limits(&limits)?;
+    CPU_SECONDS.store(limits.cpu_seconds, Ordering::Relaxed);
+    allow_cpu(limits.building_seconds.min(limits.cpu_seconds))?;
     begin();
     // The parent kills at the deadline, and says so; this is for one that is stopped.
     let after = limits.deadline.saturating_add(GRACE);
@@ -122,6 +129,26 @@ pub fn enter_worker(argument: &str) -> Result<()> {
         })
         .map_err(|e| Error::failed(format!("the import worker's deadline can't be set: {e}")))?;
     Ok(())
+}
+
+/// CPU seconds of a worker in all; 0 where this process is none.
+static CPU_SECONDS: AtomicU64 = AtomicU64::new(0);
+
+/// Says that the graph is built: the worker's time from now on is that of all its work.
+pub fn built() {
+    let seconds = CPU_SECONDS.load(Ordering::Relaxed);
+    if seconds > 0 {
+        // Where it can't be had, what it has must do.
+        let _ = allow_cpu(seconds);
+    }
+}
+
+/// Lets the process have so much CPU time before the signal that says why; the hard limit stays.
+fn allow_cpu(seconds: u64) -> Result<()> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Cpu);
+    let current = Some(maximum.map_or(seconds, |most| seconds.min(most)));
+    setrlimit(Resource::Cpu, Rlimit { current, maximum })
+        .map_err(|e| Error::failed(format!("limit Cpu can't be set: {e}")))
 }
 
 fn apply_limits(limits: &Limits) -> Result<()> {
@@ -306,7 +333,13 @@ fn failure(status: ExitStatus, stderr: &str, limits: &Limits, source: &str) -> E
             8 => ("SIGFPE", "arithmetic fault".into()),
             9 => ("SIGKILL", "killed, perhaps for want of memory".into()),
             11 => ("SIGSEGV", "stack overflow or bad access".into()),
-            24 => ("SIGXCPU", format!("more than {} s of CPU time", limits.cpu_seconds)),
+            24 => {
+                let Limits { building_seconds, cpu_seconds, .. } = limits;
+                let all = format!(
+                    "more than {building_seconds} s of CPU time to build the graph, or {cpu_seconds} s in all"
+                );
+                ("SIGXCPU", all)
+            }
             2 | 15 => {
                 return Error::failed(format!(
                     "import worker was stopped by signal {signal} while reading '{source}'"
@@ -314,9 +347,13 @@ fn failure(status: ExitStatus, stderr: &str, limits: &Limits, source: &str) -> E
             }
             _ => ("a signal", "unexpected".into()),
         };
-        return Error::unsupported(format!(
+        let died = Error::unsupported(format!(
             "import worker died of signal {signal} ({name}: {why}) while reading '{source}'"
         ));
+        return match signal {
+            24 => died.hint("a slow machine may need more: OFFSHOOT_IMPORT_SECONDS=600"),
+            _ => died,
+        };
     }
     let lines = || stderr.lines().rev().map(str::trim).filter(|l| !l.is_empty());
     if let Some(error) = lines().find_map(|l| serde_json::from_str::<WorkerError>(l).ok()) {

@@ -4,7 +4,13 @@ const SOURCE: &str = "dir/x.onnx";
 
 fn limits() -> Limits {
     let deadline = Duration::from_secs(20);
-    Limits { memory_bytes: 2 << 30, stack_bytes: 4 << 20, cpu_seconds: 10, deadline }
+    Limits {
+        memory_bytes: 2 << 30,
+        stack_bytes: 4 << 20,
+        cpu_seconds: 10,
+        building_seconds: 10,
+        deadline,
+    }
 }
 
 fn shell(script: &str) -> Result<WorkerOutput> {
@@ -110,7 +116,8 @@ fn limits_travel_as_one_word() {
     let l = limits();
     let parent = std::process::id().into();
     assert_eq!(Limits::from_argument(&l.argument()).unwrap(), (l, parent));
-    for bad in ["", "1,2,3", "1,2,3,4", "1,2,3,4,5,6", "1,2,3,x,5", "-1,2,3,4,5"] {
+    for bad in ["", "1,2,3", "1,2,3,4", "1,2,3,4,5", "1,2,3,4,5,6,7", "1,2,3,x,5,6", "-1,2,3,4,5,6"]
+    {
         assert_eq!(Limits::from_argument(bad).unwrap_err().kind(), ErrorKind::Usage);
     }
 }
@@ -170,6 +177,7 @@ fn a_worker_out_of_memory_stack_or_time() {
     let kind = ErrorKind::Unsupported;
     fails(worker("memory", &limits()), kind, "(SIGABRT: out of memory, limit 2048 MiB)");
     fails(worker("stack", &limits()), kind, "(SIGABRT: stack overflow)");
-    let short = Limits { cpu_seconds: 1, ..limits() };
-    fails(worker("spin", &short), kind, "(SIGXCPU: more than 1 s of CPU time)");
+    let short = Limits { building_seconds: 1, ..limits() };
+    let why = "(SIGXCPU: more than 1 s of CPU time to build the graph, or 10 s in all)";
+    fails(worker("spin", &short), kind, why);
 }

@@ -5,6 +5,7 @@
 mod binding;
 mod branches;
 mod child;
+mod confine;
 mod lowering;
 mod names;
 mod nbits;
@@ -21,7 +22,8 @@ mod validate;
 mod weights;
 
 pub use binding::{Bound, caught, fit, only};
-pub use child::{Limits, enter_worker, run_limited, run_worker};
+pub use child::{Limits, built, enter_worker, run_limited, run_worker};
+pub use confine::confine;
 pub use options::{ImportOptions, InputSpec};
 pub use prepare::{InputInfo, Prepared, prepare};
 pub use quantize::quantize;

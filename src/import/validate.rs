@@ -11,8 +11,10 @@ use tract_onnx::pb::tensor_shape_proto::dimension::Value as Dim;
 use tract_onnx::pb::type_proto::Value as TypeValue;
 use tract_onnx::pb::{AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto};
 
-const MAX_NODES: usize = 100_000;
+const MAX_NODES: usize = 32_768;
 const MAX_INITIALIZERS: usize = 100_000;
+/// Inputs or outputs of one node or graph.
+const MAX_ENDS: usize = 4096;
 const MAX_GRAPH_DEPTH: usize = 8;
 const MAX_DIM: i64 = 1 << 31;
 const MAX_NAME: usize = 4096;
@@ -20,6 +22,8 @@ const MAX_NAME: usize = 4096;
 const MAX_DIM_NAME: usize = 256;
 /// Larger kernels, strides and pads than this don't occur; pads of 2^40 hang tract.
 const MAX_GEOMETRY: i64 = 1 << 16;
+/// Places of a window: tract holds numbers for each.
+const MAX_WINDOW: i64 = 1 << 21;
 /// Constants that one node makes of a constant shape, in elements.
 const MAX_MADE: i64 = 1 << 28;
 
@@ -89,6 +93,11 @@ fn load_all_external(graph: &mut GraphProto, dir: &Path, depth: usize) -> Result
 fn check_graph(graph: &GraphProto, outer: &HashSet<&str>) -> Result<()> {
     cap("nodes", graph.node.len(), MAX_NODES)?;
     cap("initializers", graph.initializer.len(), MAX_INITIALIZERS)?;
+    cap("outputs", graph.output.len(), MAX_ENDS)?;
+    for node in &graph.node {
+        cap("inputs of a node", node.input.len(), MAX_ENDS)?;
+        cap("outputs of a node", node.output.len(), MAX_ENDS)?;
+    }
     if !graph.sparse_initializer.is_empty() {
         return Err(Error::unsupported("the graph has sparse initializers"));
     }
@@ -265,6 +274,10 @@ fn check_node(node: &NodeProto) -> Result<()> {
         range("strides", 1)?;
         range("dilations", 1)?;
         range("kernel_shape", 1)?;
+        let places = ints("kernel_shape").iter().fold(1, |all: i64, n| all.saturating_mul(*n));
+        if places > MAX_WINDOW {
+            return Err(Error::bad_input(format!("a window has {places} places")));
+        }
         range("pads", 0)?;
         range("output_padding", 0)?;
         if let Some(group) = attribute(node, "group")
