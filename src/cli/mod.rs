@@ -27,8 +27,9 @@ mod serve;
 mod stages;
 mod train;
 
+use crate::caught::meaning;
 use crate::error::{Error, ErrorKind, Result};
-use crate::pack::prepare_heap;
+use crate::pack::{prepare_heap, say_cut_files};
 use crate::runtime::Engine;
 use clap::error::ErrorKind as ClapKind;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -105,6 +106,7 @@ enum Verb {
 
 /// Runs the process's own command line.
 pub fn main() -> ExitCode {
+    say_cut_files();
     #[cfg(feature = "import")]
     if let Some(code) = crate::runtime::sandbox_main() {
         return ExitCode::from(code);
@@ -115,6 +117,14 @@ pub fn main() -> ExitCode {
         return ExitCode::from(crate::daemon::learn::worker_main(&arguments));
     }
     std::panic::set_hook(Box::new(|info| {
+        if let Some(error) = meaning(info) {
+            // Where a panic can't be caught, this is the end.
+            if cfg!(panic = "abort") {
+                Out::new(false).error(&error);
+                std::process::exit(error.kind().exit_code().into());
+            }
+            return;
+        }
         let text = info.payload_as_str().unwrap_or("no message");
         let at = info.location().map(|l| format!(" at {}:{}", l.file(), l.line()));
         output::error_line(&format!(

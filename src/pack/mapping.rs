@@ -5,32 +5,68 @@
 //! the reader. So bases are replaced by rename only, and at open a read lease (`F_SETLEASE`) is
 //! taken where the system grants one: it is refused while anybody has the file open for writing,
 //! and it makes later writers wait (`/proc/sys/fs/lease-break-time`, 45 s), which [`Mapping::check`]
-//! reports.
+//! reports. Where none is granted and others may write the file, it is copied into memory instead.
+
+#[cfg_attr(not(feature = "cli"), allow(dead_code))]
+mod cut;
+#[cfg(all(
+    target_os = "linux",
+    any(
+        target_arch = "x86_64",
+        target_arch = "x86",
+        target_arch = "aarch64",
+        target_arch = "arm",
+        target_arch = "riscv64"
+    )
+))]
+mod lease;
+#[cfg(not(all(
+    target_os = "linux",
+    any(
+        target_arch = "x86_64",
+        target_arch = "x86",
+        target_arch = "aarch64",
+        target_arch = "arm",
+        target_arch = "riscv64"
+    )
+)))]
+#[path = "mapping/no_lease.rs"]
+mod lease;
 
 use crate::error::{Error, Result};
-use crate::fs::{Opened, open_regular};
-use memmap2::{Advice, Mmap};
-use std::fs::File;
+use crate::fs::{Opened, available_bytes, open_regular};
+use cut::Watched;
+use memmap2::{Advice, Mmap, MmapMut};
+use std::fs::{File, Metadata};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+#[cfg(feature = "cli")]
+pub(crate) use cut::say_cut_files;
 
 /// A mapped file. Holding one proves: a regular file, without an open writer where the system can
 /// tell, all of whose `bytes` were within it when it was opened.
 #[derive(Debug)]
 pub(super) struct Mapping {
+    /// First, so that it is dropped before the map.
+    _watched: Option<Watched>,
     map: Mmap,
     /// Kept open: closing it would give up the lease.
     file: File,
     leased: bool,
+    /// `map` is a copy: what happens to the file is no matter.
+    copied: bool,
     /// Length and time of last change (seconds, nanoseconds) at open.
     stamp: (u64, i64, i64),
 }
 
 impl Mapping {
-    /// Maps the whole of `path`, which must not be empty.
+    /// Maps the whole of `path`, which must not be empty; copies it where others may write it and
+    /// no lease would tell.
     ///
-    /// Errors: missing, empty or no regular file (bad input), open for writing elsewhere (refused),
-    /// what the system says (failed).
+    /// Errors: missing, empty or no regular file (bad input), open for writing elsewhere, or to be
+    /// copied and too large for that (refused), what the system says (failed).
     pub(super) fn open(path: &Path) -> Result<Mapping> {
         let shown = path.display();
         let Opened { file, .. } = open_regular(path, isize::MAX as u64)?;
@@ -52,13 +88,47 @@ impl Mapping {
                 stamp.0
             )));
         };
+        let meta = file.metadata().map_err(|e| Error::io(path, e))?;
+        if !leased && others_may_write(&meta) {
+            return Mapping::copied(path, file, len, stamp);
+        }
         // SAFETY: the bytes must not change while mapped. `file` is a regular file; our own writers
         // replace it by rename, which leaves this inode alone; other writers are kept out by the
-        // lease where it is granted. What remains (a writer on a system without leases, or one that
-        // has waited out the lease) is the hazard that the module's documentation states.
+        // lease where it is granted, and by the file's mode. What remains (a writer of its owner's on a
+        // system without leases, or one that has waited out the lease) is the hazard that the module's documentation states.
         let map = unsafe { memmap2::MmapOptions::new().len(len).map(&file) }
             .map_err(|e| Error::io(path, e))?;
-        Ok(Mapping { map, file, leased, stamp })
+        let watched = Watched::new(&map, path);
+        Ok(Mapping { _watched: watched, map, file, leased, copied: false, stamp })
+    }
+
+    fn copied(path: &Path, file: File, len: usize, before: (u64, i64, i64)) -> Result<Mapping> {
+        let shown = path.display();
+        if let Some(free) = available_bytes().filter(|free| *free / 2 < len as u64) {
+            return Err(Error::refused(format!(
+                "others may write '{shown}' while it is in use, and its {len} bytes are too many to copy \
+                 ({free} are free)"
+            ))
+            .hint("'chmod go-w' it, and have it owned by root or by the user that runs this"));
+        }
+        let io = |e| Error::io(path, e);
+        let mut copy = MmapMut::map_anon(len).map_err(io)?;
+        (&file).read_exact(&mut copy).map_err(io)?;
+        if stamp(&file).map_err(io)? != before {
+            return Err(Error::refused(format!("'{shown}' was changed while it was read")));
+        }
+        tracing::warn!(
+            "'{shown}' is copied into memory, {} MB: others may write it ('chmod go-w' it)",
+            len.div_ceil(1_000_000)
+        );
+        let map = copy.make_read_only().map_err(io)?;
+        Ok(Mapping { _watched: None, map, file, leased: false, copied: true, stamp: before })
+    }
+
+    /// Lets writers in, as a lease that was waited out does.
+    #[cfg(test)]
+    fn give_up_lease(&self) {
+        lease::give_up(&self.file);
     }
 
     /// The file's bytes.
@@ -73,6 +143,9 @@ impl Mapping {
 
     /// An error if somebody has opened the file for writing, or has written it, since it was mapped.
     pub(super) fn check(&self, path: &Path) -> Result<()> {
+        if self.copied {
+            return Ok(());
+        }
         let now = stamp(&self.file).map_err(|e| Error::io(path, e))?;
         if now != self.stamp {
             return Err(Error::bad_input(format!(
@@ -180,104 +253,15 @@ fn ask_for_huge_pages(block: &mut [std::mem::MaybeUninit<u8>]) {
 #[cfg(not(target_os = "linux"))]
 fn ask_for_huge_pages(_: &mut [std::mem::MaybeUninit<u8>]) {}
 
+/// Whether somebody else than root and this user may write to a file.
+fn others_may_write(meta: &Metadata) -> bool {
+    let own = [0, rustix::process::geteuid().as_raw()].contains(&meta.uid());
+    !own || meta.mode() & 0o022 != 0
+}
+
 fn stamp(file: &File) -> std::io::Result<(u64, i64, i64)> {
     let meta = file.metadata()?;
     Ok((meta.len(), meta.mtime(), meta.mtime_nsec()))
-}
-
-/// Read leases, on the systems whose constants are known.
-#[cfg(all(
-    target_os = "linux",
-    any(
-        target_arch = "x86_64",
-        target_arch = "x86",
-        target_arch = "aarch64",
-        target_arch = "arm",
-        target_arch = "riscv64"
-    )
-))]
-mod lease {
-    use rustix::io::Errno;
-    use rustix::process::Signal;
-    use std::ffi::c_int;
-    use std::fs::File;
-    use std::os::fd::AsRawFd;
-    use std::time::Duration;
-
-    // From Linux's include/uapi/asm-generic/fcntl.h and include/uapi/linux/fcntl.h.
-    const F_SETSIG: c_int = 10;
-    const F_SETLEASE: c_int = 1024;
-    const F_GETLEASE: c_int = 1025;
-    const F_RDLCK: c_int = 0;
-
-    // A process that forks while it writes the file leaves a copy of the descriptor in its child,
-    // until that calls exec: a writer that is gone at once.
-    const RETRIES: usize = 20;
-    const RETRY_AFTER: Duration = Duration::from_millis(5);
-
-    unsafe extern "C" {
-        fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
-    }
-
-    /// Somebody has the file open for writing.
-    pub(super) struct OpenWriter;
-
-    /// Takes a read lease; `false` where the system grants none (another owner's file, a file
-    /// system without leases).
-    pub(super) fn take(file: &File) -> Result<bool, OpenWriter> {
-        // The signal of a broken lease is SIGIO by default, which ends the process; SIGURG is
-        // ignored by default.
-        if command(file, F_SETSIG, Signal::URG.as_raw()).is_err() {
-            return Ok(false);
-        }
-        for _ in 0..RETRIES {
-            match command(file, F_SETLEASE, F_RDLCK) {
-                Ok(_) => return Ok(true),
-                Err(Some(Errno::AGAIN | Errno::BUSY)) => std::thread::sleep(RETRY_AFTER),
-                Err(_) => return Ok(false),
-            }
-        }
-        Err(OpenWriter)
-    }
-
-    /// Whether the lease stands and no writer waits for it.
-    pub(super) fn held(file: &File) -> bool {
-        command(file, F_GETLEASE, 0) == Ok(F_RDLCK)
-    }
-
-    fn command(file: &File, command: c_int, argument: c_int) -> Result<c_int, Option<Errno>> {
-        // SAFETY: the descriptor is open for as long as `file` is borrowed; the three commands used
-        // take an int (or ignore it) and touch no memory of ours.
-        let result = unsafe { fcntl(file.as_raw_fd(), command, argument) };
-        if result >= 0 {
-            return Ok(result);
-        }
-        Err(Errno::from_io_error(&std::io::Error::last_os_error()))
-    }
-}
-
-#[cfg(not(all(
-    target_os = "linux",
-    any(
-        target_arch = "x86_64",
-        target_arch = "x86",
-        target_arch = "aarch64",
-        target_arch = "arm",
-        target_arch = "riscv64"
-    )
-)))]
-mod lease {
-    use std::fs::File;
-
-    pub(super) struct OpenWriter;
-
-    pub(super) fn take(_: &File) -> Result<bool, OpenWriter> {
-        Ok(false)
-    }
-
-    pub(super) fn held(_: &File) -> bool {
-        false
-    }
 }
 
 #[cfg(test)]
@@ -391,6 +375,37 @@ mod tests {
                 assert!(e.message().contains("300000 bytes"), "{e}");
             }
         }
+    }
+
+    #[test]
+    fn what_others_may_write_is_told_by_owner_and_mode() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, [7; 9000]).unwrap();
+        for (mode, others) in [(0o644, false), (0o600, false), (0o664, true), (0o666, true)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let meta = std::fs::metadata(&path).unwrap();
+            assert_eq!(others_may_write(&meta), others, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_copy_stays_whatever_happens_to_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, [7; 9000]).unwrap();
+        let file = File::open(&path).unwrap();
+        let now = stamp(&file).unwrap();
+        let copy = Mapping::copied(&path, file, 9000, now).unwrap();
+        std::fs::write(&path, [8; 10]).unwrap();
+        assert!(copy.bytes() == [7; 9000] && copy.check(&path).is_ok() && !copy.leased());
+        let file = File::open(&path).unwrap();
+        let e = Mapping::copied(&path, file, 10, now).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Refused);
+        let file = File::open(&path).unwrap();
+        let e = Mapping::copied(&path, file, 1 << 50, now).unwrap_err();
+        assert!(e.message().contains("too many to copy"), "{e}");
     }
 
     #[test]

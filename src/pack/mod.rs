@@ -21,6 +21,8 @@ pub use base::{Base, ConstantRef};
 pub use header::{MAGIC, SECTION_ALIGN, SectionInfo};
 pub use io::{IoSpec, Role};
 pub use mapping::prepare_heap;
+#[cfg(feature = "cli")]
+pub(crate) use mapping::say_cut_files;
 #[cfg(feature = "daemon")]
 pub(crate) use mapping::{release_heap, share_heaps};
 pub use preprocess::{Activation, Filter, Fit, ImageSpec, Preprocess, Problem, Subspace};
