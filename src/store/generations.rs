@@ -180,7 +180,8 @@ impl Store {
     /// (usage).
     pub fn create_name(&self, name: &str) -> Result<()> {
         check_name(name)?;
-        self.write(|c| make_name(c, name).map(|_| ()))
+        let quota = self.rules().quota;
+        self.write(|c| make_name(c, name, &quota).map(|_| ()))
     }
 
     /// The names there are, sorted, those without generations too.
@@ -347,7 +348,7 @@ impl Store {
             Ok(Added { generation: unsigned(number), new: true, active: false })
         };
         let added = self.write(|c| {
-            let row = make_name(c, name)?;
+            let row = make_name(c, name, &quota)?;
             let mut added = insert(c, &row)?;
             let wanted = match serve {
                 Serve::Never => false,

@@ -5,7 +5,7 @@ use super::events;
 use super::hashes::SampleHash;
 use super::names::check_name;
 use super::outcomes;
-use super::quota::{choose_part, make_room};
+use super::quota::{choose_part, make_room, make_total_room};
 use super::rows::{NameRow, make_name};
 use super::rules::{Quota, Rules};
 use super::samples::{
@@ -22,6 +22,8 @@ use serde::Serialize;
 const MAX_WORD: usize = 256;
 /// Longest text of a [`Label::Answer`] in bytes.
 const MAX_ANSWER: usize = 256 << 10;
+/// Most characters of the reason for a quarantine; longer ones are cut.
+const MAX_REASON: usize = 300;
 /// Most numbers of a label.
 const MAX_VALUES: usize = 65_536;
 
@@ -166,6 +168,7 @@ fn set_sample_state(
     state: SampleState,
     reason: Option<&str>,
 ) -> Outcome<String> {
+    let reason: Option<String> = reason.map(|text| text.chars().take(MAX_REASON).collect());
     let changed = c.execute(
         "UPDATE samples SET state = ?2, reason = ?3 WHERE id = ?1 AND state < ?4",
         params![id, state as i64, reason, SampleState::EVICTED],
@@ -238,7 +241,7 @@ fn take(
     rules: &Rules,
     sample: &NewSample,
 ) -> Outcome<Recorded> {
-    let NameRow { id: name, active, .. } = make_name(c, &sample.name)?;
+    let NameRow { id: name, active, .. } = make_name(c, &sample.name, &rules.quota)?;
     let hash = input_hash(unlocked, &sample.input);
     let found = existing(c, name, &hash)?;
     let by_base = sample.predicted.is_some() && active.is_none();
@@ -251,9 +254,11 @@ fn take(
         Some(stated @ Label::Values(_)) => (Some(VALUES), Some(stated.clone())),
         Some(stated @ Label::Answer(_)) => (Some(ANSWER), Some(stated.clone())),
     };
-    let bytes = sample.input.bytes().len() as u64;
+    let label_bytes = sample.label.as_ref().map_or(0, Label::bytes);
+    let bytes = sample.input.bytes().len() as u64 + label_bytes;
     let alike = alike(unlocked, &sample.input);
     let row = Row { name, hash, label, bytes, sample, generation, alike, stated };
+    make_total_room(c, &rules.quota, row.bytes)?;
     let recorded = match found {
         Some(found) if found.state < SampleState::EVICTED => {
             again(c, unlocked, rules, &row, &found)?
@@ -423,7 +428,7 @@ fn again(
     let state = if reason.is_some() { SampleState::Quarantined } else { SampleState::Kept };
     c.prepare_cached(
         "UPDATE samples SET label_id = ?2, state = ?3, reason = ?4, source = ?5,
-         seen = seen + 1, time = max(time, ?6),
+         seen = seen + 1, time = max(time, ?6), bytes = ?7,
          round = (SELECT round FROM names WHERE id = name_id) WHERE id = ?1",
     )?
     .execute(params![
@@ -432,7 +437,8 @@ fn again(
         state as i64,
         reason,
         sample.source,
-        signed(sample.time)
+        signed(sample.time),
+        signed(row.bytes)
     ])?;
     if Row::is_stated(row.label) || Row::is_stated(found.label) {
         let content = to_content(unlocked, &row.hash, sample.input.clone(), row.stated.clone())?;

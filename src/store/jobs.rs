@@ -130,8 +130,9 @@ impl Store {
     pub fn queue_job(&self, name: &str, reason: impl Into<Reason>) -> Result<i64> {
         let reason = reason.into();
         check_name(name)?;
+        let quota = self.rules().quota;
         self.write(|c| {
-            let id = make_name(c, name)?.id;
+            let id = make_name(c, name, &quota)?.id;
             queue(c, id, &reason)
         })
     }

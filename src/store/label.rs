@@ -14,6 +14,15 @@ pub enum Label {
 }
 
 impl Label {
+    /// Bytes of what is kept with the input of each sample: the names of classes are kept once.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Label::Class(_) => 0,
+            Label::Values(values) => size_of_val(&values[..]) as u64,
+            Label::Answer(text) => text.len() as u64,
+        }
+    }
+
     /// What a right prediction says, where that is said in words.
     pub(super) fn text(&self) -> Option<&str> {
         match self {

@@ -97,7 +97,7 @@ impl Store {
         self.read(|c| {
             let id = known(c, self, name)?.id;
             let texts = match self.unlocked(c) {
-                Ok(unlocked) => labels(c, &unlocked)?,
+                Ok(unlocked) => labels(c, &unlocked, Some(id))?,
                 Err(_) => Default::default(),
             };
             let mut statement = c.prepare_cached(

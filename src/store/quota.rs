@@ -3,10 +3,10 @@
 use super::db::{Fault, Outcome, unsigned};
 use super::events;
 use super::insert::Row;
-use super::rules::Rules;
+use super::rules::{Quota, Rules};
 use super::samples::{Part, SampleState};
 use super::state::Unlocked;
-use crate::error::Error;
+use crate::error::{Cause, Error};
 use rusqlite::{Connection, OptionalExtension, params};
 
 /// Share of the quota of samples that may be in quarantine: one in so many.
@@ -104,6 +104,25 @@ pub(super) fn make_room(
         };
         evict(c, rules, row, &groups, state)?;
     }
+}
+
+/// An error where the inputs of all names, with `new` bytes more, are past what may be.
+pub(super) fn make_total_room(c: &Connection, quota: &Quota, new: u64) -> Outcome<()> {
+    let names: i64 = c.prepare_cached("SELECT count(*) FROM names")?.query_row([], |r| r.get(0))?;
+    if unsigned(names).saturating_mul(quota.max_bytes) <= quota.max_total_bytes {
+        return Ok(());
+    }
+    let bytes: i64 = c
+        .prepare_cached("SELECT ifnull(sum(bytes), 0) FROM samples WHERE state < 2")?
+        .query_row([], |row| row.get(0))?;
+    if unsigned(bytes).saturating_add(new) <= quota.max_total_bytes {
+        return Ok(());
+    }
+    let text = format!(
+        "the samples of all adapters have {bytes} bytes, at most {} are kept (samples.max_total_bytes)",
+        quota.max_total_bytes
+    );
+    Err(Error::refused(text).because(Cause::Full).hint("forget some: offshoot forget").into())
 }
 
 /// Evicts the oldest sample of the largest class, of the part that has more than its share.

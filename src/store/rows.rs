@@ -5,6 +5,7 @@ use super::generations::{GenerationState, Trial};
 use super::hashes::{self, SampleHash};
 use super::jobs::JobState;
 use super::names::Reference;
+use super::rules::Quota;
 use super::samples::SampleState;
 use super::state::Store;
 use crate::error::{Cause, Error};
@@ -52,9 +53,18 @@ pub(super) fn find_name(c: &Connection, name: &str) -> Outcome<Option<NameRow>> 
     Ok(row)
 }
 
-pub(super) fn make_name(c: &Connection, name: &str) -> Outcome<NameRow> {
+/// The name, made where there is none such and fewer than [`Quota::max_names`].
+pub(super) fn make_name(c: &Connection, name: &str, quota: &Quota) -> Outcome<NameRow> {
     if let Some(row) = find_name(c, name)? {
         return Ok(row);
+    }
+    let names: i64 = c.query_row("SELECT count(*) FROM names", [], |row| row.get(0))?;
+    if unsigned(names) >= quota.max_names {
+        let text = format!("there are {names} adapters, as many as may be (samples.max_names)");
+        return Err(Error::refused(text)
+            .because(Cause::Full)
+            .hint("remove one that is not needed: offshoot adapter remove")
+            .into());
     }
     // Numbers of generations are not given again, also where the name was removed.
     let next = db::meta_number(c, &next_of(name))?;

@@ -13,11 +13,21 @@ pub struct Quota {
     pub max_bytes: u64,
     /// Generations with a file. The active one and the one before it stay.
     pub max_generations: u64,
+    /// Names in all. A further one is refused.
+    pub max_names: u64,
+    /// Bytes of the inputs of all names. What is past that is refused.
+    pub max_total_bytes: u64,
 }
 
 impl Default for Quota {
     fn default() -> Quota {
-        Quota { max_samples: 5000, max_bytes: 64 << 20, max_generations: 10 }
+        Quota {
+            max_samples: 5000,
+            max_bytes: 64 << 20,
+            max_generations: 10,
+            max_names: 256,
+            max_total_bytes: 512 << 20,
+        }
     }
 }
 
@@ -73,6 +83,12 @@ impl Rules {
         if self.quota.max_bytes == 0 {
             return wrong("max_bytes", "1 or more");
         }
+        if self.quota.max_names == 0 {
+            return wrong("max_names", "1 or more");
+        }
+        if self.quota.max_total_bytes == 0 {
+            return wrong("max_total_bytes", "1 or more");
+        }
         if self.quota.max_generations < 2 {
             return wrong("max_generations", "2 or more");
         }
@@ -99,6 +115,8 @@ mod tests {
             r#"{"source_share": 0}"#,
             r#"{"max_samples": 0}"#,
             r#"{"max_bytes": 0}"#,
+            r#"{"max_names": 0}"#,
+            r#"{"max_total_bytes": 0}"#,
             r#"{"max_generations": 1}"#,
         ] {
             let error = read(wrong).unwrap().validate().unwrap_err();

@@ -236,7 +236,7 @@ fn a_label_goes_with_its_last_sample() {
     store.set_rules(rules(|r| r.quota.max_samples = 1)).unwrap();
     let you = store.add_sample(&sample("yours", "x", "you")).unwrap();
     let labels = || {
-        let texts = store.read(|c| super::samples::labels(c, &store.unlocked(c)?)).unwrap();
+        let texts = store.read(|c| super::samples::labels(c, &store.unlocked(c)?, None)).unwrap();
         let mut texts: Vec<String> = texts.into_values().collect();
         texts.sort();
         texts
@@ -451,4 +451,30 @@ fn what_came_while_the_clock_was_ahead_counts_in_no_hour() {
     }
     let recorded = store.add_sample(&sample("one more", "x", "app")).unwrap();
     assert!(matches!(recorded.outcome, Taken::Quarantined(_)));
+}
+
+/// 21 requests left 324 MB of state, and nothing bounded the number of names.
+#[test]
+fn the_state_as_a_whole_is_bounded() {
+    let (_dir, store) = store();
+    store.set_rules(rules(|r| (r.quota.max_names, r.quota.max_total_bytes) = (2, 3000))).unwrap();
+    let of = |name: &str, text: &str| NewSample { name: name.into(), ..sample(text, "l", "me") };
+    let long = "x".repeat(1000);
+    let first = store.add_sample(&of("a", &long)).unwrap();
+    store.add_sample(&of("b", &format!("{long}y"))).unwrap();
+    let refused = |new: NewSample| {
+        let error = store.add_sample(&new).unwrap_err();
+        assert_eq!((error.kind(), error.cause()), (ErrorKind::Refused, Some(Cause::Full)));
+        error.message().to_string()
+    };
+    assert!(refused(of("c", "x")).contains("max_names"));
+    assert!(store.create_name("c").is_err() && store.queue_job("c", "due").is_err());
+    // Two names of 64 MiB each may be more than all may have.
+    assert!(refused(of("a", &long.repeat(2))).contains("max_total_bytes"));
+    let answer = Label::Answer(format!("{{\"target\": \"{}\"}}", long.repeat(2)));
+    let labelled = NewSample { label: Some(answer), ..of("a", "short") };
+    assert!(refused(labelled).contains("max_total_bytes"), "labels count");
+    store.quarantine(first.id, "why ".repeat(1_000_000).as_str()).unwrap();
+    let kept = store.sample(first.id).unwrap().info.reason.unwrap();
+    assert!(kept.len() <= 300 && kept.starts_with("why"), "{}", kept.len());
 }

@@ -368,16 +368,20 @@ pub(super) fn find_label(
     Ok(statement.query_row(params![name, tag], |row| row.get(0)).optional()?)
 }
 
-/// The texts of labels by their numbers.
-pub(super) fn labels(c: &Connection, unlocked: &Unlocked<'_>) -> Outcome<HashMap<i64, String>> {
-    let mut statement = c.prepare_cached("SELECT id, tag, text FROM labels")?;
-    let mut rows = statement.query([])?;
+/// The texts of labels by their numbers: of one name, or of all.
+pub(super) fn labels(
+    c: &Connection,
+    unlocked: &Unlocked<'_>,
+    name: Option<i64>,
+) -> Outcome<HashMap<i64, String>> {
+    let mut statement =
+        c.prepare_cached("SELECT id, tag, text FROM labels WHERE ?1 IS NULL OR name_id = ?1")?;
+    let mut rows = statement.query([name])?;
     let mut labels = HashMap::new();
     while let Some(row) = rows.next()? {
         let (id, tag, stored): (i64, [u8; 32], Vec<u8>) = (row.get(0)?, row.get(1)?, row.get(2)?);
         let text = String::from_utf8(unlocked.open(&tag, stored)?).map_err(|_| {
-            Error::bad_input(format!("label {id} of the samples is damaged"))
-                .because(Cause::Unreadable)
+            Error::bad_input(format!("label {id} is damaged")).because(Cause::Unreadable)
         })?;
         labels.insert(id, text);
     }
@@ -451,7 +455,7 @@ fn select_in(
     order: &str,
 ) -> Outcome<Vec<SampleInfo>> {
     let Some((sql, values)) = condition(c, Some(unlocked), filter)? else { return Ok(vec![]) };
-    let labels = labels(c, unlocked)?;
+    let labels = labels(c, unlocked, None)?;
     let limit = if filter.limit == 0 { -1 } else { i64::from(filter.limit) };
     let mut statement = c.prepare(&format!(
         "SELECT {COLUMNS} WHERE {sql} AND state < {} AND samples.id > {} ORDER BY samples.id
