@@ -139,12 +139,12 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     check_out(&args.out)?;
     check_kind(args)?;
     let engine = open_engine(&args.base)?;
-    let data = training(&args.data, args.task.or(args.loss))?;
+    let data = training(&args.data, args.task.or(args.loss), args.ram)?;
     if let Some(why) = &data.data.why {
         out.line(format!("task {}: {why}", data.data.task));
     }
     let held_out = match &args.holdout_data {
-        Some(path) => Some(hold_out(path, &data.data)?),
+        Some(path) => Some(hold_out(path, &data.data, args.ram)?),
         None => data.held_out,
     };
     let data = data.data;
@@ -259,9 +259,11 @@ fn check_out(out: &Path) -> Result<()> {
     }
 }
 
-fn hold_out(path: &Path, data: &Dataset) -> Result<Dataset> {
+fn hold_out(path: &Path, data: &Dataset, memory: Option<u64>) -> Result<Dataset> {
     let labels = (!data.labels.is_empty()).then(|| data.labels.clone());
-    load(path, &LoadOptions { split: Split::All, task: Some(data.task), labels })
+    // What is trained on is there already.
+    let memory = memory.map(|all| all.saturating_sub(data.bytes()));
+    load(path, &LoadOptions { split: Split::All, task: Some(data.task), labels, memory })
 }
 
 fn options(args: &Args, data: &Dataset) -> TrainOptions {

@@ -62,7 +62,11 @@ pub(crate) use knowledge::sentences;
 pub use lesson::Lesson;
 pub use options::{InstantHead, OptimizerKind, TargetChoice, TrainOptions};
 pub use retention::{Retention, retention};
+#[cfg(feature = "daemon")]
+pub(crate) use run::too_large;
 pub use run::{TrainReport, Trained, learn, misfit, train};
+#[cfg(feature = "daemon")]
+pub(crate) use samples::longest_sentence;
 pub use samples::try_sample;
 pub use tasks::Task;
 pub use trainer::{Answers, Gradients, MicroBatch, Trainer};

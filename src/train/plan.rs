@@ -12,12 +12,11 @@ use super::tasks::Task;
 use super::vjp::rows::sum_rows;
 use crate::adapter::{Kind, Pool};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{bind_dims, contract_einsums, decluttered, tract_error, within};
+use crate::graph::{bind_dims, contract_einsums, decluttered, memory, tract_error, within};
 use crate::pack::Role;
 use crate::runtime::{Binding, Engine, Reading};
 use std::sync::{Arc, Mutex, PoisonError};
 use tract_core::internal::*;
-use tract_core::ops::konst::Const;
 
 /// What is trained, apart from shapes.
 #[derive(Clone, Debug)]
@@ -203,7 +202,8 @@ impl Plan {
         let optimizing =
             |e: TractError| named(tract_error(ErrorKind::Unsupported, &e).at("gradient graph"));
         let runnable = optimized(model).and_then(TypedSimplePlan::new).map_err(optimizing)?;
-        let (peak, width) = (peak(&runnable)?, setup.features.width);
+        let peak = memory::peak(&runnable).map_err(failed)?;
+        let width = setup.features.width;
         Ok(Plan { runnable, idle: Mutex::new(vec![]), slots, answer_shape, width, peak })
     }
 
@@ -237,6 +237,8 @@ impl Plan {
         weight_sum: f32,
         kept: Option<&Kept>,
     ) -> Result<(f32, Vec<Tensor>)> {
+        let limit = engine.memory();
+        let _taken = limit.map(|limit| limit.take(self.peak + memory::SCRATCH)).transpose()?;
         let rows = self.answer_shape.first().copied().unwrap_or(1);
         let mut values = tvec![];
         for slot in &self.slots {
@@ -313,53 +315,4 @@ fn slots(
         }
     };
     outlets.iter().enumerate().map(slot).collect()
-}
-
-/// The most bytes of values alive at once, in the plan's own order: a node's outputs come into
-/// being beside its inputs, and a value lives until its last reader has run. Constants count
-/// throughout; frozen weights, which are mapped, do not.
-fn peak(plan: &TypedSimplePlan) -> Result<u64> {
-    let model = plan.model();
-    let size = |node: &TypedNode| -> u64 {
-        // Of packed matrices too, whose shape tells nothing.
-        let bytes = |o: &Outlet<TypedFact>| o.fact.mem_size().to_usize().unwrap_or(0) as u64;
-        node.outputs.iter().map(bytes).sum()
-    };
-    let constants: u64 = model.nodes().iter().filter(|n| n.op_is::<Const>()).map(size).sum();
-    let order = plan.order_without_consts();
-    let mut last_use: HashMap<usize, usize> = HashMap::new();
-    for (step, &id) in order.iter().enumerate() {
-        for input in &model.node(id).inputs {
-            last_use.insert(input.node, step);
-        }
-    }
-    for output in model.output_outlets().map_err(failed)? {
-        last_use.insert(output.node, usize::MAX);
-    }
-    let mut ends: Vec<Vec<usize>> = vec![vec![]; order.len()];
-    for (&node, &step) in &last_use {
-        if let Some(list) = ends.get_mut(step)
-            && !model.node(node).op_is::<Const>()
-        {
-            list.push(node);
-        }
-    }
-    // All inputs are set before the first step.
-    let is_source = |id: usize| model.inputs.iter().any(|o| o.node == id);
-    let mut alive: u64 = model.inputs.iter().map(|o| size(model.node(o.node))).sum();
-    let mut peak = alive;
-    for (step, &id) in order.iter().enumerate() {
-        let node = model.node(id);
-        if !is_source(id) {
-            alive += size(node);
-        }
-        peak = peak.max(alive);
-        for &done in &ends[step] {
-            alive = alive.saturating_sub(size(model.node(done)));
-        }
-        if !last_use.contains_key(&id) && !is_source(id) {
-            alive = alive.saturating_sub(size(node));
-        }
-    }
-    Ok(peak + constants)
 }

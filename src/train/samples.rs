@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::pack::IoSpec;
 use crate::runtime::text::Tokens;
 use crate::runtime::{Engine, Generator, Named, Preprocessor, Words, concat_axis};
-use crate::shape::{Array, Data};
+use crate::shape::Array;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
@@ -30,6 +30,7 @@ pub(super) struct Samples<'a> {
     axes: Vec<(String, usize)>,
     /// Rows that every run must have, where the graph fixes that.
     fixed_rows: Option<usize>,
+    bytes: u64,
     cache: Mutex<Cache>,
 }
 
@@ -66,6 +67,21 @@ pub fn try_sample(engine: &Engine, sample: &Sample, max_tokens: Option<usize>) -
     let samples = Samples::new(engine, &data, &labels, max_tokens)?;
     let inputs = samples.inputs(&[0], samples.fixed_rows().unwrap_or(1))?;
     engine.run(&inputs, None).map(|_| ())
+}
+
+/// Tokens of the longest sentence, as `max_tokens` cuts it; `None`: these are no sentences.
+pub fn longest_sentence(
+    engine: &Engine,
+    data: &Dataset,
+    max_tokens: Option<usize>,
+) -> Result<Option<usize>> {
+    let preprocessor = Preprocessor::new(engine).with_max_tokens(max_tokens);
+    let mut longest = None;
+    for sample in &data.samples {
+        let SampleInput::Text(text) = &sample.input else { return Ok(None) };
+        longest = longest.max(Some(preprocessor.tokens(text)?.ids.len()));
+    }
+    Ok(longest)
 }
 
 impl<'a> Samples<'a> {
@@ -138,6 +154,7 @@ impl<'a> Samples<'a> {
             width: labels.len(),
             axes,
             fixed_rows,
+            bytes: data.bytes(),
             cache: Mutex::new(cache),
         })
     }
@@ -211,20 +228,9 @@ impl<'a> Samples<'a> {
         }
     }
 
-    /// Bytes of the arrays that the samples hold all the time.
-    pub(super) fn array_bytes(&self) -> u64 {
-        let arrays = self.items.iter().filter_map(|item| match item {
-            Item::Arrays(arrays) => Some(*arrays),
-            _ => None,
-        });
-        let bytes = |array: &Array| match array.data() {
-            Data::F32(v) => size_of_val(v.as_slice()),
-            Data::I64(v) => size_of_val(v.as_slice()),
-            Data::I32(v) => size_of_val(v.as_slice()),
-            Data::U8(v) => size_of_val(v.as_slice()),
-            Data::Bool(v) => size_of_val(v.as_slice()),
-        };
-        arrays.flatten().map(|(_, array)| bytes(array) as u64).sum()
+    /// Bytes that the samples take all the time.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The sample whose batch takes the most memory.

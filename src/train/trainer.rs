@@ -337,14 +337,17 @@ impl Trainer {
                     return Ok(None);
                 }
                 let wave: Vec<Result<(f32, Vec<Tensor>)>> = std::thread::scope(|scope| {
-                    let handles: Vec<_> = (first..count.min(first + threads))
-                        .map(|i| {
-                            let work = &work;
-                            scope.spawn(move || work(i))
-                        })
-                        .collect();
+                    let start = |i| {
+                        let work = &work;
+                        let thread = std::thread::Builder::new();
+                        let thread = thread.spawn_scoped(scope, move || work(i));
+                        thread.map_err(|e| Error::failed(format!("no thread to train with: {e}")))
+                    };
+                    let handles: Vec<_> = (first..count.min(first + threads)).map(start).collect();
                     let died = |_| Err(Error::failed("a training thread panicked"));
-                    handles.into_iter().map(|h| h.join().unwrap_or_else(died)).collect()
+                    let end =
+                        |h: std::thread::ScopedJoinHandle<'_, _>| h.join().unwrap_or_else(died);
+                    handles.into_iter().map(|handle| handle.and_then(end)).collect()
                 });
                 for result in wave {
                     add(result?)?;

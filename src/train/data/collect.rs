@@ -1,8 +1,8 @@
 //! Gathers rows, whatever file they come from, and settles what their labels are.
 
 use super::{
-    Dataset, LoadOptions, MAX_LABEL_BYTES, MAX_LABELS, MAX_SAMPLES, Place, Rough, RoughLabel,
-    RoughName, Row, Sample, SampleInput, Seen, canonical_split,
+    Dataset, LoadOptions, MAX_LABEL_BYTES, MAX_LABELS, MAX_SAMPLES, OF_A_ROW, Place, Rough,
+    RoughLabel, RoughName, Row, Sample, SampleInput, Seen, canonical_split,
 };
 use crate::error::{Error, Result};
 use crate::train::tasks::Task;
@@ -62,6 +62,8 @@ pub(crate) struct Collector<'a> {
     lists: usize,
     splits: BTreeSet<String>,
     seen: usize,
+    /// Bytes of the rows.
+    bytes: u64,
 }
 
 impl<'a> Collector<'a> {
@@ -81,6 +83,7 @@ impl<'a> Collector<'a> {
             lists: 0,
             splits: BTreeSet::new(),
             seen: 0,
+            bytes: 0,
         }
     }
 
@@ -173,7 +176,7 @@ impl<'a> Collector<'a> {
         let rough = reader.rules().label(&row).map_err(|e| e.at(&place))?;
         let RoughLabel { names, spans, values } = rough;
         self.lists += usize::from(!values.is_empty());
-        let names = names.into_iter().map(|name| self.name(name)).collect::<Result<_>>();
+        let names = names.into_iter().map(|name| self.name(name)).collect::<Result<Vec<u32>>>();
         let names = names.map_err(|e| e.at(&place))?;
         if !wanted {
             return Ok(());
@@ -188,8 +191,27 @@ impl<'a> Collector<'a> {
             ))
             .at(place));
         }
+        let label = 4 * names.len() + 8 * spans.len() + 4 * values.len();
+        self.take(size_of::<Held>() as u64 + OF_A_ROW + input.bytes() + label as u64)?;
         self.rows.push(Held { input, names, spans, values, place });
         Ok(())
+    }
+
+    /// Counts memory before it is taken.
+    pub(super) fn take(&mut self, bytes: u64) -> Result<()> {
+        self.bytes = self.bytes.saturating_add(bytes);
+        let Some(most) = self.options.memory.filter(|most| self.bytes > *most) else {
+            return Ok(());
+        };
+        let (rows, most) = (self.rows.len(), most >> 20);
+        Err(Error::refused(format!("after {rows} samples more than {most} MiB are taken"))
+            .at(&self.file)
+            .hint("allow more with --ram, or train on a part of the samples"))
+    }
+
+    /// What is taken, where what was counted before is given back in part.
+    pub(super) fn taken(&mut self, bytes: u64) {
+        self.bytes = bytes;
     }
 
     /// The task that reads this row's label: without a task asked for, the most general of

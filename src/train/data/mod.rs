@@ -55,6 +55,24 @@ pub enum SampleInput {
 }
 
 impl SampleInput {
+    /// Bytes that it takes beside its own size, a sentence's tokens included.
+    fn bytes(&self) -> u64 {
+        /// What the C library keeps beside a block.
+        const BLOCK: usize = 16;
+        let bytes = match self {
+            // Tokens have two numbers of eight bytes each, and are four letters long or longer.
+            SampleInput::Text(text) => 5 * (text.len() + BLOCK),
+            SampleInput::Image(path) => path.as_os_str().len() + BLOCK,
+            SampleInput::Stored(_) => 4 * BLOCK,
+            SampleInput::Arrays(arrays) => arrays
+                .iter()
+                .map(|(name, a)| size_of::<(String, Array)>() + name.len() + a.data().byte_len())
+                .map(|bytes| bytes + 6 * BLOCK)
+                .sum(),
+        };
+        bytes as u64
+    }
+
     fn kind(&self) -> &'static str {
         match self {
             SampleInput::Text(_) => "text",
@@ -144,6 +162,16 @@ pub struct Sample {
     pub place: Place,
 }
 
+impl Sample {
+    /// Bytes that it takes, with what training makes of it.
+    fn bytes(&self) -> u64 {
+        size_of::<Sample>() as u64 + OF_A_ROW + self.input.bytes()
+    }
+}
+
+/// Bytes that training keeps of each sample: its label, its tokens' places, its place in the orders.
+const OF_A_ROW: u64 = 160;
+
 /// Samples of one kind of input and one kind of label; at least one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dataset {
@@ -161,6 +189,11 @@ pub struct Dataset {
 }
 
 impl Dataset {
+    /// Bytes that the samples take.
+    pub fn bytes(&self) -> u64 {
+        self.samples.iter().map(Sample::bytes).sum()
+    }
+
     /// Numbers per label; 0 where labels are names.
     pub fn label_width(&self) -> usize {
         self.samples.first().map_or(0, |s| s.label.width())
@@ -233,6 +266,8 @@ pub struct LoadOptions {
     /// The classes and their order, as a head has them; a label outside is an error. Makes every
     /// label a class.
     pub labels: Option<Vec<String>>,
+    /// Bytes that the samples may take, counted as they are read; by default any number.
+    pub memory: Option<u64>,
 }
 
 /// Reads a data set: the file's ending says its form, a folder holds class folders of pictures

@@ -3,13 +3,16 @@
 use super::collect::Collector;
 use super::{MAX_FILE_BYTES, MAX_SAMPLES, Row, SampleInput};
 use crate::error::{Error, Result};
-use crate::npy::read_npz;
+use crate::npy::read_npz_counted;
 use crate::shape::{Array, Data};
 use serde_json::{Map, Value};
 use std::path::Path;
 
 pub(super) fn read(path: &Path, collector: &mut Collector) -> Result<()> {
-    let mut arrays = read_npz(path, MAX_FILE_BYTES)?;
+    // The samples are copied out of the file's arrays.
+    let mut arrays = read_npz_counted(path, MAX_FILE_BYTES, &mut |more| collector.take(more))?;
+    let bytes: usize = arrays.iter().map(|(_, a)| a.data().byte_len()).sum();
+    collector.taken(bytes as u64);
     let file = collector.place(0);
     let bad = |text: String| Error::bad_input(text).at(&file);
     let Some(at) = arrays.iter().rposition(|(name, _)| name == "labels") else {

@@ -1,7 +1,7 @@
 //! How much a run may do at once within its memory: micro-batch and threads.
 
 use super::Run;
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::train::samples::{PICTURE_CACHE, Samples};
 
 /// Micro-batch of sentences and raw inputs where none is asked for.
@@ -20,10 +20,9 @@ const PROCESS_BYTES_PICTURES: u64 = 32 << 20;
 const SCRATCH_SHARE_PICTURES: u64 = 4;
 
 impl Run<'_> {
-    /// Bytes of the whole process while micro-batches of `micro` rows run.
-    fn planned(&self, micro: usize, threads: usize) -> Result<u64> {
-        let longest = self.samples.longest();
-        let graph = self.trainer.plan(&self.samples.inputs(&[longest], micro)?)?;
+    /// Bytes of the whole process while micro-batches of `micro` rows as long as `sample` run.
+    fn planned(&self, sample: usize, micro: usize, threads: usize) -> Result<u64> {
+        let graph = self.trainer.plan(&self.samples.inputs(&[sample], micro)?)?;
         let tensors = 4 * self.trainer.parameter_count() as u64;
         // The values, a copy as inputs, the sum of the gradients, the best values.
         let state = 4 * tensors + self.trainer.optimizer().state_bytes() as u64;
@@ -37,9 +36,9 @@ impl Run<'_> {
             false => 0,
         };
         let running = threads as u64 * (graph + graph / share);
-        let held = self.held_samples.as_ref().map_or(0, Samples::array_bytes);
-        let arrays = self.samples.array_bytes() + held;
-        Ok(process + self.engine.base().file_len() + state + known + arrays + running)
+        let held = self.held_samples.as_ref().map_or(0, Samples::bytes);
+        let data = self.samples.bytes() + held;
+        Ok(process + self.engine.base().file_len() + state + known + data + running)
     }
 
     /// The largest micro-batch and the most threads that fit.
@@ -56,10 +55,11 @@ impl Run<'_> {
             )));
         }
         let wanted = self.samples.fixed_rows().unwrap_or(wanted);
+        let longest = self.samples.longest();
         let cache = if pictures { PICTURE_CACHE } else { 0 };
         let Some(ram) = self.options.ram else {
             self.micro = wanted;
-            self.peak = self.planned(wanted, self.threads)? + cache;
+            self.peak = self.planned(longest, wanted, self.threads)? + cache;
             return Ok(());
         };
         let halved = |&n: &usize| (n > 1).then_some(n / 2);
@@ -71,7 +71,7 @@ impl Run<'_> {
         let mut least = (u64::MAX, wanted);
         for micro in sizes {
             for threads in (1..=self.options.threads).rev() {
-                let planned = self.planned(micro, threads)?;
+                let planned = self.planned(longest, micro, threads)?;
                 if planned <= ram {
                     (self.micro, self.threads) = (micro, threads);
                     let spare = (ram - planned).min(cache);
@@ -92,6 +92,25 @@ impl Run<'_> {
             least.1,
             mib(ram)
         ))
+        .because(Cause::TooLarge)
         .hint(format!("allow --ram {}M{shorter}", mib(least.0))))
+    }
+
+    /// The samples for which `ram` has no room, one at a time.
+    pub(super) fn too_large(&mut self, ram: u64) -> Result<Vec<usize>> {
+        let rows = self.samples.fixed_rows().unwrap_or(1);
+        let mut sorted: Vec<usize> = (0..self.samples.len()).collect();
+        sorted.sort_by_key(|&sample| self.samples.length(sample));
+        // Longer ones take more.
+        let (mut fit, mut rest) = (0, sorted.len());
+        while fit < rest {
+            let middle = fit.midpoint(rest);
+            match self.planned(sorted[middle], rows, 1)? <= ram {
+                true => fit = middle + 1,
+                false => rest = middle,
+            }
+            self.trainer.drop_plans();
+        }
+        Ok(sorted.split_off(fit))
     }
 }

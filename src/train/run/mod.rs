@@ -121,15 +121,33 @@ pub fn learn(
         let error = format!("the task {} has no penalty that keeps knowledge", options.task);
         return Err(Error::unsupported(error).hint("measure other texts with eval"));
     }
-    let labels = lesson.labels(options.task)?;
-    let mut trainer = Trainer::new(engine, options, labels)?;
+    let trainer = trainer(engine, lesson, options)?;
+    let probes = probes(engine, options.probes.as_deref(), options.max_tokens)?;
+    let mut run = Run::new(engine, lesson, options, trainer, probes.as_ref())?;
+    run.choose_micro_batch()?;
+    run.go(progress)
+}
+
+fn trainer(engine: &Engine, lesson: &Lesson<'_>, options: &TrainOptions) -> Result<Trainer> {
+    let mut trainer = Trainer::new(engine, options, lesson.labels(options.task)?)?;
     if let Some(previous) = lesson.previous.filter(|_| options.warm_start) {
         trainer.start_from(previous)?;
     }
-    let probes = probes(engine, options.probes.as_deref(), options.max_tokens)?;
     trainer.keep_knowledge(options.keep_knowledge > 0.0);
-    let run = Run::new(engine, lesson, options, trainer, probes.as_ref())?;
-    run.go(progress)
+    Ok(trainer)
+}
+
+/// The samples of a lesson, by their places, for which `options.ram` has no room even one at a time.
+///
+/// # Errors
+/// Options that make no sense for this base and data.
+pub fn too_large(
+    engine: &Engine,
+    lesson: &Lesson<'_>,
+    options: &TrainOptions,
+) -> Result<Vec<usize>> {
+    let Some(ram) = options.ram else { return Ok(vec![]) };
+    Run::new(engine, lesson, options, trainer(engine, lesson, options)?, None)?.too_large(ram)
 }
 
 /// Why [`learn`] can't begin at the values of the lesson's generation before; `None`: it can, or there
@@ -198,7 +216,7 @@ impl<'a> Run<'a> {
                 (split.train, split.held_out)
             }
         };
-        let mut run = Run {
+        Ok(Run {
             engine,
             options,
             trainer,
@@ -214,9 +232,7 @@ impl<'a> Run<'a> {
             micro: 0,
             threads: options.threads,
             peak: 0,
-        };
-        run.choose_micro_batch()?;
-        Ok(run)
+        })
     }
 
     /// The hold-out's metrics; none without one. `None` where `go_on` said stop.
