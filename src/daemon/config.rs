@@ -1,5 +1,7 @@
 //! The daemon's configuration: a TOML file, every value checked before any is used.
 
+use super::allowed::LEAST_MEMORY;
+pub use super::allowed::Limits;
 use super::learn::{
     ConditionSettings, GateSettings, Settings, TrainSettings, TrialSettings, WatchSettings,
 };
@@ -11,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// Where the service's configuration lies.
 pub const SYSTEM_CONFIG: &str = "/etc/offshoot/offshoot.toml";
@@ -111,46 +112,6 @@ impl Default for ServeConfig {
     }
 }
 
-/// `[limits]`. Times in seconds.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Limits {
-    /// Connections at once.
-    pub connections: usize,
-    /// Requests that wait for a worker.
-    pub queue: usize,
-    /// Waiting requests that one run answers.
-    pub batch: usize,
-    /// Largest body in bytes.
-    pub body_bytes: usize,
-    /// A request's head, and what comes between two requests of a connection.
-    pub header_seconds: f64,
-    /// A request's body, and each write of an answer.
-    pub body_seconds: f64,
-    /// From the end of a request's body to its answer.
-    pub request_seconds: f64,
-    /// What has begun, at shutdown.
-    pub shutdown_seconds: f64,
-    /// Adapters kept ready beside the active ones.
-    pub adapters: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            connections: 64,
-            queue: 64,
-            batch: 4,
-            body_bytes: 16 << 20,
-            header_seconds: 5.0,
-            body_seconds: 20.0,
-            request_seconds: 30.0,
-            shutdown_seconds: 20.0,
-            adapters: 8,
-        }
-    }
-}
-
 /// `[samples]`.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -161,6 +122,10 @@ pub struct SampleConfig {
     pub max_bytes: u64,
     /// Most generations kept of one adapter.
     pub max_generations: u64,
+    /// Most adapters, those without a generation too.
+    pub max_names: u64,
+    /// Most bytes of the inputs of all adapters' samples.
+    pub max_total_bytes: u64,
     /// Share of each class that training never sees.
     pub hold_out: f64,
     /// The labels that there are; others go to quarantine. Empty: any.
@@ -180,6 +145,8 @@ impl Default for SampleConfig {
             max_samples: quota.max_samples,
             max_bytes: quota.max_bytes,
             max_generations: quota.max_generations,
+            max_names: quota.max_names,
+            max_total_bytes: quota.max_total_bytes,
             hold_out,
             labels,
             source_per_hour,
@@ -197,6 +164,8 @@ impl SampleConfig {
                 max_samples: self.max_samples,
                 max_bytes: self.max_bytes,
                 max_generations: self.max_generations,
+                max_names: self.max_names,
+                max_total_bytes: self.max_total_bytes,
             },
             hold_out: self.hold_out,
             labels: self.labels.clone(),
@@ -330,6 +299,9 @@ impl Config {
         number("limits.batch", l.batch as u64, 1, 64)?;
         number("limits.body_bytes", l.body_bytes as u64, 1024, 1 << 30)?;
         number("limits.adapters", l.adapters as u64, 1, 1024)?;
+        if l.memory_bytes > 0 {
+            number("limits.memory_bytes", l.memory_bytes, LEAST_MEMORY, 1 << 44)?;
+        }
         seconds("limits.header_seconds", l.header_seconds)?;
         seconds("limits.body_seconds", l.body_seconds)?;
         seconds("limits.request_seconds", l.request_seconds)?;
@@ -451,28 +423,6 @@ pub fn read_token(path: &Path) -> Result<String> {
         )));
     }
     Ok(token.to_string())
-}
-
-impl Limits {
-    /// [`Limits::header_seconds`].
-    pub fn header(&self) -> Duration {
-        Duration::from_secs_f64(self.header_seconds)
-    }
-
-    /// [`Limits::body_seconds`].
-    pub fn body(&self) -> Duration {
-        Duration::from_secs_f64(self.body_seconds)
-    }
-
-    /// [`Limits::request_seconds`].
-    pub fn request(&self) -> Duration {
-        Duration::from_secs_f64(self.request_seconds)
-    }
-
-    /// [`Limits::shutdown_seconds`].
-    pub fn shutdown(&self) -> Duration {
-        Duration::from_secs_f64(self.shutdown_seconds)
-    }
 }
 
 fn bad(key: &str, what: String) -> Error {

@@ -3,6 +3,7 @@
 //!
 //! Knows nothing about how operations run.
 
+mod allowed;
 mod client;
 mod config;
 mod host;

@@ -126,6 +126,21 @@ fn every_endpoint_refuses_what_it_can_not_read() {
 }
 
 #[test]
+fn an_answer_that_is_not_finite_names_where_that_comes_from() {
+    let daemon = Daemon::start("");
+    let array = Array::f32(vec![1, 12], vec![f32::NAN; 12]).unwrap();
+    let mut archive = zip::ZipWriter::new(std::io::Cursor::new(vec![]));
+    archive.start_file("x.npy", zip::write::SimpleFileOptions::default()).unwrap();
+    archive.write_all(&npy::to_bytes(&array)).unwrap();
+    let body = archive.finish().unwrap().into_inner();
+    let answer = daemon.send("POST", "/v1/predict", "application/x-npz", &body);
+    assert_eq!((answer.status, answer.error().as_str()), (422, "not_finite"), "{answer:?}");
+    let said = answer.json()["error"]["message"].to_string();
+    assert!(said.contains("the input 'x' holds"), "{said}");
+    daemon.ok("POST", "/v1/predict", Some(&question(1.0)));
+}
+
+#[test]
 fn an_adapter_of_another_base_is_not_taken() {
     let daemon = Daemon::start("");
     let mut adapter = offshoot::Adapter::read(daemon.place.path("1.adapter")).unwrap();

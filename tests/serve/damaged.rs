@@ -212,3 +212,19 @@ fn a_damaged_weight_is_found_and_said_while_it_is_served() {
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
+
+/// It was answered from, 200, whatever the file held by then.
+#[test]
+fn a_base_that_was_changed_in_place_is_not_answered_from() {
+    let daemon = Daemon::start("");
+    daemon.ok("POST", "/v1/predict", Some(&question(1.0)));
+    // A writer would wait for the lease; this is what it leaves.
+    let file = std::fs::File::open(daemon.place.path("mlp.base")).unwrap();
+    file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    let answer = daemon.post("/v1/predict", &question(1.0));
+    assert_eq!((answer.status, answer.error().as_str()), (503, "unavailable"), "{answer:?}");
+    let health = daemon.ok("GET", "/health", None);
+    assert_eq!((&health["status"], &health["base_changed"]), (&json!("degraded"), &json!(true)));
+    let problem = health["problems"][0].as_str().unwrap();
+    assert!(problem.contains("was changed in place"), "{problem}");
+}

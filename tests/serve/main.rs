@@ -8,6 +8,7 @@ mod bad_input;
 mod common;
 mod damaged;
 mod docs;
+mod heavy;
 mod instant;
 mod kill;
 mod life;

@@ -6,13 +6,15 @@ use super::look::Look;
 use super::problem::Problem;
 use super::recent::{Offer, Recent};
 use super::roster::{Instead, Roster, Served};
+use super::written::{Each, written};
 use crate::daemon::Tensor;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::pack::Role;
-use crate::runtime::picture::smaller_side;
+use crate::runtime::picture::{decoding_bytes, smaller_side};
 use crate::runtime::text::Tokens;
 use crate::runtime::{
-    Engine, Named, Prediction, Preprocessor, Words, apply_head, base_predictions,
+    Engine, MemoryLimit, Named, Prediction, Preprocessor, Stop, Taken, Words, apply_head,
+    base_predictions,
 };
 use crate::shape::{Array, DType, Data};
 use crate::train::Task;
@@ -22,9 +24,20 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// Memory for the prediction of a row beside its values.
+const BYTES_OF_A_ROW: u64 = 256;
+
+/// Memory that a sentence takes on its way to tokens: a hundred and more bytes for each of its own, of
+/// what goes through the tokenizer.
+fn tokenizing_bytes(text: &str) -> u64 {
+    256 * text.len().min(64 << 10) as u64
+}
+
 /// Answers questions about one base. Shared by all workers.
 pub struct Answerer {
     engine: Engine,
+    /// What requests take their memory of, and the engine's runs theirs.
+    memory: MemoryLimit,
     preprocessor: Preprocessor,
     roster: Arc<Roster>,
     recent: Arc<Recent>,
@@ -45,6 +58,9 @@ pub struct Prepared {
     outputs: Option<bool>,
     /// What was asked, where the answer is to be kept, and how its picture looks.
     kept: Option<(Asked, Option<Look>)>,
+    /// The memory of its inputs; none for the daemon's own question, which is answered however much
+    /// clients have taken.
+    taken: Option<Taken>,
 }
 
 enum Work {
@@ -55,7 +71,7 @@ enum Work {
 
 /// The answer to one question.
 #[derive(Serialize)]
-struct Reply<'a> {
+struct Reply<'a, P: Serialize> {
     /// Who answered, and its generation.
     adapter: Option<&'a str>,
     generation: Option<u64>,
@@ -66,7 +82,7 @@ struct Reply<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     instant: Option<usize>,
     /// For each row what the head's task says.
-    predictions: Vec<serde_json::Value>,
+    predictions: P,
     /// Why there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     no_answer: Option<String>,
@@ -76,17 +92,36 @@ struct Reply<'a> {
 }
 
 impl Answerer {
-    /// For this engine and these adapters.
-    pub fn new(engine: Engine, roster: Arc<Roster>, recent: Arc<Recent>) -> Answerer {
+    /// For this engine and these adapters, with runs that take their memory of `memory`.
+    pub fn new(
+        engine: Engine,
+        roster: Arc<Roster>,
+        recent: Arc<Recent>,
+        memory: MemoryLimit,
+    ) -> Answerer {
         let batches = rows_are_free(&engine);
         let preprocessor = Preprocessor::new(&engine);
-        Answerer { engine, preprocessor, roster, recent, batches, decoding: Mutex::new(()) }
+        let decoding = Mutex::new(());
+        Answerer { engine, memory, preprocessor, roster, recent, batches, decoding }
+    }
+
+    /// What requests take their memory of.
+    pub fn memory(&self) -> &MemoryLimit {
+        &self.memory
     }
 
     /// Parses a question, chooses who answers and makes the base's inputs.
     pub fn prepare(&self, raw: &Raw) -> Result<Prepared, Problem> {
-        let Question { input, selection, top, reject, outputs } =
-            raw.parse(|| self.roster.list())?;
+        // Half of one base and half of another is none.
+        if let Err(e) = self.engine.base().check_unchanged()
+            && e.kind() == ErrorKind::BadInput
+        {
+            return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", e.message())
+                .hint("restart the daemon, on a base that is whole"));
+        }
+        let mut taken = self.memory.take(0)?;
+        let question = raw.parse(|| self.roster.list(), &mut taken)?;
+        let Question { input, selection, top, reject, outputs } = question;
         let served = self.roster.resolve(&selection)?;
         let head = served.bound.as_ref().and_then(|b| b.head.as_ref());
         let task = Task::serving(head, self.engine.base())?;
@@ -95,6 +130,7 @@ impl Answerer {
         let mut kept = wanted.then(|| (input.clone(), None));
         let work = match input {
             Asked::Text(text) => {
+                let _taken = self.memory.take(tokenizing_bytes(&text))?;
                 let tokens = if task.needs_words() {
                     let (tokens, words) = self.preprocessor.words(&text)?;
                     sentence = Some((text, words));
@@ -106,10 +142,7 @@ impl Answerer {
                 Work::Tokens(tokens, length)
             }
             Asked::Picture(bytes) => {
-                let picture = {
-                    let _one = self.decoding.lock().unwrap_or_else(PoisonError::into_inner);
-                    self.preprocessor.image_bytes(&bytes)?
-                };
+                let picture = self.picture(&bytes)?;
                 if let Some((_, look)) = &mut kept {
                     *look = Look::of(&picture, smaller_side(&bytes));
                 }
@@ -117,17 +150,23 @@ impl Answerer {
             }
             Asked::Tensors(named) => Work::Inputs(named),
         };
-        Ok(Prepared { work, sentence, served, top, reject, outputs, kept })
+        Ok(Prepared { work, sentence, served, top, reject, outputs, kept, taken: Some(taken) })
+    }
+
+    fn picture(&self, bytes: &[u8]) -> Result<Array, Problem> {
+        let _one = self.decoding.lock().unwrap_or_else(PoisonError::into_inner);
+        let _taken = self.memory.take(decoding_bytes(bytes)?)?;
+        Ok(self.preprocessor.image_bytes(bytes)?)
     }
 
     /// An error if the base can't take `input`, without running it.
     pub fn check(&self, input: &Asked) -> Result<(), Problem> {
         match input {
-            Asked::Text(text) => drop(self.preprocessor.tokens(text)?),
-            Asked::Picture(bytes) => {
-                let _one = self.decoding.lock().unwrap_or_else(PoisonError::into_inner);
-                drop(self.preprocessor.image_bytes(bytes)?);
+            Asked::Text(text) => {
+                let _taken = self.memory.take(tokenizing_bytes(text))?;
+                drop(self.preprocessor.tokens(text)?);
             }
+            Asked::Picture(bytes) => drop(self.picture(bytes)?),
             Asked::Tensors(named) => self.engine.check(named)?,
         }
         Ok(())
@@ -144,8 +183,9 @@ impl Answerer {
         }
     }
 
-    /// Answers questions of one key, in one run: for each the JSON that is sent.
-    pub fn answer(&self, group: &[&Prepared]) -> Result<Vec<Bytes>, Problem> {
+    /// Answers questions of one key, in one run that ends when `stop` says so: for each the JSON that
+    /// is sent.
+    pub fn answer(&self, group: &[&Prepared], stop: &Stop) -> Result<Vec<Bytes>, Problem> {
         let Some(first) = group.first() else { return Ok(vec![]) };
         let made;
         let inputs = match &first.work {
@@ -163,7 +203,13 @@ impl Answerer {
             }
         };
         let bound = first.served.bound.as_ref();
-        let outputs = self.engine.run(inputs, bound)?;
+        let own = first.taken.is_none();
+        let limited = self.engine.clone().with_memory((!own).then(|| self.memory.clone()));
+        let outputs = limited.run_until(inputs, bound, stop.clone())?;
+        let held: usize = outputs.iter().map(|(_, a)| a.data().byte_len()).sum();
+        let rows = outputs.first().and_then(|(_, a)| a.shape().first()).copied().unwrap_or(0);
+        let held = held as u64 + rows as u64 * BYTES_OF_A_ROW;
+        let _held = (!own).then(|| self.memory.take(held)).transpose()?;
         let head = bound.and_then(|b| b.head.as_ref());
         let task = Task::serving(head, self.engine.base())?;
         let predictions = match head {
@@ -173,12 +219,11 @@ impl Answerer {
             }
             None => base_predictions(&self.engine, &outputs),
         };
-        if predictions.iter().flat_map(|p| &p.logits).any(|v| !v.is_finite()) {
-            return Err(Problem::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "not_finite",
-                "the answer to these inputs is not finite",
-            ));
+        let shown = group.iter().any(|p| p.outputs.unwrap_or(predictions.is_empty()));
+        if predictions.iter().flat_map(|p| &p.logits).any(|v| !v.is_finite())
+            || shown && !outputs.iter().all(|(_, a)| a.is_finite())
+        {
+            return Err(limited.not_finite(inputs, bound, Some(stop.clone())).into());
         }
         let alone = group.len() == 1;
         group
@@ -203,24 +248,24 @@ impl Answerer {
                 };
                 let sentence =
                     prepared.sentence.as_ref().map(|(text, words)| (text.as_str(), words));
-                let answer = |p| task.answer(head, p, sentence, prepared.top, prepared.reject);
-                let said = own.iter().map(answer);
-                let said = said.map(|answer| Ok(answer?.json)).collect::<Result<Vec<_>>>()?;
-                self.keep(prepared, &said);
+                let said = |p: &Prediction| -> Result<serde_json::Value> {
+                    Ok(task.answer(head, p, sentence, prepared.top, prepared.reject)?.json)
+                };
+                if let ([one], true) = (own, prepared.kept.is_some()) {
+                    self.keep(prepared, &[said(one)?]);
+                }
                 let reply = Reply {
                     adapter: prepared.served.name.as_deref(),
                     generation: prepared.served.generation,
                     instead_of: prepared.served.instead.as_deref(),
-                    no_answer: said.is_empty().then(|| silence(&prepared.served)),
+                    no_answer: own.is_empty().then(|| silence(&prepared.served)),
                     instant: prepared.served.instant,
-                    predictions: said,
+                    predictions: Each(own, said),
                     outputs: shown.map(|all| {
                         all.iter().map(|(name, a)| (name.as_str(), Tensor(a))).collect()
                     }),
                 };
-                let bytes = serde_json::to_vec(&reply)
-                    .map_err(|e| Problem::failed(format!("the answer can't be written: {e}")))?;
-                Ok(bytes.into())
+                written(&self.memory, &reply)
             })
             .collect()
     }
@@ -262,15 +307,9 @@ impl Answerer {
             Work::Inputs(self.zeros()?)
         };
         let served = self.roster.resolve(&super::roster::Selection::Base)?;
-        Ok(Prepared {
-            work,
-            sentence: None,
-            served,
-            top: 1,
-            reject: None,
-            outputs: Some(false),
-            kept: None,
-        })
+        let (kept, taken, reject) = (None, None, None);
+        let outputs = Some(false);
+        Ok(Prepared { work, sentence: None, served, top: 1, reject, outputs, kept, taken })
     }
 
     /// Zeros of the least sizes that the base's inputs allow.

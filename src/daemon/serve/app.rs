@@ -2,7 +2,7 @@
 
 use super::answer::Answerer;
 use super::connection::Registry;
-use super::guard::PERMIT;
+use super::guard::{Guesses, PERMIT};
 use super::instant::Instants;
 use super::integrity::Integrity;
 use super::metrics::{Gauge, Metrics, count};
@@ -13,7 +13,7 @@ use super::roster::{Roster, Selection};
 use crate::daemon::learn::{Learner, Settings};
 use crate::daemon::{Config, Serving};
 use crate::error::{Error, Result};
-use crate::runtime::Engine;
+use crate::runtime::{Engine, MemoryLimit};
 use crate::store::{Reference, Store};
 use axum::Router;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -51,6 +51,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// The connections.
     pub registry: Registry,
+    /// Wrong tokens.
+    pub guesses: Guesses,
     /// Permits for large bodies.
     pub bodies: Arc<Semaphore>,
     /// A permit for each thread that waits for a disk.
@@ -78,7 +80,9 @@ impl App {
             false => Recent::default(),
         };
         let recent = Arc::new(recent);
-        let answerer = Answerer::new(engine.clone(), roster.clone(), recent.clone());
+        let memory = MemoryLimit::new(limits.memory());
+        tracing::info!("requests may take {} MB of memory at once", memory.bytes() / 1_000_000);
+        let answerer = Answerer::new(engine.clone(), roster.clone(), recent.clone(), memory);
         let answerer = Arc::new(answerer);
         let pool = Pool::start(
             answerer.clone(),
@@ -105,6 +109,7 @@ impl App {
             pool,
             metrics,
             registry: Registry::default(),
+            guesses: Guesses::default(),
             bodies: Arc::new(Semaphore::new(bodies)),
             disk: Arc::new(Semaphore::new(DISK_THREADS)),
             integrity: Integrity::default(),
@@ -215,6 +220,9 @@ impl App {
             self.roster.set_default(default);
         }
         self.pool.set(new.limits.queue, new.limits.batch);
+        if new.limits.memory_bytes != old.limits.memory_bytes {
+            self.answerer.memory().set(new.limits.memory());
+        }
         self.roster.set_capacity(new.limits.adapters);
         let (before, after) = (body_permits(&old), body_permits(&new));
         self.bodies.add_permits(after.saturating_sub(before));
@@ -247,8 +255,18 @@ impl App {
                 self.pool.in_flight() as f64,
             ),
             gauge("requests_deferred", "Questions that wait.", self.pool.waiting() as f64),
+            gauge(
+                "wrong_tokens",
+                "Requests on the port with a wrong token, since the start.",
+                self.guesses.count() as f64,
+            ),
             gauge("connections", "Open connections.", self.registry.len() as f64),
             gauge("resident_bytes", "Resident memory.", resident),
+            gauge(
+                "request_memory_bytes",
+                "Memory that requests have taken.",
+                self.answerer.memory().taken() as f64,
+            ),
             gauge("uptime_seconds", "Time since the start.", self.started.elapsed().as_secs_f64()),
         ]
     }

@@ -3,8 +3,8 @@
 use super::problem::Problem;
 use super::roster::{Row, Selection};
 use crate::npy;
-use crate::runtime::Named;
 use crate::runtime::picture::media_type;
+use crate::runtime::{Named, Taken};
 use crate::shape::{Array, DType, Data};
 use crate::store::{Input, Reference, check_name};
 use axum::body::Bytes;
@@ -19,6 +19,8 @@ const DEFAULT_TOP: usize = 5;
 const MAX_TOP: usize = 1000;
 /// Most bytes that a `.npz` body unpacks to.
 pub const MAX_UNPACKED: u64 = 256 << 20;
+/// Memory for a number of a JSON body: as it was read, in a list that grows, and in its array.
+const BYTES_OF_A_NUMBER: u64 = 40;
 /// Most adapters summed for one request.
 const MAX_MIX: usize = 16;
 
@@ -281,12 +283,24 @@ pub fn input(
     }
 }
 
-/// The input that a raw body is; `None` for JSON.
-pub fn raw_input(body: &Bytes, mime: Mime) -> Result<Option<Asked>, Problem> {
+/// The input that a raw body is; `None` for JSON. What it unpacks to, or what JSON is read into, is
+/// `taken` before.
+pub fn raw_input(body: &Bytes, mime: Mime, taken: &mut Taken) -> Result<Option<Asked>, Problem> {
     match mime {
-        Mime::Json => Ok(None),
+        Mime::Json => {
+            // A number may stand in two bytes; what separates them tells how many there are.
+            let numbers = body.iter().filter(|b| **b == b',').count() as u64;
+            taken.grow(numbers.saturating_mul(BYTES_OF_A_NUMBER))?;
+            Ok(None)
+        }
         Mime::Picture => Ok(Some(Asked::Picture(body.clone()))),
-        Mime::Npz => Ok(Some(Asked::Tensors(npy::read_npz_bytes(body, MAX_UNPACKED)?))),
+        Mime::Npz => {
+            let before = taken.bytes();
+            let arrays = npy::read_npz_within(body, MAX_UNPACKED, &mut |more| taken.grow(more))?;
+            let bytes: usize = arrays.iter().map(|(_, a)| a.data().byte_len()).sum();
+            taken.shrink(before + bytes as u64);
+            Ok(Some(Asked::Tensors(arrays)))
+        }
         Mime::Bytes => Err(unsupported_media(INPUTS)),
     }
 }
@@ -297,9 +311,15 @@ pub fn reference(text: &str) -> Result<Reference, Problem> {
 }
 
 impl Raw {
-    /// Parses the question. `rows`: what `GET /lora-adapters` lists, for `lora`.
-    pub fn parse(&self, rows: impl Fn() -> Vec<Row>) -> Result<Question, Problem> {
-        let (input, adapter, lora, top, reject, outputs) = match raw_input(&self.body, self.mime)? {
+    /// Parses the question. `rows`: what `GET /lora-adapters` lists, for `lora`; `taken`: what its
+    /// memory is taken of.
+    pub fn parse(
+        &self,
+        rows: impl Fn() -> Vec<Row>,
+        taken: &mut Taken,
+    ) -> Result<Question, Problem> {
+        let raw = raw_input(&self.body, self.mime, taken)?;
+        let (input, adapter, lora, top, reject, outputs) = match raw {
             Some(input) => {
                 let q = self.query.clone();
                 (input, q.adapter.map(Some), None, q.top, q.reject, q.outputs)
@@ -398,7 +418,8 @@ mod tests {
             generation: Some(1),
             instead: None,
         };
-        raw.parse(|| ["a", "b"].into_iter().enumerate().map(row).collect())
+        let mut taken = crate::runtime::MemoryLimit::new(1 << 24).take(0).unwrap();
+        raw.parse(|| ["a", "b"].into_iter().enumerate().map(row).collect(), &mut taken)
     }
 
     #[test]

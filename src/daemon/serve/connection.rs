@@ -2,7 +2,8 @@
 //!
 //! A connection is busy from the end of a request's body until its answer is made. Where there are
 //! as many connections as may be, a new one takes the place of that one which has waited longest
-//! for its client; only if all are busy does it wait itself.
+//! for its client, never one of the port that of one of the socket; only if all are busy does it wait
+//! itself.
 
 use super::app::App;
 use super::guard;
@@ -60,6 +61,10 @@ impl Conn {
             ConnState { busy, since: Instant::now() };
     }
 
+    fn is_tcp(&self) -> bool {
+        self.transport == Transport::Tcp
+    }
+
     fn state(&self) -> ConnState {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -83,27 +88,36 @@ impl Registry {
         self.open().len()
     }
 
-    /// Tells the connection that waits longest for its client to close; `false` if all are busy.
-    fn evict(&self) -> bool {
+    /// Tells the connection that waits longest for its client to close, one of the port where there is
+    /// such; `false` if all are busy, or, for a new one of the port (`tcp`), all of the port.
+    fn evict(&self, tcp: bool) -> bool {
         let mut open = self.open();
         let slowest = open
             .iter()
-            .map(|(id, conn)| (conn.state(), *id))
-            .filter(|(state, _)| !state.busy)
-            .min_by_key(|(state, _)| state.since);
-        let Some(conn) = slowest.and_then(|(_, id)| open.remove(&id)) else { return false };
+            .map(|(id, conn)| (!conn.is_tcp(), conn.state(), *id))
+            .filter(|(unix, state, _)| !state.busy && !(tcp && *unix))
+            .min_by_key(|(unix, state, _)| (*unix, state.since));
+        let Some(conn) = slowest.and_then(|(.., id)| open.remove(&id)) else { return false };
         conn.drop.notify_one();
         true
     }
 
+    /// Whether one more, of the port or not, finds a place among `limit`. A quarter of the places is
+    /// kept from the port, which any program on the machine can reach.
+    fn has_room(&self, limit: usize, tcp: bool) -> bool {
+        let open = self.open();
+        let of_port = || open.values().filter(|conn| conn.is_tcp()).count();
+        open.len() < limit && !(tcp && of_port() >= limit - limit / 4)
+    }
+
     /// Makes room for one more among `limit`.
-    async fn room(&self, limit: usize, app: &App) {
+    async fn room(&self, limit: usize, tcp: bool, app: &App) {
         loop {
             let closed = self.closed.notified();
-            if self.len() < limit {
+            if self.has_room(limit, tcp) {
                 return;
             }
-            if self.evict() {
+            if self.evict(tcp) {
                 count(&app.metrics.evicted);
                 continue;
             }
@@ -144,7 +158,7 @@ pub async fn accept<L: Listener>(app: Arc<App>, listener: L, mut stop: watch::Re
         let accepted = tokio::select! {
             () = stopped(&mut stop) => return,
             accepted = async {
-                app.registry.room(limit, &app).await;
+                app.registry.room(limit, L::TCP, &app).await;
                 listener.accept().await
             } => accepted,
         };
@@ -212,6 +226,9 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 /// What connections come from.
 pub trait Listener: Send + 'static {
+    /// Whether it is the port.
+    const TCP: bool;
+
     /// A connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
@@ -220,6 +237,7 @@ pub trait Listener: Send + 'static {
 }
 
 impl Listener for tokio::net::UnixListener {
+    const TCP: bool = false;
     type Stream = tokio::net::UnixStream;
 
     async fn accept(&self) -> io::Result<(Self::Stream, Transport)> {
@@ -230,6 +248,7 @@ impl Listener for tokio::net::UnixListener {
 }
 
 impl Listener for tokio::net::TcpListener {
+    const TCP: bool = true;
     type Stream = tokio::net::TcpStream;
 
     async fn accept(&self) -> io::Result<(Self::Stream, Transport)> {

@@ -15,16 +15,20 @@ use hyper_util::service::TowerToHyperService;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout_at;
 
 /// The header that carries a request's id.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// How long a request with a wrong token waits for its answer.
+const GUESS_PAUSE: Duration = Duration::from_secs(1);
+/// How often wrong tokens are logged.
+const GUESS_LOG: Duration = Duration::from_secs(60);
 /// Bytes of a body that take nothing of the common budget.
 const SMALL_BODY: usize = 64 << 10;
 /// Bytes of one permit of the budget.
@@ -119,8 +123,13 @@ fn request_id(headers: &HeaderMap) -> String {
 async fn admit(app: &App, conn: &Conn, request: Request) -> Result<Request, Problem> {
     if conn.transport == Transport::Tcp {
         check_host(app, &request)?;
-        if !super::api::has_login(request.uri().path()) {
-            check_token(app, request.headers())?;
+        if !super::api::has_login(request.uri().path())
+            && let Err(problem) = check_token(app, request.headers())
+        {
+            if request.headers().contains_key(header::AUTHORIZATION) {
+                app.guesses.wrong().await;
+            }
+            return Err(problem);
         }
     }
     let (parts, body) = request.into_parts();
@@ -220,6 +229,41 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Whole, Probl
         }
     }
     Ok(Whole { bytes: bytes.into(), _share: share.map(Arc::new) })
+}
+
+/// Requests with a wrong token.
+#[derive(Default)]
+pub struct Guesses(Mutex<Guessed>);
+
+#[derive(Default)]
+struct Guessed {
+    all: u64,
+    logged: u64,
+    at: Option<Instant>,
+}
+
+impl Guesses {
+    /// How many there were.
+    pub fn count(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).all
+    }
+
+    /// One more: one a connection and second, and the log says so.
+    pub async fn wrong(&self) {
+        self.note();
+        tokio::time::sleep(GUESS_PAUSE).await;
+    }
+
+    fn note(&self) {
+        let mut guessed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        guessed.all += 1;
+        if guessed.at.is_none_or(|at| at.elapsed() >= GUESS_LOG) {
+            let new = guessed.all - guessed.logged;
+            tracing::warn!("{new} requests on the port with a wrong token");
+            guessed.logged = guessed.all;
+            guessed.at = Some(Instant::now());
+        }
+    }
 }
 
 /// A future whose panic is a failed request.

@@ -21,5 +21,7 @@ mod recent;
 mod roster;
 mod run;
 mod served;
+mod waiting;
+mod written;
 
 pub use run::{Overrides, Source, check, run};

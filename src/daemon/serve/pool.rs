@@ -8,14 +8,18 @@ use super::answer::{Answerer, Prepared};
 use super::ask::Raw;
 use super::metrics::{Metrics, count};
 use super::problem::Problem;
+use super::waiting::{Reply, Waiting, nobody_waits, pair};
 use crate::pack::release_heap;
+use crate::runtime::Stop;
 use axum::body::Bytes;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+
+/// How often ended threads are looked for at the end.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// After this long without a question the memory of the answers before is given back.
 const QUIET: Duration = Duration::from_secs(5);
@@ -37,6 +41,10 @@ struct Shared {
     wake: Condvar,
     limit: AtomicUsize,
     batch: AtomicUsize,
+    /// Ends the runs, at the end of the daemon.
+    halt: Arc<AtomicBool>,
+    /// When a run last came to a step.
+    stepped: Arc<Mutex<Instant>>,
 }
 
 struct State {
@@ -83,7 +91,7 @@ impl State {
 
 struct Job {
     stage: Stage,
-    reply: oneshot::Sender<Outcome>,
+    reply: Reply,
 }
 
 enum Stage {
@@ -117,6 +125,8 @@ impl Pool {
             wake: Condvar::new(),
             limit: AtomicUsize::new(limit),
             batch: AtomicUsize::new(batch),
+            halt: Arc::default(),
+            stepped: Arc::new(Mutex::new(Instant::now())),
         });
         let pool = Pool { shared: shared.clone(), threads: Mutex::default() };
         for i in 0..threads.max(1) {
@@ -139,17 +149,17 @@ impl Pool {
     ///
     /// # Errors
     /// 503: the queue is full, or the daemon stops.
-    pub fn ask(&self, raw: Raw) -> Result<oneshot::Receiver<Outcome>, Problem> {
+    pub fn ask(&self, raw: Raw) -> Result<Waiting, Problem> {
         self.push(Stage::Raw(raw), false)
     }
 
     /// Has a worker answer a question of the daemon's own, before all that waits.
-    pub fn probe(&self) -> Result<oneshot::Receiver<Outcome>, Problem> {
+    pub fn probe(&self) -> Result<Waiting, Problem> {
         self.push(Stage::Probe, true)
     }
 
-    fn push(&self, stage: Stage, first: bool) -> Result<oneshot::Receiver<Outcome>, Problem> {
-        let (reply, receiver) = oneshot::channel();
+    fn push(&self, stage: Stage, first: bool) -> Result<Waiting, Problem> {
+        let (reply, waiting) = pair();
         let mut state = self.shared.state();
         if state.stopped {
             return Err(Problem::busy("the daemon stops"));
@@ -157,7 +167,7 @@ impl Pool {
         let limit = self.shared.limit.load(Ordering::Relaxed);
         if state.waiting.len() >= limit && !first {
             // Clients that have gone leave their place.
-            state.waiting.retain(|job| !job.reply.is_closed());
+            state.waiting.retain(|job| !job.reply.is_gone());
             if state.waiting.len() >= limit {
                 return Err(Problem::busy(format!("{limit} requests wait already")));
             }
@@ -168,13 +178,18 @@ impl Pool {
         }
         drop(state);
         self.shared.wake.notify_one();
-        Ok(receiver)
+        Ok(waiting)
     }
 
     /// Questions that wait or run.
     pub fn in_flight(&self) -> usize {
         let state = self.shared.state();
         state.waiting.len() + state.running
+    }
+
+    /// When a run last came to a step of its plan.
+    pub fn last_step(&self) -> Instant {
+        *self.shared.stepped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Questions that wait.
@@ -191,16 +206,26 @@ impl Pool {
         }
     }
 
-    /// Answers what waits, takes nothing more, and ends the threads.
-    pub fn stop(&self) {
+    /// Answers what waits, takes nothing more, and ends the threads. What has not ended at `until` is
+    /// stopped between two steps and left to itself.
+    pub fn stop(&self, until: Instant) {
         self.shared.state().stopped = true;
         self.shared.wake.notify_all();
         let threads: Vec<_> =
             self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
-        for thread in threads {
-            // A worker's panics are caught in it.
-            let _ = thread.join();
+        while threads.iter().any(|t| !t.is_finished()) {
+            if Instant::now() >= until {
+                self.halt();
+                tracing::warn!("stopped while requests were answered");
+                return;
+            }
+            std::thread::sleep(LOOK);
         }
+    }
+
+    /// Ends the runs that are under way.
+    pub fn halt(&self) {
+        self.shared.halt.store(true, Ordering::Relaxed);
     }
 }
 
@@ -228,7 +253,7 @@ impl Shared {
         let mut state = self.state();
         loop {
             match state.waiting.pop_front() {
-                Some(job) if job.reply.is_closed() => continue,
+                Some(job) if job.reply.is_gone() => continue,
                 Some(job) => {
                     state.running += 1;
                     let own = matches!(job.stage, Stage::Probe);
@@ -266,11 +291,7 @@ impl Shared {
     }
 
     /// Prepares a question, or sends its fault.
-    fn prepare(
-        &self,
-        stage: Stage,
-        reply: oneshot::Sender<Outcome>,
-    ) -> Option<(Prepared, oneshot::Sender<Outcome>)> {
+    fn prepare(&self, stage: Stage, reply: Reply) -> Option<(Prepared, Reply)> {
         let prepared = match stage {
             Stage::Ready(prepared) => Ok(prepared),
             Stage::Raw(raw) => guarded(|| self.answerer.prepare(&raw)),
@@ -279,8 +300,7 @@ impl Shared {
         match prepared {
             Ok(prepared) => Some((prepared, reply)),
             Err(problem) => {
-                // The client may have gone.
-                let _ = reply.send(Err(problem));
+                reply.send(Err(problem));
                 None
             }
         }
@@ -288,7 +308,7 @@ impl Shared {
 
     /// Adds questions that wait and are alike, if there are enough for a batch. The others go back
     /// to their places, prepared.
-    fn gather(&self, group: &mut Vec<(Prepared, oneshot::Sender<Outcome>)>) {
+    fn gather(&self, group: &mut Vec<(Prepared, Reply)>) {
         let batch = self.batch.load(Ordering::Relaxed);
         let Some(key) = group.first().and_then(|(p, _)| self.answerer.key(p)) else { return };
         if batch < 2 {
@@ -305,7 +325,7 @@ impl Shared {
         let mut alike = vec![];
         let mut back = vec![];
         for job in taken {
-            if job.reply.is_closed() {
+            if job.reply.is_gone() {
                 continue;
             }
             if matches!(job.stage, Stage::Probe) || alike.len() + 1 >= batch {
@@ -333,23 +353,35 @@ impl Shared {
         self.wake.notify_all();
     }
 
-    fn run(&self, group: Vec<(Prepared, oneshot::Sender<Outcome>)>) {
+    /// Ends a run once nobody waits for it, be it that the time for it is over.
+    fn stop_for(&self, group: &[(Prepared, Reply)]) -> Stop {
+        let replies: Vec<&Reply> = group.iter().map(|(_, reply)| reply).collect();
+        let all = nobody_waits(&replies);
+        let (halt, stepped) = (self.halt.clone(), self.stepped.clone());
+        Arc::new(move || {
+            *stepped.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            halt.load(Ordering::Relaxed) || all()
+        })
+    }
+
+    fn run(&self, group: Vec<(Prepared, Reply)>) {
         let prepared: Vec<&Prepared> = group.iter().map(|(p, _)| p).collect();
         if prepared.len() > 1 {
             count(&self.metrics.batches);
             self.metrics.batched.fetch_add(prepared.len() as u64, Ordering::Relaxed);
         }
-        let answers = guarded(|| self.answerer.answer(&prepared));
+        let stop = self.stop_for(&group);
+        let answers = guarded(|| self.answerer.answer(&prepared, &stop));
         drop(prepared);
         match answers {
             Ok(answers) => {
                 for ((_, reply), answer) in group.into_iter().zip(answers) {
-                    let _ = reply.send(Ok(answer));
+                    reply.send(Ok(answer));
                 }
             }
             Err(problem) if group.len() == 1 => {
                 for (_, reply) in group {
-                    let _ = reply.send(Err(problem.clone()));
+                    reply.send(Err(problem.clone()));
                 }
             }
             // One question of several may be at fault: each for itself.

@@ -64,10 +64,14 @@ impl From<Error> for Problem {
             (Some(Cause::Doubtful), _) => (StatusCode::CONFLICT, "state_doubtful"),
             (Some(Cause::Moved | Cause::Forgotten), _) => (StatusCode::CONFLICT, "conflict"),
             (Some(Cause::Busy), _) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            (Some(Cause::TooLarge), _) => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            (Some(Cause::Short), _) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            (Some(Cause::Stopped), _) => (StatusCode::SERVICE_UNAVAILABLE, "timeout"),
             (Some(Cause::Full), _) => (StatusCode::INSUFFICIENT_STORAGE, "disk_full"),
             (Some(Cause::Locked | Cause::ReadOnly | Cause::Unreadable), _) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
             }
+            (Some(Cause::NotFinite), _) => (StatusCode::UNPROCESSABLE_ENTITY, "not_finite"),
             (_, ErrorKind::Failed) => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
             (_, ErrorKind::Usage) => (StatusCode::BAD_REQUEST, "invalid_request"),
             (_, ErrorKind::BadInput) => (StatusCode::BAD_REQUEST, "bad_input"),

@@ -16,11 +16,13 @@ use crate::store::{Key, Options, Store};
 use sd_notify::NotifyState;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long the first probe may take: a large base on a worn card.
 const FIRST_PROBE: Duration = Duration::from_secs(120);
+/// Share of the time to shut down in that is for clients' requests; the rest is for threads to end.
+const FOR_CLIENTS: f64 = 0.8;
 /// How long nothing is written before the log is moved into the database.
 const SETTLE: Duration = Duration::from_secs(20);
 
@@ -141,18 +143,20 @@ pub fn run(source: &Source) -> Result<()> {
         app.start_instants()?;
     }
     let result = runtime.block_on(serve(&app, source, listeners));
-    app.pool.stop();
+    // What has not ended by then is left to the end of the process: a run within one step of its plan,
+    // a tokenizer, a child that doesn't listen (it ends with its parent), a disk that hangs.
+    let until = *result.as_ref().unwrap_or(&(Instant::now() + app.config().limits.shutdown()));
+    let learned = app.learning().is_none_or(|learning| learning.stop_until(Some(until)));
     if let Some(instants) = app.instants() {
         instants.stop();
     }
-    if let Some(learning) = app.learning() {
-        learning.stop();
-    }
-    runtime.shutdown_timeout(Duration::from_secs(5));
-    if let Err(e) = app.store.settle() {
+    app.pool.stop(until);
+    runtime.shutdown_timeout(until.saturating_duration_since(Instant::now()));
+    // The learner may be at the database.
+    if learned && let Err(e) = app.store.settle() {
         tracing::warn!("the log stays beside the database: {e}");
     }
-    result
+    result.map(drop)
 }
 
 /// Where the lock can't be made in a folder that can't be written, nobody else makes it.
@@ -171,7 +175,8 @@ fn alone(state: &Path) -> Result<FileLock> {
     })
 }
 
-async fn serve(app: &Arc<App>, source: &Source, mut listeners: Listeners) -> Result<()> {
+/// Serves until it is told to stop; gives when all must have ended.
+async fn serve(app: &Arc<App>, source: &Source, mut listeners: Listeners) -> Result<Instant> {
     let config = app.config();
     let mut signals = Signals::new()?;
     let mut tasks = vec![];
@@ -182,9 +187,11 @@ async fn serve(app: &Arc<App>, source: &Source, mut listeners: Listeners) -> Res
         tasks.push(tokio::spawn(accept(app.clone(), unix, app.stop.subscribe())));
     }
 
-    app.self_check(FIRST_PROBE)
-        .await
-        .map_err(|p| Error::failed(format!("the base answers no probe: {}", p.message)))?;
+    let checked = tokio::select! {
+        checked = app.self_check(FIRST_PROBE) => checked,
+        () = signals.stop() => return Ok(Instant::now() + app.config().limits.shutdown()),
+    };
+    checked.map_err(|p| Error::failed(format!("the base answers no probe: {}", p.message)))?;
     let base = app.engine().base();
     tracing::info!(
         "ready: base {} ('{}'), {} adapters, socket {}{}",
@@ -197,27 +204,45 @@ async fn serve(app: &Arc<App>, source: &Source, mut listeners: Listeners) -> Res
     warn_of_default(app);
     notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
     if let Some(every) = sd_notify::watchdog_enabled() {
-        tasks.push(tokio::spawn(watchdog(app.clone(), every / 2)));
+        // It looks for that long, and waits for an answer for as long again.
+        tasks.push(tokio::spawn(watchdog(app.clone(), every / 3)));
     }
     tasks.push(tokio::spawn(settle(app.clone())));
     tasks.push(tokio::spawn(integrity::watch(app.clone())));
     while signals.next().await == Told::Reload {
-        reload(app, source).await;
+        tokio::select! {
+            () = reload(app, source) => {}
+            () = signals.stop() => break,
+        }
     }
+    let patience = app.config().limits.shutdown();
+    let until = Instant::now() + patience;
     tracing::info!("stopping: {} connections", app.registry.len());
     notify(&[NotifyState::Stopping]);
     app.stop.send_replace(true);
     drop(listeners);
-    let patience = app.config().limits.shutdown();
-    tokio::select! {
-        () = app.registry.empty() => tracing::info!("stopped"),
-        () = tokio::time::sleep(patience) => {
-            tracing::warn!("stopped with {} connections open", app.registry.len());
-        }
-        _ = signals.next() => tracing::warn!("stopped at once, as told twice"),
+    if let Some(learning) = app.learning() {
+        learning.end();
     }
+    let until = tokio::select! {
+        () = app.registry.empty() => {
+            tracing::info!("stopped");
+            until
+        }
+        // What is left is for the threads to end in.
+        () = tokio::time::sleep(patience.mul_f64(FOR_CLIENTS)) => {
+            tracing::warn!("stopped with {} connections open", app.registry.len());
+            app.pool.halt();
+            until
+        }
+        () = signals.stop() => {
+            tracing::warn!("stopped at once, as told twice");
+            app.pool.halt();
+            Instant::now()
+        }
+    };
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
-    Ok(())
+    Ok(until)
 }
 
 #[derive(PartialEq)]
@@ -249,6 +274,13 @@ impl Signals {
             _ = self.term.recv() => Told::Stop,
             _ = self.int.recv() => Told::Stop,
             _ = self.reload.recv() => Told::Reload,
+        }
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
         }
     }
 }
@@ -302,6 +334,8 @@ async fn watchdog(app: Arc<App>, every: Duration) {
         tokio::time::sleep(every).await;
         match app.self_check(every).await {
             Ok(()) => notify(&[NotifyState::Watchdog]),
+            // All workers are at long requests, and get on with them.
+            Err(_) if app.pool.last_step().elapsed() < every => notify(&[NotifyState::Watchdog]),
             Err(p) => tracing::error!("self-check: {}", p.message),
         }
     }

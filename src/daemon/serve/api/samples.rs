@@ -5,6 +5,7 @@ use crate::daemon::serve::app::App;
 use crate::daemon::serve::ask::{self, Asked, INPUTS, Mime, TensorBody, input, raw_input};
 use crate::daemon::serve::problem::Problem;
 use crate::daemon::serve::roster::Selection;
+use crate::runtime::Taken;
 use crate::store::{
     Filter, ForgetReport, Input, Label, NewSample, Part, Recorded, SampleState, Selector,
 };
@@ -23,6 +24,8 @@ use std::sync::Arc;
 /// Samples of one page where the request does not say, and at most.
 const PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
+/// Longest reason for a quarantine in bytes.
+const MAX_REASON: usize = 300;
 /// Where feedback comes from if it does not say.
 const DEFAULT_SOURCE: &str = "api";
 
@@ -97,8 +100,14 @@ struct Feedback {
     rest: FeedbackBody,
 }
 
-fn parse(body: &Bytes, mime: Mime, query: FeedbackBody, bare: bool) -> Result<Feedback, Problem> {
-    let raw = raw_input(body, mime)?;
+fn parse(
+    body: &Bytes,
+    mime: Mime,
+    query: FeedbackBody,
+    bare: bool,
+    taken: &mut Taken,
+) -> Result<Feedback, Problem> {
+    let raw = raw_input(body, mime, taken)?;
     let mut b = match raw {
         Some(_) => query,
         None if !bare => {
@@ -175,7 +184,14 @@ pub async fn feedback(State(app): State<Arc<App>>, call: Call) -> Answer {
     };
     let query: FeedbackBody = call.query()?;
     let bare = call.parts.uri.query().is_none_or(str::is_empty);
-    app.blocking(move |app| record(app, parse(&call.body, mime, query, bare)?)).await
+    app.blocking(move |app| {
+        let mut taken = app.answerer.memory().take(0)?;
+        let feedback = parse(&call.body, mime, query, bare, &mut taken)?;
+        // Arrays are written into a file in memory.
+        taken.grow(taken.bytes())?;
+        record(app, feedback)
+    })
+    .await
 }
 
 /// What is answered to feedback that was kept.
@@ -322,6 +338,9 @@ struct SetBody {
 pub async fn set(State(app): State<Arc<App>>, call: Call) -> Answer {
     let id = call.number("id")? as i64;
     let body: SetBody = call.json()?;
+    if body.reason.as_ref().is_some_and(|reason| reason.len() > MAX_REASON) {
+        return Err(Problem::invalid(format!("reason: expected at most {MAX_REASON} bytes")));
+    }
     app.blocking(move |app| {
         match body.state {
             SampleState::Kept => app.store.release(id)?,

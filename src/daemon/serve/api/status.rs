@@ -11,6 +11,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::IntoResponse;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Events in a status.
@@ -33,11 +34,12 @@ pub async fn health(State(app): State<Arc<App>>, _call: Call) -> Answer {
     ok(&json!({"status": status, "base_changed": base_changed, "problems": problems}))
 }
 
-/// What a person should know, in sentences: of the state, and of adapters that can't be served. Asks
+/// What a person should know, in sentences: of the state, and of adapters that can't be served. Reads
 /// no disk.
 fn problems(app: &App) -> Vec<String> {
     let mut problems = app.store.problems();
     problems.extend(app.integrity.damage());
+    problems.extend(app.engine().base().check_unchanged().err().map(|e| e.message().to_string()));
     for row in app.roster.rows() {
         let Some(instead) = &row.instead else { continue };
         let by = row.generation.map_or("the base".into(), |g| format!("generation {g}"));
@@ -70,7 +72,8 @@ pub async fn status(State(app): State<Arc<App>>, _call: Call) -> Answer {
 }
 
 fn document(app: &App) -> crate::error::Result<Value> {
-    let served = app.roster.list();
+    let served: HashMap<_, _> =
+        app.roster.list().into_iter().map(|row| (row.name.clone(), row)).collect();
     let default = match app.roster.default_selection() {
         Selection::Named(reference) => Some(reference.to_string()),
         // The base, or a sum of adapters: see GET /lora-adapters.
@@ -78,7 +81,7 @@ fn document(app: &App) -> crate::error::Result<Value> {
     };
     let mut adapters = vec![];
     for entry in app.store.names()? {
-        let served = served.iter().find(|row| row.name == entry.name);
+        let served = served.get(&entry.name);
         let fault = served.and_then(|row| row.instead.as_ref());
         adapters.push(json!({
             "name": entry.name,

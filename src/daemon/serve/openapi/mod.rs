@@ -198,7 +198,7 @@ impl Operation {
                 404 => "There is no such thing",
                 408 => "The body came too slowly",
                 409 => "The state is another than expected, or a limit refuses it",
-                413 => "The body is too large",
+                413 => "The body, or the memory that it asks for, is too large",
                 415 => "Another Content-Type is expected",
                 422 => "It does not fit the base, or is not supported",
                 500 => "A fault of the daemon or the machine",
@@ -361,7 +361,7 @@ fn schemas() -> Value {
         "Feedback": object(&[], also(feedback)),
         "SampleState": object(&["state"], json!({
             "state": {"type": "string", "enum": ["kept", "quarantined"]},
-            "reason": optional(word()),
+            "reason": optional(json!({"type": "string", "maxLength": 300})),
         })),
         "Selector": object(&[], json!({
             "ids": {"type": "array", "items": integer()},

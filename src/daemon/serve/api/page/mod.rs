@@ -21,12 +21,9 @@ use html::{document, escaped, in_query};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Longest form in bytes.
 const MAX_FORM: usize = 16 << 10;
-/// How long a wrong token waits for its answer.
-const WRONG_TOKEN: Duration = Duration::from_secs(1);
 /// The page and its parts, nothing else, and in nobody's frame.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
@@ -177,7 +174,7 @@ async fn login(State(app): State<Arc<App>>, call: Call) -> Shown {
     access::same_origin(&call.parts.headers)?;
     let LoginForm { token } = form(&call)?;
     if !super::super::guard::is_token(&app, token.trim()) {
-        tokio::time::sleep(WRONG_TOKEN).await;
+        app.guesses.wrong().await;
         let page = login_page(Some("That is not the token."));
         return Ok((StatusCode::UNAUTHORIZED, guarded(), page).into_response());
     }
