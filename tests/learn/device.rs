@@ -299,14 +299,18 @@ impl Points {
     }
 }
 
-/// The bytes of an `.npz` file with the array `x`.
 fn npy_file(x: Array) -> Vec<u8> {
+    npz_file("x", &x)
+}
+
+/// The bytes of an `.npz` file with one array.
+pub fn npz_file(name: &str, array: &Array) -> Vec<u8> {
     use std::io::Write;
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(vec![]));
     let stored =
         zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    zip.start_file("x.npy", stored).unwrap();
-    zip.write_all(&npy::to_bytes(&x)).unwrap();
+    zip.start_file(format!("{name}.npy"), stored).unwrap();
+    zip.write_all(&npy::to_bytes(array)).unwrap();
     zip.finish().unwrap().into_inner()
 }
 

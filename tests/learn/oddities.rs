@@ -1,7 +1,8 @@
 //! What devices meet in the long run: settings that changed, samples that can't be used, trials that
 //! are cut short or set by hand, a base that answers well already.
 
-use crate::device::{Device, PATIENCE, POINTS, Points, repo, willing};
+use crate::device::{Device, PATIENCE, POINTS, Points, npz_file, repo, willing};
+use offshoot::Array;
 use offshoot::packing::PackOptions;
 use offshoot::store::{Filter, GenerationState, Input, JobState, Label, NewSample, SampleState};
 use offshoot::testing::daemon::{Reference, Settings, Verdict};
@@ -231,4 +232,63 @@ fn tags_are_learned_and_judged_by_their_f1() {
     let adapter = device.store.load(&reference).unwrap().adapter;
     let head = adapter.head().unwrap();
     assert_eq!((head.task.as_str(), head.labels.len()), ("tags", 2));
+}
+
+/// One sentence of 400 words among 60 stopped learning for good: its steps need more memory than there is.
+#[test]
+fn a_sentence_that_is_too_long_to_train_on_is_cut() {
+    let tokenizer = std::fs::read(repo("models/minilm-l6.tokenizer.json")).unwrap();
+    let options = PackOptions { tokenizer: Some(tokenizer), ..PackOptions::default() };
+    let mut settings = willing();
+    (settings.train.epochs, settings.train.min_steps) = (1, 1);
+    let mut device = Device::new(&repo("models/minilm-l6.onnx"), &options, settings);
+    device.store.create_name("home").unwrap();
+    let texts = ["turn on the lamp", "play some music", "set a timer"];
+    for i in 0..60 {
+        let text = format!("{} number {i}", texts[i % 3]);
+        device.bring("home", &Input::Text(text), POINTS[i % 3], "anna");
+    }
+    // Some of them may be held out.
+    for i in 0..4 {
+        let text = format!("{i} {}", "turn on the lamp ".repeat(100));
+        device.bring("home", &Input::Text(text), "a", "anna");
+    }
+    device.start();
+    let job = device.ended(0, 5 * PATIENCE);
+    assert_eq!((job.state, job.attempts), (JobState::Done, 0), "{:?}", job.error);
+    let told = device.events("train");
+    let cut = |t: &String| t.contains("sentences are cut after") && t.contains("memory_mib");
+    assert!(told.iter().any(cut), "{told:?}");
+    assert_eq!(device.store.counts("home").unwrap().quarantined, 0);
+}
+
+/// The same of a sequence, which can't be cut.
+#[test]
+fn a_sequence_that_is_too_long_to_train_on_is_set_aside() {
+    let mut settings = settings();
+    (settings.train.epochs, settings.train.min_steps) = (1, 1);
+    let mut device = Device::tiny("lstm", settings);
+    device.store.create_name("home").unwrap();
+    let mels = |frames: usize, value: f32| {
+        let array = Array::f32(vec![1, frames, 6], vec![value; 6 * frames]).unwrap();
+        Input::Tensors(npz_file("mels", &array))
+    };
+    for i in 0..60 {
+        let value = (i % 3) as f32 + 0.001 * i as f32;
+        add(&device, mels(8, value), Label::Class(POINTS[i % 3].into()));
+    }
+    // Some of them may be held out.
+    let long = |i: u16| {
+        let input = mels(300_000, 0.5 + 0.01 * f32::from(i));
+        add(&device, input, Label::Class("a".into()))
+    };
+    let long: Vec<i64> = (0..4).map(long).collect();
+    device.start();
+    let job = device.ended(0, PATIENCE);
+    assert_eq!((job.state, job.attempts), (JobState::Done, 0), "{:?}", job.error);
+    let aside = Filter { state: Some(SampleState::Quarantined), ..Filter::default() };
+    let aside = device.store.samples(&aside).unwrap();
+    assert!(!aside.is_empty() && aside.iter().all(|s| long.contains(&s.id)), "{aside:?}");
+    let why = aside[0].reason.as_ref().unwrap();
+    assert!(why.contains("train.memory_mib"), "{why}");
 }

@@ -103,10 +103,10 @@ impl Child {
         let heard = Arc::new(Mutex::new(Heard::default()));
         let stdout = process.stdout.take().map(|pipe| {
             let heard = heard.clone();
-            std::thread::spawn(move || listen(pipe, &heard))
+            std::thread::Builder::new().spawn(move || listen(pipe, &heard))
         });
         let stderr = process.stderr.take().map(|mut pipe| {
-            std::thread::spawn(move || {
+            std::thread::Builder::new().spawn(move || {
                 let mut kept = vec![];
                 // A broken pipe ends the output; what came before counts.
                 let _ = (&mut pipe).take(STDERR_CAP).read_to_end(&mut kept);
@@ -114,7 +114,11 @@ impl Child {
                 String::from_utf8_lossy(&kept).into_owned()
             })
         });
-        Ok(Child { process, limit, heard, stdout, stderr, asked: None })
+        let mut child = Child { process, limit, heard, stdout: None, stderr: None, asked: None };
+        // A child that nobody hears is ended as it is dropped.
+        child.stdout = stdout.transpose().map_err(|e| failed(&e))?;
+        child.stderr = stderr.transpose().map_err(|e| failed(&e))?;
+        Ok(child)
     }
 
     /// Its process number.

@@ -16,10 +16,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest sleep: what another process changed in the store is seen by then.
 const LONGEST: Duration = Duration::from_secs(3600);
+/// How often the end of the thread is looked for.
+const END_LOOK: Duration = Duration::from_millis(10);
 
 /// Where the learner lives.
 #[derive(Clone, Debug)]
@@ -200,17 +202,34 @@ impl Learner {
         });
     }
 
-    /// Stops the training child, which writes its checkpoint, and the thread; ends trials.
-    pub fn stop(&self) {
+    /// Tells the training child, which writes its checkpoint, and the thread to end.
+    pub fn end(&self) {
         self.shared.ring(|board| board.stop = true);
+    }
+
+    /// As [`Learner::end`], waits for them, and ends trials.
+    pub fn stop(&self) {
+        self.stop_until(None);
+    }
+
+    /// As [`Learner::stop`], but waits no longer than that; `false` if the thread goes on. Its trials
+    /// end at the next start.
+    pub fn stop_until(&self, until: Option<Instant>) -> bool {
+        self.end();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            // A thread that panicked has said so itself.
-            let _ = thread.join();
-            if let Err(e) = self.shared.store.end_interrupted_trials(true) {
-                tracing::error!("trials can't be ended: {e}");
+        let Some(thread) = thread else { return true };
+        while !thread.is_finished() {
+            if until.is_some_and(|until| Instant::now() >= until) {
+                tracing::warn!("stopped while something was learned");
+                return false;
             }
+            std::thread::sleep(END_LOOK);
         }
+        // A thread that panicked has said so itself.
+        if let Err(e) = self.shared.store.end_interrupted_trials(true) {
+            tracing::error!("trials can't be ended: {e}");
+        }
+        true
     }
 }
 

@@ -12,7 +12,7 @@ use crate::runtime::Engine;
 use crate::store::{Key, Options, Reference, Store};
 use crate::train::data::Dataset;
 use crate::train::progress::{Event, Progress};
-use crate::train::{Lesson, Task, learn, misfit, try_sample};
+use crate::train::{Lesson, Task, learn, longest_sentence, misfit, too_large, try_sample};
 use rustix::process::{Signal, getppid, nice, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -29,6 +29,10 @@ pub const VERB: &str = "train-worker";
 pub const STOPPED: u8 = 75;
 /// Words of its command line: program, verb, folder, limit, memory, parent.
 const WORDS: usize = 6;
+/// Tokens of a sentence below which it isn't cut to make room.
+const SHORTEST: usize = 16;
+/// What bounds the memory, as the configuration has it.
+const MEMORY: &str = "train.memory_mib";
 /// Least time between two lines about steps.
 const PACE: Duration = Duration::from_millis(500);
 
@@ -287,6 +291,29 @@ fn candidate(
             result = learn(engine, &lesson, &options, &mut news);
         }
     }
+    while no_room(&result)
+        && !stop.load(Ordering::Relaxed)
+        && let Some(longest) = longest_sentence(engine, train, options.max_tokens)?
+        && longest > SHORTEST
+    {
+        let most = (longest / 2).max(SHORTEST);
+        options.max_tokens = Some(most);
+        result = learn(engine, &lesson, &options, &mut news);
+        if !no_room(&result) {
+            let text =
+                format!("sentences are cut after {most} tokens: {MEMORY} has room for no more");
+            print(&Line::Note { text });
+        }
+    }
+    if no_room(&result) {
+        let without = too_large(engine, &lesson, &options)?;
+        let ids: Vec<i64> = work.new.iter().chain(&work.replayed).copied().collect();
+        let why = format!("{MEMORY} has no room for one as long");
+        let samples = without.iter().filter(|_| without.len() < ids.len());
+        for &sample in samples.filter_map(|place| ids.get(*place)) {
+            print(&Line::Unusable { sample, why: why.clone() });
+        }
+    }
     let trained = match result {
         Ok(trained) => trained,
         Err(_) if stop.load(Ordering::Relaxed) => return Ok(None),
@@ -295,6 +322,11 @@ fn candidate(
     let bytes = trained.adapter.to_bytes(TensorType::F32)?;
     write_atomic_bytes(&folder.join(CANDIDATE), Access::Private, &bytes)?;
     Ok(Some(trained.adapter))
+}
+
+/// Whether a run failed for want of memory, by its plan.
+fn no_room<T>(result: &Result<T>) -> bool {
+    result.as_ref().is_err_and(|e| e.cause() == Some(Cause::TooLarge))
 }
 
 /// Whether it is the checkpoint that is at fault.
