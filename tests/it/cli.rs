@@ -34,6 +34,25 @@ fn pack_inspect_and_run_answer_as_onnx_runtime_does() {
     assert!(place.ok("run mlp.base --input x=x.npy").starts_with("y: f32 "));
 }
 
+/// NaN and infinity were answers like others.
+#[test]
+fn an_answer_that_is_not_finite_is_an_error_that_names_where_it_comes_from() {
+    let place = Place::new();
+    place.ok("pack {models}/mlp.onnx -o mlp.base --weights f32");
+    let x = |value: f32| {
+        let array = offshoot::Array::f32(vec![1, 12], vec![value; 12]).unwrap();
+        npy::write(place.path("x.npy"), &array).unwrap();
+    };
+    x(f32::NAN);
+    let error = place.fails("run mlp.base --input x=x.npy", 1);
+    assert!(error.contains("NaN, which the input 'x' holds"), "{error}");
+    x(f32::MAX);
+    let error = place.fails("run mlp.base --input x=x.npy", 1);
+    assert!(error.contains("comes first out of '") && error.contains("fc1"), "{error}");
+    let any = place.ok("run mlp.base --input x=x.npy --any-value");
+    assert!(any.contains("inf") || any.contains("NaN"), "{any}");
+}
+
 #[test]
 fn pack_binds_dimensions_and_constants_and_says_what_is_wrong_with_them() {
     let place = Place::new();

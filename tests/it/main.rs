@@ -8,5 +8,6 @@ mod common;
 mod doctor;
 mod faults;
 mod generate;
+mod harm;
 mod hostile;
 mod support;

@@ -44,6 +44,9 @@ impl Place {
         let mut command = Command::new(env!("CARGO_BIN_EXE_offshoot"));
         command.args(arguments).current_dir(self.0.path());
         command.env("OFFSHOOT_STORE", self.path("store")).stdin(Stdio::null());
+        if emulated() {
+            command.env("OFFSHOOT_IMPORT_SECONDS", "600");
+        }
         command
     }
 
