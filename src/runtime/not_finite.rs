@@ -35,10 +35,13 @@ impl Engine {
             None => "the outputs are finite, what the head makes of them is not".into(),
             Some(origin) => {
                 let what = if origin.nan { "NaN" } else { "infinity" };
-                let name = self.original_names(&origin.node);
-                let from = match origin.given {
-                    true => format!("which the input '{name}' holds"),
-                    false => format!("which comes first out of '{name}' ({})", origin.op),
+                let given = self.inputs().iter().find(|input| input.safe_name == origin.node);
+                let from = match given.filter(|_| origin.given) {
+                    Some(input) => format!("which the input '{}' holds", input.name),
+                    None => {
+                        let name = self.original_names(&origin.node);
+                        format!("which comes first out of '{name}' ({})", origin.op)
+                    }
                 };
                 format!("the answer holds {what}, {from}")
             }

@@ -145,7 +145,7 @@ def range_overflow():
     return ranges(-(1 << 63), (1 << 63) - 1, 1)
 
 
-@case("Concat of a value with itself, 40 times over: an answer of 16 TiB", expected="0 or 3")
+@case("Concat of a value with itself, 40 times over: an answer of 16 TiB", expected="5")
 def concat_doubling():
     nodes = [node("Concat", [f"v{i}"] * 2, f"v{i + 1}", axis=1) for i in range(40)]
     for i, n in enumerate(nodes):
