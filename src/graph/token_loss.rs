@@ -85,13 +85,11 @@ impl EvalOp for TokenLoss {
                 ensure!(target < vocabulary, "token {target} of a vocabulary of {vocabulary}");
                 sum += entropy(row, target);
             }
-            drop(values);
             let back = self.back(ctx, logits)?;
             for (from, at) in floats(&back)?.chunks(width).zip(rows) {
                 to[at * width..][..width].copy_from_slice(from);
             }
         }
-        drop(plain);
         Ok(tvec![tensor0(sum as f32).into_tvalue(), gradient.into_tvalue()])
     }
 }

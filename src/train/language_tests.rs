@@ -216,3 +216,81 @@ fn plain_text_is_learned_and_what_is_no_language_model_is_refused() {
     let e = train(&packed(&other, &exact()), &data, None, &options, &mut Silent).unwrap_err();
     assert!(e.message().contains("no language model"), "{e}");
 }
+
+/// SmolLM2-135M as `shared/scripts/make_smollm2.py` makes it, if `OFFSHOOT_SMOLLM2` names the folder of its
+/// `model.onnx` and of `lora_reference.npz` (without `norm_names`: strings are not read here).
+#[test]
+fn smollm2_learns_as_peft_does() {
+    let Some(folder) = std::env::var_os("OFFSHOOT_SMOLLM2").map(PathBuf::from) else {
+        eprintln!("skipped: OFFSHOOT_SMOLLM2 names no folder");
+        return;
+    };
+    let path = folder.join("lora_reference.npz");
+    let arrays: HashMap<String, Array> = read_npz(path, 1 << 28).unwrap().into_iter().collect();
+    let engine = packed(&folder.join("model.onnx"), &exact());
+    let options =
+        TrainOptions { rank: 8, alpha: 16.0, targets: TargetChoice::AllLinear, ..self::options() };
+    let mut trainer = Trainer::new(&engine, &options, vec![]).unwrap();
+    let mut names: Vec<String> = trainer.parameters().map(|(n, _)| n.to_string()).collect();
+    assert_eq!(names.len(), 420);
+    // The reference's recipe: module by module, SplitMix64's upper 11 bits.
+    let parts = ["q", "k", "v", "o", "gate", "up", "down"];
+    for layer in 0..30u64 {
+        for (at, part) in (0u64..).zip(parts) {
+            let block = if at < 4 { "self_attn" } else { "mlp" };
+            for (b, (tensor, width)) in (0u64..).zip([("lora_a", 0.125), ("lora_b", 0.03125)]) {
+                let name = format!("model.layers.{layer}.{block}.{part}_proj.{tensor}");
+                let seed = 2 * (7 * layer + at) + b;
+                let len = trainer.value(&name).unwrap().len() as u64;
+                let value = |i: u64| {
+                    let mut z = seed.wrapping_add((i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+                    (((z ^ (z >> 31)) >> 53) as f32 / 2048.0 - 0.5) * width
+                };
+                trainer.set_parameter(&name, &(0..len).map(value).collect::<Vec<_>>()).unwrap();
+            }
+        }
+    }
+    let ids = &arrays["input_ids"];
+    let (rows, length) = (ids.shape()[0], ids.shape()[1]);
+    let mask = Array::i64([rows, length], vec![1; rows * length]).unwrap();
+    let inputs = vec![("input_ids".into(), ids.clone()), ("attention_mask".into(), mask)];
+    let next = |row: &[i64]| -> Vec<f32> {
+        row[1..].iter().map(|id| *id as f32 + 1.0).chain([0.0]).collect()
+    };
+    let answers = ids.as_i64().unwrap().chunks(length).map(|row| Some(next(row))).collect();
+    let batch = [MicroBatch { inputs, answers }];
+    let gradients = trainer.gradients(&batch).unwrap();
+    let losses = arrays["losses"].as_f32().unwrap();
+    println!("loss {} of {}", gradients.loss, losses[0]);
+    assert!((gradients.loss - losses[0]).abs() < 5e-5);
+    let theirs =
+        |name: &str| name.replace(".lora_a", ".lora_A.weight").replace(".lora_b", ".lora_B.weight");
+    let mut worst = 0f32;
+    for (name, gradient) in names.iter().zip(&gradients.values) {
+        if let Some(want) = arrays.get(&format!("grad1.{}", theirs(name))) {
+            let apart = off(gradient, want.as_f32().unwrap());
+            println!("gradient of {name}: {apart:.1e}");
+            worst = worst.max(apart);
+        }
+    }
+    let norm = |gradient: &Vec<f32>| {
+        gradient.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt() as f32
+    };
+    let mut norms: HashMap<String, f32> =
+        names.iter().map(|n| theirs(n)).zip(gradients.values.iter().map(norm)).collect();
+    names.sort_by_key(|name| theirs(name));
+    let found: Vec<f32> = names.iter().map(|n| norms.remove(&theirs(n)).unwrap()).collect();
+    let mut apart = 0f32;
+    for (found, want) in found.iter().zip(arrays["grad1.norms"].as_f32().unwrap()) {
+        apart = apart.max((found - want).abs() / want);
+    }
+    println!("six gradients within {worst:.1e} of their largest, 420 norms within {apart:.1e}");
+    assert!(worst < 1e-3 && apart < 1e-3);
+    for want in &losses[..3] {
+        let loss = trainer.step(&batch, 1e-3).unwrap();
+        println!("loss {loss} of {want}");
+        assert!((loss - want).abs() < 1e-3);
+    }
+}
