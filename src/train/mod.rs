@@ -65,8 +65,8 @@ pub use retention::{Retention, retention};
 #[cfg(feature = "daemon")]
 pub(crate) use run::too_large;
 pub use run::{TrainReport, Trained, learn, misfit, train};
-#[cfg(feature = "daemon")]
-pub(crate) use samples::longest_sentence;
 pub use samples::try_sample;
+#[cfg(feature = "daemon")]
+pub(crate) use samples::{answering_bytes, longest_sentence};
 pub use tasks::Task;
 pub use trainer::{Answers, Gradients, MicroBatch, Trainer};

@@ -69,6 +69,13 @@ pub fn try_sample(engine: &Engine, sample: &Sample, max_tokens: Option<usize>) -
     engine.run(&inputs, None).map(|_| ())
 }
 
+/// Bytes that one row of a sample takes where the base answers it; 0 for what is no array, whose
+/// length is bounded.
+pub fn answering_bytes(engine: &Engine, sample: &Sample) -> Result<u64> {
+    let SampleInput::Arrays(arrays) = &sample.input else { return Ok(0) };
+    engine.planned_bytes(arrays)
+}
+
 /// Tokens of the longest sentence, as `max_tokens` cuts it; `None`: these are no sentences.
 pub fn longest_sentence(
     engine: &Engine,

@@ -31,8 +31,8 @@ pub const STOPPED: u8 = 75;
 const WORDS: usize = 6;
 /// Tokens of a sentence below which it isn't cut to make room.
 const SHORTEST: usize = 16;
-/// What bounds the memory, as the configuration has it.
-const MEMORY: &str = "train.memory_mib";
+/// Why a sample is too long.
+const NO_ROOM: &str = "train.memory_mib has no room for one as long";
 /// Least time between two lines about steps.
 const PACE: Duration = Duration::from_millis(500);
 
@@ -200,6 +200,7 @@ fn teach(
     if train.label_width() != held.label_width() {
         return Err(Error::bad_input("held-out labels have another count of numbers than others"));
     }
+    set_long_aside(engine, work, &held, memory)?;
     let path = folder.join(CANDIDATE);
     let candidate = if path.exists() {
         // An earlier run of this job was stopped while it measured.
@@ -219,6 +220,25 @@ fn teach(
         .map_err(|e| Error::failed(format!("what was measured can't be written: {e}")))?;
     write_atomic_bytes(&folder.join(MEASURED), Access::Private, &bytes)?;
     Ok(true)
+}
+
+/// An error, and the samples named, where there is no room to answer held-out ones, unless all are like
+/// that.
+fn set_long_aside(engine: &Engine, work: &Assignment, held: &Dataset, memory: u64) -> Result<()> {
+    let mut long = vec![];
+    for (&sample, one) in work.held.iter().zip(&held.samples) {
+        // Four are answered at once, beside all that is there.
+        if answering_bytes(engine, one)? > memory / 8 {
+            long.push(sample);
+        }
+    }
+    if long.is_empty() || long.len() == work.held.len() {
+        return Ok(());
+    }
+    for sample in long {
+        print(&Line::Unusable { sample, why: NO_ROOM.into() });
+    }
+    Err(Error::refused(format!("held-out samples: {NO_ROOM}")))
 }
 
 /// Whether an error may be that of a sample.
@@ -300,18 +320,18 @@ fn candidate(
         options.max_tokens = Some(most);
         result = learn(engine, &lesson, &options, &mut news);
         if !no_room(&result) {
-            let text =
-                format!("sentences are cut after {most} tokens: {MEMORY} has room for no more");
+            let text = format!(
+                "sentences are cut after {most} tokens: train.memory_mib has room for no more"
+            );
             print(&Line::Note { text });
         }
     }
     if no_room(&result) {
         let without = too_large(engine, &lesson, &options)?;
         let ids: Vec<i64> = work.new.iter().chain(&work.replayed).copied().collect();
-        let why = format!("{MEMORY} has no room for one as long");
         let samples = without.iter().filter(|_| without.len() < ids.len());
         for &sample in samples.filter_map(|place| ids.get(*place)) {
-            print(&Line::Unusable { sample, why: why.clone() });
+            print(&Line::Unusable { sample, why: NO_ROOM.into() });
         }
     }
     let trained = match result {

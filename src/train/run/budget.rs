@@ -20,9 +20,15 @@ const PROCESS_BYTES_PICTURES: u64 = 32 << 20;
 const SCRATCH_SHARE_PICTURES: u64 = 4;
 
 impl Run<'_> {
-    /// Bytes of the whole process while micro-batches of `micro` rows as long as `sample` run.
+    /// Bytes of the whole process while micro-batches of `micro` rows as long as `sample` run; a part of
+    /// them where that is more than there is.
     fn planned(&self, sample: usize, micro: usize, threads: usize) -> Result<u64> {
-        let graph = self.trainer.plan(&self.samples.inputs(&[sample], micro)?)?;
+        let held = self.held_samples.as_ref().map_or(0, Samples::bytes);
+        self.planned_with(self.samples.bytes() + held, sample, micro, threads)
+    }
+
+    /// The same where all samples take `data` bytes.
+    fn planned_with(&self, data: u64, sample: usize, micro: usize, threads: usize) -> Result<u64> {
         let tensors = 4 * self.trainer.parameter_count() as u64;
         // The values, a copy as inputs, the sum of the gradients, the best values.
         let state = 4 * tensors + self.trainer.optimizer().state_bytes() as u64;
@@ -35,10 +41,14 @@ impl Run<'_> {
             true => 4 * (self.trainer.setup.features.width * self.train.len()) as u64,
             false => 0,
         };
-        let running = threads as u64 * (graph + graph / share);
-        let held = self.held_samples.as_ref().map_or(0, Samples::bytes);
-        let data = self.samples.bytes() + held;
-        Ok(process + self.engine.base().file_len() + state + known + data + running)
+        let there = process + self.engine.base().file_len() + state + known + data;
+        let inputs = 4 * (threads * micro * self.samples.length(sample)) as u64;
+        if self.options.ram.is_some_and(|ram| there + inputs > ram) {
+            // To plan it is to make its inputs.
+            return Ok(there + inputs);
+        }
+        let graph = self.trainer.plan(&self.samples.inputs(&[sample], micro)?)?;
+        Ok(there + threads as u64 * (graph + graph / share))
     }
 
     /// The largest micro-batch and the most threads that fit.
@@ -96,16 +106,24 @@ impl Run<'_> {
         .hint(format!("allow --ram {}M{shorter}", mib(least.0))))
     }
 
-    /// The samples for which `ram` has no room, one at a time.
+    /// The samples for which `ram` has no room, one at a time beside all that are shorter.
     pub(super) fn too_large(&mut self, ram: u64) -> Result<Vec<usize>> {
         let rows = self.samples.fixed_rows().unwrap_or(1);
         let mut sorted: Vec<usize> = (0..self.samples.len()).collect();
         sorted.sort_by_key(|&sample| self.samples.length(sample));
-        // Longer ones take more.
+        let values = |sample: usize| 4 * self.samples.length(sample) as u64;
+        let beside = self.samples.bytes().saturating_sub(sorted.iter().map(|&s| values(s)).sum());
+        let data: Vec<u64> = sorted
+            .iter()
+            .scan(beside, |sum, &sample| {
+                *sum += values(sample);
+                Some(*sum)
+            })
+            .collect();
         let (mut fit, mut rest) = (0, sorted.len());
         while fit < rest {
             let middle = fit.midpoint(rest);
-            match self.planned(sorted[middle], rows, 1)? <= ram {
+            match self.planned_with(data[middle], sorted[middle], rows, 1)? <= ram {
                 true => fit = middle + 1,
                 false => rest = middle,
             }
