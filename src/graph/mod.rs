@@ -64,7 +64,7 @@ pub use rounding::{ByteRange, RoundThrough};
 pub use row_norms::RowNorms;
 pub use select::{NonMaxSuppression, NonZero};
 pub use token_loss::TokenLoss;
-pub use trace::Trace;
+pub use trace::{Origin, Trace};
 pub use watch::{Halt, More, Stop, Watch, run_watched};
 pub use weights::FrozenWeights;
 pub use window::{Padding, Window};

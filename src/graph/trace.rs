@@ -41,9 +41,9 @@ impl Trace {
     }
 
     /// Where what is not finite in the outputs of `model` comes from: NaN where there is any, else
-    /// infinity, followed back for as long as inputs of its node hold the same. `None`: all outputs are
-    /// finite.
-    pub fn origin(&self, model: &TypedModel) -> Option<Origin> {
+    /// infinity, followed back for as long as inputs of its node hold the same. Infinity that NaN is made of
+    /// comes second. Empty: all outputs are finite.
+    pub fn origins(&self, model: &TypedModel) -> Vec<Origin> {
         let found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of = |id: usize| -> Odd {
             let known = found.get(&id).copied();
@@ -53,24 +53,39 @@ impl Trace {
                 None => Odd::default(),
             })
         };
-        let outputs: Vec<usize> = model.output_outlets().ok()?.iter().map(|o| o.node).collect();
-        let first = |holds: fn(Odd) -> bool| outputs.iter().copied().find(|id| holds(of(*id)));
-        let (nan, mut at) = match (first(|o| o.nan), first(|o| o.infinite)) {
-            (Some(id), _) => (true, id),
-            (None, Some(id)) => (false, id),
-            (None, None) => return None,
-        };
-        let mut seen = HashSet::new();
-        while seen.insert(at) {
-            let same = |id: &usize| if nan { of(*id).nan } else { of(*id).infinite };
-            match model.node(at).inputs.iter().map(|i| i.node).find(same) {
-                Some(before) => at = before,
-                None => break,
+        let nan = |id: &usize| of(*id).nan;
+        let infinite = |id: &usize| of(*id).infinite;
+        let inputs = |id: usize| model.node(id).inputs.iter().map(|i| i.node);
+        let back = |mut at: usize, holds: &dyn Fn(&usize) -> bool| {
+            let mut seen = HashSet::new();
+            while seen.insert(at)
+                && let Some(before) = inputs(at).find(|id| holds(id))
+            {
+                at = before;
             }
-        }
-        let node = model.node(at);
+            at
+        };
+        let Ok(outlets) = model.output_outlets() else { return vec![] };
+        let first = |holds: &dyn Fn(&usize) -> bool| outlets.iter().map(|o| o.node).find(holds);
+        let mut origins = vec![];
+        let made_of = match first(&nan).map(|id| back(id, &nan)) {
+            Some(id) => {
+                origins.push(Origin::new(model, id, true));
+                inputs(id).find(infinite)
+            }
+            None => first(&infinite),
+        };
+        let infinity = made_of.map(|id| Origin::new(model, back(id, &infinite), false));
+        origins.extend(infinity);
+        origins
+    }
+}
+
+impl Origin {
+    fn new(model: &TypedModel, id: usize, nan: bool) -> Origin {
+        let node = model.node(id);
         let (given, op) = (node.op_is::<TypedSource>(), node.op().name().to_string());
-        Some(Origin { node: node.name.clone(), op, nan, given })
+        Origin { node: node.name.clone(), op, nan, given }
     }
 }
 
@@ -104,7 +119,7 @@ mod tests {
     use tract_core::ops::math::{add, div, mul};
 
     /// y = (x · 2) / x + c.
-    fn origin_of(x: f32, c: f32) -> Option<Origin> {
+    fn origins_of(x: f32, c: f32) -> Vec<Origin> {
         let mut model = TypedModel::default();
         let source = model.add_source("x", f32::fact([1])).unwrap();
         let two = model.add_const("two", tensor1(&[2f32])).unwrap();
@@ -117,16 +132,23 @@ mod tests {
         let trace = Arc::new(Trace::default());
         state.turn_state.shared.insert(Watch { trace: Some(trace.clone()), ..Watch::default() });
         run_watched(&mut state, tvec!(tensor1(&[x]).into_tvalue())).unwrap();
-        trace.origin(state.model())
+        trace.origins(state.model())
     }
 
     #[test]
     fn what_is_not_finite_is_followed_back_to_its_first_node() {
-        let found = |x, c| origin_of(x, c).map(|o| (o.node, o.nan, o.given));
-        assert_eq!(found(1.0, 1.0), None);
-        assert_eq!(found(0.0, 1.0), Some(("ratio".into(), true, false)));
-        assert_eq!(found(3e38, 1.0), Some(("double".into(), false, false)));
-        assert_eq!(found(f32::NAN, 1.0), Some(("x".into(), true, true)));
-        assert_eq!(found(1.0, f32::INFINITY), Some(("c".into(), false, false)));
+        let found = |x, c| {
+            let origins = origins_of(x, c).into_iter();
+            origins.map(|o| (o.node, o.nan, o.given)).collect::<Vec<_>>()
+        };
+        let one = |node: &str, nan, given| vec![(node.to_string(), nan, given)];
+        assert_eq!(found(1.0, 1.0), []);
+        assert_eq!(found(0.0, 1.0), one("ratio", true, false));
+        assert_eq!(found(3e38, 1.0), one("double", false, false));
+        assert_eq!(found(f32::NAN, 1.0), one("x", true, true));
+        assert_eq!(found(1.0, f32::INFINITY), one("c", false, false));
+        // Infinity through infinity.
+        let both = [one("ratio", true, false), one("x", false, true)].concat();
+        assert_eq!(found(f32::INFINITY, 1.0), both);
     }
 }

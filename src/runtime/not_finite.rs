@@ -3,7 +3,7 @@
 use super::engine::{Carried, Engine};
 use crate::adapter::Bound;
 use crate::error::{Cause, Error, Result};
-use crate::graph::{Stop, Trace, Watch};
+use crate::graph::{Origin, Stop, Trace, Watch};
 use crate::shape::Input;
 use std::sync::Arc;
 
@@ -31,21 +31,23 @@ impl Engine {
         let carried = adapter.map_or(Carried::Nothing, Carried::One);
         self.run_with(&ordered, carried, watch, &mut vec![])?;
         let plan = self.plan(&self.binding(&ordered)?)?;
-        let text = match trace.origin(plan.model()) {
+        let origins = trace.origins(plan.model());
+        let text = match origins.first() {
             None => "the outputs are finite, what the head makes of them is not".into(),
-            Some(origin) => {
-                let what = if origin.nan { "NaN" } else { "infinity" };
-                let given = self.inputs().iter().find(|input| input.safe_name == origin.node);
-                let from = match given.filter(|_| origin.given) {
-                    Some(input) => format!("which the input '{}' holds", input.name),
-                    None => {
-                        let name = self.original_names(&origin.node);
-                        format!("which comes first out of '{name}' ({})", origin.op)
-                    }
-                };
-                format!("the answer holds {what}, {from}")
+            Some(first) => {
+                let all: Vec<String> = origins.iter().map(|origin| self.place_of(origin)).collect();
+                let what = if first.nan { "NaN" } else { "infinity" };
+                format!("the answer holds {what}, which {}", all.join(", of infinity that "))
             }
         };
         Ok(Error::failed(text).because(Cause::NotFinite))
+    }
+
+    fn place_of(&self, origin: &Origin) -> String {
+        let given = self.inputs().iter().find(|input| input.safe_name == origin.node);
+        if let Some(input) = given.filter(|_| origin.given) {
+            return format!("the input '{}' holds", input.name);
+        }
+        format!("comes first out of '{}' ({})", self.original_names(&origin.node), origin.op)
     }
 }

@@ -12,7 +12,9 @@ use crate::runtime::Engine;
 use crate::store::{Key, Options, Reference, Store};
 use crate::train::data::Dataset;
 use crate::train::progress::{Event, Progress};
-use crate::train::{Lesson, Task, learn, longest_sentence, misfit, too_large, try_sample};
+use crate::train::{
+    Lesson, Task, answering_bytes, learn, longest_sentence, misfit, too_large, try_sample,
+};
 use rustix::process::{Signal, getppid, nice, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
