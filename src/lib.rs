@@ -144,8 +144,8 @@ pub use quant::Scheme;
 #[cfg(feature = "import")]
 pub use runtime::pack;
 pub use runtime::{
-    Ended, Engine, GenerateOptions, Generated, Generator, Listener, MemoryLimit, Named, Prediction,
-    Preprocessor, Sampling, Session, Stop, Taken, Tokens, WordAt, Words, apply_head,
+    Ended, Engine, GenerateOptions, Generated, Generator, Listener, MemoryLimit, Message, Named,
+    Prediction, Preprocessor, Sampling, Session, Stop, Taken, Tokens, WordAt, Words, apply_head,
     base_predictions,
 };
 pub use shape::{Array, DType, Data, Input, Values, View};

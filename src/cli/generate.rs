@@ -5,11 +5,12 @@ use super::open_engine;
 use super::output::Out;
 use super::train::at_least_one;
 use crate::error::{Error, Result};
-use crate::fs::{peak_rss_bytes, unshared_bytes};
+use crate::fs::{peak_rss_bytes, read_limited, unshared_bytes};
+use crate::limits;
 use crate::npy;
-use crate::runtime::{GenerateOptions, Generated, Generator, Named, Sampling};
-use serde_json::json;
-use std::path::PathBuf;
+use crate::runtime::{GenerateOptions, Generated, Generator, Message, Named, Sampling};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Largest `.npy` and `.npz` input.
@@ -21,8 +22,11 @@ pub struct Args {
     /// The base file
     base: PathBuf,
     /// The text to go on from; behind an encoder what the decoder begins with
-    #[arg(long, value_name = "TEXT", conflicts_with = "ids")]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["ids", "chat"])]
     prompt: Option<String>,
+    /// A conversation to answer, by the base's chat template: JSON, a list of {role, content}
+    #[arg(long, value_name = "FILE", conflicts_with = "ids")]
+    chat: Option<PathBuf>,
     /// The same as token numbers, with commas between them
     #[arg(long, value_name = "N,N,..", value_delimiter = ',')]
     ids: Vec<u32>,
@@ -65,11 +69,14 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let adapter = chosen::bind(&engine, &args.adapters)?;
     let prompt = match (&args.prompt, args.ids.as_slice()) {
         (Some(text), _) => generator.tokens(text)?,
+        _ if args.chat.is_some() => generator.chat(&messages(args.chat.as_deref())?)?,
         (None, []) if generator.has_encoder() && !generator.starts().is_empty() => {
             generator.starts().to_vec()
         }
         (None, []) => {
-            return Err(Error::usage("the prompt is missing").hint("give --prompt or --ids"));
+            return Err(
+                Error::usage("the prompt is missing").hint("give --prompt, --chat or --ids")
+            );
         }
         (None, ids) => ids.to_vec(),
     };
@@ -118,7 +125,7 @@ fn shown(text: &str) -> String {
     text.chars().map(plain).collect()
 }
 
-fn document(args: &Args, found: &Generated, adapters: Vec<(String, f32)>) -> serde_json::Value {
+fn document(args: &Args, found: &Generated, adapters: Vec<(String, f32)>) -> Value {
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
     json!({
         "base": args.base,
@@ -132,6 +139,23 @@ fn document(args: &Args, found: &Generated, adapters: Vec<(String, f32)>) -> ser
         "peak_rss_bytes": peak_rss_bytes(),
         "unshared_bytes": unshared_bytes(std::process::id()),
     })
+}
+
+/// A conversation: a list of messages, or an object that has one.
+fn messages(path: Option<&Path>) -> Result<Vec<Message>> {
+    let Some(path) = path else { return Ok(vec![]) };
+    let wrong = |why: String| Error::bad_input(format!("'{}': {why}", path.display()));
+    let mut value: Value = serde_json::from_slice(&read_limited(path, limits::CONFIG)?)
+        .map_err(|e| wrong(e.to_string()))?;
+    if let Some(inner) = value.get_mut("messages") {
+        value = inner.take();
+    }
+    let messages: Vec<Message> = serde_json::from_value(value)
+        .map_err(|e| wrong(format!("no list of {{role, content}}: {e}")))?;
+    if messages.is_empty() {
+        return Err(wrong("no message".into()));
+    }
+    Ok(messages)
 }
 
 /// The encoder's inputs by name.

@@ -50,7 +50,7 @@ pub(crate) use convert::to_tensor;
 pub use engine::{Engine, Named};
 #[cfg(feature = "import")]
 pub use export::ExportFolder;
-pub use generate::{Ended, GenerateOptions, Generated, Generator, Listener, Sampling};
+pub use generate::{Ended, GenerateOptions, Generated, Generator, Listener, Message, Sampling};
 pub(crate) use head::{LEAST_COUNT, MASKED, as_tokens, counted, feature_axis, read};
 pub use head::{Prediction, apply_head, base_predictions, pool};
 pub use inputs::Preprocessor;

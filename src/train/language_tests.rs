@@ -26,11 +26,15 @@ fn exact() -> PackOptions {
 
 /// Both graphs, with the tokenizer.
 fn folder() -> Engine {
+    folder_with(vec![])
+}
+
+fn folder_with(texts: Vec<(String, String)>) -> Engine {
     let export = ExportFolder::read(&tiny("")).unwrap();
     let place = tempfile::tempdir().unwrap();
     let out = place.path().join("lm.base");
     let tokenizer = Some(std::fs::read(tiny("tokenizer.json")).unwrap());
-    pack_graphs(&export.graphs, &out, &PackOptions { tokenizer, ..exact() }).unwrap();
+    pack_graphs(&export.graphs, &out, &PackOptions { tokenizer, texts, ..exact() }).unwrap();
     Engine::open(&out).unwrap()
 }
 
@@ -196,6 +200,24 @@ fn the_loss_is_of_the_completion_alone() {
     let whole = data("text.txt", "abc\n");
     let samples = super::samples::Samples::new(&engine, &whole, &[], None).unwrap();
     assert_eq!(samples.target(0).unwrap().iter().filter(|v| **v > 0.0).count(), 3);
+}
+
+/// By the base's own template, where it has one; a is token 2, b 3.
+#[test]
+fn a_conversation_is_written_as_the_base_has_it() {
+    let template = "{% for m in messages %}<{{ m.content }}>{% endfor %}\
+        {% if add_generation_prompt %}:{% endif %}";
+    let with = folder_with(vec![("chat_template.jinja".into(), template.into())]);
+    let row = r#"{"messages": [{"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"}]}"#;
+    let data = data("talk.jsonl", &row.replace('\n', " "));
+    let targets = |engine: &Engine| {
+        super::samples::Samples::new(engine, &data, &[], None).unwrap().target(0).unwrap()
+    };
+    assert_eq!(targets(&with), [0.0, 0.0, 0.0, 4.0, 1.0, 0.0]);
+    let plain = targets(&folder());
+    assert_eq!((plain.len(), &plain[18..]), (21, &[4.0, 1.0, 0.0][..]));
+    assert!(plain[..18].iter().all(|v| *v == 0.0));
 }
 
 #[test]

@@ -48,3 +48,32 @@ fn what_cannot_be_generated_is_refused_in_one_line() {
     let e = place.fails("generate mlp.base --ids 1", 3);
     assert!(e.contains("no language model"), "{e}");
 }
+
+#[test]
+fn a_conversation_is_answered_by_the_bases_template() {
+    let place = Place::new();
+    let tiny = repo("models/tiny-lm").display().to_string();
+    place.ok(&format!("pack {tiny}/model.onnx -o lm.base --tokenizer {tiny}/tokenizer.json"));
+    place.write("talk.json", r#"[{"role": "user", "content": "Hi"}]"#);
+    let e = place.fails("generate lm.base --chat talk.json", 2);
+    assert!(e.contains("no chat template"), "{e}");
+    let folder = place.path("chat");
+    std::fs::create_dir(&folder).unwrap();
+    for file in ["model.onnx", "tokenizer.json"] {
+        std::fs::copy(repo("models/tiny-lm").join(file), folder.join(file)).unwrap();
+    }
+    let template = "{% for m in messages %}<{{ m.content }}>{% endfor %}{% if add_generation_prompt %}:\
+        {% endif %}";
+    std::fs::write(folder.join("chat_template.jinja"), template).unwrap();
+    place.ok("pack chat -o chat.base --weights f32");
+    let answer = |line: &str| place.json(line)["ids"].clone();
+    let asked = answer("generate chat.base --chat talk.json --tokens 6");
+    assert_eq!(asked, answer("generate chat.base --prompt <Hi>: --tokens 6"));
+    place.write("object.json", r#"{"messages": [{"role": "user", "content": "Hi"}]}"#);
+    assert_eq!(asked, answer("generate chat.base --chat object.json --tokens 6"));
+    for wrong in ["[]", "{}", "[1]", "no", r#"[{"role": "user"}]"#] {
+        place.write("wrong.json", wrong);
+        place.fails("generate chat.base --chat wrong.json", 3);
+    }
+    place.fails("generate chat.base --chat talk.json --prompt a", 2);
+}

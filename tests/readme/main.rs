@@ -11,7 +11,7 @@ fn every_command_of_the_readme_works() {
 
 #[test]
 fn every_command_about_sequences_works() {
-    run("docs/SEQUENCES.md", 11);
+    run("docs/SEQUENCES.md", 12);
 }
 
 #[test]

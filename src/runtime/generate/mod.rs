@@ -1,10 +1,12 @@
 //! Generating text: a base's graphs as a decoder, how the next token is chosen, what ends a text.
 
+mod chat;
 mod decoder;
 mod sampling;
 mod settings;
 mod stream;
 
+pub use chat::Message;
 pub use sampling::Sampling;
 
 use super::engine::Engine;
@@ -19,6 +21,9 @@ use settings::Settings;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stream::TextStream;
+
+/// A base's own chat template, among its texts.
+const TEMPLATE: &str = "chat_template.jinja";
 
 /// What to generate, and until when.
 #[derive(Clone, Debug, PartialEq)]
@@ -158,6 +163,25 @@ impl Generator {
             whole.truncate(at + bare.len());
         }
         Ok(whole)
+    }
+
+    /// Whether the base has a template that conversations are written by.
+    pub fn has_chat(&self) -> Result<bool> {
+        Ok(self.engine.base().text(TEMPLATE)?.is_some())
+    }
+
+    /// The tokens of a conversation, up to where the assistant speaks, by the base's own chat template.
+    ///
+    /// # Errors
+    /// Usage: a base without a template. Unsupported: what the template has and this doesn't know, by name.
+    /// Bad input: the template refuses the messages. As [`Generator::tokens`].
+    pub fn chat(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        let template = self.engine.base().text(TEMPLATE)?.ok_or_else(|| {
+            Error::usage("the base has no chat template").hint(
+                "pack a folder with chat_template.jinja or tokenizer_config.json, or write the prompt out",
+            )
+        })?;
+        self.bare_tokens(&chat::rendered(template, messages, &self.settings.names)?)
     }
 
     /// The tokens of a text that goes on from another: no special ones but those that it names.

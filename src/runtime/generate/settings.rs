@@ -12,6 +12,8 @@ pub(super) struct Settings {
     pub(super) ends: Vec<u32>,
     /// Tokens that a decoder behind an encoder begins with.
     pub(super) starts: Vec<u32>,
+    /// Special tokens by the names that chat templates have for them (`bos_token`), with their texts.
+    pub(super) names: Vec<(String, String)>,
 }
 
 /// Names of tokens that end a text or a turn, where no file names them.
@@ -57,7 +59,13 @@ impl Settings {
                 _ => break,
             }
         }
-        Settings { ends, starts }
+        let named =
+            ["bos_token", "eos_token", "pad_token", "unk_token"].iter().filter_map(|name| {
+                let value = files.iter().find_map(|file| file.get(*name))?;
+                let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
+                Some((name.to_string(), text.to_string()))
+            });
+        Settings { ends, starts, names: named.collect() }
     }
 }
 
@@ -90,8 +98,10 @@ mod tests {
     #[test]
     fn the_first_file_that_says_it_counts() {
         let found = of(&[r#"{"eos_token_id": [5, 4]}"#, r#"{"eos_token_id": 9}"#]);
-        assert_eq!(found, Settings { ends: vec![5, 4], starts: vec![] });
-        assert_eq!(of(&[r#"{"eos_token": {"content": "</s>"}}"#]).ends, [2]);
+        assert_eq!(found, Settings { ends: vec![5, 4], ..Settings::default() });
+        let found = of(&[r#"{"eos_token": {"content": "</s>"}, "pad_token": null}"#]);
+        assert_eq!(found.ends, [2]);
+        assert_eq!(found.names, [("eos_token".to_string(), "</s>".to_string())]);
         // Nothing said: the tokens that usually end texts.
         assert_eq!(of(&[r#"{"eos_token_id": null}"#]).ends, [7, 2]);
     }

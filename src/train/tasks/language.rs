@@ -8,7 +8,7 @@ use super::answer::{Answer, Given, Measured, Meter, Metric, Metrics, Score};
 use super::rules::{Sentence, TaskRules};
 use crate::error::{Error, Result};
 use crate::runtime::text::Tokens;
-use crate::runtime::{Generator, argmax, softmax, top_k};
+use crate::runtime::{Generator, Message, argmax, softmax, top_k};
 use crate::train::data::{Dataset, Label, Rough, RoughLabel, Row};
 use crate::train::loss::{Loss, dense, token_loss};
 use crate::train::metrics::{LEAST_PROBABILITY, entropy};
@@ -47,17 +47,22 @@ impl TaskRules for Language {
     }
 
     fn text(&self, row: &Row<'_>) -> Result<Option<String>> {
+        if let Some(messages) = messages(row)? {
+            let text = serde_json::to_string(&messages);
+            return text.map(Some).map_err(|e| Error::failed(e.to_string()));
+        }
         Ok(parts(row)?.map(|(prompt, completion)| format!("{prompt}{completion}")))
     }
 
-    /// Characters of the prompt; none for a text that is learned as a whole.
+    /// Characters of the prompt; none for a text that is learned as a whole, nor for a conversation.
     fn label(&self, row: &Row<'_>) -> Result<RoughLabel> {
-        let parts = parts(row)?;
-        if parts.is_some() && row.get("text").is_some() {
+        let (parts, messages) = (parts(row)?, messages(row)?);
+        if (parts.is_some() || messages.is_some()) && row.get("text").is_some() {
             return Err(Error::bad_input("both fields 'text' and 'completion' or 'messages'"));
         }
         let values = match parts {
             Some((prompt, _)) => vec![prompt.chars().count() as f32],
+            None if messages.is_some() => vec![TALK],
             None => vec![WHOLE],
         };
         Ok(RoughLabel { values, ..RoughLabel::default() })
@@ -94,16 +99,26 @@ impl TaskRules for Language {
             Label::Values(values) => values.first().copied().unwrap_or(WHOLE),
             _ => return Err(Error::usage("'language' learns texts")),
         };
-        let (mut ids, from) = match start >= 0.0 {
-            true => {
-                let (prompt, completion) = split(text, start as usize);
-                let mut ids = generator.tokens(prompt)?;
-                let from = ids.len();
-                ids.extend(generator.bare_tokens(completion)?);
-                ids.extend(generator.ends().first());
-                (ids, from)
-            }
-            false => (generator.tokens(text)?, 0),
+        let behind = |mut ids: Vec<u32>, completion: &str| -> Result<(Vec<u32>, usize)> {
+            let from = ids.len();
+            ids.extend(generator.bare_tokens(completion)?);
+            ids.extend(generator.ends().first());
+            Ok((ids, from))
+        };
+        let (mut ids, from) = if start == TALK {
+            let said: Vec<Message> =
+                serde_json::from_str(text).map_err(|e| Error::failed(e.to_string()))?;
+            let (last, before) = said.split_last().ok_or_else(|| Error::failed("no message"))?;
+            let prompt = match generator.has_chat()? {
+                true => generator.chat(before)?,
+                false => generator.tokens(&plain(before))?,
+            };
+            behind(prompt, &last.content)?
+        } else if start >= 0.0 {
+            let (prompt, completion) = split(text, start as usize);
+            behind(generator.tokens(prompt)?, completion)?
+        } else {
+            (generator.tokens(text)?, 0)
         };
         ids.truncate(most);
         let learned = |at: &usize| at + 1 >= from.max(1) && at + 1 < ids.len();
@@ -198,6 +213,8 @@ impl TaskRules for Language {
 
 /// The label of a text that is learned as a whole.
 const WHOLE: f32 = -1.0;
+/// That of a conversation, whose text are its messages as JSON: only the base knows how they are written.
+const TALK: f32 = -2.0;
 
 /// The text before the character `at`, and the rest.
 fn split(text: &str, at: usize) -> (&str, &str) {
@@ -205,29 +222,32 @@ fn split(text: &str, at: usize) -> (&str, &str) {
     text.split_at(byte)
 }
 
-/// Prompt and completion of a row; `None` where it has neither. Of messages the last is the completion,
-/// those before it stand as "role: content" lines.
+/// Prompt and completion of a row; `None` where it has none.
 fn parts(row: &Row<'_>) -> Result<Option<(String, String)>> {
-    let Some(messages) = row.get("messages") else {
-        let prompt = row.string("prompt")?.unwrap_or_default();
-        return Ok(row.string("completion")?.map(|c| (prompt.to_string(), c.to_string())));
-    };
-    let wrong = || Error::bad_input("field 'messages' is no list of {role, content}");
-    let mut said = vec![];
-    for message in messages.as_array().ok_or_else(wrong)? {
-        let field = |name: &str| message.get(name).and_then(Value::as_str).ok_or_else(wrong);
-        said.push((field("role")?, field("content")?));
+    let prompt = row.string("prompt")?.unwrap_or_default();
+    Ok(row.string("completion")?.map(|c| (prompt.to_string(), c.to_string())))
+}
+
+/// The messages of a row, of which the last is learned.
+fn messages(row: &Row<'_>) -> Result<Option<Vec<Message>>> {
+    let Some(value) = row.get("messages") else { return Ok(None) };
+    let wrong =
+        |e| Error::bad_input(format!("field 'messages' is no list of {{role, content}}: {e}"));
+    let messages: Vec<Message> = serde_json::from_value(value.clone()).map_err(wrong)?;
+    match messages.last() {
+        Some(last) if last.role == "assistant" => Ok(Some(messages)),
+        Some(last) => Err(Error::bad_input(format!(
+            "the last of 'messages' is what is learned, its role is '{}', not 'assistant'",
+            last.role
+        ))),
+        None => Err(Error::bad_input("field 'messages' is empty")),
     }
-    let Some(((role, last), before)) = said.split_last() else { return Err(wrong()) };
-    if *role != "assistant" {
-        return Err(Error::bad_input(format!(
-            "the last of 'messages' is what is learned, its role is '{role}', not 'assistant'"
-        )));
-    }
-    let mut prompt: String =
-        before.iter().map(|(role, content)| format!("{role}: {content}\n")).collect();
-    prompt.push_str("assistant: ");
-    Ok(Some((prompt, last.to_string())))
+}
+
+/// A conversation where the base has no template.
+fn plain(messages: &[Message]) -> String {
+    let lines = messages.iter().map(|m| format!("{}: {}\n", m.role, m.content));
+    lines.chain(["assistant: ".to_string()]).collect()
 }
 
 /// Losses of the tokens that are learned.
@@ -297,8 +317,11 @@ mod tests {
             r#"{"messages": [{"role": "user", "content": "Hi"},
                 {"role": "assistant", "content": "Yes"}]}"#,
         );
+        assert_eq!(Language.label(&Row::typed(&row)).unwrap().values, [TALK]);
+        let said = messages(&Row::typed(&row)).unwrap().unwrap();
+        assert_eq!(plain(&said[..1]), "user: Hi\nassistant: ");
         let text = Language.text(&Row::typed(&row)).unwrap().unwrap();
-        assert_eq!(text, "user: Hi\nassistant: Yes");
+        assert_eq!(serde_json::from_str::<Vec<Message>>(&text).unwrap(), said);
         let row = fields(r#"{"messages": [{"role": "user", "content": "Hi"}]}"#);
         let e = Language.label(&Row::typed(&row)).unwrap_err();
         assert!(e.message().contains("role is 'user'"), "{e}");
