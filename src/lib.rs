@@ -233,8 +233,8 @@ pub mod packing {
     #[cfg(feature = "import")]
     pub use crate::import::{ImportOptions, InputSpec, Stage};
     pub use crate::pack::{
-        Activation, Bound, Filter, Fit, GraphRecord, ImageSpec, ImportRecord, Preprocess, Problem,
-        Subspace, TargetError,
+        Activation, AudioSpec, Bound, Edges, Filter, Fit, Front, GraphRecord, ImageSpec,
+        ImportRecord, Log, MelSpec, Pitch, Preprocess, Problem, Subspace, TargetError, Window,
     };
     #[cfg(feature = "import")]
     pub use crate::runtime::{

@@ -6,6 +6,7 @@ use crate::daemon::{Client, Host, Tensor};
 use crate::error::{Error, Result};
 use crate::fs::read_limited;
 use crate::npy;
+use crate::runtime::audio::MAX_SOUND_BYTES;
 use crate::runtime::picture::MAX_PICTURE_BYTES;
 use crate::train::tasks::UNKNOWN;
 use hyper::Method;
@@ -49,6 +50,9 @@ struct Input {
     /// A picture (PNG, JPEG, WebP or GIF)
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
+    /// A sound (WAV of 8 to 48 kHz)
+    #[arg(long, value_name = "FILE")]
+    audio: Option<PathBuf>,
     /// The base's inputs as one .npz file
     #[arg(long, value_name = "FILE.npz")]
     inputs: Option<PathBuf>,
@@ -127,10 +131,14 @@ impl Input {
     fn fields(&self) -> Result<Value> {
         use base64::Engine as _;
         let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
-        match (&self.text, &self.image, &self.inputs) {
+        match (&self.text, self.image.as_ref().or(self.audio.as_ref()), &self.inputs) {
             (Some(text), ..) => Ok(json!({"text": text})),
             (_, Some(file), _) => {
-                Ok(json!({"image": encode(&read_limited(file, MAX_PICTURE_BYTES)?)}))
+                let (field, most) = match self.audio {
+                    Some(_) => ("audio", MAX_SOUND_BYTES),
+                    None => ("image", MAX_PICTURE_BYTES),
+                };
+                Ok(json!({field: encode(&read_limited(file, most)?)}))
             }
             (.., Some(file)) => {
                 let mut inputs = serde_json::Map::new();
@@ -141,7 +149,7 @@ impl Input {
                 }
                 Ok(json!({"inputs": inputs}))
             }
-            _ => Err(Error::usage("expected --text, --image or --inputs")),
+            _ => Err(Error::usage("expected --text, --image, --audio or --inputs")),
         }
     }
 }

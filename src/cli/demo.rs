@@ -259,7 +259,7 @@ fn answers(
             let title = format!("the picture {}/{name}", class.to_string_lossy());
             (preprocessor.images(&[file])?, title)
         }
-        SampleInput::Arrays(_) | SampleInput::Stored(_) => {
+        SampleInput::Arrays(_) | SampleInput::Audio(_) | SampleInput::Stored(_) => {
             return Err(Error::failed("the demo's data are arrays"));
         }
     };

@@ -96,8 +96,9 @@ fn retention(engine: &Engine, bound: &Arc<Bound>, path: &Path) -> Result<Retenti
     let inputs = data.samples.iter().map(|sample| match &sample.input {
         SampleInput::Text(text) => preprocessor.text(&[text]),
         SampleInput::Image(file) => preprocessor.images(&[file]),
+        SampleInput::Audio(file) => preprocessor.stack(&[&preprocessor.audio(file)?]),
         SampleInput::Stored(picture) => {
-            preprocessor.stack(&[&preprocessor.image_bytes(&picture.bytes()?)?])
+            preprocessor.stack(&[&preprocessor.media_bytes(&picture.bytes()?)?])
         }
         SampleInput::Arrays(arrays) => {
             arrays.iter().map(|(n, a)| Ok((n.clone(), batch_of_one(a)?))).collect()

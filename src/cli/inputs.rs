@@ -1,4 +1,4 @@
-//! A base's inputs from the command line: a sentence, a picture, or `.npy` files.
+//! A base's inputs from the command line: a sentence, a picture, a clip, or `.npy` files.
 
 use crate::error::{Error, Result};
 use crate::npy;
@@ -19,6 +19,9 @@ pub struct Source {
     /// A picture (PNG, JPEG, WebP or GIF)
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
+    /// A sound (WAV of 8 to 48 kHz)
+    #[arg(long, value_name = "FILE")]
+    audio: Option<PathBuf>,
     /// An input as an array; once for each input
     #[arg(long, value_name = "NAME=FILE.npy", value_parser = pair)]
     input: Vec<(String, PathBuf)>,
@@ -27,7 +30,8 @@ pub struct Source {
 impl Source {
     /// Whether anything is given.
     pub fn is_given(&self) -> bool {
-        self.text.is_some() || self.image.is_some() || !self.input.is_empty()
+        let file = self.image.is_some() || self.audio.is_some();
+        self.text.is_some() || file || !self.input.is_empty()
     }
 
     /// The sentence, if that is what is given.
@@ -39,6 +43,7 @@ impl Source {
     pub fn to_arguments(&self) -> Vec<OsString> {
         let text = self.text.iter().map(|t| ("--text", OsString::from(t)));
         let image = self.image.iter().map(|f| ("--image", f.clone().into_os_string()));
+        let audio = self.audio.iter().map(|f| ("--audio", f.clone().into_os_string()));
         let input = self.input.iter().map(|(name, file)| {
             let mut pair = OsString::from(format!("{name}="));
             pair.push(file);
@@ -50,7 +55,7 @@ impl Source {
             word.push(value);
             word
         };
-        text.chain(image).chain(input).map(one).collect()
+        text.chain(image).chain(audio).chain(input).map(one).collect()
     }
 
     /// An error if nothing is given; for verbs that make nothing up, before they open anything.
@@ -58,7 +63,7 @@ impl Source {
         match self.is_given() {
             true => Ok(()),
             false => Err(Error::usage("the base's inputs are missing")
-                .hint("give --text, --image or --input NAME=FILE.npy")),
+                .hint("give --text, --image, --audio or --input NAME=FILE.npy")),
         }
     }
 
@@ -72,6 +77,10 @@ impl Source {
         }
         if let Some(picture) = &self.image {
             return Preprocessor::new(engine).images(&[picture]);
+        }
+        if let Some(clip) = &self.audio {
+            let preprocessor = Preprocessor::new(engine);
+            return preprocessor.stack(&[&preprocessor.audio(clip)?]);
         }
         let mut named = Named::new();
         for (name, path) in &self.input {

@@ -145,6 +145,7 @@ fn base(base: &Base, verify: bool, out: &Out) -> Result<()> {
             "weights": base.weight_count(),
             "sections": sections,
             "preprocess": preprocess,
+            "audio": base.audio()?,
             "tokenizer": base.tokenizer()?.is_some(),
             "texts": texts,
             "record": {
@@ -188,6 +189,9 @@ fn base(base: &Base, verify: bool, out: &Out) -> Result<()> {
             Fit::Shortest(side) => format!("the middle of those with a shorter side of {side}, "),
         };
         out.line(format!("pictures {h} x {w}, {fit}mean {:?}, std {:?}", image.mean, image.std));
+    }
+    if let Some(audio) = base.audio()? {
+        out.line(super::audio::describe(&audio));
     }
     if base.tokenizer()?.is_some() {
         let most = preprocess.max_tokens.map_or(String::new(), |n| format!(", at most {n} tokens"));

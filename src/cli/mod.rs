@@ -1,6 +1,7 @@
 //! Layer 7: the command line. Everything is done through the crate's public interface.
 
 mod adapter;
+mod audio;
 mod backup;
 mod bench;
 mod chosen;
@@ -15,6 +16,7 @@ mod forget;
 mod generate;
 mod inputs;
 mod inspect;
+mod listen;
 mod man;
 mod output;
 #[cfg(feature = "import")]
@@ -61,6 +63,8 @@ enum Verb {
     Run(run::Args),
     /// Go on from a text with a language model, or write down what an encoder was given
     Generate(generate::Args),
+    /// Listen to a stream of sound and say what is heard
+    Listen(listen::Args),
     /// Train an adapter
     Train(Box<train::Args>),
     /// Measure a base or an adapter on labelled data
@@ -167,6 +171,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<()> {
         Verb::Inspect(args) => inspect::run(&args, out),
         Verb::Run(args) => run::run(&args, out),
         Verb::Generate(args) => generate::run(&args, out),
+        Verb::Listen(args) => listen::run(&args, out),
         Verb::Train(args) => train::run(&args, out),
         Verb::Eval(args) => eval::run(&args, out),
         Verb::Adapter(args) => adapter::run(&args, out),

@@ -1,10 +1,11 @@
 //! `offshoot pack`.
 
+use super::audio;
 use super::output::{Out, bytes, count, table};
 use super::stages::Stages;
 use crate::error::{Error, Result};
 use crate::import::{ImportOptions, InputSpec};
-use crate::pack::{Base, Bound, ImageSpec, Role, TargetError};
+use crate::pack::{AudioSpec, Base, Bound, ImageSpec, Role, TargetError};
 use crate::quant::Scheme;
 use crate::runtime::{Files, Request, Sandbox};
 use serde::Serialize;
@@ -55,6 +56,10 @@ pub struct Args {
     /// Pictures are given as height x width x 3, not 3 x height x width
     #[arg(long, requires = "image")]
     channels_last: bool,
+    /// What a model that takes sound hears: whisper, kaldi, ast, librosa, resemblyzer, wav2vec2 or
+    /// samples, and what differs from it: kaldi,mels=40,seconds=2 (docs/AUDIO.md has all)
+    #[arg(long, value_name = "FRONT[,KEY=VALUE]", value_parser = audio::parse, conflicts_with = "image")]
+    audio: Option<AudioSpec>,
     /// Names of the model's own classes, one a line
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
@@ -138,6 +143,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         channels_first: !args.channels_last,
         ..ImageSpec::default()
     });
+    request.audio = args.audio.clone();
     request.roles = args.roles.clone();
     request.untried = args.untried;
     let (names, graphs): (Vec<String>, Vec<PathBuf>) = args.graphs.iter().cloned().unzip();

@@ -1,5 +1,6 @@
 //! An opened base: views into its mapping.
 
+use super::audio::AudioSpec;
 use super::header::{
     ALWAYS, FURTHER, Header, Kind, MUST, Section, SectionInfo, decode, section_name,
 };
@@ -291,6 +292,14 @@ impl Base {
             subspace.check(target.map(|t| t.in_features)).map_err(place)?;
         }
         Ok(subspaces)
+    }
+
+    /// How sound becomes the input; `None` for bases that take none. Errors: damaged (bad input).
+    pub fn audio(&self) -> Result<Option<AudioSpec>> {
+        let Some(bytes) = self.further(Kind::Audio)? else { return Ok(None) };
+        let spec: Result<AudioSpec> = decode(bytes);
+        let spec = spec.and_then(|spec| spec.check().map(|()| spec));
+        spec.map(Some).map_err(|e| e.at(format_args!("'{}'", self.0.path.display())))
     }
 
     /// A file of the export folder that was kept as it is: `generation_config.json`. Errors: damaged

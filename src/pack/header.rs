@@ -36,6 +36,7 @@ pub(super) enum Kind {
     Activations = 8,
     Subspaces = 9,
     Texts = 10,
+    Audio = 11,
 }
 
 /// Those that every base has; further ones follow them where they are needed.
@@ -49,7 +50,8 @@ pub(super) const ALWAYS: [Kind; 7] = [
     Kind::Weights,
 ];
 
-pub(super) const FURTHER: [Kind; 3] = [Kind::Activations, Kind::Subspaces, Kind::Texts];
+pub(super) const FURTHER: [Kind; 4] =
+    [Kind::Activations, Kind::Subspaces, Kind::Texts, Kind::Audio];
 
 /// Flag of a section that a program must understand to run the base as it was meant; without it one
 /// that doesn't know the kind passes over it.
@@ -68,6 +70,7 @@ impl Kind {
             Kind::Activations => "activations",
             Kind::Subspaces => "subspaces",
             Kind::Texts => "texts",
+            Kind::Audio => "audio",
         }
     }
 
@@ -83,13 +86,13 @@ impl Kind {
     /// What it must be understood for: whatever decides what the base computes, and all that stood
     /// in the first version that had flags.
     pub(super) fn flags(self) -> u8 {
-        if matches!(self, Kind::Subspaces | Kind::Texts) { 0 } else { MUST }
+        if matches!(self, Kind::Subspaces | Kind::Texts | Kind::Audio) { 0 } else { MUST }
     }
 
     fn max_len(self) -> u64 {
         match self {
             Kind::Targets | Kind::Preprocess | Kind::Record => limits::TABLE,
-            Kind::Activations | Kind::Texts => limits::TABLE,
+            Kind::Activations | Kind::Texts | Kind::Audio => limits::TABLE,
             Kind::Graphs => limits::GRAPH_TEXT,
             Kind::Tokenizer => limits::TOKENIZER,
             Kind::Constants | Kind::Weights | Kind::Subspaces => u64::MAX,

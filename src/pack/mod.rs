@@ -2,6 +2,7 @@
 //!
 //! Knows nothing about adapters' values, training, or what the graph's text means.
 
+mod audio;
 mod base;
 mod header;
 mod io;
@@ -17,6 +18,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use audio::{AudioSpec, Edges, Front, Log, MelSpec, Pitch, Window};
 pub use base::{Base, ConstantRef};
 pub use header::{MAGIC, SECTION_ALIGN, SectionInfo};
 pub use io::{IoSpec, Role};

@@ -90,6 +90,23 @@ fn what_only_some_bases_have_reads_back() {
 }
 
 #[test]
+fn what_a_base_hears_reads_back() {
+    let mut w = one_graph();
+    let spec = AudioSpec::named("whisper").unwrap();
+    w.audio(Some(spec.clone()));
+    let file = File::of(&w);
+    let base = Base::open(&file.path).unwrap();
+    base.verify().unwrap();
+    assert_eq!(base.audio().unwrap(), Some(spec.clone()));
+    let section = base.sections().into_iter().find(|s| s.name == "audio").unwrap();
+    assert!(!section.required);
+    assert_eq!(base.fingerprint(), one_graph().fingerprint().unwrap());
+    assert_eq!(Base::open(&File::of(&one_graph()).path).unwrap().audio().unwrap(), None);
+    w.audio(Some(AudioSpec { rate: 1, ..spec }));
+    assert!(w.fingerprint().unwrap_err().message().contains("rate 1"));
+}
+
+#[test]
 fn the_fingerprint_follows_the_function_and_nothing_else() {
     let name = sample().fingerprint().unwrap();
     let differs = |alter: &dyn Fn(&mut BaseWriter)| {

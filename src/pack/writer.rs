@@ -1,5 +1,6 @@
 //! Collects the parts of a base and writes them as one file.
 
+use super::audio::AudioSpec;
 use super::base::check_activations;
 use super::header::{
     ALWAYS, ConstEntry, GraphEntry, Header, Kind, SECTION_ALIGN, Section, WEIGHT_ALIGN,
@@ -44,6 +45,7 @@ pub struct BaseWriter {
     activations: Vec<Activation>,
     subspaces: Vec<Vec<u8>>,
     kept: Vec<(String, String)>,
+    audio: Option<AudioSpec>,
 }
 
 impl BaseWriter {
@@ -139,6 +141,11 @@ impl BaseWriter {
         Ok(())
     }
 
+    /// Sets how sound becomes the input.
+    pub fn audio(&mut self, audio: Option<AudioSpec>) {
+        self.audio = audio;
+    }
+
     /// Keeps a file of the export folder as it is.
     pub fn text(&mut self, name: impl Into<String>, contents: impl Into<String>) {
         self.kept.push((name.into(), contents.into()));
@@ -200,6 +207,10 @@ impl BaseWriter {
         }
         if !self.kept.is_empty() {
             parts.push((Kind::Texts, encode(&self.kept)?.into()));
+        }
+        if let Some(audio) = &self.audio {
+            audio.check()?;
+            parts.push((Kind::Audio, encode(audio)?.into()));
         }
         let further = parts.iter().map(|(kind, _)| *kind).filter(|kind| !ALWAYS.contains(kind));
         let kinds: Vec<Kind> = ALWAYS.into_iter().chain(further).collect();

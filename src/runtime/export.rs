@@ -2,11 +2,12 @@
 //! about inputs, labels and pictures.
 
 use super::packing::GraphSource;
+use super::sound;
 use crate::error::{Error, Result};
 use crate::fs::read_limited;
 use crate::import::ImportOptions;
 use crate::limits;
-use crate::pack::{Filter, Fit, ImageSpec, Problem};
+use crate::pack::{AudioSpec, Filter, Fit, ImageSpec, Problem};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,8 @@ pub struct ExportFolder {
     pub problem: Option<Problem>,
     /// How pictures are prepared.
     pub image: Option<ImageSpec>,
+    /// How sound is prepared.
+    pub audio: Option<AudioSpec>,
     /// Longest token sequence.
     pub max_tokens: Option<u32>,
     /// Files to be kept as they are: name and contents.
@@ -76,6 +79,7 @@ impl ExportFolder {
         }
         if let Some(config) = json("preprocessor_config.json")? {
             export.image_of(&config).map_err(|e| e.at("preprocessor_config.json"))?;
+            export.audio_of(&config).map_err(|e| e.at("preprocessor_config.json"))?;
             export.keep("preprocessor_config.json", &config);
         }
         Ok(export)
@@ -249,6 +253,26 @@ impl ExportFolder {
         }
         if let Some(n @ (4 | 5)) = config.get("resample").and_then(Value::as_u64) {
             self.say(&format!("resampling {n} is not known here"), "bilinear is used");
+        }
+        Ok(())
+    }
+}
+
+impl ExportFolder {
+    fn audio_of(&mut self, config: &Json) -> Result<()> {
+        let kind = config.get("feature_extractor_type").and_then(Value::as_str).unwrap_or("");
+        if !config.contains_key("sampling_rate") {
+            return Ok(());
+        }
+        match sound::audio(kind, config)? {
+            Some(spec) => {
+                self.say(&format!("sound of {} Hz", spec.rate), "preprocessor_config.json");
+                self.audio = Some(spec);
+            }
+            None => self.say(
+                "not used",
+                &format!("{kind} of preprocessor_config.json (give --audio where you know it)"),
+            ),
         }
         Ok(())
     }

@@ -1,11 +1,13 @@
-//! From sentences and pictures to the inputs of a base.
+//! From sentences, pictures and sound to the inputs of a base.
 
+use super::audio::{FrontEnd, MAX_SOUND_BYTES, is_wav};
 use super::engine::{Engine, Named};
 use super::picture;
 use super::text::{EncodedText, TextEncoder, Tokens, bucket};
 use super::words::Words;
 use crate::error::{Error, Result};
-use crate::pack::{Base, ImageSpec, IoSpec, Role};
+use crate::fs::read_limited;
+use crate::pack::{AudioSpec, Base, ImageSpec, IoSpec, Role};
 use crate::shape::{Array, DType, Data};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,12 +20,14 @@ pub struct Preprocessor {
     engine: Engine,
     max_tokens: Option<usize>,
     encoder: Mutex<Option<Arc<TextEncoder>>>,
+    front: Mutex<Option<Arc<FrontEnd>>>,
 }
 
 impl Preprocessor {
     /// For the engine's graph.
     pub fn new(engine: &Engine) -> Preprocessor {
-        Preprocessor { engine: engine.clone(), max_tokens: None, encoder: Mutex::new(None) }
+        let (engine, encoder, front) = (engine.clone(), Mutex::default(), Mutex::default());
+        Preprocessor { engine, max_tokens: None, encoder, front }
     }
 
     /// Cuts sentences at `max_tokens` (special tokens included) where that is less than the base's
@@ -111,10 +115,86 @@ impl Preprocessor {
         picture::from_bytes(bytes, self.image_spec()?)
     }
 
-    /// A batch from arrays of batch 1, for the graph's one input of four axes.
-    pub fn stack(&self, pictures: &[&Array]) -> Result<Named> {
-        let name = self.image_input()?.name.clone();
-        Ok(vec![(name.clone(), concat_rows(&name, pictures)?)])
+    /// One sound file (WAV) as the base's input with a batch of 1.
+    ///
+    /// # Errors
+    /// Unsupported: a base packed without `--audio`, or with several inputs; a file of another kind. Bad
+    /// input: a file that is missing, damaged, too long or too short.
+    pub fn audio(&self, file: &Path) -> Result<Array> {
+        let (front, rank) = self.front()?;
+        let bytes = read_limited(file, MAX_SOUND_BYTES)?;
+        front.wav(&bytes, rank).map_err(|e| e.at(file.display()))
+    }
+
+    /// The bytes of one sound file (WAV) as the base's input with a batch of 1.
+    pub fn audio_bytes(&self, bytes: &[u8]) -> Result<Array> {
+        let (front, rank) = self.front()?;
+        front.wav(bytes, rank)
+    }
+
+    /// Samples of one channel, of -1 to 1 and `rate` a second, as the base's input with a batch of 1.
+    pub fn clip(&self, rate: u32, samples: &[f32]) -> Result<Array> {
+        let (front, rank) = self.front()?;
+        front.clip(rate, samples, rank)
+    }
+
+    /// How sound becomes the input. Errors: the base takes none (unsupported).
+    pub fn audio_spec(&self) -> Result<AudioSpec> {
+        Ok(self.front()?.0.spec().clone())
+    }
+
+    /// A picture's or a sound file's bytes, whichever the base takes, with a batch of 1.
+    pub(crate) fn media_bytes(&self, bytes: &[u8]) -> Result<Array> {
+        match is_wav(bytes) || self.base().audio()?.is_some() {
+            true => self.audio_bytes(bytes),
+            false => self.image_bytes(bytes),
+        }
+    }
+
+    /// Most bytes of memory that [`Preprocessor::media_bytes`] takes for these, by what they say themselves.
+    #[cfg(feature = "daemon")]
+    pub(crate) fn media_memory(&self, bytes: &[u8]) -> Result<u64> {
+        match is_wav(bytes) || self.base().audio()?.is_some() {
+            true => Ok(self.front()?.0.memory(bytes.len())),
+            false => picture::decoding_bytes(bytes),
+        }
+    }
+
+    /// A batch from arrays of batch 1, for the graph's one input of pictures or sound.
+    pub fn stack(&self, rows: &[&Array]) -> Result<Named> {
+        let name = match self.engine.inputs() {
+            [spec] if matches!(spec.role, Role::Mel | Role::Samples) => spec.name.clone(),
+            _ => self.image_input()?.name.clone(),
+        };
+        Ok(vec![(name.clone(), concat_rows(&name, rows)?)])
+    }
+
+    /// What makes clips inputs, and the axes of the input that takes them.
+    fn front(&self) -> Result<(Arc<FrontEnd>, usize)> {
+        let rank = match self.engine.inputs() {
+            [spec] if matches!(spec.role, Role::Mel | Role::Samples) => spec.dims.len(),
+            inputs => {
+                return Err(Error::unsupported(format!(
+                    "sound needs a base with one input for it, this one has {}",
+                    describe(inputs)
+                ))
+                .hint("pack it with --audio"));
+            }
+        };
+        let mut slot = self.front.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(front) = &*slot {
+            return Ok((front.clone(), rank));
+        }
+        let spec = self.base().audio()?.ok_or_else(|| {
+            let place = self.base().path().display();
+            Error::unsupported(format!("base '{place}' takes no sound")).hint(format!(
+                "pack it with --audio and its front end, one of {}",
+                AudioSpec::NAMES.join(", ")
+            ))
+        })?;
+        let front = Arc::new(FrontEnd::new(spec));
+        *slot = Some(front.clone());
+        Ok((front, rank))
     }
 
     fn image_spec(&self) -> Result<&ImageSpec> {

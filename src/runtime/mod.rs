@@ -1,6 +1,7 @@
 //! Layer 4: running a base (engine, plans, sessions), packing one, and turning sentences and
 //! pictures into its inputs. Knows nothing about training and the store.
 
+pub mod audio;
 #[cfg(feature = "import")]
 mod calibrate;
 mod convert;
@@ -32,6 +33,8 @@ mod rows;
 mod sandbox;
 mod scores;
 mod session;
+#[cfg(feature = "import")]
+mod sound;
 #[cfg(feature = "import")]
 mod summary;
 #[cfg(all(test, feature = "import"))]

@@ -12,8 +12,8 @@ use crate::fingerprint::BaseFingerprint;
 use crate::graph::{FrozenWeights, lower, tract_error, write_graph};
 use crate::import::{ImportOptions, InputInfo, Prepared, prepare};
 use crate::pack::{
-    BaseWriter, Bound, ConstType, GraphRecord, ImageSpec, ImportRecord, IoSpec, Preprocess,
-    Problem, Role,
+    AudioSpec, BaseWriter, Bound, ConstType, Front, GraphRecord, ImageSpec, ImportRecord, IoSpec,
+    Preprocess, Problem, Role,
 };
 use crate::quant::Scheme;
 use crate::shape::DType;
@@ -35,6 +35,8 @@ pub struct PackOptions {
     pub tokenizer: Option<Vec<u8>>,
     /// How pictures are prepared, for bases that take pictures.
     pub image: Option<ImageSpec>,
+    /// How sound is prepared, for bases that take sound.
+    pub audio: Option<AudioSpec>,
     /// Names of the base's own classes.
     pub labels: Vec<String>,
     /// What the base's own scores say, where it is known.
@@ -56,6 +58,7 @@ impl Default for PackOptions {
             import: ImportOptions::default(),
             tokenizer: None,
             image: None,
+            audio: None,
             labels: vec![],
             problem: None,
             max_tokens: None,
@@ -130,6 +133,9 @@ impl Making {
         let mut outputs = io_specs(&model, &prepared.outputs, &text.outputs, false)?;
         drop(model);
         self.roles.decide(&mut inputs, &mut outputs, &options.roles);
+        if let (Some(audio), true) = (&options.audio, self.record.graphs.is_empty()) {
+            hears(&mut inputs, audio)?;
+        }
         let mut constants = vec![];
         for (name, tensor) in &text.constants {
             let (dtype, bytes) = const_bytes(name, tensor)?;
@@ -186,6 +192,7 @@ impl Making {
             problem: options.problem,
             max_tokens,
         });
+        writer.audio(options.audio.clone().map(|audio| heard(audio, &record)));
         writer.tokenizer(options.tokenizer.clone().unwrap_or_default());
         for (name, contents) in &options.texts {
             writer.text(name, contents);
@@ -240,6 +247,38 @@ fn try_tokenizer(json: &[u8], max_tokens: Option<u32>) -> Result<()> {
 /// Bytes of each text.
 #[cfg(feature = "text")]
 const TRIED_BYTES: usize = 16 << 10;
+
+/// Gives the one input that sound becomes its role.
+fn hears(inputs: &mut [IoSpec], audio: &AudioSpec) -> Result<()> {
+    let (role, ranks) = match audio.front {
+        Front::Samples { .. } => (Role::Samples, 2..=3),
+        Front::Mel(_) => (Role::Mel, 3..=4),
+    };
+    match inputs {
+        [spec] if spec.dtype == DType::F32 && ranks.contains(&spec.dims.len()) => {
+            spec.role = role;
+            Ok(())
+        }
+        _ => {
+            let found: Vec<String> =
+                inputs.iter().map(|s| format!("'{}' [{}]", s.name, s.dims.join(", "))).collect();
+            Err(Error::usage(format!(
+                "--audio: expected one float input of {} or {} axes, found {}",
+                ranks.start(),
+                ranks.end(),
+                found.join(", ")
+            )))
+        }
+    }
+}
+
+/// The order of axes and the length that the main graph's input of sound has.
+fn heard(audio: AudioSpec, record: &ImportRecord) -> AudioSpec {
+    match record.graphs.first().and_then(|g| g.inputs.first()) {
+        Some(spec) => audio.laid_out(&spec.dims),
+        None => audio,
+    }
+}
 
 /// The longest sequence that a learned position table allows.
 fn position_rows(targets: &[Target]) -> Option<u32> {

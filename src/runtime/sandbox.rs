@@ -11,7 +11,7 @@ use crate::fs::{Staged, open_regular, read_limited, read_text, remove_stale_temp
 use crate::import::{ImportOptions, InputSpec, Limits, Stage};
 use crate::import::{confine, enter_worker, run_limited, run_worker};
 use crate::limits;
-use crate::pack::{Base, ImageSpec, Role};
+use crate::pack::{AudioSpec, Base, ImageSpec, Role};
 use crate::quant::Scheme;
 use crate::shape::DType;
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,8 @@ pub struct Request {
     consts: Vec<(String, String)>,
     /// How pictures are prepared, before what an export folder says.
     pub image: Option<ImageSpec>,
+    /// How sound is prepared, before what an export folder says.
+    pub audio: Option<AudioSpec>,
     /// Longest token sequence, before what an export folder says.
     pub max_tokens: Option<u32>,
     /// What inputs and outputs stand for, by name.
@@ -72,6 +74,7 @@ impl Request {
             inputs: inputs.collect(),
             consts: import.consts.clone(),
             image: None,
+            audio: None,
             max_tokens: None,
             roles: vec![],
             untried: false,
@@ -332,6 +335,7 @@ fn work(arguments: &[OsString]) -> Result<String> {
         scheme: request.scheme,
         tokenizer: tokenizer.map(|p| read_limited(&p, limits::TOKENIZER)).transpose()?,
         image: request.image.clone().or(export.image),
+        audio: request.audio.clone().or(export.audio),
         problem: export.problem.filter(|_| labels.is_none()),
         labels: labels.unwrap_or(export.labels),
         max_tokens: request.max_tokens.or(export.max_tokens),

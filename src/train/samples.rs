@@ -37,6 +37,7 @@ pub(super) struct Samples<'a> {
 enum Item<'a> {
     Tokens(Tokens),
     Picture(&'a Path),
+    Sound(&'a Path),
     Stored(&'a StoredPicture),
     /// Without a batch axis.
     Arrays(&'a [(String, Array)]),
@@ -131,6 +132,7 @@ impl<'a> Samples<'a> {
                 }
                 SampleInput::Text(text) => preprocessor.tokens(text).map(Item::Tokens),
                 SampleInput::Image(path) => Ok(Item::Picture(path)),
+                SampleInput::Audio(path) => Ok(Item::Sound(path)),
                 SampleInput::Stored(picture) => Ok(Item::Stored(picture)),
                 SampleInput::Arrays(arrays) => Ok(Item::Arrays(arrays)),
             };
@@ -200,7 +202,7 @@ impl<'a> Samples<'a> {
     }
 
     pub(super) fn has_pictures(&self) -> bool {
-        matches!(self.items.first(), Some(Item::Picture(_) | Item::Stored(_)))
+        matches!(self.items.first(), Some(Item::Picture(_) | Item::Sound(_) | Item::Stored(_)))
     }
 
     pub(super) fn has_text(&self) -> bool {
@@ -216,7 +218,7 @@ impl<'a> Samples<'a> {
         match &self.items[sample] {
             Item::Tokens(tokens) => tokens.ids.len(),
             Item::Arrays(arrays) => arrays.iter().map(|(_, a)| a.data().len()).sum(),
-            Item::Picture(_) | Item::Stored(_) => 0,
+            Item::Picture(_) | Item::Sound(_) | Item::Stored(_) => 0,
         }
     }
 
@@ -273,7 +275,7 @@ impl<'a> Samples<'a> {
                     .collect();
                 self.preprocessor.batch(&rows)
             }
-            Item::Picture(_) | Item::Stored(_) => {
+            Item::Picture(_) | Item::Sound(_) | Item::Stored(_) => {
                 let pictures = rows.iter().map(|&s| self.picture(s)).collect::<Result<Vec<_>>>()?;
                 self.preprocessor.stack(&pictures.iter().map(|p| &**p).collect::<Vec<_>>())
             }
@@ -300,7 +302,8 @@ impl<'a> Samples<'a> {
         }
         let picture = Arc::new(match &self.items[sample] {
             Item::Picture(path) => self.preprocessor.image(path)?,
-            Item::Stored(picture) => self.preprocessor.image_bytes(&picture.bytes()?)?,
+            Item::Sound(path) => self.preprocessor.audio(path)?,
+            Item::Stored(file) => self.preprocessor.media_bytes(&file.bytes()?)?,
             _ => return Err(Error::usage("samples of different kinds can't share a batch")),
         });
         let bytes = 4 * picture.data().len() as u64;
@@ -331,7 +334,9 @@ impl<'a> Samples<'a> {
                 Item::Tokens(tokens) => {
                     part(tokens.ids.iter().flat_map(|id| id.to_le_bytes()).collect());
                 }
-                Item::Picture(path) => part(path.to_string_lossy().as_bytes().into()),
+                Item::Picture(path) | Item::Sound(path) => {
+                    part(path.to_string_lossy().as_bytes().into());
+                }
                 Item::Stored(picture) => part(picture.hash().to_vec().into()),
                 Item::Arrays(arrays) => {
                     for (name, array) in *arrays {

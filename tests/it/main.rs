@@ -1,5 +1,6 @@
 //! Tests of the `offshoot` program: every verb, every exit code, files from strangers.
 
+mod audio;
 mod bad_input;
 mod bench;
 mod cli;

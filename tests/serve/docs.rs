@@ -59,6 +59,7 @@ fn send(daemon: &Daemon, line: &str) -> Answer {
                         let sneaker = "models/pictures/wardrobe/test/sneaker/sneaker-001.png";
                         std::fs::read(repo(sneaker)).unwrap()
                     }
+                    "@clip.wav" => b"RIFF\0\0\0\0WAVE".to_vec(),
                     "@a.adapter" => daemon.place.read("a.adapter"),
                     other => panic!("{line}: {other}"),
                 }
@@ -96,10 +97,11 @@ fn the_lines_of_the_http_page_work() {
     for line in &lines {
         let answer = send(&daemon, line);
         let body = String::from_utf8_lossy(&answer.body);
-        match line.contains("picture.jpg") {
-            // A base of sentences: it says so.
-            true => assert!(answer.status >= 400 && body.contains("pictures"), "{line}: {body}"),
-            false => assert!((200..300).contains(&answer.status), "{line}: {body}"),
+        // A base of sentences: it says so.
+        let other = [("picture.jpg", "pictures need"), ("clip.wav", "sound needs")];
+        match other.iter().find(|(file, _)| line.contains(file)) {
+            Some((_, says)) => assert!(answer.status >= 400 && body.contains(says), "{line}: {body}"),
+            None => assert!((200..300).contains(&answer.status), "{line}: {body}"),
         }
     }
 }

@@ -21,6 +21,7 @@ mod pictures;
 mod place;
 mod schema;
 mod slow;
+mod sounds;
 mod support;
 mod tasks;
 mod tcp;

@@ -114,7 +114,7 @@ pub fn measure(
 
 fn at_once(data: &Dataset) -> usize {
     match data.samples.first().map(|s| &s.input) {
-        Some(SampleInput::Image(_) | SampleInput::Stored(_)) => 1,
+        Some(SampleInput::Image(_) | SampleInput::Audio(_) | SampleInput::Stored(_)) => 1,
         _ => BATCH,
     }
 }

@@ -10,7 +10,7 @@ use super::written::{Each, written};
 use crate::daemon::Tensor;
 use crate::error::{ErrorKind, Result};
 use crate::pack::Role;
-use crate::runtime::picture::{decoding_bytes, smaller_side};
+use crate::runtime::picture::smaller_side;
 use crate::runtime::text::Tokens;
 use crate::runtime::{
     Engine, MemoryLimit, Named, Prediction, Preprocessor, Stop, Taken, Words, apply_head,
@@ -43,7 +43,7 @@ pub struct Answerer {
     recent: Arc<Recent>,
     /// Whether sentences of one length may share a run.
     batches: bool,
-    /// Decoding takes up to 192 MiB: one picture at a time.
+    /// Decoding takes up to 192 MiB: one picture or sound at a time.
     decoding: Mutex<()>,
 }
 
@@ -155,8 +155,8 @@ impl Answerer {
 
     fn picture(&self, bytes: &[u8]) -> Result<Array, Problem> {
         let _one = self.decoding.lock().unwrap_or_else(PoisonError::into_inner);
-        let _taken = self.memory.take(decoding_bytes(bytes)?)?;
-        Ok(self.preprocessor.image_bytes(bytes)?)
+        let _taken = self.memory.take(self.preprocessor.media_memory(bytes)?)?;
+        Ok(self.preprocessor.media_bytes(bytes)?)
     }
 
     /// An error if the base can't take `input`, without running it.
@@ -303,6 +303,11 @@ impl Answerer {
             };
             let grey = Array::f32(shape, vec![0.0; 3 * height * width])?;
             Work::Inputs(self.preprocessor.stack(&[&grey])?)
+        } else if let Some(spec) = base.audio()? {
+            // Two seconds where clips may have any length: more than any row of bands takes.
+            let silence = vec![0.0; spec.samples.map_or(2 * spec.rate, |n| n) as usize];
+            let silence = self.preprocessor.clip(spec.rate, &silence)?;
+            Work::Inputs(self.preprocessor.stack(&[&silence])?)
         } else {
             Work::Inputs(self.zeros()?)
         };

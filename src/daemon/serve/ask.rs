@@ -3,7 +3,7 @@
 use super::problem::Problem;
 use super::roster::{Row, Selection};
 use crate::npy;
-use crate::runtime::picture::media_type;
+use crate::runtime::audio::media_type;
 use crate::runtime::{Named, Taken};
 use crate::shape::{Array, DType, Data};
 use crate::store::{Input, Reference, check_name};
@@ -29,7 +29,7 @@ const MAX_MIX: usize = 16;
 pub enum Mime {
     /// `application/json`.
     Json,
-    /// `image/*`.
+    /// `image/*` or `audio/*`.
     Picture,
     /// `application/x-npz` or `application/zip`.
     Npz,
@@ -43,7 +43,7 @@ impl Mime {
         let name = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         Some(match name.as_str() {
             "application/json" => Mime::Json,
-            picture if picture.starts_with("image/") => Mime::Picture,
+            file if file.starts_with("image/") || file.starts_with("audio/") => Mime::Picture,
             "application/x-npz" | "application/zip" => Mime::Npz,
             "application/octet-stream" => Mime::Bytes,
             _ => return None,
@@ -52,8 +52,7 @@ impl Mime {
 }
 
 /// What a question's or feedback's body may be.
-pub const INPUTS: &str =
-    "application/json, image/png, image/jpeg, image/webp, image/gif or application/x-npz";
+pub const INPUTS: &str = "application/json, image/png, image/jpeg, image/webp, image/gif, audio/wav or application/x-npz";
 
 /// 415, naming what is taken.
 pub fn unsupported_media(taken: &str) -> Problem {
@@ -105,7 +104,7 @@ pub struct Question {
 pub enum Asked {
     /// A sentence.
     Text(String),
-    /// A picture file.
+    /// A picture or sound file.
     Picture(Bytes),
     /// The base's inputs.
     Tensors(Named),
@@ -116,6 +115,7 @@ pub enum Asked {
 struct PredictBody {
     text: Option<String>,
     image: Option<String>,
+    audio: Option<String>,
     inputs: Option<BTreeMap<String, TensorBody>>,
     #[serde(default, deserialize_with = "given")]
     adapter: Option<Option<String>>,
@@ -249,27 +249,29 @@ pub fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     }
 }
 
-/// Exactly one of a sentence, a picture in base64, and tensors.
+/// Exactly one of a sentence, a picture or sound in base64, and tensors.
 pub fn input(
     text: Option<String>,
     image: Option<String>,
+    audio: Option<String>,
     inputs: Option<BTreeMap<String, TensorBody>>,
 ) -> Result<Asked, Problem> {
-    match (text, image, inputs) {
-        (Some(text), None, None) => {
+    let file = |text: &str, name: &str| {
+        let engine = base64::engine::general_purpose::STANDARD;
+        let bytes = engine.decode(text.as_bytes());
+        let bytes = bytes.map_err(|e| Problem::invalid(format!("{name}: not base64: {e}")))?;
+        Ok(Asked::Picture(bytes.into()))
+    };
+    match (text, image, audio, inputs) {
+        (Some(text), None, None, None) => {
             if text.trim().is_empty() {
                 return Err(Problem::invalid("text: the sentence is empty"));
             }
             Ok(Asked::Text(text))
         }
-        (None, Some(image), None) => {
-            let engine = base64::engine::general_purpose::STANDARD;
-            let bytes = engine
-                .decode(image.as_bytes())
-                .map_err(|e| Problem::invalid(format!("image: not base64: {e}")))?;
-            Ok(Asked::Picture(bytes.into()))
-        }
-        (None, None, Some(inputs)) => {
+        (None, Some(image), None, None) => file(&image, "image"),
+        (None, None, Some(audio), None) => file(&audio, "audio"),
+        (None, None, None, Some(inputs)) => {
             if inputs.is_empty() {
                 return Err(Problem::invalid("inputs: there are none"));
             }
@@ -279,7 +281,7 @@ pub fn input(
             });
             Ok(Asked::Tensors(arrays.collect::<Result<Named, Problem>>()?))
         }
-        _ => Err(Problem::invalid("expected exactly one of 'text', 'image' and 'inputs'")),
+        _ => Err(Problem::invalid("expected exactly one of 'text', 'image', 'audio' and 'inputs'")),
     }
 }
 
@@ -331,7 +333,7 @@ impl Raw {
                     ));
                 }
                 let b: PredictBody = object(&self.body)?;
-                let input = input(b.text, b.image, b.inputs)?;
+                let input = input(b.text, b.image, b.audio, b.inputs)?;
                 (input, b.adapter, b.lora, b.top, b.reject, b.outputs)
             }
         };

@@ -203,10 +203,10 @@ impl Shared {
         let (kind, bytes) = match input {
             Asked::Text(text) => ("text", text.into_bytes()),
             Asked::Picture(bytes) => {
-                let kind = crate::runtime::picture::media_type(&bytes).unwrap_or("image");
+                let kind = crate::runtime::audio::media_type(&bytes).unwrap_or("image");
                 (kind, bytes.to_vec())
             }
-            Asked::Tensors(_) => return Err("are no text and no picture"),
+            Asked::Tensors(_) => return Err("are no text, picture or sound"),
         };
         if bytes.len() as u64 > self.max_bytes / 4 {
             return Err("were too large to keep");

@@ -115,28 +115,36 @@ impl<'a> Collector<'a> {
         Ok(SampleInput::Text(text.into()))
     }
 
-    /// A picture named in the file, relative to the file's folder.
-    fn picture(&self, name: &str) -> Result<SampleInput> {
+    /// A picture or sound named in the file, relative to the file's folder.
+    fn file(&self, name: &str, what: &str) -> Result<PathBuf> {
         let path = self.folder.join(name);
-        if name.is_empty() || !path.is_file() {
-            return Err(Error::bad_input(format!("no such picture '{name}'")));
+        match name.is_empty() || !path.is_file() {
+            true => Err(Error::bad_input(format!("no such {what} '{name}'"))),
+            false => Ok(path),
         }
-        Ok(SampleInput::Image(path))
     }
 
-    /// Takes one row of a file: `text` or `image`, perhaps `split`, and what its task reads.
+    /// Takes one row of a file: `text`, `image` or `audio`, perhaps `split`, and what its task reads.
     pub(super) fn row(&mut self, row: Row<'_>, place: Place) -> Result<()> {
-        let input = match (row.string("text"), row.string("image")) {
-            (Err(e), _) | (_, Err(e)) => Err(e),
-            (Ok(Some(_)), Ok(Some(_))) => Err(Error::bad_input("both fields 'text' and 'image'")),
-            (Ok(Some(text)), _) => self.text(text),
-            (_, Ok(Some(image))) => self.picture(image.trim()),
-            (Ok(None), Ok(None)) => self.text_of_task(&row),
-        };
-        let input = input.map_err(|e| e.at(&place))?;
+        let input = self.input(&row).map_err(|e| e.at(&place))?;
         let split = row.string("split").map_err(|e| e.at(&place))?;
         let split = split.map(str::trim).filter(|split| !split.is_empty());
         self.add(input, row, split, place)
+    }
+
+    fn input(&self, row: &Row<'_>) -> Result<SampleInput> {
+        let fields = ["text", "image", "audio"].map(|name| row.string(name).map(|v| (name, v)));
+        let fields = fields.into_iter().collect::<Result<Vec<_>>>()?;
+        let given: Vec<_> = fields.iter().filter_map(|(name, v)| Some((*name, (*v)?))).collect();
+        match given.as_slice() {
+            [] => self.text_of_task(row),
+            [("text", text)] => self.text(text),
+            [("image", file)] => Ok(SampleInput::Image(self.file(file.trim(), "picture")?)),
+            [(_, file)] => Ok(SampleInput::Audio(self.file(file.trim(), "sound")?)),
+            [(one, _), (other, _), ..] => {
+                Err(Error::bad_input(format!("both fields '{one}' and '{other}'")))
+            }
+        }
     }
 
     /// The sentence that a task makes of other fields.
@@ -147,7 +155,7 @@ impl<'a> Collector<'a> {
                 return self.text(&text);
             }
         }
-        Err(Error::bad_input("no field 'text' or 'image'"))
+        Err(Error::bad_input("no field 'text', 'image' or 'audio'"))
     }
 
     /// Takes one row whose input is there already.

@@ -1,4 +1,4 @@
-//! A folder of class folders of pictures, or of `train`, `validation` and `test` folders of those.
+//! A folder of class folders of pictures or of sound, or of `train`, `validation` and `test` folders of those.
 
 use super::collect::Collector;
 use super::{MAX_SAMPLES, Place, Row, SampleInput, canonical_split};
@@ -6,18 +6,21 @@ use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
 const READ: [&str; 5] = ["png", "jpg", "jpeg", "webp", "gif"];
+const SOUND: [&str; 1] = ["wav"];
 const SPLITS: [&str; 3] = ["train", "validation", "test"];
 const NOT_READ: [&str; 7] = ["bmp", "tif", "tiff", "heic", "heif", "avif", "jxl"];
+const NOT_HEARD: [&str; 7] = ["mp3", "flac", "ogg", "opus", "m4a", "aac", "aiff"];
 
 pub(super) fn read(path: &Path, collector: &mut Collector) -> Result<()> {
     collector.prefer_classes();
     let (folders, files) = list(path)?;
-    if let Some(picture) = files.iter().find(|f| has_ending(f, &READ)) {
-        let error = format!("picture '{picture}' is in no class folder");
+    if let Some(file) = files.iter().find(|f| has_ending(f, &READ) || has_ending(f, &SOUND)) {
+        let what = if has_ending(file, &READ) { "picture" } else { "sound" };
+        let error = format!("{what} '{file}' is in no class folder");
         return Err(Error::bad_input(error).at(path.display()));
     }
     if folders.is_empty() {
-        let error = "no class folders of pictures";
+        let error = "no class folders of pictures or sound";
         return Err(Error::bad_input(error).at(path.display()));
     }
     let is_split = |f: &String| SPLITS.contains(&canonical_split(f));
@@ -29,7 +32,7 @@ pub(super) fn read(path: &Path, collector: &mut Collector) -> Result<()> {
         let folder = path.join(split);
         let (classes_of_split, _) = list(&folder)?;
         if classes_of_split.is_empty() {
-            let error = "no class folders of pictures";
+            let error = "no class folders of pictures or sound";
             return Err(Error::bad_input(error).at(folder.display()));
         }
         classes(&folder, &classes_of_split, Some(split), collector)?;
@@ -62,27 +65,36 @@ fn classes(
                 let error = "picture is not PNG, JPEG, WebP or GIF";
                 return Err(Error::unsupported(error).at(place));
             }
-            if has_ending(&file, &READ) {
-                found = true;
-                let input = SampleInput::Image(picture);
-                collector.add(input, Row::untyped(&fields), split, place)?;
+            if has_ending(&file, &NOT_HEARD) {
+                let error = Error::unsupported("sound is not WAV").at(place);
+                return Err(error.hint("ffmpeg -i FILE -ar 16000 -ac 1 FILE.wav makes it one"));
             }
+            let input = match (has_ending(&file, &READ), has_ending(&file, &SOUND)) {
+                (true, _) => SampleInput::Image(picture),
+                (_, true) => SampleInput::Audio(picture),
+                _ => continue,
+            };
+            found = true;
+            collector.add(input, Row::untyped(&fields), split, place)?;
         }
         if !found {
-            let error = "class folder without a PNG, JPEG, WebP or GIF picture";
+            let error = "class folder without a PNG, JPEG, WebP or GIF picture or WAV sound";
             return Err(Error::bad_input(error).at(folder.display()));
         }
     }
     Ok(())
 }
 
-/// The pictures that stand in a folder itself, sorted by name.
+/// The pictures or sounds that stand in a folder itself, sorted by name.
 ///
 /// # Errors
 /// A folder that can't be read.
-pub(crate) fn pictures_in(path: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn files_in(path: &Path) -> Result<Vec<SampleInput>> {
     let (_, files) = list(path)?;
-    Ok(files.iter().filter(|f| has_ending(f, &READ)).map(|f| path.join(f)).collect())
+    let pictures = files.iter().filter(|f| has_ending(f, &READ));
+    let sounds = files.iter().filter(|f| has_ending(f, &SOUND));
+    let pictures = pictures.map(|f| SampleInput::Image(path.join(f)));
+    Ok(pictures.chain(sounds.map(|f| SampleInput::Audio(path.join(f)))).collect())
 }
 
 fn has_ending(name: &str, endings: &[&str]) -> bool {

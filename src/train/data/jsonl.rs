@@ -1,4 +1,4 @@
-//! One JSON object a line: `text` or `image`, the fields of a task (`label`, ...), optionally `split`;
+//! One JSON object a line: `text`, `image` or `audio`, the fields of a task (`label`, ...), optionally `split`;
 //! other fields are left.
 
 use super::collect::Collector;

@@ -1,4 +1,4 @@
-//! Samples with labels, from `.jsonl`, `.csv`, `.npz`, folders of class folders of pictures, and plain texts.
+//! Samples with labels, from `.jsonl`, `.csv`, `.npz`, folders of class folders of pictures or sound, and plain texts.
 //!
 //! Files are strangers': sizes are capped, and what is wrong is named with its file and line.
 
@@ -17,7 +17,7 @@ use super::tasks::Task;
 use crate::error::{Error, Result};
 use crate::shape::Array;
 pub(crate) use collect::Collector;
-pub(crate) use folder::pictures_in;
+pub(crate) use folder::files_in;
 pub use label::{Label, Mark};
 pub use row::Row;
 pub(crate) use row::{Rough, RoughLabel, RoughName, Seen};
@@ -48,7 +48,9 @@ pub enum SampleInput {
     Text(String),
     /// A picture file, seen to exist.
     Image(PathBuf),
-    /// A picture that is kept elsewhere and read when it is needed.
+    /// A sound file, seen to exist.
+    Audio(PathBuf),
+    /// A picture or sound that is kept elsewhere and read when it is needed.
     Stored(StoredPicture),
     /// Inputs by name, without the axis of samples; floats are finite.
     Arrays(Vec<(String, Array)>),
@@ -62,7 +64,7 @@ impl SampleInput {
         let bytes = match self {
             // Tokens have two numbers of eight bytes each, and are four letters long or longer.
             SampleInput::Text(text) => 5 * (text.len() + BLOCK),
-            SampleInput::Image(path) => path.as_os_str().len() + BLOCK,
+            SampleInput::Image(path) | SampleInput::Audio(path) => path.as_os_str().len() + BLOCK,
             SampleInput::Stored(_) => 4 * BLOCK,
             SampleInput::Arrays(arrays) => arrays
                 .iter()
@@ -76,16 +78,18 @@ impl SampleInput {
     fn kind(&self) -> &'static str {
         match self {
             SampleInput::Text(_) => "text",
-            SampleInput::Image(_) | SampleInput::Stored(_) => "a picture",
+            SampleInput::Image(_) => "a picture",
+            SampleInput::Audio(_) => "sound",
+            SampleInput::Stored(_) => "a file",
             SampleInput::Arrays(_) => "arrays",
         }
     }
 }
 
-/// Gives the bytes of a picture file.
+/// Gives the bytes of a picture's or sound's file.
 type ReadPicture = dyn Fn() -> Result<Vec<u8>> + Send + Sync;
 
-/// A picture that something else keeps: many don't fit into memory at once.
+/// A picture or sound that something else keeps: many don't fit into memory at once.
 #[derive(Clone)]
 pub struct StoredPicture {
     hash: [u8; 32],
@@ -270,8 +274,8 @@ pub struct LoadOptions {
     pub memory: Option<u64>,
 }
 
-/// Reads a data set: the file's ending says its form, a folder holds class folders of pictures
-/// (or `train` and `test` folders of those).
+/// Reads a data set: the file's ending says its form, a folder holds class folders of pictures or
+/// sound (or `train` and `test` folders of those).
 ///
 /// Errors, each with file and line where there is one: no such file, unknown ending (unsupported),
 /// no samples, malformed rows, missing fields, labels outside the given ones (mismatch), numbers
@@ -294,7 +298,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Dataset> {
         _ => {
             let error = format!("'{}' is no data file of a known kind", path.display());
             return Err(Error::unsupported(error).hint(
-                "one of .jsonl, .csv, .npz, .txt, or a folder of class folders of pictures",
+                "one of .jsonl, .csv, .npz, .txt, or a folder of class folders of pictures or sound",
             ));
         }
     }

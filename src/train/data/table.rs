@@ -1,4 +1,4 @@
-//! Comma-separated values with a header: `text` or `image`, the fields of a task (`label`, ...),
+//! Comma-separated values with a header: `text`, `image` or `audio`, the fields of a task (`label`, ...),
 //! optionally `split`.
 
 use super::collect::Collector;
@@ -75,7 +75,7 @@ pub(super) fn read(path: &Path, collector: &mut Collector) -> Result<()> {
 /// The columns that are read, by name.
 fn columns(header: &StringRecord) -> Result<Vec<(String, usize)>> {
     let labels = Task::label_fields();
-    let known = || ["text", "image", "split"].iter().chain(&labels);
+    let known = || ["text", "image", "audio", "split"].iter().chain(&labels);
     let mut columns: Vec<(String, usize)> = vec![];
     for (column, name) in header.iter().enumerate() {
         let name = name.trim();
@@ -92,9 +92,10 @@ fn columns(header: &StringRecord) -> Result<Vec<(String, usize)>> {
         let names: Vec<&str> = header.iter().take(10).collect();
         Err(Error::bad_input(format!("no column {what}, found '{}'", names.join("', '"))))
     };
-    match (has("text"), has("image")) {
-        (false, false) => missing("'text' or 'image'"),
-        (true, true) => Err(Error::bad_input("both columns 'text' and 'image'")),
+    let inputs: Vec<&str> = ["text", "image", "audio"].into_iter().filter(|n| has(n)).collect();
+    match inputs.as_slice() {
+        [] => missing("'text', 'image' or 'audio'"),
+        [one, other, ..] => Err(Error::bad_input(format!("both columns '{one}' and '{other}'"))),
         _ if !labels.iter().any(|name| has(name)) => missing("'label'"),
         _ => Ok(columns),
     }

@@ -111,7 +111,7 @@ fn the_line_that_is_no_json_is_named() {
     assert!(bad("hello").starts_with("a.jsonl:2: not valid JSON at column 1: expected value"));
     assert!(bad("{\"text\":\"x\"").contains("not valid JSON"));
     assert!(bad("[\"x\",null,1,null]").ends_with("expected a JSON object"));
-    assert!(bad("{\"label\":1}").ends_with(":2: no field 'text' or 'image'"));
+    assert!(bad("{\"label\":1}").ends_with(":2: no field 'text', 'image' or 'audio'"));
     assert!(bad("{\"text\":\"x\"}").ends_with(":2: no field 'label'"));
     assert!(bad("{\"text\":\"x\",\"label\":null}").ends_with(":2: no field 'label'"));
     assert!(bad("{\"text\":5,\"label\":1}").ends_with(":2: field 'text' is no string"));
@@ -183,7 +183,10 @@ fn csv_columns_come_in_any_order_with_quotes() {
 #[test]
 fn csv_faults_are_named() {
     let bad = |content: &str| error("a.csv", content);
-    assert_eq!(bad("a,label\nx,1\n"), "a.csv:1: no column 'text' or 'image', found 'a', 'label'");
+    assert_eq!(
+        bad("a,label\nx,1\n"),
+        "a.csv:1: no column 'text', 'image' or 'audio', found 'a', 'label'"
+    );
     assert_eq!(bad("text,b\nx,1\n"), "a.csv:1: no column 'label', found 'text', 'b'");
     assert_eq!(bad("text,label,label\nx,1,1\n"), "a.csv:1: two columns 'label'");
     assert_eq!(bad("text,label\nx,1\ny\n"), "a.csv:3: expected 2 fields, found 1");

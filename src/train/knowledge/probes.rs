@@ -5,8 +5,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fs::read_limited;
 use crate::runtime::{Engine, Preprocessor};
 use crate::train::data::{
-    Dataset, Label, LoadOptions, MAX_FILE_BYTES, Place, Sample, SampleInput, StoredPicture, load,
-    pictures_in,
+    Dataset, Label, LoadOptions, MAX_FILE_BYTES, Place, Sample, SampleInput, StoredPicture,
+    files_in, load,
 };
 use std::path::Path;
 
@@ -59,22 +59,22 @@ fn picture(n: u64) -> SampleInput {
     SampleInput::Stored(StoredPicture::new(hash, move || scene(n)))
 }
 
-/// The user's own: sentences one a line (`.txt`), a folder of pictures, or a data file, whose labels
+/// The user's own: sentences one a line (`.txt`), a folder of pictures or sound, or a data file, whose labels
 /// don't matter.
 ///
 /// # Errors
 /// As [`load`]; fewer than two inputs (bad input).
 pub(crate) fn of(path: &Path) -> Result<Probes> {
     let is_text = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("txt"));
-    let pictures = if path.is_dir() { pictures_in(path)? } else { vec![] };
+    let files = if path.is_dir() { files_in(path)? } else { vec![] };
     let inputs: Vec<SampleInput> = if is_text {
         let bytes = read_limited(path, MAX_FILE_BYTES)?;
         let text = String::from_utf8(bytes)
             .map_err(|_| Error::bad_input("it is not UTF-8 text").at(path.display()))?;
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         lines.map(|line| SampleInput::Text(line.into())).collect()
-    } else if !pictures.is_empty() {
-        pictures.into_iter().map(SampleInput::Image).collect()
+    } else if !files.is_empty() {
+        files
     } else {
         load(path, &LoadOptions::default())?.samples.into_iter().map(|s| s.input).collect()
     };

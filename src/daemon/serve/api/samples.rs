@@ -34,6 +34,7 @@ const DEFAULT_SOURCE: &str = "api";
 struct FeedbackBody {
     text: Option<String>,
     image: Option<String>,
+    audio: Option<String>,
     inputs: Option<BTreeMap<String, TensorBody>>,
     adapter: Option<String>,
     /// What tasks read: `label`, ...
@@ -62,6 +63,7 @@ impl<'de> Deserialize<'de> for FeedbackBody {
                     match key.as_str() {
                         "text" => body.text = map.next_value()?,
                         "image" => body.image = map.next_value()?,
+                        "audio" => body.audio = map.next_value()?,
                         "inputs" => body.inputs = map.next_value()?,
                         "adapter" => body.adapter = map.next_value()?,
                         "predicted" => body.predicted = map.next_value()?,
@@ -117,16 +119,16 @@ fn parse(
     };
     let fields = std::mem::take(&mut b.label);
     let row = if raw.is_some() { Row::untyped(&fields) } else { Row::typed(&fields) };
-    let (text, image, inputs) = (b.text.take(), b.image.take(), b.inputs.take());
+    let (text, image, audio) = (b.text.take(), b.image.take(), b.audio.take());
+    let inputs = b.inputs.take();
+    let given = text.is_some() || image.is_some() || audio.is_some() || inputs.is_some();
     let input = match raw {
-        Some(_) if text.is_some() || image.is_some() || inputs.is_some() => {
+        Some(_) if given => {
             return Err(Problem::invalid("the body is the input: expected no other in the query"));
         }
         Some(raw) => raw,
-        None if text.is_none() && image.is_none() && inputs.is_none() => {
-            input(Task::text_of(&row)?, None, None)?
-        }
-        None => input(text, image, inputs)?,
+        None if !given => input(Task::text_of(&row)?, None, None, None)?,
+        None => input(text, image, audio, inputs)?,
     };
     let Judged { label, right, predicted } = judge(&fields, row, b.predicted.take())?;
     Ok(Feedback { input, label, right, predicted, rest: b })
@@ -313,7 +315,10 @@ pub async fn show(State(app): State<Arc<App>>, call: Call) -> Answer {
     let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
     let input = match &sample.input {
         Input::Text(text) => json!({"text": text}),
-        Input::Picture { bytes, mime } => json!({"image": encode(bytes), "mime": mime}),
+        Input::Picture { bytes, mime } => {
+            let field = if mime.starts_with("audio/") { "audio" } else { "image" };
+            json!({field: encode(bytes), "mime": mime})
+        }
         Input::Tensors(bytes) => json!({"npz": encode(bytes)}),
     };
     let values = match &sample.label {

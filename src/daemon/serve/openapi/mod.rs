@@ -154,8 +154,14 @@ impl Operation {
         let mut content = Map::new();
         content.insert("application/json".into(), json!({"schema": reference(schema)}));
         if raw {
-            for mime in ["image/png", "image/jpeg", "image/webp", "image/gif", "application/x-npz"]
-            {
+            for mime in [
+                "image/png",
+                "image/jpeg",
+                "image/webp",
+                "image/gif",
+                "audio/wav",
+                "application/x-npz",
+            ] {
                 content.insert(mime.into(), json!({"schema": binary()}));
             }
         }
@@ -305,6 +311,7 @@ fn schemas() -> Value {
     let inputs = json!({
         "text": nullable(word()),
         "image": nullable(json!({"type": "string", "format": "byte"})),
+        "audio": nullable(json!({"type": "string", "format": "byte"})),
         "inputs": {
             "type": "object", "nullable": true, "additionalProperties": reference("Tensor"),
         },

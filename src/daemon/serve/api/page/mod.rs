@@ -25,7 +25,7 @@ use std::sync::Arc;
 /// Longest form in bytes.
 const MAX_FORM: usize = 16 << 10;
 /// The page and its parts, nothing else, and in nobody's frame.
-const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; \
+const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; media-src 'self'; \
                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// Whether a path asks for a login of its own in the place of the token's header.
@@ -195,13 +195,19 @@ async fn logout(call: Call) -> Shown {
     Ok(response)
 }
 
-/// A recent answer's picture.
+/// Whether a browser shows or plays it.
+fn is_media(kind: &str) -> bool {
+    kind.starts_with("image/") || kind.starts_with("audio/")
+}
+
+/// A recent answer's picture or sound.
 async fn input(State(app): State<Arc<App>>, call: Call) -> Shown {
     visitor(&app, &call)?;
     let id = call.number("id")?;
     let found = app.blocking(move |app| Ok(app.recent.get(id))).await?;
-    let found = found.filter(|(item, _)| item.kind.starts_with("image/"));
-    let (item, bytes) = found.ok_or_else(|| Problem::not_found("there is no such picture"))?;
+    let found = found.filter(|(item, _)| is_media(&item.kind));
+    let (item, bytes) =
+        found.ok_or_else(|| Problem::not_found("there is no such picture or sound"))?;
     Ok(of_type(&item.kind, bytes))
 }
 
@@ -210,7 +216,7 @@ async fn sample(State(app): State<Arc<App>>, call: Call) -> Shown {
     visitor(&app, &call)?;
     let id = call.number("id")? as i64;
     match app.blocking(move |app| Ok(app.store.sample_input(id)?)).await? {
-        crate::store::Input::Picture { bytes, mime } if mime.starts_with("image/") => {
+        crate::store::Input::Picture { bytes, mime } if is_media(&mime) => {
             Ok(of_type(&mime, bytes))
         }
         _ => Err(Problem::not_found("there is no such picture").into()),

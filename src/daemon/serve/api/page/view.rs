@@ -187,6 +187,13 @@ fn card(item: &Item, labels: &[String], token: &str, body: &mut String) {
             let text = item.text.as_deref().unwrap_or_default();
             let _ = write!(body, "<blockquote>{}</blockquote>", escaped(text));
         }
+        kind if kind.starts_with("audio/") => {
+            let _ = write!(
+                body,
+                "<audio controls preload=\"none\" src=\"/page/input/{}\"></audio>",
+                item.id
+            );
+        }
         _ => {
             let _ = write!(
                 body,
