@@ -78,8 +78,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     if task != Task::default() {
         return Err(Error::usage(format!("expected an adapter of classes, found the task {task}")));
     }
-    let mut stream =
-        Stream::new(std::io::stdin().lock(), args.rate, args.channels, &args.format)?;
+    let mut stream = Stream::new(std::io::stdin().lock(), args.rate, args.channels, &args.format)?;
     let rate = stream.rate();
     let samples = |seconds: f32| ((seconds * rate as f32).round() as usize).max(1);
     let window = samples(args.window.or(spec.seconds()).unwrap_or(SECONDS));

@@ -271,7 +271,9 @@ impl ExportFolder {
             }
             None => self.say(
                 "not used",
-                &format!("{kind} of preprocessor_config.json (give --audio where you know it)"),
+                &format!(
+                    "what preprocessor_config.json says of sound (give --audio where you know it)"
+                ),
             ),
         }
         Ok(())

@@ -73,9 +73,8 @@ fn tones_are_learned_from_folders_and_told_apart() {
     place.json("train ears.base --data tones --out now.adapter --instant");
     place.json("train ears.base --data tones --out ears.adapter --steps 60 --batch 6 --lr 0.02");
     for adapter in ["now", "ears"] {
-        let judged = place.json(&format!(
-            "eval ears.base --data tones --split test --adapter {adapter}.adapter"
-        ));
+        let judged = place
+            .json(&format!("eval ears.base --data tones --split test --adapter {adapter}.adapter"));
         let accuracy = judged["evaluation"]["accuracy"].as_f64().unwrap_or(-1.0);
         assert!(accuracy > 0.95, "{adapter}: {judged}");
     }
@@ -137,7 +136,10 @@ fn what_is_no_sound_for_the_base_is_one_line() {
     place.ok("pack {models}/conv1d.onnx -o deaf.base");
     place.ok("pack {models}/mlp.onnx -o mlp.base");
     place.write("good.wav", wav(16_000, 1, &s16(&[0.5; 8000])));
-    place.write("eight.wav", wav(16_000, 1, &s16(&[0.5; 8000])).into_iter().take(60).collect::<Vec<_>>());
+    place.write(
+        "eight.wav",
+        wav(16_000, 1, &s16(&[0.5; 8000])).into_iter().take(60).collect::<Vec<_>>(),
+    );
     place.write("song.mp3", b"ID3\x04 song");
     let says = |line: &str, code: i32, part: &str| {
         let error = place.fails(line, code);

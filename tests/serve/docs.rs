@@ -100,7 +100,9 @@ fn the_lines_of_the_http_page_work() {
         // A base of sentences: it says so.
         let other = [("picture.jpg", "pictures need"), ("clip.wav", "sound needs")];
         match other.iter().find(|(file, _)| line.contains(file)) {
-            Some((_, says)) => assert!(answer.status >= 400 && body.contains(says), "{line}: {body}"),
+            Some((_, says)) => {
+                assert!(answer.status >= 400 && body.contains(says), "{line}: {body}")
+            }
             None => assert!((200..300).contains(&answer.status), "{line}: {body}"),
         }
     }

@@ -46,7 +46,8 @@ fn a_clip_is_answered_alike_as_a_body_and_in_json_and_learned() {
 
     // Feedback is kept as it came and answers at once.
     for n in 0..6 {
-        for (label, hertz) in [("low", 230.0 + 7.0 * n as f32), ("high", 2500.0 + 40.0 * n as f32)] {
+        for (label, hertz) in [("low", 230.0 + 7.0 * n as f32), ("high", 2500.0 + 40.0 * n as f32)]
+        {
             let path = format!("/v1/feedback?adapter=ears&label={label}");
             let told = daemon.send("POST", &path, "audio/wav", &wav(hertz));
             assert_eq!(told.status, 201, "{told:?}");

@@ -54,8 +54,8 @@ impl FrontEnd {
     /// (1, 1, samples), (1, frames, mels), (1, mels, frames), (1, 1, frames, mels).
     ///
     /// # Errors
-    /// Bytes that are no WAV file that is read, damaged ones, too many of them: see [`wav`]. A clip too
-    /// short for one row of bands, or too long.
+    /// Bytes that are no WAV file that is read, damaged ones, too many of them: see `wav::decode`. A clip
+    /// too short for one row of bands, or too long.
     pub fn wav(&self, bytes: &[u8], rank: usize) -> Result<Array> {
         if bytes.len() as u64 > MAX_SOUND_BYTES {
             return Err(Error::bad_input(format!(

@@ -36,14 +36,16 @@ impl<R: Read> Stream<R> {
                 match (&[*a, *b, *c, *d], size) {
                     (b"data", _) => break,
                     (_, MAX_CHUNK..) => {
-                        return Err(Error::bad_input("the stream has no samples where they should be"));
+                        return Err(Error::bad_input(
+                            "the stream has no samples where they should be",
+                        ));
                     }
                     (b"fmt ", _) => known = Some(read_format(&fill(&mut reader, size as usize)?)?),
                     (_, size) => drop(fill(&mut reader, (size + size % 2) as usize)?),
                 }
             }
-            format =
-                known.ok_or_else(|| Error::bad_input("the stream's samples come before their format"))?;
+            format = known
+                .ok_or_else(|| Error::bad_input("the stream's samples come before their format"))?;
             ahead.clear();
         }
         Ok(Stream { reader, format, ahead })
