@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Who is speaking, from a few clips: error rate among known speakers, and unknown ones refused.
 
-    python scripts/speakers.py OFFSHOOT ENCODER.onnx FOLDER [CLIPS]
+    python scripts/speakers.py OFFSHOOT ENCODER.onnx FOLDER [CLIPS [FRONT]]
 
 FOLDER has a folder of WAV files for each speaker; CLIPS (5) of each, spread over the sorted names, are
 learned, the others asked. Then each speaker in turn is left out and must be answered "unknown" (--reject 0.01).
@@ -29,7 +29,8 @@ def main():
         return json.loads(done.stdout)
 
     base = work / "voices.base"
-    run("pack", Path(encoder).resolve(), "-o", base, "--audio", "resemblyzer")
+    front = sys.argv[5] if len(sys.argv) > 5 else "resemblyzer"
+    run("pack", Path(encoder).resolve(), "-o", base, "--audio", front)
     speakers = sorted(p.name for p in folder.iterdir() if p.is_dir())
     learned, asked = {}, {}
     for name in speakers:

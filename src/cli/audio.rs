@@ -38,6 +38,7 @@ pub fn parse(text: &str) -> Result<AudioSpec> {
         match key {
             "rate" => spec.rate = number(key, value)?,
             "seconds" => seconds = Some(free(key, value)?),
+            "repeat" => spec.repeat = word(key, value, YES)?,
             "volume" => spec.volume = free(key, value)?,
             "scale" => spec.scale = number(key, value)?,
             _ => set(&mut spec.front, key, value)?,
@@ -64,7 +65,7 @@ fn set(front: &mut Front, key: &str, value: &str) -> Result<()> {
         }
         Front::Samples { .. } => {
             return Err(Error::usage(format!("samples have no '{key}'"))
-                .hint("rate, seconds, volume, scale, unit"));
+                .hint("rate, seconds, repeat, volume, scale, unit"));
         }
         Front::Mel(mel) => mel,
     };
@@ -93,7 +94,7 @@ fn set(front: &mut Front, key: &str, value: &str) -> Result<()> {
         "mels-first" => mel.mels_first = word(key, value, YES)?,
         _ => {
             return Err(Error::usage(format!("no key '{key}'")).hint(
-                "rate, seconds, volume, scale, fft, window, hop, shape, edges, remove-mean, \
+                "rate, seconds, repeat, volume, scale, fft, window, hop, shape, edges, remove-mean, \
                  preemphasis, power, mels, low, high, pitch, area, log, floor, range, centre, mean, \
                  std, drop-last, frames, mels-first",
             ));
@@ -126,6 +127,7 @@ fn name<T: PartialEq>(value: &T, words: Words<T>) -> &'static str {
 /// What `inspect` says of it.
 pub fn describe(spec: &AudioSpec) -> String {
     let length = match spec.seconds() {
+        Some(seconds) if spec.repeat => format!("{seconds:.2} s, shorter clips repeated"),
         Some(seconds) => format!("{seconds:.2} s"),
         None => "of any length".into(),
     };

@@ -8,7 +8,9 @@ use crate::error::{Error, Result};
 use crate::fs::{peak_rss_bytes, read_limited, unshared_bytes};
 use crate::limits;
 use crate::npy;
-use crate::runtime::{GenerateOptions, Generated, Generator, Message, Named, Sampling};
+use crate::runtime::{
+    GenerateOptions, Generated, Generator, Message, Named, Preprocessor, Sampling,
+};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,6 +35,9 @@ pub struct Args {
     /// An encoder's input: NAME=FILE.npy, or all of them in FILE.npz
     #[arg(long, value_name = "[NAME=]FILE")]
     input: Vec<String>,
+    /// A sound (WAV) for the encoder, where the base was packed with its front end
+    #[arg(long, value_name = "FILE", conflicts_with = "input")]
+    audio: Option<PathBuf>,
     /// An adapter: its name in the store, NAME@GENERATION, or a file; several are summed
     #[arg(long = "adapter", value_name = "NAME|FILE[:WEIGHT]", value_parser = Choice::parse)]
     adapters: Vec<Choice>,
@@ -80,14 +85,23 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         }
         (None, ids) => ids.to_vec(),
     };
-    let encoded = match (generator.has_encoder(), args.input.is_empty()) {
-        (true, false) => Some(generator.encode(&arrays(&args.input)?, adapter.as_ref())?),
-        (true, true) => {
-            return Err(
-                Error::usage("the encoder's input is missing").hint("give --input NAME=FILE.npy")
-            );
+    let given = !args.input.is_empty() || args.audio.is_some();
+    let encoded = match (generator.has_encoder(), !given) {
+        (true, false) => {
+            let inputs = match &args.audio {
+                Some(file) => {
+                    let preprocessor = Preprocessor::new(&engine.graph_named("encoder")?);
+                    preprocessor.stack(&[&preprocessor.audio(file)?])?
+                }
+                None => arrays(&args.input)?,
+            };
+            Some(generator.encode(&inputs, adapter.as_ref())?)
         }
-        (false, false) => return Err(Error::usage("--input: the base has no encoder")),
+        (true, true) => {
+            return Err(Error::usage("the encoder's input is missing")
+                .hint("give --audio FILE.wav or --input NAME=FILE.npy"));
+        }
+        (false, false) => return Err(Error::usage("--input, --audio: the base has no encoder")),
         (false, true) => None,
     };
     let options = GenerateOptions {

@@ -67,7 +67,7 @@ fn seconds(text: &str) -> Result<f32> {
     value.ok_or_else(|| Error::usage("expected seconds, 0.01 to 600"))
 }
 
-/// Answers until the stream ends.
+/// Answers until the stream ends, or nobody reads the answers.
 pub fn run(args: &Args, out: &Out) -> Result<()> {
     let engine = open_engine(&args.base)?.with_threads(args.threads)?;
     let preprocessor = Preprocessor::new(&engine);
@@ -119,7 +119,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         {
             say(out, "event", time, Some((label(&prediction.labels, at), p)));
         }
-        if over {
+        if over || out.closed() {
             return Ok(());
         }
         due = hop;
@@ -187,7 +187,7 @@ impl Agreement {
             self.recent.pop_front();
         }
         self.recent.push_back(shares.to_vec());
-        let sum = |at| self.recent.iter().map(|s: &Vec<f32>| s[at]).sum::<f32>();
+        let sum = |at: usize| self.recent.iter().map(|s: &Vec<f32>| s[at]).sum::<f32>();
         let means: Vec<f32> =
             (0..shares.len()).map(|at| sum(at) / self.recent.len() as f32).collect();
         let best = top_k(&means, 1).first().copied().filter(|(_, p)| *p >= self.threshold);

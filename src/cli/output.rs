@@ -24,6 +24,11 @@ impl Out {
         self.json
     }
 
+    /// Whether nobody reads any more.
+    pub fn closed(&self) -> bool {
+        self.broken.borrow().is_some()
+    }
+
     /// A line for people; nothing with `--json`. Control characters become spaces: part of the
     /// text may come from files.
     pub fn line(&self, text: impl Display) {

@@ -133,6 +133,8 @@ pub struct AudioSpec {
     pub rate: u32,
     /// Exactly so many samples: cut at the end, or filled up with silence. `None`: the clip's own.
     pub samples: Option<u32>,
+    /// Whether a clip that is shorter is repeated until it has them, in the place of silence.
+    pub repeat: bool,
     /// A quieter clip is made as loud as this (root of the mean square, in dB of the greatest value).
     pub volume: Option<f32>,
     /// What samples of -1 to 1 are multiplied by.
@@ -171,8 +173,14 @@ impl AudioSpec {
             frames: None,
             mels_first: false,
         };
-        let plain =
-            |front| AudioSpec { rate: 16_000, samples: None, volume: None, scale: 1.0, front };
+        let plain = |front| AudioSpec {
+            rate: 16_000,
+            samples: None,
+            repeat: false,
+            volume: None,
+            scale: 1.0,
+            front,
+        };
         // Kaldi's compute-fbank-feats without dither.
         let kaldi = MelSpec {
             fft: 512,

@@ -71,7 +71,8 @@ impl FrontEnd {
     #[cfg(feature = "daemon")]
     pub fn memory(&self, file: usize) -> u64 {
         let spec = &self.spec;
-        let most = spec.seconds().map_or(MAX_VALUES, |s| ((s + 0.1) * *RATES.end() as f32) as usize);
+        let most =
+            spec.seconds().map_or(MAX_VALUES, |s| ((s + 0.1) * *RATES.end() as f32) as usize);
         let own = (file / 2).min(most);
         let longer = (spec.rate as usize).div_ceil(*RATES.start() as usize);
         let at_rate = match spec.samples {
@@ -117,6 +118,11 @@ impl FrontEnd {
             samples.iter_mut().for_each(|v| *v = ((f64::from(*v) - mean) / deviation) as f32);
         }
         if let Some(length) = spec.samples {
+            let own = samples.len();
+            while spec.repeat && samples.len() < length as usize {
+                let more = own.min(length as usize - samples.len());
+                samples.extend_from_within(..more);
+            }
             samples.resize(length as usize, 0.0);
         }
         let ones = |inner: usize| vec![1; rank.saturating_sub(inner)];
@@ -131,7 +137,7 @@ impl FrontEnd {
         };
         let rows = own.frames_of(samples.len());
         let frames = form.frames.map_or(rows, |n| n as usize);
-        if frames == 0 {
+        if rows.min(frames) == 0 {
             return Err(Error::bad_input(format!(
                 "clip of {} samples is too short: a row of bands takes {}",
                 samples.len(),

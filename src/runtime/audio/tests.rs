@@ -140,6 +140,9 @@ fn clips_have_the_length_that_is_asked_for() {
     assert_eq!((long.shape(), long.as_f32().unwrap()[99]), (&[1, 1, 100][..], 0.5));
     let short = front.clip(16_000, &[0.5; 30], 2).unwrap();
     assert_eq!((short.as_f32().unwrap()[29], short.as_f32().unwrap()[30]), (0.5, 0.0));
+    let spec = AudioSpec { repeat: true, ..front.spec().clone() };
+    let again = FrontEnd::new(spec).clip(16_000, &[0.1, 0.2, 0.3], 2).unwrap();
+    assert_eq!(again.as_f32().unwrap()[96..], [0.1, 0.2, 0.3, 0.1]);
     let slow = front.clip(8_000, &[0.5; 300], 2).unwrap();
     assert_eq!(slow.shape(), [1, 100]);
     assert!(front.clip(16_000, &[], 2).unwrap_err().message().contains("no samples"));
