@@ -91,11 +91,10 @@ impl Kind {
 
     fn max_len(self) -> u64 {
         match self {
-            Kind::Targets | Kind::Preprocess | Kind::Record => limits::TABLE,
-            Kind::Activations | Kind::Texts | Kind::Audio => limits::TABLE,
             Kind::Graphs => limits::GRAPH_TEXT,
             Kind::Tokenizer => limits::TOKENIZER,
             Kind::Constants | Kind::Weights | Kind::Subspaces => u64::MAX,
+            _ => limits::TABLE,
         }
     }
 }
