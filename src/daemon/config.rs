@@ -5,6 +5,7 @@ pub use super::allowed::Limits;
 use super::learn::{
     ConditionSettings, GateSettings, Settings, TrainSettings, TrialSettings, WatchSettings,
 };
+use super::mqtt::MqttConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::read_text;
 use crate::quant::Threads;
@@ -48,6 +49,9 @@ pub struct Config {
     /// Which answers are kept for people to look at.
     #[serde(default)]
     pub recent: RecentConfig,
+    /// The broker of a home.
+    #[serde(default)]
+    pub mqtt: MqttConfig,
     /// What is logged.
     #[serde(default)]
     pub log: LogConfig,
@@ -243,6 +247,7 @@ impl Config {
             limits: Limits::default(),
             recent: RecentConfig::default(),
             samples: SampleConfig::default(),
+            mqtt: MqttConfig::default(),
             log: LogConfig::default(),
             train: TrainSettings::default(),
             conditions: ConditionSettings::default(),
@@ -283,6 +288,7 @@ impl Config {
         let optional = [
             serve.token_file.as_mut(),
             self.samples.key_file.as_mut(),
+            self.mqtt.password_file.as_mut(),
             self.gate.retention_data.as_mut(),
         ];
         for path in paths.into_iter().chain(optional).flatten() {
@@ -292,6 +298,7 @@ impl Config {
 
     /// An error that names the first value out of its range (bad input).
     pub fn check(&self) -> Result<()> {
+        self.mqtt.check()?;
         let l = &self.limits;
         number("limits.connections", l.connections as u64, 1, 4096)?;
         number("recent.max_bytes", self.recent.max_bytes, 0, 1 << 40)?;
@@ -392,6 +399,7 @@ impl Config {
             ("serve.instant", put_back(&mut new.instant, &old.instant)),
             ("serve.workers", put_back(&mut new.workers, &old.workers)),
             ("serve.threads", put_back(&mut new.threads, &old.threads)),
+            ("mqtt", put_back(&mut self.mqtt, &running.mqtt)),
             ("recent", put_back(&mut self.recent, &running.recent)),
             ("samples.key_file", put_back(&mut self.samples.key_file, &running.samples.key_file)),
         ];
@@ -402,6 +410,22 @@ impl Config {
 /// Reads a token: one line of 16 to 256 visible ASCII characters, in a file that others can't read
 /// and the group can't write.
 pub fn read_token(path: &Path) -> Result<String> {
+    let token = read_secret(path)?;
+    let visible = token.bytes().all(|b| b.is_ascii_graphic());
+    if !TOKEN_LENGTH.contains(&token.len()) || !visible {
+        return Err(Error::bad_input(format!(
+            "'{}': expected a token of {} to {} visible ASCII characters on one line",
+            path.display(),
+            TOKEN_LENGTH.start(),
+            TOKEN_LENGTH.end()
+        )));
+    }
+    Ok(token)
+}
+
+/// Reads a token or password from a file that others can't read and the group can't write, without the
+/// space around it.
+pub fn read_secret(path: &Path) -> Result<String> {
     let text = read_text(path, MAX_TOKEN_FILE)?;
     let mode = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.mode();
     if mode & 0o027 != 0 {
@@ -412,17 +436,7 @@ pub fn read_token(path: &Path) -> Result<String> {
         ))
         .hint(format!("chmod 640 {shown}")));
     }
-    let token = text.trim();
-    let visible = token.bytes().all(|b| b.is_ascii_graphic());
-    if !TOKEN_LENGTH.contains(&token.len()) || !visible {
-        return Err(Error::bad_input(format!(
-            "'{}': expected a token of {} to {} visible ASCII characters on one line",
-            path.display(),
-            TOKEN_LENGTH.start(),
-            TOKEN_LENGTH.end()
-        )));
-    }
-    Ok(token.to_string())
+    Ok(text.trim().to_string())
 }
 
 fn bad(key: &str, what: String) -> Error {

@@ -8,6 +8,7 @@ mod client;
 mod config;
 mod host;
 pub mod learn;
+mod mqtt;
 pub mod serve;
 
 pub use client::Client;

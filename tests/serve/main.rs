@@ -14,6 +14,7 @@ mod kill;
 mod life;
 mod load;
 mod medium;
+mod mqtt;
 mod page;
 mod pictures;
 #[path = "../it/support.rs"]

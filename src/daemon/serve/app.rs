@@ -34,6 +34,8 @@ pub struct App {
     router: OnceLock<Router>,
     learning: OnceLock<Learner>,
     instants: OnceLock<Arc<Instants>>,
+    #[cfg(feature = "mqtt")]
+    teller: OnceLock<super::mqtt::Teller>,
     /// What the learner is told; changes are seen at its next look.
     pub settings: Arc<RwLock<Settings>>,
     ready: AtomicBool,
@@ -100,6 +102,8 @@ impl App {
             router: OnceLock::new(),
             learning: OnceLock::new(),
             instants: OnceLock::new(),
+            #[cfg(feature = "mqtt")]
+            teller: OnceLock::new(),
             settings,
             ready: AtomicBool::new(false),
             store,
@@ -156,6 +160,25 @@ impl App {
         // There is one in a process.
         let _ = self.instants.set(Instants::start(engine, store, self.roster.clone())?);
         Ok(())
+    }
+
+    /// Has answers told to `teller` from now on.
+    #[cfg(feature = "mqtt")]
+    pub fn set_teller(&self, teller: super::mqtt::Teller) {
+        // There is one in a process.
+        let _ = self.teller.set(teller);
+    }
+
+    /// Tells a home's broker of an answer, where there is one.
+    pub fn tell(&self, answer: &axum::body::Bytes) {
+        #[cfg(feature = "mqtt")]
+        if let Some(teller) = self.teller.get()
+            && teller.try_send(answer.clone()).is_err()
+        {
+            count(&self.metrics.untold);
+        }
+        #[cfg(not(feature = "mqtt"))]
+        let _ = answer;
     }
 
     /// Whether a probe was answered.

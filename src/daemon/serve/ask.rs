@@ -84,6 +84,14 @@ pub struct AskQuery {
     outputs: Option<bool>,
 }
 
+#[cfg(feature = "mqtt")]
+impl AskQuery {
+    /// For an adapter.
+    pub fn of(adapter: &str) -> AskQuery {
+        AskQuery { adapter: Some(adapter.into()), ..AskQuery::default() }
+    }
+}
+
 /// A parsed question.
 #[derive(Clone, Debug)]
 pub struct Question {

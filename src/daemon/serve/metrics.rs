@@ -31,6 +31,8 @@ pub struct Metrics {
     pub switches: AtomicU64,
     /// Self-checks that failed.
     pub failed_checks: AtomicU64,
+    /// Answers that no broker was told.
+    pub untold: AtomicU64,
 }
 
 /// Adds one.
@@ -130,6 +132,7 @@ impl Metrics {
             ("batched_requests_total", "Requests answered by them.", &self.batched),
             ("switches_total", "Switches of an active generation.", &self.switches),
             ("failed_checks_total", "Self-checks that failed.", &self.failed_checks),
+            ("mqtt_untold_total", "Answers that the broker was not told.", &self.untold),
         ] {
             writeln!(out, "# HELP offshoot_{name} {help}\n# TYPE offshoot_{name} counter")?;
             writeln!(out, "offshoot_{name} {}", counter.load(Ordering::Relaxed))?;

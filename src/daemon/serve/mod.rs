@@ -14,6 +14,8 @@ mod listen;
 mod log;
 mod look;
 mod metrics;
+#[cfg(feature = "mqtt")]
+mod mqtt;
 mod openapi;
 mod pool;
 mod problem;

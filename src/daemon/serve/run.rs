@@ -97,6 +97,12 @@ pub fn check(source: &Source) -> Result<(Config, Vec<String>)> {
             config.token()?;
         }
     }
+    match &config.mqtt.password_file {
+        Some(file) if missing(file) => {
+            remarks.push(format!("mqtt.password_file '{}' is not there yet", file.display()));
+        }
+        _ => drop(config.mqtt.credentials()?),
+    }
     Ok((config, remarks))
 }
 
@@ -206,6 +212,11 @@ async fn serve(app: &Arc<App>, source: &Source, mut listeners: Listeners) -> Res
     if let Some(every) = sd_notify::watchdog_enabled() {
         // It looks for that long, and waits for an answer for as long again.
         tasks.push(tokio::spawn(watchdog(app.clone(), every / 3)));
+    }
+    #[cfg(feature = "mqtt")]
+    if let Some((home, teller)) = super::mqtt::Home::new(app)? {
+        app.set_teller(teller);
+        tasks.push(tokio::spawn(home.run()));
     }
     tasks.push(tokio::spawn(settle(app.clone())));
     tasks.push(tokio::spawn(integrity::watch(app.clone())));

@@ -24,6 +24,8 @@ use serde::de::DeserializeOwned;
 use std::sync::Arc;
 
 pub use page::has_login;
+#[cfg(feature = "mqtt")]
+pub use samples::feedback_to;
 
 /// What a handler gives.
 type Answer = Result<Response, Problem>;

@@ -23,7 +23,9 @@ pub async fn predict(State(app): State<Arc<App>>, call: Call) -> Answer {
     let answer = app.pool.ask(raw)?;
     let outcome = answer.await.map_err(|_| Problem::failed("a worker has gone"))?;
     let kind = HeaderValue::from_static("application/json");
-    let answered = ([(header::CONTENT_TYPE, kind)], outcome?).into_response();
+    let answer = outcome?;
+    app.tell(&answer);
+    let answered = ([(header::CONTENT_TYPE, kind)], answer).into_response();
     app.metrics.answered(started.elapsed());
     Ok(answered)
 }

@@ -196,6 +196,19 @@ pub async fn feedback(State(app): State<Arc<App>>, call: Call) -> Answer {
     .await
 }
 
+/// Feedback to `name` that came another way than over HTTP: JSON as in the body there, but for the name.
+#[cfg(feature = "mqtt")]
+pub fn feedback_to(app: &App, name: &str, body: &Bytes) -> Result<(), Problem> {
+    let mut said: Map<String, Value> = ask::object(body)?;
+    if said.get("adapter").is_some_and(|other| other.as_str() != Some(name)) {
+        return Err(Problem::invalid("adapter: the topic names another"));
+    }
+    said.insert("adapter".into(), name.into());
+    said.entry("source").or_insert("mqtt".into());
+    let body = Bytes::from(Value::Object(said).to_string());
+    record(app, parse(&body, Mime::Json, FeedbackBody::default(), true)?).map(drop)
+}
+
 /// What is answered to feedback that was kept.
 #[derive(Serialize)]
 struct Told<'a> {
