@@ -206,7 +206,11 @@ pub fn feedback_to(app: &App, name: &str, body: &Bytes) -> Result<(), Problem> {
     said.insert("adapter".into(), name.into());
     said.entry("source").or_insert("mqtt".into());
     let body = Bytes::from(Value::Object(said).to_string());
-    record(app, parse(&body, Mime::Json, FeedbackBody::default(), true)?).map(drop)
+    let mut taken = app.answerer.memory().take(0)?;
+    let feedback = parse(&body, Mime::Json, FeedbackBody::default(), true, &mut taken)?;
+    // As much again while it is checked and stored.
+    taken.grow(taken.bytes())?;
+    record(app, feedback).map(drop)
 }
 
 /// What is answered to feedback that was kept.
