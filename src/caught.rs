@@ -4,14 +4,17 @@ use crate::error::{Error, Result};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 
+/// The error that a panic's text means.
+type Meaning = fn(&str) -> Error;
+
 thread_local! {
     /// What a panic in this thread means now.
-    static MEANING: Cell<Option<fn(&str) -> Error>> = const { Cell::new(None) };
+    static MEANING: Cell<Option<Meaning>> = const { Cell::new(None) };
 }
 
 /// Does `work`; a panic in it becomes the error that `meaning` makes of the panic's text, without a
 /// word beside it. Where a panic ends the program (`--profile small`) the program's hook says that error.
-pub(crate) fn caught<T>(meaning: fn(&str) -> Error, work: impl FnOnce() -> T) -> Result<T> {
+pub(crate) fn caught<T>(meaning: Meaning, work: impl FnOnce() -> T) -> Result<T> {
     let before = MEANING.replace(Some(meaning));
     let done = catch_unwind(AssertUnwindSafe(work));
     MEANING.set(before);
@@ -35,7 +38,7 @@ mod tests {
     fn a_panic_is_an_error_and_the_next_one_is_none() {
         let wrong = |text: &str| Error::bad_input(format!("damaged: {text}"));
         assert_eq!(caught(wrong, || 3).unwrap(), 3);
-        let error = caught(wrong, || panic!("at {}", 7)).map(|()| ()).unwrap_err();
+        let error = caught::<u8>(wrong, || panic!("at {}", 7)).unwrap_err();
         assert_eq!(error.message(), "damaged: at 7");
         let inner = caught(wrong, || caught(|_| Error::failed("inner"), || ()).unwrap());
         inner.unwrap();

@@ -45,6 +45,12 @@ struct Graph {
     plans: Plans,
 }
 
+/// A run's outputs, with the memory that is taken for them.
+pub(super) struct Made {
+    pub outputs: TVec<TValue>,
+    _taken: Option<Arc<Mutex<Taken>>>,
+}
+
 /// What a run adds to the base.
 pub(super) enum Carried<'a> {
     Nothing,
@@ -257,7 +263,8 @@ impl Engine {
                 .map_err(|e| tract_error(ErrorKind::Failed, &e))?;
             tensors.push(to_tensor(&spec.name, *view, fact.datum_type)?.into_tvalue());
         }
-        let (outputs, _taken) = self.execute(&plan, tensors, carried, watch)?;
+        let made = self.execute(&plan, tensors, carried, watch)?;
+        let outputs = &made.outputs;
         named.truncate(outputs.len());
         for (at, (spec, value)) in self.outputs().iter().zip(outputs.iter()).enumerate() {
             if named.len() == at {
@@ -270,15 +277,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs a plan on tensors in the order of the graph's inputs; gives the memory too that the outputs
-    /// have.
+    /// Runs a plan on tensors in the order of the graph's inputs.
     pub(super) fn execute(
         &self,
         plan: &Plan,
         tensors: TVec<TValue>,
         carried: Carried<'_>,
         mut watch: Watch,
-    ) -> Result<(TVec<TValue>, Option<Arc<Mutex<Taken>>>)> {
+    ) -> Result<Made> {
         let taken = self.memory.as_ref().map(|limit| limit.take(plan.bytes)).transpose()?;
         let taken = taken.map(|taken| Arc::new(Mutex::new(taken)));
         let mut state = plan.state().map_err(|e| tract_error(ErrorKind::Failed, &e))?;
@@ -302,7 +308,7 @@ impl Engine {
         let outputs = outputs.map_err(|e| self.run_error(&e))?;
         state.turn_state.shared.remove::<Watch>();
         plan.keep(state);
-        Ok((outputs, taken))
+        Ok(Made { outputs, _taken: taken })
     }
 
     /// An error if these are not the graph's inputs in name, rank and dimensions; see

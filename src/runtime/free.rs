@@ -21,6 +21,6 @@ impl Engine {
         binding.retain(|safe, _| !free.iter().any(|name| name == self.symbol_name(safe)));
         let plan = self.plan(&binding)?;
         let carried = adapter.map_or(Carried::Nothing, Carried::One);
-        Ok(self.execute(&plan, tensors, carried, Watch::default())?.0)
+        Ok(self.execute(&plan, tensors, carried, Watch::default())?.outputs)
     }
 }

@@ -95,7 +95,7 @@ impl Registry {
         let slowest = open
             .iter()
             .map(|(id, conn)| (!conn.is_tcp(), conn.state(), *id))
-            .filter(|(unix, state, _)| !state.busy && !(tcp && *unix))
+            .filter(|(unix, state, _)| !(state.busy || tcp && *unix))
             .min_by_key(|(unix, state, _)| (*unix, state.since));
         let Some(conn) = slowest.and_then(|(.., id)| open.remove(&id)) else { return false };
         conn.drop.notify_one();
