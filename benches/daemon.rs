@@ -11,6 +11,8 @@ mod common;
 #[path = "../tests/it/support.rs"]
 #[allow(dead_code)]
 mod place;
+#[path = "../tests/serve/schema.rs"]
+mod schema;
 #[path = "../tests/serve/support.rs"]
 #[allow(dead_code)]
 mod support;
