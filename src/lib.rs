@@ -143,10 +143,11 @@ pub use pack::{Base, IoSpec, Role, prepare_heap};
 pub use quant::Scheme;
 #[cfg(feature = "import")]
 pub use runtime::pack;
+#[cfg(feature = "text")]
+pub use runtime::{Ended, GenerateOptions, Generated, Generator, Listener, Message, Sampling};
 pub use runtime::{
-    Ended, Engine, GenerateOptions, Generated, Generator, Listener, MemoryLimit, Message, Named,
-    Prediction, Preprocessor, Sampling, Session, Stop, Taken, Tokens, WordAt, Words, apply_head,
-    base_predictions,
+    Engine, MemoryLimit, Named, Prediction, Preprocessor, Session, Stop, Taken, Tokens, WordAt,
+    Words, apply_head, base_predictions,
 };
 pub use shape::{Array, DType, Data, Input, Values, View};
 pub use train::tasks::{Answer, Task};

@@ -13,6 +13,7 @@ mod demo;
 mod doctor;
 mod eval;
 mod forget;
+#[cfg(feature = "text")]
 mod generate;
 mod inputs;
 mod inspect;
@@ -62,6 +63,7 @@ enum Verb {
     /// Run a base, with adapters or without
     Run(run::Args),
     /// Go on from a text with a language model, or write down what an encoder was given
+    #[cfg(feature = "text")]
     Generate(generate::Args),
     /// Listen to a stream of sound and say what is heard
     Listen(listen::Args),
@@ -170,6 +172,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<()> {
         Verb::Pack(args) => pack::run(&args, out),
         Verb::Inspect(args) => inspect::run(&args, out),
         Verb::Run(args) => run::run(&args, out),
+        #[cfg(feature = "text")]
         Verb::Generate(args) => generate::run(&args, out),
         Verb::Listen(args) => listen::run(&args, out),
         Verb::Train(args) => train::run(&args, out),

@@ -10,7 +10,9 @@ mod engine;
 mod export;
 #[cfg(feature = "import")]
 mod fitting;
+#[cfg(feature = "text")]
 mod free;
+#[cfg(feature = "text")]
 mod generate;
 mod head;
 mod inputs;
@@ -18,6 +20,7 @@ mod library;
 #[cfg(feature = "import")]
 mod made_up;
 mod memory;
+mod message;
 mod not_finite;
 #[cfg(feature = "import")]
 mod packing;
@@ -53,13 +56,15 @@ pub(crate) use convert::to_tensor;
 pub use engine::{Engine, Named};
 #[cfg(feature = "import")]
 pub use export::ExportFolder;
-pub use generate::{Ended, GenerateOptions, Generated, Generator, Listener, Message, Sampling};
+#[cfg(feature = "text")]
+pub use generate::{Ended, GenerateOptions, Generated, Generator, Listener, Sampling};
 pub(crate) use head::{LEAST_COUNT, MASKED, as_tokens, counted, feature_axis, read};
 pub use head::{Prediction, apply_head, base_predictions, pool};
 pub use inputs::Preprocessor;
 pub(crate) use inputs::concat_axis;
 pub use library::{LibraryKernels, library_kernels};
 pub use memory::{MemoryLimit, Taken};
+pub use message::Message;
 #[cfg(feature = "import")]
 pub use packing::{GraphSource, PackOptions, pack, pack_graphs};
 pub(crate) use plans::Binding;

@@ -14,7 +14,7 @@ mod kind;
 mod knowledge;
 #[cfg(all(test, feature = "import"))]
 mod knowledge_tests;
-#[cfg(all(test, feature = "import"))]
+#[cfg(all(test, feature = "import", feature = "text"))]
 mod language_tests;
 mod lesson;
 #[cfg(test)]

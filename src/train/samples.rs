@@ -5,8 +5,10 @@ use super::tasks::{Given, Task};
 use super::trainer::Answers;
 use crate::error::{Error, Result};
 use crate::pack::IoSpec;
+#[cfg(feature = "text")]
+use crate::runtime::Generator;
 use crate::runtime::text::Tokens;
-use crate::runtime::{Engine, Generator, Named, Preprocessor, Words, concat_axis};
+use crate::runtime::{Engine, Named, Preprocessor, Words, concat_axis};
 use crate::shape::Array;
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -105,6 +107,7 @@ impl<'a> Samples<'a> {
     ) -> Result<Samples<'a>> {
         let preprocessor = Preprocessor::new(engine).with_max_tokens(max_tokens);
         let rules = data.task.rules();
+        #[cfg(feature = "text")]
         let generator = rules.own_output().then(|| Generator::new(engine)).transpose()?;
         let places: Vec<Option<usize>> =
             data.labels.iter().map(|l| labels.iter().position(|known| known == l)).collect();
@@ -112,6 +115,7 @@ impl<'a> Samples<'a> {
         let mut answers = Vec::with_capacity(data.samples.len());
         let mut sentences = vec![];
         for sample in &data.samples {
+            #[cfg(feature = "text")]
             if let Some(generator) = &generator {
                 let most = preprocessor.max_tokens();
                 let encoded = match &sample.input {

@@ -6,10 +6,10 @@ mod sampling;
 mod settings;
 mod stream;
 
-pub use chat::Message;
 pub use sampling::Sampling;
 
 use super::engine::Engine;
+use super::message::Message;
 use super::text::{TextEncoder, UNLIMITED};
 use crate::adapter::Bound;
 use crate::error::{Error, Result};

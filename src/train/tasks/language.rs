@@ -7,8 +7,10 @@
 use super::answer::{Answer, Given, Measured, Meter, Metric, Metrics, Score};
 use super::rules::{Sentence, TaskRules};
 use crate::error::{Error, Result};
+#[cfg(feature = "text")]
+use crate::runtime::Generator;
 use crate::runtime::text::Tokens;
-use crate::runtime::{Generator, Message, argmax, softmax, top_k};
+use crate::runtime::{Message, argmax, softmax, top_k};
 use crate::train::data::{Dataset, Label, Rough, RoughLabel, Row};
 use crate::train::loss::{Loss, dense, token_loss};
 use crate::train::metrics::{LEAST_PROBABILITY, entropy};
@@ -88,6 +90,7 @@ impl TaskRules for Language {
         true
     }
 
+    #[cfg(feature = "text")]
     fn encode(
         &self,
         text: &str,

@@ -2,8 +2,10 @@
 
 use super::answer::{Answer, Given, Meter, Score};
 use crate::error::{Error, Result};
+#[cfg(feature = "text")]
+use crate::runtime::Generator;
+use crate::runtime::Words;
 use crate::runtime::text::Tokens;
-use crate::runtime::{Generator, Words};
 use crate::train::data::{Dataset, Label, Rough, RoughLabel, Row, Seen};
 use crate::train::instant::Form;
 use crate::train::loss::Loss;
@@ -78,6 +80,7 @@ pub(crate) trait TaskRules: Sync {
     }
 
     /// The tokens of a text, `most` of them, and the label of these, where [`TaskRules::own_output`].
+    #[cfg(feature = "text")]
     fn encode(
         &self,
         _text: &str,

@@ -8,18 +8,9 @@ mod render;
 mod value;
 
 use crate::error::{Error, Result};
+use crate::runtime::Message;
 use render::Rendering;
-use serde::{Deserialize, Serialize};
 use value::Value;
-
-/// What somebody said.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// Who: `system`, `user`, `assistant`.
-    pub role: String,
-    /// What.
-    pub content: String,
-}
 
 /// Longest template, in bytes.
 const MAX_TEMPLATE: usize = 1 << 20;
