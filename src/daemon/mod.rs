@@ -29,6 +29,12 @@ pub trait Serving: Send + Sync {
     /// How long no request to the base has waited or run.
     fn idle_for(&self) -> Duration;
 
+    /// Share of the last minute that the threads which compute answers were busy, 0 to 1; 1 where that is
+    /// not measured.
+    fn busy(&self) -> f32 {
+        1.0
+    }
+
     /// Serves what the store calls active for `name`; requests in flight keep what they have.
     ///
     /// # Errors

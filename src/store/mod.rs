@@ -46,6 +46,7 @@ mod names;
 mod opening;
 mod outcomes;
 mod quota;
+mod rotate;
 mod rows;
 mod rules;
 mod salvage;

@@ -45,6 +45,9 @@ pub struct Counts {
     pub held: u64,
     /// In use, labelled, and new or newly labelled since the last training.
     pub new: u64,
+    /// In use, labelled, to train on, and new or newly labelled since the training set that the active
+    /// generation has learned from.
+    pub unlearned: u64,
     /// In quarantine.
     pub quarantined: u64,
     /// Bytes of inputs, those in quarantine included.
@@ -101,10 +104,12 @@ impl Store {
                 Err(_) => Default::default(),
             };
             let mut statement = c.prepare_cached(
-                "SELECT state, label_id, part, count(*), sum(bytes), sum(samples.round > trained)
-                 FROM samples JOIN names ON names.id = name_id
-                 WHERE name_id = ?1 AND state < 2 GROUP BY state, label_id, part
-                 ORDER BY label_id",
+                "SELECT samples.state, label_id, part, count(*), sum(samples.bytes),
+                 sum(samples.round > trained), sum(samples.round > ifnull(generations.round, -1))
+                 FROM samples JOIN names ON names.id = samples.name_id
+                 LEFT JOIN generations ON generations.name_id = names.id AND number = active
+                 WHERE samples.name_id = ?1 AND samples.state < 2
+                 GROUP BY samples.state, label_id, part ORDER BY label_id",
             )?;
             let mut rows = statement.query([id])?;
             let mut counts = Counts::default();
@@ -131,6 +136,7 @@ impl Store {
                 }
                 counts.kept += n;
                 counts.new += new;
+                counts.unlearned += if held || !labelled { 0 } else { unsigned(row.get(6)?) };
                 counts.held += if held && labelled { n } else { 0 };
             }
             Ok(counts)

@@ -3,6 +3,7 @@
 mod beside;
 mod device;
 mod full;
+mod instant;
 mod jobs;
 mod oddities;
 mod week;

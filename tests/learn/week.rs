@@ -188,7 +188,7 @@ impl Week {
                     v.samples,
                     share(v.reference_accuracy),
                     share(v.accuracy),
-                    v.loss_gain_low,
+                    v.loss_gain_low.unwrap_or(f64::NAN),
                     v.retention
                 )
             });

@@ -18,7 +18,7 @@ const BUSY: &str = "adapter = \"home\"\n---[train]\nmin_steps = 30\nepochs = 1\n
     min_interval_seconds = 0\nidle_seconds = 0\nfree_mib = 1\nmains_only = false\nmax_load = 1.0\n\
     start_celsius = 120.0\nstop_celsius = 125.0\nlook_seconds = 1\n[gate]\nmin_holdout = 1\n\
     min_gain = 0.0\nconfidence = 0.5\nretention_cosine = -1.0\nclass_floor = 0.0\n\
-    class_drop = 1.0\nmax_latency_ratio = 1000.0\n[trial]\nseconds = 1\n\
+    class_drop = 1.0\nfalse_promotions = 1.0\nmargin = 0.5\nmax_latency_ratio = 1000.0\n[trial]\nseconds = 1\n\
     [samples]\nsource_per_hour = 0\n\
     max_samples = 100000\nmax_bytes = 100000000\n";
 

@@ -25,7 +25,9 @@ pub const ASSIGNMENT: &str = "assignment.json";
 pub const CHECKPOINT: &str = "checkpoint";
 /// In a job's folder: the trained adapter.
 pub const CANDIDATE: &str = "candidate.adapter";
-/// In a job's folder: what was measured of it.
+/// In a job's folder: the instant head of the same samples.
+pub const INSTANT: &str = "instant.adapter";
+/// In a job's folder: what was measured of them.
 pub const MEASURED: &str = "measured.json";
 
 /// Longest assignment file.
@@ -62,6 +64,9 @@ pub struct Assignment {
     pub content: String,
     /// The generation to go on from and to be compared with.
     pub previous: Option<u64>,
+    /// Whether all that it has learned from is among the samples: only then may an instant head of them
+    /// stand for it.
+    pub whole: bool,
     /// The training set's round, for [`Store::trained`].
     pub round: i64,
     /// How to train.
@@ -157,7 +162,7 @@ impl Assignment {
     pub fn options(&self, folder: &Path, task: Task, memory: u64) -> TrainOptions {
         let t = &self.train;
         TrainOptions {
-            instant: InstantHead::Off,
+            instant: if t.instant { InstantHead::Start } else { InstantHead::Off },
             name: self.name.clone(),
             kind: t.kind,
             rank: t.rank,

@@ -27,6 +27,10 @@ pub struct Condition {
 pub struct Need {
     /// Labelled samples that no training has seen.
     pub new: u64,
+    /// Those, and others that the active generation has not learned from, but for held-out ones.
+    pub unlearned: u64,
+    /// Candidates that were not promoted since the last one that was.
+    pub refused: u32,
     /// Held-out samples.
     pub held: u64,
     /// Since the last training ended; `None`: there was none.
@@ -46,6 +50,8 @@ pub struct Need {
 
 /// Seconds to the next job after one was given up, doubled with each, and at most.
 const REST: [u64; 2] = [2 * 3600, 7 * 86_400];
+/// Longest time after which samples that were refused are tried again.
+const LONGEST_REFUSED: u64 = 28 * 86_400;
 
 impl Need {
     /// Seconds that jobs which were given up put the next one off: what broke them, the supply perhaps,
@@ -56,6 +62,18 @@ impl Need {
             0 => 0,
             n => first.saturating_mul(1 << (n - 1).min(20)).min(longest),
         }
+    }
+
+    /// Seconds since the last training after which any sample will do that is not learned yet.
+    pub(super) fn patience(&self, settings: &Settings) -> u64 {
+        let first = settings.conditions.any_after_seconds;
+        first.saturating_mul(1 << self.refused.min(20)).min(LONGEST_REFUSED.max(first))
+    }
+
+    /// Whether what was refused, or is too little, is tried all the same.
+    fn due(&self, settings: &Settings) -> bool {
+        let waited = self.since_last.is_some_and(|s| s.as_secs() >= self.patience(settings));
+        self.unlearned > 0 && waited
     }
 
     /// Whether samples and interval don't count.
@@ -136,9 +154,33 @@ fn samples(need: &Need, settings: &Settings) -> Condition {
         name: "new samples",
         value: json!(need.new),
         threshold: json!(least),
-        met: need.new >= least || need.settled(),
-        sentence: format!("{} new samples, {least} are needed{}", need.new, need.why_settled()),
+        met: need.new >= least || need.due(settings) || need.settled(),
+        sentence: format!(
+            "{} new samples, {least} are needed{}{}",
+            need.new,
+            unlearned(need, settings),
+            need.why_settled()
+        ),
     }
+}
+
+/// What of the samples waits though it is no longer new, and for how long.
+fn unlearned(need: &Need, settings: &Settings) -> String {
+    if need.unlearned == 0 {
+        return String::new();
+    }
+    let refused = match need.refused {
+        0 => String::new(),
+        n => format!(", {n} candidates were refused"),
+    };
+    let patience = need.patience(settings);
+    let left = need.since_last.map(|s| patience.saturating_sub(s.as_secs()));
+    let when = match left {
+        None => return String::new(),
+        Some(0) => "are due".into(),
+        Some(left) => format!("are tried in {}", span(left)),
+    };
+    format!(" ({} that nothing promoted has learned{refused} {when})", need.unlearned)
 }
 
 /// With fewer the gate would refuse whatever was trained.
@@ -217,21 +259,35 @@ fn retention_set(need: &Need, settings: &Settings) -> Option<Condition> {
     })
 }
 
+/// Idle is what is seldom asked: a camera that asks every 15 s leaves a board idle.
 fn idle(need: &Need, readings: &Readings, settings: &Settings, phase: Phase) -> Condition {
-    let least = settings.conditions.idle_seconds;
+    let c = &settings.conditions;
+    let least = c.idle_seconds;
     let seconds = if readings.in_flight > 0 { 0 } else { readings.idle.as_secs() };
-    let tolerated = phase == Phase::Training && !settings.conditions.stop_on_request;
+    let tolerated = phase == Phase::Training && !c.stop_on_request;
+    let busy = readings.busy.clamp(0.0, 1.0);
+    let seldom = !c.stop_on_request && busy <= c.max_busy;
+    let percent = |share: f32| format!("{:.1} %", 100.0 * share);
+    let shown = format!("answers took {} of the last minute", percent(busy));
+    let or = match c.stop_on_request {
+        true => String::new(),
+        false => format!(", or answers that take {} of a minute at most", percent(c.max_busy)),
+    };
     let sentence = match (readings.in_flight, tolerated) {
-        (0, false) => format!("no request for {}, {} are needed", span(seconds), span(least)),
         (0, true) => format!("no request for {}", span(seconds)),
-        (n, false) => format!("{n} requests run"),
         (n, true) => format!("{n} requests run: they go before training"),
+        _ if seldom => format!("{shown}, {} are allowed", percent(c.max_busy)),
+        (0, false) => {
+            let now = if c.stop_on_request { String::new() } else { format!("; {shown}") };
+            format!("no request for {}, {} are needed{or}{now}", span(seconds), span(least))
+        }
+        (n, false) => format!("{n} requests run"),
     };
     Condition {
         name: "idle",
-        value: json!(seconds),
-        threshold: json!(least),
-        met: seconds >= least || tolerated || need.asked,
+        value: json!({ "seconds": seconds, "busy": (1000.0 * f64::from(busy)).round() / 1000.0 }),
+        threshold: json!({ "seconds": least, "busy": (1000.0 * f64::from(c.max_busy)).round() / 1000.0 }),
+        met: seconds >= least || seldom || tolerated || need.asked,
         sentence,
     }
 }

@@ -21,6 +21,7 @@ fn good() -> Readings {
     Readings {
         in_flight: 0,
         idle: Duration::from_secs(600),
+        busy: 1.0,
         available: Some(1 << 30),
         hottest: Some(Sensor { name: "cpu-thermal".into(), celsius: 50.0, ..Sensor::default() }),
         power: Power::default(),
@@ -74,7 +75,7 @@ fn each_condition_alone_keeps_training_from_starting() {
     battery(&mut r, "Charging");
     assert_eq!(unmet_names(&need(), &r, Phase::Waiting), none);
     // What nothing tells doesn't stand in the way, but for the clock.
-    let dumb = Readings { idle: Duration::from_secs(600), ..Readings::default() };
+    let dumb = Readings { idle: Duration::from_secs(600), busy: 1.0, ..Readings::default() };
     assert_eq!(unmet_names(&need(), &dumb, Phase::Waiting), ["hours"]);
 }
 
@@ -157,4 +158,47 @@ fn a_hot_board_says_so() {
     assert!(all_met(&conditions(&need(), &readings, &settings, Phase::Waiting)));
     let json = serde_json::to_value(&all).unwrap();
     assert!(json.as_array().unwrap().iter().all(|c| c["sentence"].is_string()));
+}
+
+/// A camera that asks every 15 s never lets 60 s pass without a request, and leaves the board idle.
+#[test]
+fn who_asks_seldom_leaves_a_board_idle() {
+    let mut r = good();
+    (r.idle, r.busy) = (Duration::from_secs(14), 0.02);
+    let none: [&str; 0] = [];
+    assert_eq!(unmet_names(&need(), &r, Phase::Waiting), none);
+    (r.in_flight, r.idle) = (1, Duration::ZERO);
+    assert_eq!(unmet_names(&need(), &r, Phase::Waiting), none);
+    r.busy = 0.21;
+    assert_eq!(unmet_names(&need(), &r, Phase::Waiting), ["idle"]);
+    // Who wants no request beside training gets what was asked for.
+    (r.in_flight, r.idle, r.busy) = (0, Duration::from_secs(14), 0.02);
+    let mut settings = settings();
+    settings.conditions.stop_on_request = true;
+    let all = conditions(&need(), &r, &settings, Phase::Waiting);
+    assert_eq!(unmet(&all), "no request for 14 s, 60 s are needed");
+}
+
+/// What a refused candidate has learned from is tried again, each time after twice as long; one correction
+/// alone is learned after a day.
+#[test]
+fn what_is_not_learned_is_tried_again() {
+    let hours = |hours: u64| Some(Duration::from_secs(3600 * hours));
+    let few = |since: u64, refused: u32| {
+        let need = Need { new: 0, unlearned: 1, refused, since_last: hours(since), ..need() };
+        let all = conditions(&need, &good(), &settings(), Phase::Waiting);
+        (all_met(&all), unmet(&all))
+    };
+    let (met, why) = few(23, 0);
+    let said =
+        "0 new samples, 20 are needed (1 that nothing promoted has learned are tried in 60 min)";
+    assert!(!met && why == said, "{why}");
+    assert!(few(24, 0).0);
+    assert!(!few(47, 1).0 && few(48, 1).0);
+    assert!(!few(27 * 24, 9).0 && few(28 * 24, 9).0);
+    let (_, why) = few(25, 3);
+    assert!(why.contains("3 candidates were refused"), "{why}");
+    // All is learned.
+    let learned = Need { new: 0, since_last: hours(9000), ..need() };
+    assert_eq!(unmet_names(&learned, &good(), Phase::Waiting), ["new samples"]);
 }

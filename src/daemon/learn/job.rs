@@ -1,12 +1,13 @@
 //! One training job: its assignment, its child, the verdict, the promotion.
 
-use super::assignment::{Assignment, CANDIDATE, CHECKPOINT, MEASURED};
+use super::assignment::{Assignment, CANDIDATE, CHECKPOINT, INSTANT, MEASURED};
 use super::child::{Child, Ended};
 use super::conditions::{Need, Phase, all_met, conditions, unmet};
-use super::gate::{Measured, Verdict, judge};
-use super::learner::{JobStatus, Shared};
+use super::gate::{Look, Reference, Verdict, allowance, judge};
+use super::learner::{JobStatus, MONTH, Shared};
 use super::limit::Limit;
 use super::prepare::{Prepared, remove};
+use super::worker::Found;
 use crate::adapter::{Adapter, MAX_FILE};
 use crate::error::{Cause, Error, Result};
 use crate::fs::read_limited;
@@ -213,17 +214,54 @@ impl Shared {
         }
     }
 
-    /// Judges what was measured, stores the candidate with the verdict, and promotes it if it is
-    /// proven.
+    /// Judges what was measured: what was trained, which must surpass what answers today, else the instant
+    /// head of the same samples. Gives the file of the one that counts, its verdict, and the other's where
+    /// that says more.
+    fn judge(&self, work: &Assignment, found: &Found) -> Result<(&'static str, Verdict, String)> {
+        let now = self.now().wall;
+        let generations = self.store.generations(&work.name)?;
+        let looks = generations.iter().filter(|g| g.job.is_some());
+        let earlier = looks.filter(|g| g.created.saturating_add(MONTH) > now).count() as u64;
+        let gain = allowance(work.gate.false_promotions, earlier) / found.tests();
+        let missing = || Error::bad_input("what was measured is not whole");
+        let trained = found.trained.as_ref().ok_or_else(missing)?;
+        let no_worse = found.instant.is_none().then_some(gain);
+        let verdict = judge(trained, &work.gate, Look { gain, no_worse }, work.seed());
+        let Some(instant) = found.instant.as_ref().filter(|_| !verdict.passed) else {
+            return Ok((CANDIDATE, verdict, String::new()));
+        };
+        let head = judge(instant, &work.gate, Look { gain, no_worse: Some(gain) }, work.seed());
+        if !head.passed {
+            let why = match verdict.reference {
+                Reference::Instant => {
+                    format!(
+                        "; nor is the instant head, which it is compared with: {}",
+                        head.sentence
+                    )
+                }
+                _ => format!("; nor is the instant head: {}", head.sentence),
+            };
+            return Ok((CANDIDATE, verdict, why));
+        }
+        let why = format!(
+            "; it is the instant head of the samples, what was trained did not surpass it: {}",
+            verdict.sentence
+        );
+        Ok((INSTANT, head, why))
+    }
+
+    /// Stores the candidate with the verdict, and promotes it if it is proven.
     fn decide(&self, prepared: &Prepared, folder: &Path) -> Result<()> {
         let work = &prepared.work;
         let bytes = read_limited(&folder.join(MEASURED), MAX_MEASURED)?;
-        let measured: Measured = serde_json::from_slice(&bytes)
+        let found: Found = serde_json::from_slice(&bytes)
             .map_err(|e| Error::bad_input(format!("what was measured can't be read: {e}")))?;
-        let bytes = read_limited(&folder.join(CANDIDATE), MAX_FILE)?;
+        let (file, mut verdict, more) = self.judge(work, &found)?;
+        verdict.sentence.push_str(&more);
+        let bytes = read_limited(&folder.join(file), MAX_FILE)?;
         let adapter = Adapter::from_bytes(&bytes)?;
-        let verdict = judge(&measured, &work.gate, work.seed());
-        let grew = work.train.warm_start || work.train.keep > 0.0;
+        // An instant head on a generation's features has that one's layers.
+        let grew = work.train.warm_start || work.train.keep > 0.0 || file == INSTANT;
         let origin = Origin {
             job: Some(work.job),
             parent: work.previous.filter(|_| grew),
@@ -243,6 +281,7 @@ impl Shared {
         if let Some(map) = progress.as_object_mut() {
             map.insert("generation".into(), json!(added.generation));
             map.insert("promoted".into(), json!(promoted));
+            map.insert("instant".into(), json!(file == INSTANT));
             map.insert("verdict".into(), json!(verdict.sentence));
         }
         self.store.update_job(work.job, JobState::Done, Some(&progress))?;
@@ -250,7 +289,7 @@ impl Shared {
         self.store.trained(&work.name, work.round)?;
         self.mark_trained(&work.name);
         self.board().verdicts.insert(work.name.clone(), verdict);
-        for file in [CHECKPOINT, CANDIDATE, MEASURED] {
+        for file in [CHECKPOINT, CANDIDATE, INSTANT, MEASURED] {
             remove(&folder.join(file))?;
         }
         Ok(())

@@ -6,11 +6,11 @@ use super::gate::Verdict;
 use super::readings::{Reader, Readings};
 use super::settings::Settings;
 use super::trials::{Again, OnTrial};
-use super::watch::{Tally, Watched, watch};
+use super::watch::Watched;
 use crate::daemon::Serving;
 use crate::error::{Error, Result};
 use crate::host::Root;
-use crate::store::{How, Job, JobState, Reason, Store};
+use crate::store::{Job, JobState, Reason, Store};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -22,6 +22,9 @@ use std::time::{Duration, Instant};
 const LONGEST: Duration = Duration::from_secs(3600);
 /// How often the end of the thread is looked for.
 const END_LOOK: Duration = Duration::from_millis(10);
+
+/// Seconds that rates of errors are stated for: 30 days.
+pub(super) const MONTH: u64 = 30 * 86_400;
 
 /// Where the learner lives.
 #[derive(Clone, Debug)]
@@ -64,6 +67,8 @@ pub struct NameStatus {
     pub conditions: Vec<Condition>,
     /// Whether all are met.
     pub met: bool,
+    /// Those that are not, in words; empty: all are.
+    pub missing: String,
     /// Seconds that its generation on trial still has to serve.
     pub trial_left: Option<u64>,
     /// What the watch says of its active generation.
@@ -97,6 +102,8 @@ pub(super) struct Board {
     /// Names whose generation is to be tried again.
     pub again: BTreeMap<String, Again>,
     pub watched: BTreeMap<String, Watched>,
+    /// The watch's last look at a name's generation.
+    pub looks: BTreeMap<String, (u64, Option<usize>)>,
     pub verdicts: BTreeMap<String, Verdict>,
     /// When a name's last training ended, on the steady clock.
     pub trained: BTreeMap<String, Duration>,
@@ -353,33 +360,6 @@ impl Shared {
         }
     }
 
-    /// Compares live feedback, and goes back where it is worse.
-    fn look_after(&self, name: &str) -> Result<()> {
-        let Some(generation) = self.store.name(name)?.active else { return Ok(()) };
-        let history = self.store.history(name)?;
-        let switch = history.iter().rev().find(|s| s.generation == Some(generation));
-        // One that was gone back to has proven itself before.
-        let Some(switch) = switch.filter(|s| s.how == How::Activated) else { return Ok(()) };
-        let tally = |of: Option<u64>| -> Result<Tally> {
-            // 0: the base.
-            let found = self.store.outcomes(name, of.unwrap_or(0))?;
-            Ok(Tally { right: found.right, total: found.total })
-        };
-        let watched =
-            watch(tally(Some(generation))?, tally(switch.before)?, &self.settings().watch);
-        if watched.worse {
-            let why = format!("live feedback is worse: {}", watched.sentence);
-            let switched = self.store.rollback(name, Some(Some(generation)), &why)?;
-            self.board().trials.remove(name);
-            self.refresh(name);
-            let to = switched.active.map_or("the base".into(), |g| format!("generation {g}"));
-            let text = format!("generation {generation} was taken back for {to}: {why}");
-            self.tell("watch", Some(name), &text, serde_json::to_value(&watched).ok());
-        }
-        self.board().watched.insert(name.into(), watched);
-        Ok(())
-    }
-
     /// What is known of the need to train `name`.
     fn need(&self, name: &str, jobs: &[Job], now: Now) -> Result<Need> {
         let open = jobs.iter().find(|j| j.name == name && j.state.is_open());
@@ -391,8 +371,14 @@ impl Shared {
         let since_last = then.map(|then| now.since(then));
         let closed = jobs.iter().rev().filter(|j| j.name == name && !j.state.is_open());
         let failed = closed.take_while(|j| j.state == JobState::Failed).count();
+        let closed = jobs.iter().rev().filter(|j| j.name == name && j.state == JobState::Done);
+        let promoted =
+            |j: &&Job| j.progress.as_ref().map(|p| p.get("promoted") == Some(&true.into()));
+        let refused = closed.take_while(|j| promoted(j) == Some(false)).count();
         Ok(Need {
             new: counts.new,
+            unlearned: counts.unlearned,
+            refused: u32::try_from(refused).unwrap_or(u32::MAX),
             failed: u32::try_from(failed).unwrap_or(u32::MAX),
             trial_due: self.board().again.contains_key(name),
             set_missing: self.settings().gate.retention_data.is_some_and(|set| !set.exists()),
@@ -480,6 +466,7 @@ impl Shared {
             let trial = board.trials.get(&entry.name);
             names.push(NameStatus {
                 met: all_met(&conditions),
+                missing: unmet(&conditions),
                 conditions,
                 trial_left: trial.map(|on| on.until.saturating_sub(now.steady).as_secs()),
                 watch: board.watched.get(&entry.name).cloned(),

@@ -2,7 +2,7 @@
 //! retention, effect, time. What it means is the gate's to say.
 
 use super::assignment::Assignment;
-use super::gate::{HeldRow, Kept, Labelled, Measured, Reference};
+use super::gate::{HeldRow, Kept, Labelled, Lessons, Measured, Reference};
 use super::probes::probes;
 use crate::adapter::{Adapter, Bound};
 use crate::error::{Error, Result};
@@ -10,34 +10,51 @@ use crate::runtime::{Engine, Named};
 use crate::train::data::{Dataset, LoadOptions, SampleInput, load};
 use crate::train::{Answered, Task, always, answers, retention};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Samples that run at once; pictures, which take most memory there, run one by one.
 const BATCH: usize = 4;
-/// Timed runs of each side.
-const TIMED: usize = 9;
+/// Timed pairs of runs: all of them, or as many as go into the time, but for the least.
+const PAIRS: usize = 31;
+const LEAST_PAIRS: usize = 9;
+const LONG_ENOUGH: Duration = Duration::from_secs(5);
 
 /// What is asked before each batch; `false`: stop.
 type GoOn<'a> = &'a mut dyn FnMut() -> bool;
 
-/// Measures `candidate`, trained on `train`. `None` where `go_on` said stop.
+/// What is measured, and against what.
+pub struct Sides<'a> {
+    /// What was made of the training samples.
+    pub candidate: &'a Adapter,
+    /// What answers today; `None`: the base, or nothing.
+    pub reference: Option<(&'a Adapter, Reference)>,
+    /// The samples trained on.
+    pub train: &'a Dataset,
+    /// The held-out ones.
+    pub held: &'a Dataset,
+    /// Some of the new ones among those trained on.
+    pub lessons: Option<&'a Dataset>,
+}
+
+/// Measures a candidate. `None` where `go_on` said stop.
 ///
 /// # Errors
 /// What running says; a retention set that can't be read, or that nothing answers (mismatch).
 pub fn measure(
     engine: &Engine,
     work: &Assignment,
-    candidate: &Adapter,
-    previous: Option<&Adapter>,
-    [train, held]: [&Dataset; 2],
+    sides: &Sides<'_>,
     go_on: GoOn<'_>,
 ) -> Result<Option<Measured>> {
+    let Sides { candidate, reference: against, train, held, lessons } = *sides;
+    let previous = against.map(|(adapter, _)| adapter);
     let max_tokens = (work.train.max_tokens > 0).then_some(work.train.max_tokens);
     let bound = engine.bind(&[(candidate, 1.0)])?;
     let before = previous.map(|p| engine.bind(&[(p, 1.0)])).transpose()?;
-    let ask = |adapter: Option<&Arc<Bound>>, go_on: GoOn<'_>| {
-        answers(engine, adapter, held, at_once(held), max_tokens, go_on)
+    let ask_of = |data, adapter: Option<&Arc<Bound>>, go_on: GoOn<'_>| {
+        answers(engine, adapter, data, at_once(data), max_tokens, go_on)
     };
+    let ask = |adapter: Option<&Arc<Bound>>, go_on: GoOn<'_>| ask_of(held, adapter, go_on);
     let Some(now) = ask(Some(&bound), &mut *go_on)? else { return Ok(None) };
     let own = &engine.base().preprocess().labels;
     let base_answers = held.task == Task::serving(None, engine.base())?
@@ -59,10 +76,10 @@ pub fn measure(
         Some(then) => rows(held, &old, &now, then),
         None => rows(held, &old, &now, &frequent()?),
     };
-    let mut reference = match work.previous {
-        Some(generation) if before.is_some() => Reference::Generation(generation),
-        _ if then.is_some() => Reference::Base,
-        _ => Reference::MostFrequent,
+    let mut reference = match against {
+        Some((_, reference)) => reference,
+        None if then.is_some() => Reference::Base,
+        None => Reference::MostFrequent,
     };
     if reference == Reference::Base {
         // A base that knows few of the labels is easily surpassed: the better of the two counts.
@@ -73,6 +90,15 @@ pub fn measure(
             (rows_found, reference) = (frequent, Reference::MostFrequent);
         }
     }
+    let lessons = match lessons.filter(|_| then.is_some()) {
+        Some(lessons) => {
+            let now = ask_of(lessons, Some(&bound), &mut *go_on)?;
+            let then = ask_of(lessons, before.as_ref(), &mut *go_on)?;
+            let (Some(now), Some(then)) = (now, then) else { return Ok(None) };
+            Some(learned(&now, &then, lessons.samples.len()))
+        }
+        None => None,
+    };
     let inputs = probes(engine, max_tokens)?;
     let found = retention(engine, &bound, inputs.iter().cloned().map(Ok), &mut *go_on)?;
     let Some(found) = found else { return Ok(None) };
@@ -90,12 +116,14 @@ pub fn measure(
         None => None,
     };
     let first = inputs.first().ok_or_else(|| Error::failed("there are no probe inputs"))?;
-    let (candidate_ms, reference_ms) = times(engine, first, &bound, before.as_ref())?;
+    let Times { candidate_ms, reference_ms, latency_ratio } =
+        times(engine, first, &bound, before.as_ref())?;
     Ok(Some(Measured {
         reference,
         labels: held.labels.clone(),
         metric: held.task.score_name().into(),
         held: rows_found,
+        lessons,
         effect: (!candidate.targets.is_empty()).then_some(f64::from(found.moved)),
         kept: Kept {
             samples: found.samples,
@@ -109,6 +137,7 @@ pub fn measure(
         finite,
         candidate_ms,
         reference_ms,
+        latency_ratio,
     }))
 }
 
@@ -182,25 +211,58 @@ fn labelled(
     Ok(Some(Labelled { samples, candidate: *candidate, reference: *reference }))
 }
 
-/// Least milliseconds of one row with the candidate and with the reference, in turns: what else the
-/// machine does only adds to a run's time, and much beside a process of the lowest priority.
+/// How many new samples each side answers rightly; numbers: better than the other.
+fn learned(now: &Answered<'_>, then: &Answered<'_>, samples: usize) -> Lessons {
+    let mut lessons = Lessons { samples, candidate: 0.0, reference: 0.0 };
+    for at in 0..samples {
+        let (candidate, reference) = (now.score(at), then.score(at));
+        let better = |a: f64, b: f64| f64::from(u8::from(a < b));
+        let (c, r) = (candidate.loss, reference.loss);
+        lessons.candidate += candidate.right.unwrap_or_else(|| better(c, r));
+        lessons.reference += reference.right.unwrap_or_else(|| better(r, c));
+    }
+    lessons
+}
+
+/// Medians over pairs of runs.
+struct Times {
+    candidate_ms: f64,
+    reference_ms: f64,
+    latency_ratio: f64,
+}
+
+/// How long one row takes with the candidate and with the reference: pairs of runs, one right after the
+/// other and in turns the first, so that what else the machine does meets both alike, and a disturbance of
+/// one run moves no median.
 fn times(
     engine: &Engine,
     inputs: &Named,
     candidate: &Arc<Bound>,
     reference: Option<&Arc<Bound>>,
-) -> Result<(f64, f64)> {
-    let mut found = [vec![], vec![]];
-    for round in 0..=TIMED {
-        for (side, adapter) in found.iter_mut().zip([Some(candidate), reference]) {
-            let began = Instant::now();
-            engine.run(inputs, adapter)?;
-            // The first run warms up.
-            if round > 0 {
-                side.push(began.elapsed().as_secs_f64() * 1e3);
-            }
-        }
+) -> Result<Times> {
+    let sides = [Some(candidate), reference];
+    let run = |side: usize| -> Result<f64> {
+        let began = Instant::now();
+        engine.run(inputs, sides.get(side).copied().flatten())?;
+        Ok(began.elapsed().as_secs_f64() * 1e3)
+    };
+    // The first runs warm up.
+    (run(0)?, run(1)?);
+    let began = Instant::now();
+    let (mut times, mut ratios) = ([vec![], vec![]], vec![]);
+    while ratios.len() < PAIRS && (ratios.len() < LEAST_PAIRS || began.elapsed() < LONG_ENOUGH) {
+        let first = ratios.len() % 2;
+        let (a, b) = (run(first)?, run(1 - first)?);
+        let (candidate, reference) = if first == 0 { (a, b) } else { (b, a) };
+        times[0].push(candidate);
+        times[1].push(reference);
+        ratios.push(candidate / reference.max(1e-6));
     }
-    let [a, b] = found.map(|times| times.into_iter().reduce(f64::min).unwrap_or(0.0));
-    Ok((a, b))
+    let [candidate_ms, reference_ms] = times.map(median);
+    Ok(Times { candidate_ms, reference_ms, latency_ratio: median(ratios) })
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }

@@ -8,12 +8,15 @@ mod assignment;
 mod child;
 mod clock;
 mod conditions;
+mod feedback;
 mod gate;
 mod hours;
 mod job;
 mod learner;
 mod limit;
 mod measure;
+#[cfg(test)]
+mod months;
 mod prepare;
 mod probes;
 mod readings;

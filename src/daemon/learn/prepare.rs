@@ -1,6 +1,6 @@
 //! What a job works on: its samples, its settings, what it goes on from.
 
-use super::assignment::{Assignment, CANDIDATE, CHECKPOINT, MEASURED, Picked};
+use super::assignment::{Assignment, CANDIDATE, CHECKPOINT, INSTANT, MEASURED, Picked};
 use super::learner::Shared;
 use crate::error::{Cause, Error, Result};
 use crate::store::{Filter, Job, SampleHash, SampleInfo, SampleState, TrainingSet, Why};
@@ -32,7 +32,7 @@ impl Shared {
                 return Ok(Some(Prepared { work, manifest }));
             }
         }
-        for file in [CHECKPOINT, CANDIDATE, MEASURED] {
+        for file in [CHECKPOINT, CANDIDATE, INSTANT, MEASURED] {
             remove(&folder.join(file))?;
         }
         let (mut seen, mut round) = (vec![], None);
@@ -41,7 +41,13 @@ impl Shared {
             let generations = self.store.generations(&job.name)?;
             round = generations.iter().find(|g| g.number == active).and_then(|g| g.round);
         }
-        let (set, aside) = self.training_set(&job.name, &seen)?;
+        self.rotate(&job.name)?;
+        let (mut set, aside) = self.training_set(&job.name, &seen)?;
+        let learned: HashSet<SampleHash> = seen.iter().copied().collect();
+        let there: HashSet<SampleHash> = set.train.iter().map(|s| s.hash).collect();
+        let whole = !learned.is_empty() && learned.is_subset(&there);
+        // What the generation before has learned from may not judge it.
+        set.held.retain(|s| !learned.contains(&s.hash));
         let picked = Assignment::pick(&set, &seen, round);
         let Picked { new, replayed, held, newest_seen, fresh } = &picked;
         // What called for the job may be what was set aside.
@@ -70,6 +76,7 @@ impl Shared {
             held: ids(held),
             content: Assignment::content_hash(picked.all()),
             previous: active,
+            whole,
             round: set.round,
             train: settings.train,
             gate: settings.gate,
@@ -90,6 +97,26 @@ impl Shared {
         );
         self.tell("train", Some(&job.name), &text, None);
         Ok(Some(Prepared { work, manifest }))
+    }
+
+    /// Has samples that were held out long enough learned from: those that came before the last
+    /// [`GateSettings::judged`](super::settings::GateSettings::judged) candidates, so that all of these
+    /// were judged by them. At most a quarter of what is held out goes at once, and never so much that too
+    /// little is left; what comes in later is held out in its place.
+    fn rotate(&self, name: &str) -> Result<()> {
+        let gate = self.settings().gate;
+        let generations = self.store.generations(name)?;
+        let judged = generations.iter().rev().filter(|g| g.job.is_some());
+        let Some(since) = judged.map(|g| g.created).nth(gate.judged.saturating_sub(1)) else {
+            return Ok(());
+        };
+        let moved = self.store.rotate(name, since, gate.min_holdout)?;
+        if moved > 0 {
+            let text =
+                format!("{moved} samples were held out long enough: they are learned from now");
+            self.tell("train", Some(name), &text, None);
+        }
+        Ok(())
     }
 
     /// The samples of an assignment, in its order; `None` where one is gone.

@@ -12,6 +12,8 @@ pub struct Readings {
     pub in_flight: usize,
     /// How long none has.
     pub idle: Duration,
+    /// Share of the last minute that the threads which compute answers were busy, 0 to 1.
+    pub busy: f32,
     /// Bytes that can be given without swapping, the limits of this process's groups counted.
     pub available: Option<u64>,
     /// The sensor that decides: one near its own limit, else the hottest.
@@ -57,6 +59,7 @@ impl Reader {
         Readings {
             in_flight: serving.in_flight(),
             idle: serving.idle_for(),
+            busy: serving.busy(),
             available: memory.available.into_iter().chain(limited).min(),
             hottest: deciding(&sensors(&self.root)).cloned(),
             power: power(&self.root),

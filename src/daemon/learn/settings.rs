@@ -62,6 +62,9 @@ pub struct TrainSettings {
     pub keep_knowledge: f32,
     /// Whether a generation starts at the values of the one before.
     pub warm_start: bool,
+    /// Whether a first generation's head begins with the instant head, which what is trained must
+    /// surpass, and which becomes a generation itself where it is better than what answers.
+    pub instant: bool,
     /// Largest norm of a step's gradients; 0: any.
     pub clip: f32,
     /// Longest token sequence; 0: the base's own limit.
@@ -94,6 +97,7 @@ impl Default for TrainSettings {
             keep: 0.2,
             keep_knowledge: 0.0,
             warm_start: true,
+            instant: true,
             clip: 1.0,
             max_tokens: 0,
             threads: 1,
@@ -110,10 +114,16 @@ impl Default for TrainSettings {
 pub struct ConditionSettings {
     /// New labelled samples, the held-out ones included.
     pub min_new: u64,
+    /// Seconds since the last training after which any sample will do that no promoted generation has
+    /// learned from; doubled with each candidate that was refused since, up to 28 days.
+    pub any_after_seconds: u64,
     /// Seconds since the last training.
     pub min_interval_seconds: u64,
-    /// Seconds without a request.
+    /// Seconds without a request, ...
     pub idle_seconds: u64,
+    /// ... or the greatest share of the last minute, 0 to 1, that the threads which compute answers
+    /// were busy. Where `stop_on_request` is set only the seconds count.
+    pub max_busy: f32,
     /// Whether a request stops the training until the device is idle again. Training has the
     /// lowest priority anyway.
     pub stop_on_request: bool,
@@ -139,8 +149,10 @@ impl Default for ConditionSettings {
     fn default() -> ConditionSettings {
         ConditionSettings {
             min_new: 20,
+            any_after_seconds: 86_400,
             min_interval_seconds: 3600,
             idle_seconds: 60,
+            max_busy: 0.2,
             stop_on_request: false,
             free_mib: 64,
             start_celsius: 65.0,
@@ -173,10 +185,18 @@ pub enum Evidence {
 pub struct GateSettings {
     /// Held-out samples at least.
     pub min_holdout: usize,
-    /// Gain in hold-out accuracy over the active generation at least (labels that are numbers:
+    /// Gain in hold-out accuracy over what answers today at least (labels that are numbers:
     /// relative gain in loss).
     pub min_gain: f64,
-    /// What must speak for it.
+    /// Promotions a month, for each name, that should not be: of what is no better than what answers
+    /// today, or of what has learned the new samples and answers more than `margin` worse. An exact
+    /// test of paired answers, its error spent over all looks.
+    pub false_promotions: f64,
+    /// Share of answers that a candidate which has learned the new samples may make worse at most.
+    pub margin: f64,
+    /// How many candidates a held-out sample judges before it is learned from.
+    pub judged: usize,
+    /// Where nothing answers today: what must speak for it.
     pub evidence: Evidence,
     /// How sure that must be, 0.5 to 1, one-sided.
     pub confidence: f64,
@@ -208,7 +228,7 @@ pub struct GateSettings {
     pub retention_drop: f64,
     /// Mean change of the head's output at least.
     pub min_effect: f64,
-    /// How many times the generation before an answer may take.
+    /// How many times as long as today an answer may take.
     pub max_latency_ratio: f64,
 }
 
@@ -217,6 +237,9 @@ impl Default for GateSettings {
         GateSettings {
             min_holdout: 8,
             min_gain: 0.01,
+            false_promotions: 0.01,
+            margin: 0.1,
+            judged: 5,
             evidence: Evidence::Loss,
             confidence: 0.9,
             class_min: 4,
@@ -267,9 +290,9 @@ pub struct WatchSettings {
     pub min_before: u64,
     /// Judged answers after which it is no longer watched.
     pub until_outcomes: u64,
-    /// Probability, over the whole watch, that a generation as good as the one before is taken
-    /// back.
-    pub alpha: f64,
+    /// Generations a month, of each name, that are taken back though they are as good as the one
+    /// before.
+    pub false_rollbacks: f64,
 }
 
 impl Default for WatchSettings {
@@ -279,7 +302,7 @@ impl Default for WatchSettings {
             min_outcomes: 8,
             min_before: 8,
             until_outcomes: 500,
-            alpha: 0.02,
+            false_rollbacks: 0.05,
         }
     }
 }
@@ -324,6 +347,8 @@ impl Settings {
         let c = &self.conditions;
         range("conditions.min_new", c.min_new as f64, 1.0, 1e9)?;
         range("conditions.min_interval_seconds", c.min_interval_seconds as f64, 0.0, YEAR)?;
+        range("conditions.any_after_seconds", c.any_after_seconds as f64, 0.0, YEAR)?;
+        range("conditions.max_busy", c.max_busy.into(), 0.0, 1.0)?;
         range("conditions.idle_seconds", c.idle_seconds as f64, 0.0, YEAR)?;
         range("conditions.free_mib", c.free_mib as f64, 0.0, 1e9)?;
         range("conditions.start_celsius", c.start_celsius.into(), -40.0, 150.0)?;
@@ -334,6 +359,9 @@ impl Settings {
         let gate = &self.gate;
         range("gate.min_holdout", gate.min_holdout as f64, 1.0, 1e9)?;
         range("gate.min_gain", gate.min_gain, -1.0, 1.0)?;
+        range("gate.false_promotions", gate.false_promotions, 1e-9, 1.0)?;
+        range("gate.margin", gate.margin, 0.001, 0.5)?;
+        range("gate.judged", gate.judged as f64, 1.0, 1e6)?;
         range("gate.confidence", gate.confidence, 0.5, 0.9999)?;
         range("gate.class_min", gate.class_min as f64, 1.0, 1e9)?;
         range("gate.class_floor", gate.class_floor, 0.0, 1.0)?;
@@ -346,7 +374,7 @@ impl Settings {
         range("gate.min_effect", gate.min_effect, 0.0, 1e6)?;
         range("gate.max_latency_ratio", gate.max_latency_ratio, 1.0, 1000.0)?;
         range("trial.seconds", self.trial.seconds as f64, 0.0, YEAR)?;
-        range("watch.alpha", self.watch.alpha, 1e-9, 0.5)?;
+        range("watch.false_rollbacks", self.watch.false_rollbacks, 1e-9, 1.0)?;
         range("watch.min_outcomes", self.watch.min_outcomes as f64, 1.0, 1e9)?;
         range("watch.min_before", self.watch.min_before as f64, 1.0, 1e9)?;
         let least = self.watch.min_outcomes as f64;
@@ -370,7 +398,7 @@ mod tests {
             ("conditions.stop_celsius", |s| s.conditions.stop_celsius = 10.0),
             ("gate.confidence", |s| s.gate.confidence = 1.0),
             ("gate.max_latency_ratio", |s| s.gate.max_latency_ratio = 0.5),
-            ("watch.alpha", |s| s.watch.alpha = 0.0),
+            ("watch.false_rollbacks", |s| s.watch.false_rollbacks = 0.0),
             ("watch.until_outcomes", |s| s.watch.until_outcomes = 7),
             ("trial.seconds", |s| s.trial.seconds = u64::MAX),
         ];
@@ -385,7 +413,7 @@ mod tests {
     #[test]
     fn sections_are_read_and_unknown_keys_refused() {
         let text = "[train]\nmemory_mib = 96\n[conditions]\nhours = [\"22:00-06:30\"]\n\
-            [gate]\nevidence = \"answers\"\n[trial]\nseconds = 60\n[watch]\nalpha = 0.01\n";
+            [gate]\nevidence = \"answers\"\n[trial]\nseconds = 60\n[watch]\nfalse_rollbacks = 0.01\n";
         let settings: Settings = toml::from_str(text).unwrap();
         assert_eq!(settings.train.memory_mib, 96);
         assert_eq!(settings.gate.evidence, Evidence::Answers);

@@ -1,9 +1,12 @@
 //! The training child: this program called by itself. It lowers itself, trains, measures, and
 //! leaves what it found in the job's folder; it never changes the store.
 
-use super::assignment::{ASSIGNMENT, Assignment, CANDIDATE, CHECKPOINT, MEASURED, dataset};
+use super::assignment::{
+    ASSIGNMENT, Assignment, CANDIDATE, CHECKPOINT, INSTANT, MEASURED, dataset,
+};
+use super::gate::{Measured, Reference as Answers};
 use super::limit::Limit;
-use super::measure::measure;
+use super::measure::{Sides, measure};
 use crate::adapter::{Adapter, TensorType};
 use crate::error::{Cause, Error, ErrorKind, Result};
 use crate::fs::{Access, peak_rss_bytes, read_limited, write_atomic_bytes};
@@ -11,6 +14,7 @@ use crate::pack::prepare_heap;
 use crate::runtime::Engine;
 use crate::store::{Key, Options, Reference, Store};
 use crate::train::data::Dataset;
+use crate::train::instant::instant_adapter;
 use crate::train::progress::{Event, Progress};
 use crate::train::{
     Lesson, Task, answering_bytes, learn, longest_sentence, misfit, too_large, try_sample,
@@ -37,6 +41,27 @@ const SHORTEST: usize = 16;
 const NO_ROOM: &str = "train.memory_mib has no room for one as long";
 /// Least time between two lines about steps.
 const PACE: Duration = Duration::from_millis(500);
+
+/// Newest new samples that are asked to see whether they were learned.
+const MOST_LESSONS: usize = 64;
+
+/// What was measured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Found {
+    /// Of what was trained, against what answers today.
+    pub trained: Option<Measured>,
+    /// Of the instant head of the same samples, against the active generation.
+    pub instant: Option<Measured>,
+}
+
+impl Found {
+    /// Tests that a look at it makes, each with its share of the error: whether what was trained is better,
+    /// and of what learned the samples, the instant head where there is one, whether it is better or makes
+    /// nothing worse.
+    pub fn tests(&self) -> f64 {
+        if self.instant.is_some() { 3.0 } else { 2.0 }
+    }
+}
 
 /// One line of the child's standard output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -216,9 +241,39 @@ fn teach(
     };
     print(&Line::Measuring);
     let mut go_on = || !stop.load(Ordering::Relaxed);
-    let measured = measure(engine, work, &candidate, previous, [&train, &held], &mut go_on)?;
-    let Some(measured) = measured else { return Ok(false) };
-    let bytes = serde_json::to_vec(&measured)
+    let new = work.new.iter().copied();
+    let some: Vec<i64> = new.skip(work.new.len().saturating_sub(MOST_LESSONS)).collect();
+    let lessons = dataset(store, engine, &some, Some(train.task))?;
+    let before = previous.zip(work.previous.map(Answers::Generation));
+    let sides = Sides {
+        candidate: &candidate,
+        reference: before,
+        train: &train,
+        held: &held,
+        lessons: Some(&lessons),
+    };
+    let Some(instant) = instant(engine, work, previous, &train, &mut go_on)? else {
+        return Ok(false);
+    };
+    // What is trained must surpass what answers today: the better of the two.
+    let mut found = Found::default();
+    let mut today = before;
+    if let Some(instant) = &instant {
+        let sides = Sides { candidate: instant, ..sides };
+        let Some(measured) = measure(engine, work, &sides, &mut go_on)? else { return Ok(false) };
+        if measured.is_no_less() {
+            today = Some((instant, Answers::Instant));
+        }
+        found.instant = Some(measured);
+        let bytes = instant.to_bytes(TensorType::F32)?;
+        write_atomic_bytes(&folder.join(INSTANT), Access::Private, &bytes)?;
+    }
+    let sides = Sides { reference: today, ..sides };
+    found.trained = measure(engine, work, &sides, &mut go_on)?;
+    if found.trained.is_none() {
+        return Ok(false);
+    }
+    let bytes = serde_json::to_vec(&found)
         .map_err(|e| Error::failed(format!("what was measured can't be written: {e}")))?;
     write_atomic_bytes(&folder.join(MEASURED), Access::Private, &bytes)?;
     Ok(true)
@@ -241,6 +296,31 @@ fn set_long_aside(engine: &Engine, work: &Assignment, held: &Dataset, memory: u6
         print(&Line::Unusable { sample, why: NO_ROOM.into() });
     }
     Err(Error::refused(format!("held-out samples: {NO_ROOM}")))
+}
+
+/// The instant head of the samples trained on, where the settings and the task have one and nothing is
+/// lost by it. The outer `None`: `go_on` said stop.
+fn instant(
+    engine: &Engine,
+    work: &Assignment,
+    previous: Option<&Adapter>,
+    train: &Dataset,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Option<Option<Adapter>>> {
+    let known = |label: &String| train.labels.contains(label);
+    let covered =
+        previous.is_none_or(|p| work.whole && p.heads.iter().all(|h| h.labels.iter().all(known)));
+    if !work.train.instant || !covered {
+        return Ok(Some(None));
+    }
+    let max_tokens = (work.train.max_tokens > 0).then_some(work.train.max_tokens);
+    match instant_adapter(engine, &work.name, previous, train, max_tokens, go_on) {
+        Err(e) if !of_a_sample(e.kind()) => {
+            print(&Line::Note { text: format!("there is no instant head: {}", e.message()) });
+            Ok(Some(None))
+        }
+        other => other,
+    }
 }
 
 /// Whether an error may be that of a sample.

@@ -322,6 +322,10 @@ impl Serving for App {
         self.pool.idle_for()
     }
 
+    fn busy(&self) -> f32 {
+        self.pool.busy()
+    }
+
     fn refresh(&self, name: &str) -> Result<()> {
         self.roster.refresh(name)
     }

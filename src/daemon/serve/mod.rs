@@ -4,6 +4,7 @@ mod answer;
 mod api;
 mod app;
 mod ask;
+mod busy;
 mod connection;
 mod guard;
 mod instant;

@@ -6,6 +6,7 @@
 
 use super::answer::{Answerer, Prepared};
 use super::ask::Raw;
+use super::busy::Busy;
 use super::metrics::{Metrics, count};
 use super::problem::Problem;
 use super::waiting::{Reply, Waiting, nobody_waits, pair};
@@ -51,6 +52,8 @@ struct State {
     waiting: VecDeque<Job>,
     running: usize,
     idle_since: Instant,
+    /// How much the workers did lately.
+    busy: Busy,
     /// Whether the heap may keep memory of what was done since it was last released.
     heap_keeps: bool,
     stopped: bool,
@@ -68,9 +71,10 @@ enum Rest {
 }
 
 impl State {
-    /// A question was served; `own`: the daemon's, which takes memory as a client's does.
-    fn done(&mut self, own: bool) {
+    /// A question was served since `began`; `own`: the daemon's, which takes memory as a client's does.
+    fn done(&mut self, own: bool, began: Instant) {
         self.running -= 1;
+        self.busy.add(began, Instant::now());
         self.heap_keeps = true;
         if !own {
             self.idle_since = Instant::now();
@@ -114,6 +118,7 @@ impl Pool {
             waiting: VecDeque::new(),
             running: 0,
             idle_since: Instant::now(),
+            busy: Busy::new(threads.max(1)),
             // The base has been opened and its plans are built.
             heap_keeps: true,
             stopped: false,
@@ -206,6 +211,11 @@ impl Pool {
         }
     }
 
+    /// Share of the last minute that the workers were busy, 0 to 1.
+    pub fn busy(&self) -> f32 {
+        self.shared.state().busy.share(Instant::now())
+    }
+
     /// Answers what waits, takes nothing more, and ends the threads. What has not ended at `until` is
     /// stopped between two steps and left to itself.
     pub fn stop(&self, until: Instant) {
@@ -243,8 +253,9 @@ impl Shared {
 
     fn work(&self) {
         while let Some((job, own)) = self.next() {
+            let began = Instant::now();
             self.serve(job);
-            self.state().done(own);
+            self.state().done(own, began);
         }
     }
 
@@ -405,6 +416,7 @@ mod tests {
             waiting: VecDeque::new(),
             running: 0,
             idle_since: Instant::now().checked_sub(time).unwrap(),
+            busy: Busy::new(1),
             heap_keeps: true,
             stopped: false,
         }
@@ -417,9 +429,9 @@ mod tests {
         state.heap_keeps = false;
         assert_eq!(state.rest(), Rest::Wait);
         state.running = 2;
-        state.done(false);
+        state.done(false, Instant::now());
         assert_eq!(state.rest(), Rest::Wait, "another one runs");
-        state.done(false);
+        state.done(false, Instant::now());
         assert!(matches!(state.rest(), Rest::WaitFor(left) if left > QUIET / 2));
     }
 
@@ -429,11 +441,11 @@ mod tests {
         let mut state = idle_for(QUIET);
         state.heap_keeps = false;
         state.running = 1;
-        state.done(true);
+        state.done(true, Instant::now());
         assert_eq!(state.rest(), Rest::Release);
         let mut state = idle_for(QUIET * 3 / 4);
         state.running = 1;
-        state.done(true);
+        state.done(true, Instant::now());
         assert!(matches!(state.rest(), Rest::WaitFor(left) if left <= QUIET / 4));
     }
 }

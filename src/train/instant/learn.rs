@@ -1,17 +1,25 @@
 //! From samples to an instant head.
 
-use super::fit::Fitted;
+use super::fit::{Fitted, fit};
+use super::known::known;
+use super::rule::Form;
+#[cfg(feature = "daemon")]
+use crate::adapter::Adapter;
 use crate::adapter::{Bound, Head};
 use crate::error::{Error, Result};
 use crate::pack::Role;
 use crate::runtime::{Engine, as_tokens, pool};
 #[cfg(feature = "daemon")]
 use crate::train::data::Dataset;
+use crate::train::data::Label;
 use crate::train::features::Features;
+#[cfg(feature = "daemon")]
+use crate::train::features::choose_features;
 use crate::train::samples::Samples;
-use crate::train::tasks::Task;
+use crate::train::tasks::{Given, Task};
 use serde::Serialize;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// How an instant head was made.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -84,6 +92,105 @@ pub(crate) fn row_of(
     let samples = Samples::new(engine, data, &data.labels, None)?;
     let found = features_of(engine, adapter, &samples, &[0], features, 1, &mut || true)?;
     found.and_then(|rows| rows.into_iter().next()).ok_or_else(|| Error::usage("no sample"))
+}
+
+/// The instant head and how it was made.
+pub(in crate::train) struct Made {
+    pub head: Head,
+    pub report: InstantReport,
+}
+
+/// The instant head of the samples `which`, on their features with the adapter `under` or of the base
+/// alone. `None` where `go_on` said stop.
+///
+/// # Errors
+/// As [`features_of`] and [`fit`].
+#[allow(clippy::too_many_arguments)]
+pub(in crate::train) fn make(
+    engine: &Engine,
+    under: Option<&Arc<Bound>>,
+    samples: &Samples,
+    which: &[usize],
+    features: &Features,
+    labels: &[String],
+    form: Form,
+    batch: usize,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Option<Made>> {
+    let rows = features_of(engine, under, samples, which, features, batch, go_on)?;
+    let Some(rows) = rows else { return Ok(None) };
+    let task = samples.task();
+    let began = Instant::now();
+    let targets = which.iter().map(|&s| samples.target(s)).collect::<Result<Vec<_>>>()?;
+    let fitted = fit(&rows, &targets, form)?;
+    let milliseconds = began.elapsed().as_secs_f64() * 1e3;
+    let mut head = head_of(&fitted, task, features, labels);
+    let left_out = fitted.left_out.outputs.iter();
+    let asked: Vec<(&Label, &[f32])> =
+        left_out.map(|(at, output)| (samples.label(which[*at]), output.as_slice())).collect();
+    if task.rules().has_thresholds() {
+        head.thresholds = task.rules().thresholds(&asked, head.labels.len());
+    }
+    head.known = known(&fitted, &rows, &targets)?.map(Arc::new);
+    let report = report(&fitted, task, &asked, &head, milliseconds)?;
+    Ok(Some(Made { head, report }))
+}
+
+fn report(
+    fitted: &Fitted,
+    task: Task,
+    rows: &[(&Label, &[f32])],
+    head: &Head,
+    milliseconds: f64,
+) -> Result<InstantReport> {
+    let mut meter = task.rules().meter(head.labels.len());
+    for (label, output) in rows {
+        meter.add(label, &Given::of_head(output, &head.labels, Some(head)))?;
+    }
+    let metrics = if rows.is_empty() { vec![] } else { meter.finish().metrics.0 };
+    Ok(InstantReport {
+        rule: fitted.rule.name(),
+        strength: fitted.strength,
+        left_out: metrics.into_iter().map(|m| (m.name.into(), m.value)).collect(),
+        samples: rows.len(),
+        milliseconds,
+    })
+}
+
+/// The instant head of `data` on the features of `previous`, with its layers, else of the base alone; the
+/// inner `None`: the task has none. The outer `None`: `go_on` said stop.
+///
+/// # Errors
+/// As [`features_of`]; a head that reads what the base hasn't got (usage).
+#[cfg(feature = "daemon")]
+pub(crate) fn instant_adapter(
+    engine: &Engine,
+    name: &str,
+    previous: Option<&Adapter>,
+    data: &Dataset,
+    max_tokens: Option<usize>,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Option<Option<Adapter>>> {
+    let rules = data.task.rules();
+    let Some(form) = rules.closed_form() else { return Ok(Some(None)) };
+    let labels = rules.outputs(data, &[]);
+    let own = previous.and_then(Adapter::head);
+    let (output, pool) = (own.map(|h| h.output.as_str()), own.map(|h| h.pool));
+    let features = choose_features(engine, output, pool, false)?;
+    let under = previous.map(|p| engine.bind(&[(p, 1.0)])).transpose()?;
+    let samples = Samples::new(engine, data, &labels, max_tokens)?;
+    let all: Vec<usize> = (0..samples.len()).collect();
+    let under = under.as_ref();
+    let made = make(engine, under, &samples, &all, &features, &labels, form, 1, go_on)?;
+    let Some(Made { head, .. }) = made else { return Ok(None) };
+    let layers = previous.cloned().unwrap_or_default();
+    Ok(Some(Some(Adapter {
+        name: name.into(),
+        base: Some(engine.base().fingerprint()),
+        heads: vec![head],
+        training: None,
+        ..layers
+    })))
 }
 
 /// The head of a fit.

@@ -23,9 +23,9 @@ mod tests;
 pub use fit::{Fitted, LeaveOneOut, fit};
 pub use known::{ENOUGH_HELD, held_out, known, linear, temperature};
 pub use learn::InstantReport;
-pub(in crate::train) use learn::features_of;
 pub(crate) use learn::head_of;
+pub(in crate::train) use learn::{Made, features_of, make};
 #[cfg(feature = "daemon")]
-pub(crate) use learn::row_of;
+pub(crate) use learn::{instant_adapter, row_of};
 pub use live::Live;
 pub use rule::{Form, Rule};

@@ -3,26 +3,17 @@
 use super::Run;
 use crate::adapter::{Adapter, Head};
 use crate::error::{Error, Result};
-use crate::train::data::Label;
 use crate::train::head::{BIAS, WEIGHT};
 use crate::train::instant::{
-    ENOUGH_HELD, Fitted, Form, InstantReport, features_of, fit, head_of, held_out, known, linear,
-    temperature,
+    ENOUGH_HELD, Form, Made, features_of, fit, held_out, known, linear, make, temperature,
 };
 use crate::train::options::InstantHead;
 use crate::train::samples::Samples;
-use crate::train::tasks::{Given, Task};
+use crate::train::tasks::Task;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// Training samples whose features are looked at again after training, at most.
 const CALIBRATED_ON: usize = 256;
-
-/// The instant head and how it was made.
-pub(super) struct Made {
-    pub head: Head,
-    pub report: InstantReport,
-}
 
 impl Run<'_> {
     /// The instant head of the samples trained on; none where the run wants none or the task has none.
@@ -43,25 +34,9 @@ impl Run<'_> {
         };
         let features = &self.trainer.setup.features;
         let (engine, samples, which) = (self.engine, &self.samples, &self.train);
-        let rows = features_of(engine, None, samples, which, features, self.micro, go_on)?;
-        let Some(rows) = rows else { return Ok(None) };
-        let began = Instant::now();
-        let targets = which.iter().map(|&s| samples.target(s)).collect::<Result<Vec<_>>>()?;
-        let fitted = fit(&rows, &targets, form)?;
-        let milliseconds = began.elapsed().as_secs_f64() * 1e3;
-        let mut head = head_of(&fitted, task, features, self.trainer.labels());
-        let labels: Vec<(&Label, &[f32])> = fitted
-            .left_out
-            .outputs
-            .iter()
-            .map(|(at, output)| (samples.label(which[*at]), output.as_slice()))
-            .collect();
-        if task.rules().has_thresholds() {
-            head.thresholds = task.rules().thresholds(&labels, head.labels.len());
-        }
-        head.known = known(&fitted, &rows, &targets)?.map(Arc::new);
-        let report = report(&fitted, task, &labels, &head, milliseconds)?;
-        Ok(Some(Some(Made { head, report })))
+        let labels = self.trainer.labels();
+        let made = make(engine, None, samples, which, features, labels, form, self.micro, go_on)?;
+        Ok(made.map(Some))
     }
 
     /// Whether the trained head begins with the instant one: no generation before has one.
@@ -124,27 +99,6 @@ impl Run<'_> {
             ..Adapter::default()
         }
     }
-}
-
-fn report(
-    fitted: &Fitted,
-    task: Task,
-    rows: &[(&Label, &[f32])],
-    head: &Head,
-    milliseconds: f64,
-) -> Result<InstantReport> {
-    let mut meter = task.rules().meter(head.labels.len());
-    for (label, output) in rows {
-        meter.add(label, &Given::of_head(output, &head.labels, Some(head)))?;
-    }
-    let metrics = if rows.is_empty() { vec![] } else { meter.finish().metrics.0 };
-    Ok(InstantReport {
-        rule: fitted.rule.name(),
-        strength: fitted.strength,
-        left_out: metrics.into_iter().map(|m| (m.name.into(), m.value)).collect(),
-        samples: rows.len(),
-        milliseconds,
-    })
 }
 
 /// Whether metrics `a` are worse than `b`: fewer right answers, or where nothing is right or wrong a

@@ -36,6 +36,23 @@ pub fn mcnemar(better: u64, worse: u64) -> f64 {
     tail.min(1.0)
 }
 
+/// The probability of `found` or fewer of `count` where each has probability `share`: how well `found`
+/// agrees with a share that great or greater.
+pub fn at_most(found: u64, count: u64, share: f64) -> f64 {
+    if found >= count || share <= 0.0 {
+        return 1.0;
+    }
+    let table = ln_factorials(count);
+    let (yes, no) = (share.min(1.0).ln(), (1.0 - share.min(1.0)).ln());
+    let term = |k: u64| {
+        let rest = (count - k) as f64;
+        // 0 · ln 0 is no term.
+        let taken = if k == 0 { 0.0 } else { k as f64 * yes };
+        (ln_choose(&table, count, k) + taken + rest * no).exp()
+    };
+    (0..=found).map(term).sum::<f64>().min(1.0)
+}
+
 /// Fisher's exact test, one-sided: the probability of `right` or fewer right answers among `total`
 /// if they were drawn without choice from these and the `other_total` answers, of which
 /// `other_right` are right. 1 where a side has none.
@@ -122,6 +139,16 @@ mod tests {
         near(mcnemar(6, 2), 37.0 / 256.0);
         // Many pairs don't overflow: P(X >= 1000 of 2000) is a hair above one half.
         assert!((0.5..0.52).contains(&mcnemar(1000, 1000)));
+    }
+
+    #[test]
+    fn at_most_by_hand() {
+        near(at_most(0, 3, 0.1), 0.729);
+        near(at_most(1, 3, 0.1), 0.729 + 0.243);
+        near(at_most(3, 3, 0.1), 1.0);
+        near(at_most(0, 0, 0.1), 1.0);
+        near(at_most(0, 5, 1.0), 0.0);
+        near(at_most(2, 5, 0.0), 1.0);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Every threshold on its own: a candidate that passes all but one is refused for that one.
 
 use super::*;
+use crate::daemon::learn::settings::Evidence;
 
 fn share(right: bool) -> f64 {
     f64::from(u8::from(right))
@@ -13,7 +14,8 @@ fn judged(measured: &Measured, settings: &GateSettings, seed: u64) -> Verdict {
         let rights = row.candidate_right.zip(row.reference_right);
         row.labels = rights.map(|(c, r)| (row.group, c, r)).into_iter().collect();
     }
-    judge(&measured, settings, seed)
+    let gain = allowance(settings.false_promotions, 0) / 2.0;
+    judge(&measured, settings, Look { gain, no_worse: None }, seed)
 }
 
 /// `right` of `count` answers are right, in three classes, the first ones wrong.
@@ -35,6 +37,11 @@ fn rows(count: usize, candidate: usize, reference: usize) -> Vec<HeldRow> {
         .collect()
 }
 
+/// Where what is sure is not the subject.
+fn lenient() -> GateSettings {
+    GateSettings { false_promotions: 1.9, ..GateSettings::default() }
+}
+
 fn good() -> Measured {
     Measured {
         reference: Reference::Generation(3),
@@ -51,9 +58,11 @@ fn good() -> Measured {
         },
         labelled: Some(Labelled { samples: 20, candidate: 0.8, reference: 0.8 }),
         effect: Some(0.01),
+        lessons: None,
         finite: true,
         candidate_ms: 10.0,
         reference_ms: 9.0,
+        latency_ratio: 1.1,
     }
 }
 
@@ -83,8 +92,13 @@ fn a_better_candidate_passes_and_its_numbers_are_right() {
     assert_eq!(v.discordant, (9, 0));
     assert!((v.p - 1.0 / 512.0).abs() < 1e-12);
     assert!((v.loss - (0.9 * 0.2 + 0.1 * 1.8)).abs() < 1e-9);
-    assert!(v.accuracy_gain_low > 0.1 && v.accuracy_gain_low < 0.3);
-    assert!(v.loss_gain_low > 0.2 && v.loss_gain_low < 0.48, "{}", v.loss_gain_low);
+    assert_eq!((v.alpha, v.accuracy_gain_low, v.loss_gain_low), (Some(0.0025), None, None));
+    // Where nothing answered before, each look stands alone and the bootstrap speaks.
+    let first = Measured { reference: Reference::MostFrequent, ..good() };
+    let v = judged(&first, &settings, 1);
+    let (accuracy, loss) = (v.accuracy_gain_low.unwrap(), v.loss_gain_low.unwrap());
+    assert!(v.alpha.is_none() && accuracy > 0.1 && accuracy < 0.3);
+    assert!(loss > 0.2 && loss < 0.48, "{loss}");
 }
 
 #[test]
@@ -96,7 +110,7 @@ fn each_check_alone_refuses() {
         ("finite", |m| m.kept.cosine_mean = f64::NAN),
         ("holdout", |m| m.held.truncate(7)),
         ("gain", |m| m.held = rows(30, 18, 18)),
-        ("evidence", |m| m.held = rows(30, 18, 18)),
+        ("sure", |m| m.held = rows(30, 18, 18)),
         ("retention", |m| m.kept.cosine_mean = 0.2),
         ("base classes", |m| m.kept.agreement = Some(0.5)),
         ("base classes", |m| m.kept.agreement = None),
@@ -104,7 +118,7 @@ fn each_check_alone_refuses() {
             m.labelled = Some(Labelled { samples: 20, candidate: 0.6, reference: 0.8 })
         }),
         ("effect", |m| m.effect = Some(0.0)),
-        ("latency", |m| m.candidate_ms = 100.0),
+        ("latency", |m| m.latency_ratio = 2.01),
     ];
     assert_eq!(failed(&good(), &settings), Vec::<String>::new());
     for (name, spoil) in cases {
@@ -124,6 +138,8 @@ fn a_small_gain_needs_evidence() {
         row.candidate_loss = 1.0 + if i % 2 == 0 { 0.3 } else { -0.31 };
         row.reference_loss = 1.0;
     }
+    assert_eq!(failed(&measured, &GateSettings::default()), ["sure"]);
+    measured.reference = Reference::MostFrequent;
     for evidence in [Evidence::Loss, Evidence::Answers, Evidence::Accuracy] {
         let settings = GateSettings { evidence, ..GateSettings::default() };
         assert_eq!(failed(&measured, &settings), ["evidence"], "{evidence:?}");
@@ -139,17 +155,17 @@ fn a_class_that_falls_is_refused_though_the_whole_gains() {
         row.candidate_right = Some(share(i % 3 != 0 || in_class == 9));
         row.candidate_loss = if row.candidate_right == Some(1.0) { 0.1 } else { 1.0 };
     }
-    assert_eq!(failed(&measured, &GateSettings::default()), ["class floor"]);
-    let verdict = judged(&measured, &GateSettings::default(), 1);
+    assert_eq!(failed(&measured, &lenient()), ["class floor"]);
+    let verdict = judged(&measured, &lenient(), 1);
     assert!(verdict.sentence.contains("'a'"), "{}", verdict.sentence);
     // A class that the reference never got right may stay at nothing.
     for row in measured.held.iter_mut().filter(|r| r.group == 0) {
         row.reference_right = Some(0.0);
         row.candidate_right = Some(0.0);
     }
-    assert_eq!(failed(&measured, &GateSettings::default()), Vec::<String>::new());
+    assert_eq!(failed(&measured, &lenient()), Vec::<String>::new());
     // Too few to judge a class by.
-    let settings = GateSettings { class_min: 11, ..GateSettings::default() };
+    let settings = GateSettings { class_min: 11, ..lenient() };
     assert_eq!(failed(&measured, &settings), Vec::<String>::new());
 }
 
@@ -157,7 +173,7 @@ fn a_class_that_falls_is_refused_though_the_whole_gains() {
 /// them falls often. That refuses few; a class that collapses is refused.
 #[test]
 fn what_may_be_chance_refuses_no_class() {
-    let settings = GateSettings::default();
+    let settings = lenient();
     let (mut refused, mut fallen, runs) = (0, 0, 300);
     for run in 0..runs {
         let mut rng = crate::train::random::stream(run, "classes", 0);
@@ -231,7 +247,7 @@ fn many_wrong_samples_do_not_outvote_the_older_ones() {
         (row.candidate_loss, row.reference_loss) = if right { (0.2, 1.8) } else { (1.8, 0.2) };
         row.group = i / 3 % 2;
     }
-    assert_eq!(failed(&measured, &GateSettings::default()), ["older samples"]);
+    assert_eq!(failed(&measured, &lenient()), ["older samples"]);
     // One of sixteen may be lost, and more than is allowed only where that may be chance.
     for row in measured.held.iter_mut().filter(|r| r.old) {
         row.candidate_right = Some(1.0);
@@ -239,11 +255,11 @@ fn many_wrong_samples_do_not_outvote_the_older_ones() {
     for lost in 1..=3 {
         let mut olds = measured.held.iter_mut().filter(|r| r.old);
         olds.by_ref().take(lost).for_each(|row| row.candidate_right = Some(0.0));
-        assert_eq!(failed(&measured, &GateSettings::default()), Vec::<String>::new(), "{lost}");
+        assert_eq!(failed(&measured, &lenient()), Vec::<String>::new(), "{lost}");
     }
     let mut olds = measured.held.iter_mut().filter(|r| r.old);
     olds.by_ref().take(4).for_each(|row| row.candidate_right = Some(0.0));
-    assert_eq!(failed(&measured, &GateSettings::default()), ["older samples"]);
+    assert_eq!(failed(&measured, &lenient()), ["older samples"]);
 }
 
 #[test]
@@ -257,7 +273,7 @@ fn numbers_are_judged_by_their_loss() {
     let verdict = judged(&measured, &GateSettings::default(), 1);
     assert!(verdict.passed && verdict.accuracy.is_none(), "{}", verdict.sentence);
     measured.held.iter_mut().for_each(|r| r.candidate_loss = 1.2);
-    assert_eq!(failed(&measured, &GateSettings::default()), ["gain", "evidence"]);
+    assert_eq!(failed(&measured, &GateSettings::default()), ["gain", "sure"]);
 }
 
 #[test]
@@ -265,5 +281,38 @@ fn nothing_held_out_proves_nothing() {
     let mut measured = good();
     measured.held.clear();
     let failed = failed(&measured, &GateSettings::default());
-    assert!(failed.contains(&"holdout".into()) && failed.contains(&"evidence".into()));
+    assert!(failed.contains(&"holdout".into()) && failed.contains(&"sure".into()));
+}
+
+/// All held-out answers are right on both sides: no gain can be. What has learned the new samples is taken
+/// where enough samples say that it makes nothing worse, and only then.
+#[test]
+fn a_correction_that_makes_nothing_worse_is_taken() {
+    let settings = GateSettings::default();
+    let gain = allowance(settings.false_promotions, 0) / 2.0;
+    let mut measured = good();
+    measured.held = rows(60, 60, 60);
+    measured.lessons = Some(Lessons { samples: 1, candidate: 1.0, reference: 0.0 });
+    let passes = |measured: &Measured| {
+        let verdict = judge(measured, &settings, Look { gain, no_worse: Some(gain) }, 1);
+        assert_eq!(verdict.passed, verdict.checks.iter().all(|c| c.passed));
+        verdict.passed
+    };
+    assert!(passes(&measured));
+    // Who must surpass what answers is not excused.
+    assert_eq!(failed(&measured, &settings), ["gain", "sure"]);
+    // Too few to say so: 0.9 to the power of 56 is above what is allowed.
+    assert!(!passes(&Measured { held: rows(56, 56, 56), ..measured.clone() }));
+    // One got worse.
+    assert!(!passes(&Measured { held: rows(60, 59, 60), ..measured.clone() }));
+    // It has learned nothing, or nothing is new.
+    let lessons = Lessons { samples: 1, candidate: 0.0, reference: 0.0 };
+    assert!(!passes(&Measured { lessons: Some(lessons), ..measured.clone() }));
+    assert!(!passes(&Measured { lessons: None, ..measured.clone() }));
+    // A gain that is sure is enough.
+    assert!(passes(&Measured { held: rows(30, 27, 18), ..measured.clone() }));
+    // A look that comes later may take less.
+    assert!((allowance(0.01, 0) - 0.005).abs() < 1e-12);
+    let sum: f64 = (0..10_000).map(|earlier| allowance(0.01, earlier)).sum();
+    assert!(sum < 0.01);
 }

@@ -75,7 +75,8 @@ fn of_samples() -> Value {
             "classes": list(answer(json!({
                 "label": or_null(text()), "train": whole(), "held": whole(), "new": whole(),
             }))),
-            "kept": whole(), "held": whole(), "new": whole(), "quarantined": whole(), "bytes": whole(),
+            "kept": whole(), "held": whole(), "new": whole(), "unlearned": whole(),
+            "quarantined": whole(), "bytes": whole(),
         })),
         "Outcomes": answer(json!({"right": whole(), "total": whole()})),
         "Forgotten": answer(json!({
@@ -104,7 +105,7 @@ fn of_learning() -> Value {
         "Learner": answer(json!({
             "job": or_null(named("Running")), "waiting": text(),
             "names": list(answer(json!({
-                "name": text(), "conditions": list(named("Condition")), "met": flag(),
+                "name": text(), "conditions": list(named("Condition")), "met": flag(), "missing": text(),
                 "trial_left": or_null(whole()), "watch": or_null(anything("Live feedback on it")),
                 "verdict": or_null(anything("The gate's last")),
             }))),
