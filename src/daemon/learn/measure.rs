@@ -247,7 +247,8 @@ fn times(
         Ok(began.elapsed().as_secs_f64() * 1e3)
     };
     // The first runs warm up.
-    (run(0)?, run(1)?);
+    run(0)?;
+    run(1)?;
     let began = Instant::now();
     let (mut times, mut ratios) = ([vec![], vec![]], vec![]);
     while ratios.len() < PAIRS && (ratios.len() < LEAST_PAIRS || began.elapsed() < LONG_ENOUGH) {
