@@ -271,9 +271,7 @@ impl ExportFolder {
             }
             None => self.say(
                 "not used",
-                &format!(
-                    "what preprocessor_config.json says of sound (give --audio where you know it)"
-                ),
+                "what preprocessor_config.json says of sound (give --audio where you know it)",
             ),
         }
         Ok(())
