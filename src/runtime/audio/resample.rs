@@ -50,13 +50,15 @@ impl Resampler {
 
     /// Samples that `inputs` become.
     pub fn outputs(&self, inputs: usize) -> usize {
-        (inputs * self.up).div_ceil(self.down)
+        // Products of long clips are past 32 bits.
+        (inputs as u64 * self.up as u64).div_ceil(self.down as u64) as usize
     }
 
     /// All of `samples` at the other rate; what lies beyond them is silence.
     pub fn run(&self, samples: &[f32]) -> Vec<f32> {
         let one = |output: usize| -> f32 {
-            let (at, phase) = (output * self.down / self.up, output * self.down % self.up);
+            let (place, up) = (output as u64 * self.down as u64, self.up as u64);
+            let (at, phase) = ((place / up) as usize, (place % up) as usize);
             let weights = &self.weights[phase * self.taps..(phase + 1) * self.taps];
             // The first weight is that of sample `at - before`.
             let skipped = self.before.saturating_sub(at);
