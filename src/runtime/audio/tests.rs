@@ -108,7 +108,7 @@ fn rates_are_changed_as_torchaudio_does() {
 #[test]
 fn whispers_features_of_spoken_clips() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference/whisper");
-    let Ok(all) = read_npz(&folder.join("features.npz"), 8 << 20) else {
+    let Ok(all) = read_npz(folder.join("features.npz"), 8 << 20) else {
         println!("skipped: no {}", folder.display());
         return;
     };
