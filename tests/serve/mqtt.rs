@@ -43,7 +43,8 @@ impl Broker {
         place.write(
             "broker.conf",
             format!(
-                "listener {port} 127.0.0.1\nallow_anonymous true\nuser root\npersistence true\n\
+                "listener {port} 127.0.0.1\nallow_anonymous true\nuser root\nmax_queued_messages 0\n\
+                 persistence true\n\
                  persistence_location {}/\nautosave_interval 1\nautosave_on_changes true\n",
                 place.path(".").display()
             ),
@@ -152,12 +153,13 @@ fn say(client: &Client, topic: &str, payload: impl Into<Vec<u8>>) {
     client.publish(topic, QoS::AtLeastOnce, false, payload).unwrap();
 }
 
-fn daemon_at(broker: &Broker, place: Place) -> Daemon {
+fn daemon_at(broker: &Broker, place: Place, serve: &str) -> Daemon {
     let port = broker.port;
     Daemon::start_in(
         place,
         &format!(
-            "adapter = \"home\"\n---[train]\nenabled = false\n[mqtt]\nbroker = \"127.0.0.1:{port}\"\nid = \"pi\"\n"
+            "adapter = \"home\"\n{serve}---[train]\nenabled = false\n[samples]\nmax_samples = 20000\n\
+             source_per_hour = 0\n[mqtt]\nbroker = \"127.0.0.1:{port}\"\nid = \"pi\"\n"
         ),
     )
 }
@@ -168,7 +170,7 @@ const NAME: &str = "offshoot/pi/home";
 fn a_home_asks_corrects_and_sees_what_was_learned() {
     let Some(broker) = Broker::start() else { return };
     let (client, heard) = client(broker.port, "test");
-    let mut daemon = daemon_at(&broker, base());
+    let mut daemon = daemon_at(&broker, base(), "");
     heard.wait("offshoot/pi/availability", |text| text == "online");
 
     // Nobody has said anything yet.
@@ -246,7 +248,8 @@ fn a_home_asks_corrects_and_sees_what_was_learned() {
 fn through_a_restart(messages: usize) {
     let Some(mut broker) = Broker::start() else { return };
     let (client, heard) = client(broker.port, "test");
-    let daemon = daemon_at(&broker, base());
+    // Heads of so many samples, made anew with each, would be what is measured.
+    let daemon = daemon_at(&broker, base(), "instant = false\n");
     heard.wait("offshoot/pi/availability", |text| text == "online");
     let sentence =
         |i: usize| format!("lamp {i} in the {}", if i % 2 == 0 { "red" } else { "radio" });
