@@ -48,6 +48,15 @@ impl Engine {
         if let Some(input) = given.filter(|_| origin.given) {
             return format!("the input '{}' holds", input.name);
         }
-        format!("comes first out of '{}' ({})", self.original_names(&origin.node), origin.op)
+        // What is fused is called after the node that it begins with.
+        let mut safe = origin.node.as_str();
+        let name = loop {
+            let name = self.original_names(safe);
+            match safe.rsplit_once('_') {
+                Some((begin, _)) if name == safe => safe = begin,
+                _ => break name,
+            }
+        };
+        format!("comes first out of '{name}' ({})", origin.op)
     }
 }
