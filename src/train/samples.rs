@@ -57,6 +57,11 @@ struct Cache {
 
 /// Encodes one sample and asks the base for it. Errors: what training on it would say of it.
 pub fn try_sample(engine: &Engine, sample: &Sample, max_tokens: Option<usize>) -> Result<()> {
+    engine.run(&one_row(engine, sample, max_tokens)?, None).map(|_| ())
+}
+
+/// The inputs of a sample alone.
+fn one_row(engine: &Engine, sample: &Sample, max_tokens: Option<usize>) -> Result<Named> {
     // Which labels it has doesn't matter here.
     let sample = Sample { label: Label::Class(0), ..sample.clone() };
     let labels = vec![String::new()];
@@ -68,15 +73,16 @@ pub fn try_sample(engine: &Engine, sample: &Sample, max_tokens: Option<usize>) -
         why: None,
     };
     let samples = Samples::new(engine, &data, &labels, max_tokens)?;
-    let inputs = samples.inputs(&[0], samples.fixed_rows().unwrap_or(1))?;
-    engine.run(&inputs, None).map(|_| ())
+    samples.inputs(&[0], samples.fixed_rows().unwrap_or(1))
 }
 
 /// Bytes that one row of a sample takes where the base answers it; 0 for what is no array, whose
 /// length is bounded.
 pub fn answering_bytes(engine: &Engine, sample: &Sample) -> Result<u64> {
-    let SampleInput::Arrays(arrays) = &sample.input else { return Ok(0) };
-    engine.planned_bytes(arrays)
+    match &sample.input {
+        SampleInput::Arrays(_) => engine.planned_bytes(&one_row(engine, sample, None)?),
+        _ => Ok(0),
+    }
 }
 
 /// Tokens of the longest sentence, as `max_tokens` cuts it; `None`: these are no sentences.
