@@ -57,6 +57,8 @@ impl Engine {
                 _ => break name,
             }
         };
+        // The first half of tract's clamp.
+        let name = name.trim_end_matches(".low");
         format!("comes first out of '{name}' ({})", origin.op)
     }
 }

@@ -48,7 +48,8 @@ fn an_answer_that_is_not_finite_is_an_error_that_names_where_it_comes_from() {
     assert!(error.contains("NaN, which the input 'x' holds"), "{error}");
     x(f32::MAX);
     let error = place.fails("run mlp.base --input x=x.npy", 1);
-    assert!(error.contains("comes first out of '") && error.contains("fc1"), "{error}");
+    // The first layer with the activation that is fused to it.
+    assert!(error.contains("comes first out of '/act/Relu' (FusedLinear)"), "{error}");
     let any = place.ok("run mlp.base --input x=x.npy --any-value");
     assert!(any.contains("inf") || any.contains("NaN"), "{any}");
 }

@@ -252,13 +252,13 @@ fn through_a_restart(messages: usize) {
     let daemon = daemon_at(&broker, base(), "instant = false\n");
     heard.wait("offshoot/pi/availability", |text| text == "online");
     let sentence =
-        |i: usize| format!("lamp {i} in the {}", if i % 2 == 0 { "red" } else { "radio" });
+        |i: usize| format!("lamp {i} in the {}", if i.is_multiple_of(2) { "red" } else { "radio" });
     for i in 0..messages {
         if i == messages / 2 {
             broker.stop();
             broker.again();
         }
-        let label = if i % 2 == 0 { "on" } else { "off" };
+        let label = if i.is_multiple_of(2) { "on" } else { "off" };
         say(
             &client,
             &format!("{NAME}/feedback"),

@@ -77,10 +77,10 @@ fn check(document: &Value, schema: &Value, found: &Value, at: &str) -> Result<()
     if !right {
         return Err(format!("{at} is no {}", schema["type"]));
     }
-    if let Some(choices) = schema["enum"].as_array() {
-        if !choices.contains(found) {
-            return Err(format!("{at} is none of {choices:?}"));
-        }
+    if let Some(choices) = schema["enum"].as_array()
+        && !choices.contains(found)
+    {
+        return Err(format!("{at} is none of {choices:?}"));
     }
     for (i, item) in found.as_array().into_iter().flatten().enumerate() {
         check(document, &schema["items"], item, &format!("{at}/{i}"))?;
