@@ -192,7 +192,7 @@ fn references_of_the_tiny_model() {
         for (output, found, expected) in answers(&engine, &reference(&file)) {
             let apart = max_difference(found.as_f32().unwrap(), expected.as_f32().unwrap());
             println!("lm_{number} '{output}': {apart:.1e}");
-            assert!(apart <= 1e-5, "lm_{number} '{output}': {apart}");
+            assert!(apart <= 3e-5, "lm_{number} '{output}': {apart}");
         }
     }
 }

@@ -60,7 +60,7 @@ fn front_ends_give_what_their_own_programs_give() {
         ("kaldi", AudioSpec::named("kaldi").unwrap(), 1e-3),
         ("ast", AudioSpec::named("ast").unwrap(), 1e-4),
         ("librosa", AudioSpec::named("librosa").unwrap(), 1e-4),
-        ("resemblyzer", AudioSpec::named("resemblyzer").unwrap(), 1e-6),
+        ("resemblyzer", AudioSpec::named("resemblyzer").unwrap(), 1e-5),
         ("general", general(), 1e-3),
     ];
     for (name, spec, allowed) in cases {
@@ -79,7 +79,7 @@ fn front_ends_give_what_their_own_programs_give() {
     }
     let quiet: Vec<f32> = clip.iter().map(|v| v / 64.0).collect();
     let found = FrontEnd::new(AudioSpec::named("resemblyzer").unwrap()).clip(16_000, &quiet, 3);
-    assert!(worst(&found.unwrap(), named(&all, "resemblyzer.quiet"), false) < 1e-6);
+    assert!(worst(&found.unwrap(), named(&all, "resemblyzer.quiet"), false) < 1e-5);
     let unit = FrontEnd::new(AudioSpec::named("wav2vec2").unwrap()).clip(16_000, clip, 2).unwrap();
     let wanted = named(&all, "wav2vec2").as_f32().unwrap();
     assert_eq!(unit.shape(), [1, clip.len()]);
