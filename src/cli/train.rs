@@ -211,7 +211,9 @@ pub fn summary(report: &TrainReport, out: &Out) {
         None if report.targets > 0 => out.line("knowledge kept: 'eval' measures it on other texts"),
         None => out.line("knowledge kept: all, since only a head was trained"),
     }
-    if let Some(given_up) = &report.given_up {
+    if report.given_up.as_ref() == Some(&report.after) {
+        out.line("what was trained in the layers changes nothing: the head alone is kept");
+    } else if let Some(given_up) = &report.given_up {
         let metrics: Vec<String> =
             given_up.iter().map(|(name, value)| format!("{name} {value:.3}")).collect();
         out.line(format!(

@@ -256,7 +256,7 @@ fn a_week_with_a_tiny_model() {
     week.day("monday", &points(&[0, 1], 60));
     assert!(week.promoted(), "{:?}", week.rows[0].verdict);
     let first = week.rows[0].test;
-    week.day("tuesday", &points(&[0, 1, 2], 90));
+    week.day("tuesday", &points(&[0, 1, 2], 150));
     assert!(week.promoted(), "{:?}", week.rows[1].verdict);
     let second = week.rows[1].test;
     assert!(second > first + 0.2 && second > 0.85, "{first} {second}");

@@ -47,9 +47,28 @@ impl Run<'_> {
         Ok(true)
     }
 
+    /// As [`Run::probe`]. 0: the targets changed nothing, since the instant head had left nothing to learn,
+    /// and the adapter has none any more.
+    ///
+    /// # Errors
+    /// They changed nothing, and there was no instant head; values that are not finite.
+    pub(super) fn effect(&self, adapter: &mut Adapter, instant: bool) -> Result<Option<f32>> {
+        let effect = self.probe(adapter)?;
+        let finite = effect.is_none_or(f32::is_finite);
+        if !finite || (effect == Some(0.0) && !instant) {
+            let output = self.trainer.output();
+            let why = format!("the trained adapter has no effect on '{output}'");
+            return Err(Error::failed(why).hint("more steps or a higher learning rate"));
+        }
+        if effect == Some(0.0) {
+            adapter.targets.clear();
+        }
+        Ok(effect)
+    }
+
     /// Measures how far the adapter moves the head's output on training inputs, and stores the
-    /// inputs that are small.
-    pub(super) fn probe(&self, adapter: &mut Adapter) -> Result<Option<f32>> {
+    /// inputs that are small. `None`: it has no targets.
+    fn probe(&self, adapter: &mut Adapter) -> Result<Option<f32>> {
         if adapter.targets.is_empty() {
             return Ok(None);
         }
@@ -71,16 +90,13 @@ impl Run<'_> {
             let (base, adapted) = (values(&base)?, values(&adapted)?);
             let moved: f64 = base.iter().zip(&adapted).map(|(b, a)| f64::from((a - b).abs())).sum();
             let effect = (moved / base.len().max(1) as f64) as f32;
-            most = most.max(effect);
+            // NaN stays.
+            most = if effect > most || effect.is_nan() { effect } else { most };
             // A picture would be most of the file: its effect is measured but not kept.
             let bytes: usize = inputs.iter().map(|(_, a)| 8 * a.data().len()).sum();
             if effect > 0.0 && bytes <= MAX_PROBE_BYTES {
                 probes.push(ProbeEffect { inputs, output: output.to_string(), effect });
             }
-        }
-        if !(most > 0.0 && most.is_finite()) {
-            return Err(Error::failed(format!("the trained adapter has no effect on '{output}'"))
-                .hint("more steps or a higher learning rate"));
         }
         adapter.probes = probes;
         Ok(Some(most))

@@ -62,8 +62,8 @@ pub struct TrainReport {
     pub after: Vec<(String, f32)>,
     /// How the instant head was made, where there is one.
     pub instant: Option<InstantReport>,
-    /// What the steps came to, where that was worse than the instant head, which was kept instead:
-    /// hold-out metrics.
+    /// What the steps came to, where that was worse than the instant head, which was kept instead, or
+    /// where the targets changed nothing and the head alone was kept: hold-out metrics.
     pub given_up: Option<Vec<(String, f32)>>,
     /// Targets trained.
     pub targets: usize,
@@ -360,7 +360,10 @@ impl<'a> Run<'a> {
             given_up = Some(std::mem::replace(&mut after, so_far.before.clone()));
             adapter = alone;
         }
-        let effect = self.probe(&mut adapter)?;
+        let effect = self.effect(&mut adapter, made.is_some())?;
+        if effect == Some(0.0) {
+            given_up = Some(after.clone());
+        }
         let knowledge = self.knowledge_of(&adapter, &mut || !progress.stop())?;
         if self.knowledge.is_some() && knowledge.is_none() {
             return stopped(so_far.step);
@@ -387,7 +390,7 @@ impl<'a> Run<'a> {
             task: options.task,
             output: self.trainer.output().to_string(),
             labels: self.trainer.labels().to_vec(),
-            effect,
+            effect: effect.filter(|most| *most > 0.0),
             knowledge,
         };
         let mut record = TrainingRecord {
