@@ -22,18 +22,19 @@ use rumqttc::{AsyncClient, Event, EventLoop, LastWill, MqttOptions, Packet, Publ
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use topics::{Topics, Wish};
 
 /// Answers that wait to be told; more are not told.
 const WAITING: usize = 256;
-/// Messages that wait to be done: each may be as large as a body.
-const MESSAGES: usize = 4;
+/// Messages that wait to be done. Further ones are left to the broker, as are those that together are
+/// larger than a body may be.
+const MESSAGES: usize = 1000;
 /// Packets that wait to be sent.
 const PACKETS: usize = 64;
-/// Longest that a packet waits for that. The task that reads may itself wait for a message to be done.
+/// Longest that a packet waits for that.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked what is learned.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -86,9 +87,10 @@ impl Home {
     /// Serves until the daemon stops.
     pub async fn run(mut self) {
         let (client, events) = AsyncClient::new(self.options.clone(), PACKETS);
-        let (sender, mut messages) = mpsc::channel(MESSAGES);
+        let (sender, mut messages) = mpsc::unbounded_channel();
         let connected = Arc::new(AtomicBool::new(false));
-        let reader = tokio::spawn(read(events, sender, connected.clone()));
+        let hall = Arc::new(Hall::new(self.app.config().limits.body_bytes));
+        let reader = tokio::spawn(read(events, sender, connected.clone(), hall.clone()));
         let mut stop = self.app.stop.subscribe();
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -98,7 +100,14 @@ impl Home {
                 _ = stop.changed() => break,
                 message = messages.recv() => match message {
                     Some(Message::Connected) => self.announce(&mut voice).await,
-                    Some(Message::Came(message)) => self.heed(&mut voice, message).await,
+                    Some(Message::Came(message)) => {
+                        let bytes = message.payload.len();
+                        self.heed(&mut voice, message).await;
+                        if hall.leave(bytes) {
+                            // What was turned away comes again with the next connection, in order.
+                            let _ = voice.client.try_disconnect();
+                        }
+                    }
                     None => break,
                 },
                 answer = self.answers.recv() => {
@@ -356,32 +365,101 @@ enum Message {
     Came(Publish),
 }
 
-/// Keeps the connection. Ends when nobody takes its messages.
-async fn read(mut events: EventLoop, sender: mpsc::Sender<Message>, connected: Arc<AtomicBool>) {
+/// Messages that wait, counted by who lets them in and by who does them.
+struct Hall {
+    most_bytes: usize,
+    messages: AtomicUsize,
+    bytes: AtomicUsize,
+    /// Some were turned away: all are until the next connection, so that none is done before them.
+    full: AtomicBool,
+}
+
+impl Hall {
+    fn new(most_bytes: usize) -> Hall {
+        let (messages, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Hall { most_bytes, messages, bytes, full: AtomicBool::new(false) }
+    }
+
+    /// Whether a message may wait. One alone may always.
+    fn enter(&self, bytes: usize) -> bool {
+        let others = self.messages.load(Ordering::Acquire);
+        let fits = self.bytes.load(Ordering::Acquire) + bytes <= self.most_bytes;
+        let room = others == 0 || (others < MESSAGES && fits);
+        if self.full.load(Ordering::Acquire) || !room {
+            self.full.store(true, Ordering::Release);
+            return false;
+        }
+        self.messages.fetch_add(1, Ordering::AcqRel);
+        self.bytes.fetch_add(bytes, Ordering::AcqRel);
+        true
+    }
+
+    /// After a message was done. `true`: it was the last, and others were turned away.
+    fn leave(&self, bytes: usize) -> bool {
+        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.messages.fetch_sub(1, Ordering::AcqRel) == 1 && self.full.load(Ordering::Acquire)
+    }
+}
+
+/// Keeps the connection; never waits for a message to be done, since acknowledgements leave through it.
+/// Ends when nobody takes its messages.
+async fn read(
+    mut events: EventLoop,
+    sender: mpsc::UnboundedSender<Message>,
+    connected: Arc<AtomicBool>,
+    hall: Arc<Hall>,
+) {
     let mut pause = PAUSE[0];
     loop {
         let message = match events.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(_))) => {
                 connected.store(true, Ordering::Relaxed);
+                hall.full.store(false, Ordering::Release);
                 pause = PAUSE[0];
                 Message::Connected
             }
-            Ok(Event::Incoming(Packet::Publish(message))) => Message::Came(message),
+            Ok(Event::Incoming(Packet::Publish(message))) => {
+                if !hall.enter(message.payload.len()) {
+                    continue;
+                }
+                Message::Came(message)
+            }
             Ok(_) => continue,
             Err(e) => {
                 connected.store(false, Ordering::Relaxed);
                 if sender.is_closed() {
                     return;
                 }
-                let seconds = pause.as_secs();
-                tracing::warn!("the broker: {e}; trying again in {seconds} s");
+                // After a goodbye of its own there is nothing to say.
+                if !hall.full.load(Ordering::Acquire) {
+                    let seconds = pause.as_secs();
+                    tracing::warn!("the broker: {e}; trying again in {seconds} s");
+                }
                 tokio::time::sleep(pause).await;
                 pause = (2 * pause).min(PAUSE[1]);
                 continue;
             }
         };
-        if sender.send(message).await.is_err() {
+        if sender.send(message).is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_turned_away_is_not_overtaken() {
+        let hall = Hall::new(10);
+        assert!(hall.enter(100), "one alone");
+        assert!(!hall.enter(1));
+        assert!(hall.leave(100), "it was the last, and another was turned away");
+        assert!(!hall.enter(1), "until the next connection");
+        hall.full.store(false, Ordering::Release);
+        assert!(hall.enter(5) && hall.enter(5));
+        assert!(!hall.leave(5));
+        assert!(!hall.leave(5), "nobody was turned away");
     }
 }
