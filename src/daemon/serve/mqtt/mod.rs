@@ -100,9 +100,15 @@ impl Home {
                 _ = stop.changed() => break,
                 message = messages.recv() => match message {
                     Some(Message::Connected) => self.announce(&mut voice).await,
-                    Some(Message::Came(message)) => {
+                    Some(Message::Came(message, connection)) => {
                         let bytes = message.payload.len();
-                        self.heed(&mut voice, message).await;
+                        // What an earlier connection brought comes again, by another number perhaps.
+                        if hall.is_of(connection) {
+                            let done = self.heed(&mut voice, &message).await;
+                            if done && hall.is_of(connection) {
+                                voice.acknowledge(&message).await;
+                            }
+                        }
                         if hall.leave(bytes) {
                             // What was turned away comes again with the next connection, in order.
                             let _ = voice.client.try_disconnect();
@@ -146,28 +152,28 @@ impl Home {
         }
     }
 
-    /// Does what a message asks for, then acknowledges it.
-    async fn heed(&self, voice: &mut Voice, message: Publish) {
-        let mut done = self.act(voice, &message).await;
+    /// Does what a message asks for; whether it is to be acknowledged.
+    async fn heed(&self, voice: &mut Voice, message: &Publish) -> bool {
+        let mut done = self.act(voice, message).await;
         for _ in 0..BUSY {
             let busy = matches!(&done, Err(p) if p.status == StatusCode::SERVICE_UNAVAILABLE);
             if !busy {
                 break;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
-            done = self.act(voice, &message).await;
+            done = self.act(voice, message).await;
         }
         match done {
             Ok(Done::Told) => {}
             // It comes again with the connection.
-            Ok(Done::Untold) => return,
+            Ok(Done::Untold) => return false,
             Err(problem) => {
                 tracing::warn!("a message on '{}': {}", message.topic, problem.message);
                 let said = json!({"topic": message.topic, "message": problem.message}).to_string();
                 voice.say(self.topics.problem(), false, said).await;
             }
         }
-        voice.acknowledge(&message).await;
+        true
     }
 
     async fn act(&self, voice: &mut Voice, message: &Publish) -> Result<Done, Problem> {
@@ -362,7 +368,8 @@ enum Done {
 
 enum Message {
     Connected,
-    Came(Publish),
+    /// With the number of its connection.
+    Came(Publish, usize),
 }
 
 /// Messages that wait, counted by who lets them in and by who does them.
@@ -372,12 +379,26 @@ struct Hall {
     bytes: AtomicUsize,
     /// Some were turned away: all are until the next connection, so that none is done before them.
     full: AtomicBool,
+    /// Connections so far. Brokers may number messages anew with each.
+    connections: AtomicUsize,
 }
 
 impl Hall {
     fn new(most_bytes: usize) -> Hall {
-        let (messages, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Hall { most_bytes, messages, bytes, full: AtomicBool::new(false) }
+        let none = || AtomicUsize::new(0);
+        let full = AtomicBool::new(false);
+        Hall { most_bytes, messages: none(), bytes: none(), full, connections: none() }
+    }
+
+    /// A new connection was made.
+    fn open(&self) {
+        self.connections.fetch_add(1, Ordering::AcqRel);
+        self.full.store(false, Ordering::Release);
+    }
+
+    /// Whether `connection` is the last one.
+    fn is_of(&self, connection: usize) -> bool {
+        self.connections.load(Ordering::Acquire) == connection
     }
 
     /// Whether a message may wait. One alone may always.
@@ -414,7 +435,7 @@ async fn read(
         let message = match events.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(_))) => {
                 connected.store(true, Ordering::Relaxed);
-                hall.full.store(false, Ordering::Release);
+                hall.open();
                 pause = PAUSE[0];
                 Message::Connected
             }
@@ -422,7 +443,7 @@ async fn read(
                 if !hall.enter(message.payload.len()) {
                     continue;
                 }
-                Message::Came(message)
+                Message::Came(message, hall.connections.load(Ordering::Acquire))
             }
             Ok(_) => continue,
             Err(e) => {
@@ -457,7 +478,8 @@ mod tests {
         assert!(!hall.enter(1));
         assert!(hall.leave(100), "it was the last, and another was turned away");
         assert!(!hall.enter(1), "until the next connection");
-        hall.full.store(false, Ordering::Release);
+        hall.open();
+        assert!(hall.is_of(1) && !hall.is_of(0));
         assert!(hall.enter(5) && hall.enter(5));
         assert!(!hall.leave(5));
         assert!(!hall.leave(5), "nobody was turned away");
