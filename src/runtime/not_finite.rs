@@ -58,7 +58,7 @@ impl Engine {
             }
         };
         // The first half of tract's clamp.
-        let name = name.trim_end_matches(".low");
+        let name = name.strip_suffix(".low").unwrap_or(&name);
         format!("comes first out of '{name}' ({})", origin.op)
     }
 }

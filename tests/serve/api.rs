@@ -310,6 +310,7 @@ fn metrics_tell_what_serves_and_what_is_learned() {
         "offshoot_judged_right{adapter=\"home\"} 2",
         "offshoot_judged{adapter=\"home\"} 3",
         "offshoot_jobs_open 0",
+        "offshoot_state_readable 1",
         "offshoot_base_damaged 0",
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is missing: {text}");

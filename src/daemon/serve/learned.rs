@@ -4,11 +4,21 @@ use super::app::App;
 use super::metrics::Family;
 use crate::error::Result;
 
-/// Gauges with an adapter's name each. A name holds nothing that needs an escape.
-///
-/// # Errors
-/// The state can't be read.
-pub fn families(app: &App) -> Result<Vec<Family>> {
+/// Gauges with an adapter's name each, and whether the state could be read for them. A name holds nothing
+/// that needs an escape.
+pub fn families(app: &App) -> Vec<Family> {
+    let found = read(app);
+    let mut readable = Family::new("state_readable", "Whether the state could be read.");
+    readable.add(String::new(), f64::from(found.is_ok()));
+    if let Err(e) = &found {
+        tracing::warn!("the metrics lack what is learned: {e}");
+    }
+    let mut families = found.unwrap_or_default();
+    families.push(readable);
+    families
+}
+
+fn read(app: &App) -> Result<Vec<Family>> {
     let mut generation = Family::new("adapter_generation", "The active generation; 0: the base.");
     let mut trial = Family::new("adapter_on_trial", "Whether it is on trial.");
     let mut fault = Family::new("adapter_fault", "Whether another answers in its place.");

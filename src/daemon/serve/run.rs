@@ -214,9 +214,9 @@ async fn serve(app: &Arc<App>, source: &Source, mut listeners: Listeners) -> Res
         tasks.push(tokio::spawn(watchdog(app.clone(), every / 3)));
     }
     #[cfg(feature = "mqtt")]
-    if let Some((home, teller)) = super::mqtt::Home::new(app)? {
+    if let Some((client, teller)) = super::mqtt::MqttClient::new(app)? {
         app.set_teller(teller);
-        tasks.push(tokio::spawn(home.run()));
+        tasks.push(tokio::spawn(client.run()));
     }
     tasks.push(tokio::spawn(settle(app.clone())));
     tasks.push(tokio::spawn(integrity::watch(app.clone())));

@@ -53,8 +53,8 @@ fn problems(app: &App) -> Vec<String> {
 
 /// `GET /metrics`.
 pub async fn metrics(State(app): State<Arc<App>>, _call: Call) -> Answer {
-    // A state that can't be read is no reason to say nothing.
-    let learned = app.blocking(|app| Ok(learned::families(app).unwrap_or_default())).await?;
+    // A state that can't be read is no reason to say nothing of the rest.
+    let learned = app.blocking(|app| Ok(learned::families(app))).await?;
     let text = app.metrics.text(&app.gauges(), &learned);
     let kind = HeaderValue::from_static("text/plain; version=0.0.4");
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())

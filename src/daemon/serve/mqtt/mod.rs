@@ -50,7 +50,7 @@ const LONGEST: usize = 64 << 10;
 pub type Teller = mpsc::Sender<Bytes>;
 
 /// What the broker's messages do, ready to run.
-pub struct Home {
+pub struct MqttClient {
     app: Arc<App>,
     config: MqttConfig,
     topics: Topics,
@@ -58,13 +58,13 @@ pub struct Home {
     answers: mpsc::Receiver<Bytes>,
 }
 
-impl Home {
+impl MqttClient {
     /// For the configured broker, with where answers are told; `None`: there is no broker. Nothing is
     /// connected yet.
     ///
     /// # Errors
     /// The password can't be read.
-    pub fn new(app: &Arc<App>) -> Result<Option<(Home, Teller)>> {
+    pub fn new(app: &Arc<App>) -> Result<Option<(MqttClient, Teller)>> {
         let config = app.config().mqtt.clone();
         let Some((host, port)) = config.address()? else { return Ok(None) };
         let board = config.board();
@@ -81,7 +81,7 @@ impl Home {
             .set_max_packet_size(largest, LONGEST + 1024)
             .set_last_will(LastWill::new(topics.availability(), "offline", QoS::AtLeastOnce, true));
         let (teller, answers) = mpsc::channel(WAITING);
-        Ok(Some((Home { app: app.clone(), config, topics, options, answers }, teller)))
+        Ok(Some((MqttClient { app: app.clone(), config, topics, options, answers }, teller)))
     }
 
     /// Serves until the daemon stops.
@@ -89,39 +89,39 @@ impl Home {
         let (client, events) = AsyncClient::new(self.options.clone(), PACKETS);
         let (sender, mut messages) = mpsc::unbounded_channel();
         let connected = Arc::new(AtomicBool::new(false));
-        let hall = Arc::new(Hall::new(self.app.config().limits.body_bytes));
-        let reader = tokio::spawn(read(events, sender, connected.clone(), hall.clone()));
+        let backlog = Arc::new(Backlog::new(self.app.config().limits.body_bytes));
+        let reader = tokio::spawn(read(events, sender, connected.clone(), backlog.clone()));
         let mut stop = self.app.stop.subscribe();
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut voice = Voice { client, connected, told: BTreeMap::new() };
+        let mut outbox = Outbox { client, connected, told: BTreeMap::new() };
         loop {
             tokio::select! {
                 _ = stop.changed() => break,
                 message = messages.recv() => match message {
-                    Some(Message::Connected) => self.announce(&mut voice).await,
+                    Some(Message::Connected) => self.announce(&mut outbox).await,
                     Some(Message::Came(message, connection)) => {
                         let bytes = message.payload.len();
                         // What an earlier connection brought comes again, by another number perhaps.
-                        if hall.is_of(connection) {
-                            let done = self.heed(&mut voice, &message).await;
-                            if done && hall.is_of(connection) {
-                                voice.acknowledge(&message).await;
+                        if backlog.is_of(connection) {
+                            let done = self.heed(&mut outbox, &message).await;
+                            if done && backlog.is_of(connection) {
+                                outbox.acknowledge(&message).await;
                             }
                         }
-                        if hall.leave(bytes) {
+                        if backlog.leave(bytes) {
                             // What was turned away comes again with the next connection, in order.
-                            let _ = voice.client.try_disconnect();
+                            let _ = outbox.client.try_disconnect();
                         }
                     }
                     None => break,
                 },
                 answer = self.answers.recv() => {
                     if let Some(answer) = answer {
-                        self.tell(&voice, &answer, None).await;
+                        self.tell(&outbox, &answer, None).await;
                     }
                 }
-                _ = look.tick() => self.states(&mut voice).await,
+                _ = look.tick() => self.states(&mut outbox).await,
             }
         }
         // Without a goodbye the broker tells the last will: offline.
@@ -129,16 +129,16 @@ impl Home {
     }
 
     /// After a connection was made: the broker may know nothing of this board.
-    async fn announce(&self, voice: &mut Voice) {
+    async fn announce(&self, outbox: &mut Outbox) {
         tracing::info!("connected to the broker '{}'", self.config.broker.as_deref().unwrap_or(""));
         for topic in self.topics.wanted() {
-            if voice.client.subscribe(topic, QoS::AtLeastOnce).await.is_err() {
+            if outbox.client.subscribe(topic, QoS::AtLeastOnce).await.is_err() {
                 return;
             }
         }
-        voice.told.clear();
-        voice.say(self.topics.availability(), true, "online").await;
-        self.states(voice).await;
+        outbox.told.clear();
+        outbox.say(self.topics.availability(), true, "online").await;
+        self.states(outbox).await;
     }
 
     fn may(&self, what: Accept) -> Result<(), Problem> {
@@ -153,15 +153,15 @@ impl Home {
     }
 
     /// Does what a message asks for; whether it is to be acknowledged.
-    async fn heed(&self, voice: &mut Voice, message: &Publish) -> bool {
-        let mut done = self.act(voice, message).await;
+    async fn heed(&self, outbox: &mut Outbox, message: &Publish) -> bool {
+        let mut done = self.act(outbox, message).await;
         for _ in 0..BUSY {
             let busy = matches!(&done, Err(p) if p.status == StatusCode::SERVICE_UNAVAILABLE);
             if !busy {
                 break;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
-            done = self.act(voice, message).await;
+            done = self.act(outbox, message).await;
         }
         match done {
             Ok(Done::Told) => {}
@@ -170,17 +170,21 @@ impl Home {
             Err(problem) => {
                 tracing::warn!("a message on '{}': {}", message.topic, problem.message);
                 let said = json!({"topic": message.topic, "message": problem.message}).to_string();
-                voice.say(self.topics.problem(), false, said).await;
+                outbox.say(self.topics.problem(), false, said).await;
             }
         }
         true
     }
 
-    async fn act(&self, voice: &mut Voice, message: &Publish) -> Result<Done, Problem> {
-        let Some(wish) = self.topics.wish(&message.topic) else { return Ok(Done::Told) };
+    async fn act(&self, outbox: &mut Outbox, message: &Publish) -> Result<Done, Problem> {
+        let Some(wish) = self.topics.wish(&message.topic) else {
+            return Err(Problem::invalid(
+                "the topic names no adapter, or nothing that can be asked",
+            ));
+        };
         if wish == Wish::Born {
-            voice.told.clear();
-            self.states(voice).await;
+            outbox.told.clear();
+            self.states(outbox).await;
             return Ok(Done::Told);
         }
         if message.retain {
@@ -195,21 +199,21 @@ impl Home {
                     .map_err(|_| Problem::invalid("the sentence is not UTF-8"))?;
                 let body = json!({"text": text, "adapter": name, "outputs": false}).to_string();
                 let raw = Raw { body: body.into(), mime: Mime::Json, query: AskQuery::default() };
-                self.ask(voice, raw, tag).await
+                self.ask(outbox, raw, tag).await
             }
             Wish::Picture(name, tag) => {
                 if media_type(&message.payload).is_none() {
                     return Err(Problem::invalid("expected a picture (PNG, JPEG, WebP or GIF)"));
                 }
                 let (body, query) = (message.payload.clone(), AskQuery::of(name));
-                self.ask(voice, Raw { body, mime: Mime::Picture, query }, tag).await
+                self.ask(outbox, Raw { body, mime: Mime::Picture, query }, tag).await
             }
             Wish::Feedback(name) => self.feedback(name, message.payload.clone()).await,
             Wish::Command(name) => self.command(name, &message.payload).await,
         }
     }
 
-    async fn ask(&self, voice: &Voice, raw: Raw, tag: Option<&str>) -> Result<Done, Problem> {
+    async fn ask(&self, outbox: &Outbox, raw: Raw, tag: Option<&str>) -> Result<Done, Problem> {
         self.may(Accept::Ask)?;
         let answer = self.app.pool.ask(raw)?;
         let patience = self.app.config().limits.request();
@@ -218,7 +222,7 @@ impl Home {
             Ok(Err(_)) => return Err(Problem::failed("a worker has gone")),
             Err(_) => return Err(Problem::failed("it took longer than limits.request_seconds")),
         };
-        Ok(if self.tell(voice, &answer, tag).await { Done::Told } else { Done::Untold })
+        Ok(if self.tell(outbox, &answer, tag).await { Done::Told } else { Done::Untold })
     }
 
     async fn feedback(&self, name: &str, body: Bytes) -> Result<Done, Problem> {
@@ -259,7 +263,7 @@ impl Home {
     }
 
     /// Tells an answer of a name. `false`: it could not be sent.
-    async fn tell(&self, voice: &Voice, answer: &[u8], tag: Option<&str>) -> bool {
+    async fn tell(&self, outbox: &Outbox, answer: &[u8], tag: Option<&str>) -> bool {
         let Ok(answer) = serde_json::from_slice::<Value>(answer) else { return true };
         let Some(name) = answer["adapter"].as_str() else { return true };
         let mut said = match &answer["predictions"][0] {
@@ -282,8 +286,8 @@ impl Home {
         }
         said.insert("event_type".into(), "answer".into());
         let event = Value::Object(said).to_string();
-        let told = voice.say(self.topics.of(name, "event"), false, event).await
-            && voice.say(self.topics.of(name, "answer"), true, text).await;
+        let told = outbox.say(self.topics.of(name, "event"), false, event).await
+            && outbox.say(self.topics.of(name, "answer"), true, text).await;
         if !told {
             count(&self.app.metrics.untold);
         }
@@ -291,8 +295,8 @@ impl Home {
     }
 
     /// Tells what changed of names, and which there are.
-    async fn states(&self, voice: &mut Voice) {
-        if !voice.connected.load(Ordering::Relaxed) {
+    async fn states(&self, outbox: &mut Outbox) {
+        if !outbox.connected.load(Ordering::Relaxed) {
             return;
         }
         let states = match self.app.blocking(|app| Ok(state::states(app)?)).await {
@@ -305,44 +309,44 @@ impl Home {
             .map(|(_, word)| *word)
             .collect();
         let gone: Vec<String> =
-            voice.told.keys().filter(|name| !states.contains_key(*name)).cloned().collect();
+            outbox.told.keys().filter(|name| !states.contains_key(*name)).cloned().collect();
         for name in gone {
             for (topic, _) in self.topics.entities(&name, &buttons) {
-                voice.say(topic, true, "").await;
+                outbox.say(topic, true, "").await;
             }
             for what in ["answer", "state"] {
-                voice.say(self.topics.of(&name, what), true, "").await;
+                outbox.say(self.topics.of(&name, what), true, "").await;
             }
-            voice.told.remove(&name);
+            outbox.told.remove(&name);
         }
         for (name, state) in states {
             let state = state.to_string();
-            let told = voice.told.get(&name);
+            let told = outbox.told.get(&name);
             if told == Some(&state) {
                 continue;
             }
             let mut whole = true;
             if told.is_none() {
                 for (topic, entity) in self.topics.entities(&name, &buttons) {
-                    whole &= voice.say(topic, true, entity.to_string()).await;
+                    whole &= outbox.say(topic, true, entity.to_string()).await;
                 }
             }
-            if whole && voice.say(self.topics.of(&name, "state"), true, state.clone()).await {
-                voice.told.insert(name, state);
+            if whole && outbox.say(self.topics.of(&name, "state"), true, state.clone()).await {
+                outbox.told.insert(name, state);
             }
         }
     }
 }
 
 /// What is sent, while there is a connection.
-struct Voice {
+struct Outbox {
     client: AsyncClient,
     connected: Arc<AtomicBool>,
     /// The last state of each name that the broker was told.
     told: BTreeMap<String, String>,
 }
 
-impl Voice {
+impl Outbox {
     /// Whether it was taken: then it reaches the broker, after another connection too.
     async fn say(&self, topic: String, retain: bool, payload: impl Into<Vec<u8>>) -> bool {
         if !self.connected.load(Ordering::Relaxed) {
@@ -373,27 +377,31 @@ enum Message {
 }
 
 /// Messages that wait, counted by who lets them in and by who does them.
-struct Hall {
+struct Backlog {
     most_bytes: usize,
     messages: AtomicUsize,
     bytes: AtomicUsize,
     /// Some were turned away: all are until the next connection, so that none is done before them.
     full: AtomicBool,
-    /// Connections so far. Brokers may number messages anew with each.
+    /// Connections that were lost. Brokers may number messages anew with the next.
     connections: AtomicUsize,
 }
 
-impl Hall {
-    fn new(most_bytes: usize) -> Hall {
+impl Backlog {
+    fn new(most_bytes: usize) -> Backlog {
         let none = || AtomicUsize::new(0);
         let full = AtomicBool::new(false);
-        Hall { most_bytes, messages: none(), bytes: none(), full, connections: none() }
+        Backlog { most_bytes, messages: none(), bytes: none(), full, connections: none() }
     }
 
-    /// A new connection was made.
+    /// A connection was made: all may enter.
     fn open(&self) {
-        self.connections.fetch_add(1, Ordering::AcqRel);
         self.full.store(false, Ordering::Release);
+    }
+
+    /// The connection is lost: from now on nothing of it is acknowledged.
+    fn close(&self) {
+        self.connections.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Whether `connection` is the last one.
@@ -428,31 +436,35 @@ async fn read(
     mut events: EventLoop,
     sender: mpsc::UnboundedSender<Message>,
     connected: Arc<AtomicBool>,
-    hall: Arc<Hall>,
+    backlog: Arc<Backlog>,
 ) {
     let mut pause = PAUSE[0];
     loop {
         let message = match events.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(_))) => {
                 connected.store(true, Ordering::Relaxed);
-                hall.open();
+                backlog.open();
                 pause = PAUSE[0];
                 Message::Connected
             }
             Ok(Event::Incoming(Packet::Publish(message))) => {
-                if !hall.enter(message.payload.len()) {
+                if !backlog.enter(message.payload.len()) {
                     continue;
                 }
-                Message::Came(message, hall.connections.load(Ordering::Acquire))
+                Message::Came(message, backlog.connections.load(Ordering::Acquire))
             }
             Ok(_) => continue,
             Err(e) => {
                 connected.store(false, Ordering::Relaxed);
+                backlog.close();
+                // What was read of this connection would be given out as the next one's, and acknowledged
+                // there by numbers that may mean others.
+                events.state.events.clear();
                 if sender.is_closed() {
                     return;
                 }
                 // After a goodbye of its own there is nothing to say.
-                if !hall.full.load(Ordering::Acquire) {
+                if !backlog.full.load(Ordering::Acquire) {
                     let seconds = pause.as_secs();
                     tracing::warn!("the broker: {e}; trying again in {seconds} s");
                 }
@@ -473,15 +485,16 @@ mod tests {
 
     #[test]
     fn who_was_turned_away_is_not_overtaken() {
-        let hall = Hall::new(10);
-        assert!(hall.enter(100), "one alone");
-        assert!(!hall.enter(1));
-        assert!(hall.leave(100), "it was the last, and another was turned away");
-        assert!(!hall.enter(1), "until the next connection");
-        hall.open();
-        assert!(hall.is_of(1) && !hall.is_of(0));
-        assert!(hall.enter(5) && hall.enter(5));
-        assert!(!hall.leave(5));
-        assert!(!hall.leave(5), "nobody was turned away");
+        let backlog = Backlog::new(10);
+        assert!(backlog.enter(100), "one alone");
+        assert!(!backlog.enter(1));
+        assert!(backlog.leave(100), "it was the last, and another was turned away");
+        assert!(!backlog.enter(1), "until the next connection");
+        backlog.close();
+        backlog.open();
+        assert!(backlog.is_of(1) && !backlog.is_of(0));
+        assert!(backlog.enter(5) && backlog.enter(5));
+        assert!(!backlog.leave(5));
+        assert!(!backlog.leave(5), "nobody was turned away");
     }
 }

@@ -1,6 +1,7 @@
 //! The answers of the OpenAPI document. A test holds what the daemon answers against them. Later versions
 //! may add properties, which is why clients must pass over those that they don't know.
 
+use super::{nullable as or_null, reference as named, word as text};
 use serde_json::{Map, Value, json};
 
 /// Schemas by name.
@@ -182,24 +183,8 @@ fn with(mut properties: Value, more: Value) -> Value {
     properties
 }
 
-/// Null too. A reference can't say so itself in OpenAPI 3.0.
-fn or_null(schema: Value) -> Value {
-    match schema.get("$ref") {
-        Some(_) => json!({"nullable": true, "allOf": [schema]}),
-        None => with(schema, json!({"nullable": true})),
-    }
-}
-
-fn named(schema: &str) -> Value {
-    json!({"$ref": format!("#/components/schemas/{schema}")})
-}
-
 fn list(of: Value) -> Value {
     json!({"type": "array", "items": of})
-}
-
-fn text() -> Value {
-    json!({"type": "string"})
 }
 
 fn base64() -> Value {

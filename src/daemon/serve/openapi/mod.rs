@@ -101,7 +101,7 @@ fn paths() -> Value {
             "parameters": name(),
             "post": Operation::new("rollback", "Serve what was served before. With expected_generation only if \
                 that is served now, else 409")
-                .takes_optional("Rollback").gives(200, "Switched").refuses(&[404, 409]).end(),
+                .takes_nullable("Rollback").gives(200, "Switched").refuses(&[404, 409]).end(),
         },
         "/v1/train": {
             "get": Operation::new("listJobs", "Jobs and conditions").gives(200, "Jobs").end(),
@@ -169,7 +169,7 @@ impl Operation {
         self.refuses(&[415])
     }
 
-    fn takes_optional(self, schema: &str) -> Operation {
+    fn takes_nullable(self, schema: &str) -> Operation {
         let mut operation = self.takes(schema, false);
         if let Some(body) = operation.body.as_mut().and_then(Value::as_object_mut) {
             body.insert("required".into(), false.into());
@@ -291,11 +291,12 @@ fn object(required: &[&str], properties: Value) -> Value {
     schema
 }
 
-fn nullable(schema: Value) -> Value {
-    let mut schema = schema;
-    if let Some(map) = schema.as_object_mut() {
-        map.insert("nullable".into(), true.into());
+/// Null too. A reference can't say so itself in OpenAPI 3.0.
+fn nullable(mut schema: Value) -> Value {
+    if schema.get("$ref").is_some() {
+        return json!({"nullable": true, "allOf": [schema]});
     }
+    schema["nullable"] = true.into();
     schema
 }
 
@@ -327,15 +328,14 @@ fn schemas() -> Value {
         &["id", "scale"],
         json!({"id": {"type": "integer", "minimum": 0}, "scale": {"type": "number"}}),
     );
-    let optional = |schema: Value| nullable(schema);
     let mut feedback = json!({
-        "adapter": optional(name_schema()), "predicted": {},
-        "generation": optional(unsigned()),
-        "source": optional(word()), "time": optional(unsigned()),
-        "consent": optional(json!({"type": "boolean"})),
+        "adapter": nullable(name_schema()), "predicted": {},
+        "generation": nullable(unsigned()),
+        "source": nullable(word()), "time": nullable(unsigned()),
+        "consent": nullable(json!({"type": "boolean"})),
     });
     for (field, schema) in Task::field_schemas() {
-        feedback[field] = optional(schema);
+        feedback[field] = nullable(schema);
     }
     let mut all = json!({
         "Any": {"type": "object"},
@@ -349,11 +349,11 @@ fn schemas() -> Value {
             "problems": {"type": "array", "items": word()},
         })),
         "Question": object(&[], also(json!({
-            "adapter": optional(json!({"type": "string"})),
-            "lora": optional(json!({"type": "array", "maxItems": 16, "items": weight})),
-            "top": optional(json!({"type": "integer", "minimum": 0, "maximum": 1000})),
-            "reject": optional(rate()),
-            "outputs": optional(json!({"type": "boolean"})),
+            "adapter": nullable(json!({"type": "string"})),
+            "lora": nullable(json!({"type": "array", "maxItems": 16, "items": weight})),
+            "top": nullable(json!({"type": "integer", "minimum": 0, "maximum": 1000})),
+            "reject": nullable(rate()),
+            "outputs": nullable(json!({"type": "boolean"})),
         }))),
         "Answer": object(&["adapter", "generation", "predictions"], json!({
             "adapter": nullable(word()),
@@ -368,14 +368,14 @@ fn schemas() -> Value {
         "Feedback": object(&[], also(feedback)),
         "SampleState": object(&["state"], json!({
             "state": {"type": "string", "enum": ["kept", "quarantined"]},
-            "reason": optional(json!({"type": "string", "maxLength": 300})),
+            "reason": nullable(json!({"type": "string", "maxLength": 300})),
         })),
         "Selector": object(&[], json!({
             "ids": {"type": "array", "items": integer()},
             "hashes": {"type": "array", "items": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
-            "label": optional(word()), "source": optional(word()),
-            "since": optional(unsigned()), "until": optional(unsigned()),
-            "name": optional(name_schema()), "all": {"type": "boolean"},
+            "label": nullable(word()), "source": nullable(word()),
+            "since": nullable(unsigned()), "until": nullable(unsigned()),
+            "name": nullable(name_schema()), "all": {"type": "boolean"},
         })),
         "Added": object(&["generation", "new", "active"], json!({
             "generation": {"type": "integer"}, "new": {"type": "boolean"},
@@ -383,10 +383,10 @@ fn schemas() -> Value {
         })),
         "Activate": object(&["generation"], json!({
             "generation": nullable(unsigned()), "expected_generation": nullable(unsigned()),
-            "trial_seconds": optional(json!({"type": "integer", "minimum": 1, "maximum": 7_776_000})),
+            "trial_seconds": nullable(json!({"type": "integer", "minimum": 1, "maximum": 7_776_000})),
         })),
         "Rollback": object(&[], json!({
-            "why": optional(json!({"type": "string", "maxLength": 250})),
+            "why": nullable(json!({"type": "string", "maxLength": 250})),
             "expected_generation": nullable(unsigned()), "dry_run": {"type": "boolean"},
         })),
         "Switched": object(&["name", "active", "before"], json!({
