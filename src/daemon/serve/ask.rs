@@ -30,7 +30,7 @@ pub enum Mime {
     /// `application/json`.
     Json,
     /// `image/*` or `audio/*`.
-    Picture,
+    File,
     /// `application/x-npz` or `application/zip`.
     Npz,
     /// `application/octet-stream`.
@@ -43,7 +43,7 @@ impl Mime {
         let name = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         Some(match name.as_str() {
             "application/json" => Mime::Json,
-            file if file.starts_with("image/") || file.starts_with("audio/") => Mime::Picture,
+            file if file.starts_with("image/") || file.starts_with("audio/") => Mime::File,
             "application/x-npz" | "application/zip" => Mime::Npz,
             "application/octet-stream" => Mime::Bytes,
             _ => return None,
@@ -303,7 +303,7 @@ pub fn raw_input(body: &Bytes, mime: Mime, taken: &mut Taken) -> Result<Option<A
             taken.grow(numbers.saturating_mul(BYTES_OF_A_NUMBER))?;
             Ok(None)
         }
-        Mime::Picture => Ok(Some(Asked::Picture(body.clone()))),
+        Mime::File => Ok(Some(Asked::Picture(body.clone()))),
         Mime::Npz => {
             let before = taken.bytes();
             let arrays = npy::read_npz_within(body, MAX_UNPACKED, &mut |more| taken.grow(more))?;

@@ -15,7 +15,7 @@ use super::problem::Problem;
 use crate::daemon::Serving;
 use crate::daemon::mqtt::{Accept, MqttConfig};
 use crate::error::Result;
-use crate::runtime::picture::media_type;
+use crate::runtime::audio::media_type;
 use axum::body::Bytes;
 use axum::http::StatusCode;
 use rumqttc::{AsyncClient, Event, EventLoop, LastWill, MqttOptions, Packet, Publish, QoS};
@@ -201,12 +201,14 @@ impl MqttClient {
                 let raw = Raw { body: body.into(), mime: Mime::Json, query: AskQuery::default() };
                 self.ask(outbox, raw, tag).await
             }
-            Wish::Picture(name, tag) => {
+            Wish::File(name, tag) => {
                 if media_type(&message.payload).is_none() {
-                    return Err(Problem::invalid("expected a picture (PNG, JPEG, WebP or GIF)"));
+                    return Err(Problem::invalid(
+                        "expected a picture (PNG, JPEG, WebP, GIF) or a clip (WAV)",
+                    ));
                 }
                 let (body, query) = (message.payload.clone(), AskQuery::of(name));
-                self.ask(outbox, Raw { body, mime: Mime::Picture, query }, tag).await
+                self.ask(outbox, Raw { body, mime: Mime::File, query }, tag).await
             }
             Wish::Feedback(name) => self.feedback(name, message.payload.clone()).await,
             Wish::Command(name) => self.command(name, &message.payload).await,

@@ -17,8 +17,8 @@ pub struct Topics {
 pub enum Wish<'a> {
     /// A sentence, its tag.
     Text(&'a str, Option<&'a str>),
-    /// A picture, its tag.
-    Picture(&'a str, Option<&'a str>),
+    /// A picture or clip, its tag.
+    File(&'a str, Option<&'a str>),
     /// What was right, as the body of `POST /v1/feedback`.
     Feedback(&'a str),
     /// `train` or `rollback`.
@@ -73,7 +73,7 @@ impl Topics {
         let name = levels.next().filter(|name| check_name(name).is_ok())?;
         match (levels.next()?, levels.next(), levels.next()) {
             ("ask", Some("text"), tag) => Some(Wish::Text(name, tag)),
-            ("ask", Some("picture"), tag) => Some(Wish::Picture(name, tag)),
+            ("ask", Some("picture" | "sound"), tag) => Some(Wish::File(name, tag)),
             ("feedback", None, None) => Some(Wish::Feedback(name)),
             ("command", None, None) => Some(Wish::Command(name)),
             _ => None,
@@ -161,7 +161,9 @@ mod tests {
         for (topic, wish) in [
             ("offshoot/pi/garage/ask/text", Some(Wish::Text("garage", None))),
             ("offshoot/pi/garage/ask/text/hall", Some(Wish::Text("garage", Some("hall")))),
-            ("offshoot/pi/a.b/ask/picture/x/y", Some(Wish::Picture("a.b", Some("x/y")))),
+            ("offshoot/pi/a.b/ask/picture/x/y", Some(Wish::File("a.b", Some("x/y")))),
+            ("offshoot/pi/garage/ask/sound", Some(Wish::File("garage", None))),
+            ("offshoot/pi/garage/ask/smell", None),
             ("offshoot/pi/garage/feedback", Some(Wish::Feedback("garage"))),
             ("offshoot/pi/garage/command", Some(Wish::Command("garage"))),
             ("homeassistant/status", Some(Wish::Born)),
