@@ -219,7 +219,7 @@ fn check(sample: &NewSample, quota: &Quota) -> Result<()> {
         }
         Some(Label::Answer(_)) | None => {}
     }
-    if let Input::Picture { mime, .. } = &sample.input {
+    if let Input::File { mime, .. } = &sample.input {
         word("type", mime)?;
     }
     let bytes = sample.input.bytes().len() as u64;

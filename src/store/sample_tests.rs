@@ -27,7 +27,7 @@ fn rules(change: impl FnOnce(&mut Rules)) -> Rules {
 #[test]
 fn what_is_taken_in_comes_out_again() {
     let (_dir, store) = store();
-    let picture = Input::Picture { bytes: vec![7; 100_000], mime: "image/png".into() };
+    let picture = Input::File { bytes: vec![7; 100_000], mime: "image/png".into() };
     let tensors = NewSample {
         input: Input::Tensors(vec![1, 2, 3]),
         label: Some(Label::Values(vec![0.5, -1.0])),

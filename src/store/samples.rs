@@ -16,8 +16,8 @@ use std::collections::HashMap;
 pub enum Input {
     /// A sentence.
     Text(String),
-    /// A picture as it came.
-    Picture {
+    /// A picture or a clip of sound, as it came.
+    File {
         /// The file's bytes.
         bytes: Vec<u8>,
         /// Its type: `image/png`.
@@ -33,8 +33,8 @@ pub enum Input {
 pub enum InputKind {
     /// [`Input::Text`].
     Text,
-    /// [`Input::Picture`].
-    Picture,
+    /// [`Input::File`].
+    File,
     /// [`Input::Tensors`].
     Tensors,
 }
@@ -44,7 +44,7 @@ impl Input {
     pub fn kind(&self) -> InputKind {
         match self {
             Input::Text(_) => InputKind::Text,
-            Input::Picture { .. } => InputKind::Picture,
+            Input::File { .. } => InputKind::File,
             Input::Tensors(_) => InputKind::Tensors,
         }
     }
@@ -53,7 +53,7 @@ impl Input {
     pub(super) fn bytes(&self) -> &[u8] {
         match self {
             Input::Text(text) => text.as_bytes(),
-            Input::Picture { bytes, .. } | Input::Tensors(bytes) => bytes,
+            Input::File { bytes, .. } | Input::Tensors(bytes) => bytes,
         }
     }
 }
@@ -475,7 +475,7 @@ fn info(row: &Row<'_>, labels: &HashMap<i64, String>) -> rusqlite::Result<Sample
         hash: SampleHash(row.get(2)?),
         kind: match row.get::<_, i64>(3)? {
             0 => InputKind::Text,
-            1 => InputKind::Picture,
+            1 => InputKind::File,
             _ => InputKind::Tensors,
         },
         bytes: unsigned(row.get(4)?),

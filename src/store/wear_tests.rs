@@ -44,7 +44,7 @@ fn wear_child() {
         let mut picture = vec![0; PICTURE];
         let mut bytes = bytes;
         bytes.fill(&mut picture);
-        let input = Input::Picture { bytes: picture, mime: "image/jpeg".into() };
+        let input = Input::File { bytes: picture, mime: "image/jpeg".into() };
         store.add_sample(&NewSample { input, ..sample("", "lamp", "app") }).unwrap();
     }
     let pictures = written();

@@ -182,7 +182,7 @@ impl Device {
     pub fn inputs(&self, input: &Input) -> Named {
         match input {
             Input::Text(text) => self.preprocessor.text(&[text]).unwrap(),
-            Input::Picture { bytes, .. } => {
+            Input::File { bytes, .. } => {
                 self.preprocessor.stack(&[&self.preprocessor.image_bytes(bytes).unwrap()]).unwrap()
             }
             Input::Tensors(npz) => npy::read_npz_bytes(npz, 1 << 20).unwrap(),

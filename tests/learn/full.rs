@@ -94,7 +94,7 @@ fn laundry(split: &str) -> Portion {
         .map(|path| {
             let kind = path.file_stem().unwrap().to_str().unwrap().split('-').next().unwrap();
             let bytes = std::fs::read(&path).unwrap();
-            (Input::Picture { bytes, mime: "image/png".into() }, goes(kind).into())
+            (Input::File { bytes, mime: "image/png".into() }, goes(kind).into())
         })
         .collect()
 }

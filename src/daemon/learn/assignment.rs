@@ -226,11 +226,11 @@ pub fn fields(label: Right) -> Result<Map<String, Value>> {
 fn input(store: &Store, engine: &Engine, sample: Sample) -> Result<SampleInput> {
     Ok(match sample.input {
         Input::Text(text) => SampleInput::Text(text),
-        Input::Picture { .. } => {
+        Input::File { .. } => {
             let (store, id) = (store.clone(), sample.info.id);
             SampleInput::Stored(StoredPicture::new(sample.info.hash.0, move || {
                 match store.sample_input(id)? {
-                    Input::Picture { bytes, .. } => Ok(bytes),
+                    Input::File { bytes, .. } => Ok(bytes),
                     _ => Err(Error::failed(format!("sample {id} is no picture any more"))),
                 }
             }))

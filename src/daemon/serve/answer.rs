@@ -141,7 +141,7 @@ impl Answerer {
                 let length = self.preprocessor.padded_length(tokens.ids.len());
                 Work::Tokens(tokens, length)
             }
-            Asked::Picture(bytes) => {
+            Asked::File(bytes) => {
                 let picture = self.picture(&bytes)?;
                 if let Some((_, look)) = &mut kept {
                     *look = Look::of(&picture, smaller_side(&bytes));
@@ -166,7 +166,7 @@ impl Answerer {
                 let _taken = self.memory.take(tokenizing_bytes(text))?;
                 drop(self.preprocessor.tokens(text)?);
             }
-            Asked::Picture(bytes) => drop(self.picture(bytes)?),
+            Asked::File(bytes) => drop(self.picture(bytes)?),
             Asked::Tensors(named) => self.engine.check(named)?,
         }
         Ok(())

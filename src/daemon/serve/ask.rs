@@ -112,8 +112,8 @@ pub struct Question {
 pub enum Asked {
     /// A sentence.
     Text(String),
-    /// A picture or sound file.
-    Picture(Bytes),
+    /// A picture or a clip of sound.
+    File(Bytes),
     /// The base's inputs.
     Tensors(Named),
 }
@@ -268,7 +268,7 @@ pub fn input(
         let engine = base64::engine::general_purpose::STANDARD;
         let bytes = engine.decode(text.as_bytes());
         let bytes = bytes.map_err(|e| Problem::invalid(format!("{name}: not base64: {e}")))?;
-        Ok(Asked::Picture(bytes.into()))
+        Ok(Asked::File(bytes.into()))
     };
     match (text, image, audio, inputs) {
         (Some(text), None, None, None) => {
@@ -303,7 +303,7 @@ pub fn raw_input(body: &Bytes, mime: Mime, taken: &mut Taken) -> Result<Option<A
             taken.grow(numbers.saturating_mul(BYTES_OF_A_NUMBER))?;
             Ok(None)
         }
-        Mime::File => Ok(Some(Asked::Picture(body.clone()))),
+        Mime::File => Ok(Some(Asked::File(body.clone()))),
         Mime::Npz => {
             let before = taken.bytes();
             let arrays = npy::read_npz_within(body, MAX_UNPACKED, &mut |more| taken.grow(more))?;
@@ -397,9 +397,9 @@ impl Asked {
     pub fn into_stored(self) -> Result<Input, Problem> {
         Ok(match self {
             Asked::Text(text) => Input::Text(text),
-            Asked::Picture(bytes) => {
+            Asked::File(bytes) => {
                 let mime = media_type(&bytes).unwrap_or("application/octet-stream");
-                Input::Picture { bytes: bytes.to_vec(), mime: mime.into() }
+                Input::File { bytes: bytes.to_vec(), mime: mime.into() }
             }
             Asked::Tensors(named) => Input::Tensors(npy::to_npz(&named)?),
         })

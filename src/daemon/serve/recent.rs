@@ -124,7 +124,7 @@ impl Recent {
     pub fn wants(&self, input: &Asked) -> bool {
         let wanted = match input {
             Asked::Text(_) => self.wanted.text,
-            Asked::Picture(_) => self.wanted.pictures,
+            Asked::File(_) => self.wanted.pictures,
             Asked::Tensors(_) => false,
         };
         wanted && self.sender.is_some()
@@ -202,7 +202,7 @@ impl Shared {
         let Offer { time, name, generation, answer, input, look } = offer;
         let (kind, bytes) = match input {
             Asked::Text(text) => ("text", text.into_bytes()),
-            Asked::Picture(bytes) => {
+            Asked::File(bytes) => {
                 let kind = crate::runtime::audio::media_type(&bytes).unwrap_or("image");
                 (kind, bytes.to_vec())
             }

@@ -72,9 +72,9 @@ fn only_what_is_wanted_is_kept_and_for_the_owner_alone() {
     let pictures = RecentConfig { pictures: true, text: false, max_bytes: 1 << 20 };
     let recent = Recent::open(dir.path().join("recent"), pictures);
     assert!(!recent.wants(&Asked::Text("a".into())));
-    assert!(recent.wants(&Asked::Picture(vec![1].into())));
+    assert!(recent.wants(&Asked::File(vec![1].into())));
     assert!(!recent.wants(&Asked::Tensors(vec![])));
-    assert!(!Recent::default().wants(&Asked::Picture(vec![1].into())));
+    assert!(!Recent::default().wants(&Asked::File(vec![1].into())));
     assert!(!dir.path().join("recent").exists());
 
     let recent = open(dir.path(), 1 << 20);

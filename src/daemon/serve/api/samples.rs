@@ -332,7 +332,7 @@ pub async fn show(State(app): State<Arc<App>>, call: Call) -> Answer {
     let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
     let input = match &sample.input {
         Input::Text(text) => json!({"text": text}),
-        Input::Picture { bytes, mime } => {
+        Input::File { bytes, mime } => {
             let field = if mime.starts_with("audio/") { "audio" } else { "image" };
             json!({field: encode(bytes), "mime": mime})
         }

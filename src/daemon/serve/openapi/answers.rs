@@ -58,7 +58,7 @@ fn of_samples() -> Value {
         })),
         "Sample": answer(json!({
             "id": whole(), "name": text(), "hash": text(),
-            "kind": {"type": "string", "enum": ["text", "picture", "tensors"]},
+            "kind": {"type": "string", "enum": ["text", "file", "tensors"]},
             "bytes": whole(), "label": or_null(text()), "predicted": or_null(text()),
             "generation": or_null(whole()), "source": text(), "time": time(), "received": time(),
             "seen": whole(), "part": part(), "state": state(), "reason": or_null(text()),

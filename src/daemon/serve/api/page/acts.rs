@@ -77,7 +77,7 @@ fn judge(app: &App, sent: &AnswerForm, token: &str) -> Result<Option<String>, Pr
     let label = label.to_string();
     let input = match item.kind.as_str() {
         "text" => Asked::Text(String::from_utf8_lossy(&bytes).into_owned()),
-        _ => Asked::Picture(bytes.into()),
+        _ => Asked::File(bytes.into()),
     };
     let predicted = item.label().map(String::from);
     samples::judged(

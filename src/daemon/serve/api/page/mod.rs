@@ -216,9 +216,7 @@ async fn sample(State(app): State<Arc<App>>, call: Call) -> Shown {
     visitor(&app, &call)?;
     let id = call.number("id")? as i64;
     match app.blocking(move |app| Ok(app.store.sample_input(id)?)).await? {
-        crate::store::Input::Picture { bytes, mime } if is_media(&mime) => {
-            Ok(of_type(&mime, bytes))
-        }
+        crate::store::Input::File { bytes, mime } if is_media(&mime) => Ok(of_type(&mime, bytes)),
         _ => Err(Problem::not_found("there is no such picture").into()),
     }
 }
