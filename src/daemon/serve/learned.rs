@@ -2,6 +2,7 @@
 
 use super::app::App;
 use super::metrics::Family;
+use super::names::names;
 use crate::error::Result;
 
 /// Gauges with an adapter's name each, and whether the state could be read for them. A name holds nothing
@@ -25,25 +26,20 @@ fn read(app: &App) -> Result<Vec<Family>> {
     let mut samples = Family::new("samples", "Samples by what becomes of them.");
     let mut right = Family::new("judged_right", "Right answers of the active generation.");
     let mut judged = Family::new("judged", "Its answers that people judged.");
-    let served = app.roster.list();
-    for entry in app.store.names()? {
-        let name = &entry.name;
-        let label = format!("adapter=\"{name}\"");
-        let faulty = served.iter().any(|row| row.name == *name && row.instead.is_some());
-        generation.add(label.clone(), entry.active.unwrap_or(0) as f64);
-        trial.add(label.clone(), f64::from(entry.trial.is_some()));
-        fault.add(label.clone(), f64::from(faulty));
-        let counts = app.store.counts(name)?;
+    for name in names(app, usize::MAX)? {
+        let label = format!("adapter=\"{}\"", name.entry.name);
+        generation.add(label.clone(), name.entry.active.unwrap_or(0) as f64);
+        trial.add(label.clone(), f64::from(name.entry.trial.is_some()));
+        fault.add(label.clone(), f64::from(name.fault.is_some()));
         for (state, n) in [
-            ("train", counts.kept.saturating_sub(counts.held)),
-            ("hold_out", counts.held),
-            ("quarantined", counts.quarantined),
+            ("train", name.samples.kept.saturating_sub(name.samples.held)),
+            ("hold_out", name.samples.held),
+            ("quarantined", name.samples.quarantined),
         ] {
             samples.add(format!("{label},state=\"{state}\""), n as f64);
         }
-        let outcomes = app.store.outcomes(name, entry.active.unwrap_or(0))?;
-        right.add(label.clone(), outcomes.right as f64);
-        judged.add(label, outcomes.total as f64);
+        right.add(label.clone(), name.outcomes.right as f64);
+        judged.add(label, name.outcomes.total as f64);
     }
     let mut families = vec![generation, trial, fault, samples, right, judged];
     families.extend(training(app)?);

@@ -17,6 +17,7 @@ mod look;
 mod metrics;
 #[cfg(feature = "mqtt")]
 mod mqtt;
+mod names;
 mod openapi;
 mod pool;
 mod problem;

@@ -4,6 +4,7 @@ use super::{Answer, Call, ok};
 use crate::daemon::Serving;
 use crate::daemon::serve::app::{App, resident_bytes};
 use crate::daemon::serve::learned;
+use crate::daemon::serve::names::names;
 use crate::daemon::serve::problem::Problem;
 use crate::daemon::serve::roster::Selection;
 use axum::extract::State;
@@ -11,7 +12,6 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::IntoResponse;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Events in a status.
@@ -72,28 +72,24 @@ pub async fn status(State(app): State<Arc<App>>, _call: Call) -> Answer {
 }
 
 fn document(app: &App) -> crate::error::Result<Value> {
-    let served: HashMap<_, _> =
-        app.roster.list().into_iter().map(|row| (row.name.clone(), row)).collect();
     let default = match app.roster.default_selection() {
         Selection::Named(reference) => Some(reference.to_string()),
         // The base, or a sum of adapters: see GET /lora-adapters.
         _ => None,
     };
-    let mut adapters = vec![];
-    for entry in app.store.names()? {
-        let served = served.get(&entry.name);
-        let fault = served.and_then(|row| row.instead.as_ref());
-        adapters.push(json!({
-            "name": entry.name,
-            "active": entry.active,
-            "trial": entry.trial,
-            "generations": entry.generations,
-            "served": served.and_then(|row| row.generation),
-            "fault": fault.map(|instead| &instead.why),
-            "samples": app.store.counts(&entry.name)?,
-            "outcomes": app.store.outcomes(&entry.name, entry.active.unwrap_or(0))?,
-        }));
-    }
+    let adapters = names(app, usize::MAX)?.into_iter().map(|name| {
+        json!({
+            "name": name.entry.name,
+            "active": name.entry.active,
+            "trial": name.entry.trial,
+            "generations": name.entry.generations,
+            "served": name.served,
+            "fault": name.fault.map(|instead| instead.why.clone()),
+            "samples": name.samples,
+            "outcomes": name.outcomes,
+        })
+    });
+    let adapters: Vec<Value> = adapters.collect();
     let base = app.engine().base();
     Ok(json!({
         "version": env!("CARGO_PKG_VERSION"),

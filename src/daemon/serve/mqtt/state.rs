@@ -1,6 +1,7 @@
 //! What the broker is told of each name.
 
-use super::super::app::App;
+use crate::daemon::serve::app::App;
+use crate::daemon::serve::names::{Named, names};
 use crate::error::Result;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -15,12 +16,9 @@ const NAMES: usize = 100;
 pub fn states(app: &App) -> Result<BTreeMap<String, Value>> {
     let jobs = app.store.jobs()?;
     let running = app.learning().and_then(|learning| learning.running());
-    let served = app.roster.list();
     let mut all = BTreeMap::new();
-    for entry in app.store.names()?.into_iter().take(NAMES) {
+    for Named { entry, fault, samples, outcomes, .. } in names(app, NAMES)? {
         let name = entry.name;
-        let counts = app.store.counts(&name)?;
-        let judged = app.store.outcomes(&name, entry.active.unwrap_or(0))?;
         let job = running.as_ref().filter(|job| job.name == name);
         let training = match (app.learning(), job) {
             (None, _) => "off",
@@ -29,21 +27,20 @@ pub fn states(app: &App) -> Result<BTreeMap<String, Value>> {
             _ if jobs.iter().any(|job| job.name == name && job.state.is_open()) => "queued",
             _ => "idle",
         };
-        let fault = served.iter().find(|row| row.name == name).and_then(|row| row.instead.as_ref());
-        let accuracy = (judged.total > 0).then(|| judged.right as f64 / judged.total as f64);
+        let accuracy = (outcomes.total > 0).then(|| outcomes.right as f64 / outcomes.total as f64);
         let state = json!({
             "generation": entry.active,
             "on_trial": entry.trial.is_some(),
             "training": training,
             "step": job.map(|job| job.step),
             "steps": job.map(|job| job.steps),
-            "samples": counts.kept,
-            "new": counts.new,
-            "quarantined": counts.quarantined,
-            "judged": judged.total,
-            "right": judged.right,
+            "samples": samples.kept,
+            "new": samples.new,
+            "quarantined": samples.quarantined,
+            "judged": outcomes.total,
+            "right": outcomes.right,
             "accuracy": accuracy,
-            "fault": fault.map(|instead| &instead.why),
+            "fault": fault.map(|instead| instead.why.clone()),
         });
         all.insert(name, state);
     }
