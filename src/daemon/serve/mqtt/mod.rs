@@ -4,6 +4,7 @@
 //! A message is acknowledged when it was done: what the connection or the daemon loses before comes
 //! again, in order, from the broker's session for this board.
 
+mod backlog;
 mod state;
 mod topics;
 
@@ -18,20 +19,18 @@ use crate::error::Result;
 use crate::runtime::audio::media_type;
 use axum::body::Bytes;
 use axum::http::StatusCode;
+use backlog::Backlog;
 use rumqttc::{AsyncClient, Event, EventLoop, LastWill, MqttOptions, Packet, Publish, QoS};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use topics::{Topics, Wish};
 
 /// Answers that wait to be told; more are not told.
 const WAITING: usize = 256;
-/// Messages that wait to be done. Further ones are left to the broker, as are those that together are
-/// larger than a body may be.
-const MESSAGES: usize = 1000;
 /// Packets that wait to be sent.
 const PACKETS: usize = 64;
 /// Longest that a packet waits for that.
@@ -378,60 +377,6 @@ enum Message {
     Came(Publish, usize),
 }
 
-/// Messages that wait, counted by who lets them in and by who does them.
-struct Backlog {
-    most_bytes: usize,
-    messages: AtomicUsize,
-    bytes: AtomicUsize,
-    /// Some were turned away: all are until the next connection, so that none is done before them.
-    full: AtomicBool,
-    /// Connections that were lost. Brokers may number messages anew with the next.
-    connections: AtomicUsize,
-}
-
-impl Backlog {
-    fn new(most_bytes: usize) -> Backlog {
-        let none = || AtomicUsize::new(0);
-        let full = AtomicBool::new(false);
-        Backlog { most_bytes, messages: none(), bytes: none(), full, connections: none() }
-    }
-
-    /// A connection was made: all may enter.
-    fn open(&self) {
-        self.full.store(false, Ordering::Release);
-    }
-
-    /// The connection is lost: from now on nothing of it is acknowledged.
-    fn close(&self) {
-        self.connections.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// Whether `connection` is the last one.
-    fn is_of(&self, connection: usize) -> bool {
-        self.connections.load(Ordering::Acquire) == connection
-    }
-
-    /// Whether a message may wait. One alone may always.
-    fn enter(&self, bytes: usize) -> bool {
-        let others = self.messages.load(Ordering::Acquire);
-        let fits = self.bytes.load(Ordering::Acquire) + bytes <= self.most_bytes;
-        let room = others == 0 || (others < MESSAGES && fits);
-        if self.full.load(Ordering::Acquire) || !room {
-            self.full.store(true, Ordering::Release);
-            return false;
-        }
-        self.messages.fetch_add(1, Ordering::AcqRel);
-        self.bytes.fetch_add(bytes, Ordering::AcqRel);
-        true
-    }
-
-    /// After a message was done. `true`: it was the last, and others were turned away.
-    fn leave(&self, bytes: usize) -> bool {
-        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
-        self.messages.fetch_sub(1, Ordering::AcqRel) == 1 && self.full.load(Ordering::Acquire)
-    }
-}
-
 /// Keeps the connection; never waits for a message to be done, since acknowledgements leave through it.
 /// Ends when nobody takes its messages.
 async fn read(
@@ -453,7 +398,7 @@ async fn read(
                 if !backlog.enter(message.payload.len()) {
                     continue;
                 }
-                Message::Came(message, backlog.connections.load(Ordering::Acquire))
+                Message::Came(message, backlog.connection())
             }
             Ok(_) => continue,
             Err(e) => {
@@ -466,7 +411,7 @@ async fn read(
                     return;
                 }
                 // After a goodbye of its own there is nothing to say.
-                if !backlog.full.load(Ordering::Acquire) {
+                if !backlog.is_full() {
                     let seconds = pause.as_secs();
                     tracing::warn!("the broker: {e}; trying again in {seconds} s");
                 }
@@ -478,25 +423,5 @@ async fn read(
         if sender.send(message).is_err() {
             return;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_was_turned_away_is_not_overtaken() {
-        let backlog = Backlog::new(10);
-        assert!(backlog.enter(100), "one alone");
-        assert!(!backlog.enter(1));
-        assert!(backlog.leave(100), "it was the last, and another was turned away");
-        assert!(!backlog.enter(1), "until the next connection");
-        backlog.close();
-        backlog.open();
-        assert!(backlog.is_of(1) && !backlog.is_of(0));
-        assert!(backlog.enter(5) && backlog.enter(5));
-        assert!(!backlog.leave(5));
-        assert!(!backlog.leave(5), "nobody was turned away");
     }
 }
