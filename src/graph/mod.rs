@@ -25,6 +25,7 @@ mod optimize;
 mod patches;
 mod place;
 #[cfg(feature = "import")]
+mod quotient;
 mod recurrent;
 mod rounding;
 mod row_norms;
@@ -60,6 +61,7 @@ pub use nnef::{read_graph, write_graph};
 pub use optimize::{decluttered, optimized, shared_macs};
 pub use patches::{Col2im, Im2col};
 pub use place::{Place, places, within};
+pub use quotient::Quotient;
 pub use rounding::{ByteRange, RoundThrough};
 pub use row_norms::RowNorms;
 pub use select::{NonMaxSuppression, NonZero};

@@ -9,7 +9,7 @@ use crate::graph::window::{Padding, Window};
 use crate::graph::{
     ByteRange, Col2im, DepthwiseInputGradient, FrozenConv, FrozenConvInputGradient,
     FrozenDepthwise, FrozenEmbedding, FrozenLinear, FrozenLinearTransposed, GruCell, Im2col,
-    LstmCell, RoundThrough,
+    LstmCell, Quotient, RoundThrough,
 };
 
 /// The weight table as a resource of the document being read.
@@ -80,6 +80,7 @@ pub fn register(registry: &mut Registry) {
     }
     let range = ["scale", "point"].map(|n| (n, TypeName::Scalar.tensor()));
     registry.register_primitive("offshoot_byte_range", &tensors(&["x"]), &range, read_byte_range);
+    registry.register_binary("offshoot_quotient", &Quotient);
     registry.register_dumper(|ast, node, _: &RoundThrough| {
         Ok(Some(invocation("offshoot_round", &[], &inputs(ast, node, &["x"]))))
     });

@@ -2,6 +2,7 @@
 //! made of these at import.
 
 use super::{Wire, Wiring};
+use crate::graph::Quotient;
 use crate::graph::rounding::{ByteRange, RoundThrough};
 use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::tract_hir::internal::*;
@@ -9,6 +10,7 @@ use tract_onnx::tract_hir::internal::*;
 super::readers! {
     "DequantizeLinear" => dequantize;
     "DynamicQuantizeLinear" => dynamic;
+    "OffshootQuotient" => quotient;
     "OffshootRound" => round;
     "QuantizeLinear" => quantize;
 }
@@ -85,7 +87,7 @@ fn quantize(w: &mut Wiring<'_>) -> TractResult<TVec<Wire>> {
     let scale = spread(w, x, scale)?;
     let scale = w.cast(scale, f32::datum_type())?;
     let x = w.cast(x, f32::datum_type())?;
-    let y = w.div(x, scale)?;
+    let y = w.binary(Box::new(Quotient), x, scale)?;
     let mut y = w.op(RoundThrough, &[y])?;
     if let Some(zero) = zero {
         let zero = spread(w, x, zero)?;
@@ -126,13 +128,20 @@ fn dequantize(w: &mut Wiring<'_>) -> TractResult<TVec<Wire>> {
     Ok(tvec!(w.cast(y, dtype)?))
 }
 
+/// A quotient that is rounded afterwards.
+fn quotient(w: &mut Wiring<'_>) -> TractResult<TVec<Wire>> {
+    let (a, b) = (w.input(0)?, w.input(1)?);
+    let exact = [w.dtype(a)?, w.dtype(b)?] == [f32::datum_type(); 2];
+    Ok(tvec!(if exact { w.binary(Box::new(Quotient), a, b)? } else { w.div(a, b)? }))
+}
+
 /// To u8, by the least and greatest value there is: the integers, the scale, the zero point.
 fn dynamic(w: &mut Wiring<'_>) -> TractResult<TVec<Wire>> {
     let x = w.input(0)?;
     let x = w.cast(x, f32::datum_type())?;
     let range = w.ops(ByteRange, &[x])?;
     let (scale, point) = (range[0], range[1]);
-    let y = w.div(x, scale)?;
+    let y = w.binary(Box::new(Quotient), x, scale)?;
     let y = w.op(RoundThrough, &[y])?;
     let y = w.add(y, point)?;
     let y = w.clamp(y, 0.0, 255.0)?;

@@ -267,6 +267,13 @@ fn to_integers_and_back() {
     assert_eq!(q, tensor1(&[128u8, 129, 130, 255, 1, 0]));
     let back = answer("DequantizeLinear", 13, &[], &[Run(q), scale, zero]);
     close(back, tensor1(&[0f32, 2.0, 4.0, 254.0, -254.0, -256.0]));
+    // Halves of a step, each of which a product with the reciprocal puts on the other side.
+    let halves: Vec<f32> = (0..64).map(|i| (i as f32 + 0.5) * 0.3).collect();
+    let expected: Vec<u8> = halves.iter().map(|x| (x / 0.3).round_ties_even() as u8).collect();
+    let x = Run(tensor1(&halves));
+    let (tenths, none) = (Constant(tensor0(0.3f32)), Constant(tensor0(0u8)));
+    let q = answer("QuantizeLinear", 13, &[], &[x, tenths, none]).unwrap();
+    assert_eq!(q, tensor1(&expected));
     let columns = Constant(tensor1(&[1f32, 10.0]));
     let by_column = answer(
         "DequantizeLinear",
@@ -275,6 +282,15 @@ fn to_integers_and_back() {
         &[Run(tensor2(&[[1u8, 2], [3, 4]])), columns],
     );
     close(by_column, tensor2(&[[1f32, 20.0], [3.0, 40.0]]));
+}
+
+#[test]
+fn quotients_that_are_rounded_are_exact() {
+    let whole: Vec<f32> = (1..200).map(|i| i as f32).collect();
+    let x = || Run(tensor1(&whole));
+    assert_eq!(answer("OffshootQuotient", 13, &[], &[x(), x()]).unwrap(), tensor1(&[1f32; 199]));
+    let (a, b) = (Run(tensor1(&[7i64, -7])), Run(tensor1(&[2i64, 2])));
+    assert_eq!(answer("OffshootQuotient", 13, &[], &[a, b]).unwrap(), tensor1(&[3i64, -3]));
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod dynamic;
 mod functions;
 mod microsoft;
 mod quantized;
+mod quotients;
 
 pub(super) use functions::inline;
 
@@ -33,6 +34,7 @@ fn lower_graph(
     added: &mut Vec<TensorProto>,
 ) -> Result<()> {
     dynamic::as_floats(graph);
+    quotients::exact(graph);
     let mut nodes = Vec::with_capacity(graph.node.len());
     for mut node in std::mem::take(&mut graph.node) {
         for inner in node.attribute.iter_mut().flat_map(|a| a.g.iter_mut().chain(&mut a.graphs)) {

@@ -210,12 +210,16 @@ unsafe fn vnni_pair<const Q4: bool, const R: usize>(t: &Tile, second: &Second) {
                 let offset = _mm512_set1_epi32(*t.offsets.add(r * t.blocks + b));
                 ints[r] = [if Q4 { _mm512_srai_epi32::<4>(offset) } else { offset }; 2];
             }
-            let from = panels.map(|panel| panel.add(b * quants));
+            // Written out: closures aren't inlined into the library's `map`, which lacks the instructions.
+            let from = [panels[0].add(b * quants), panels[1].add(b * quants)];
             for v in 0..vectors {
-                let q = from.map(|from| _mm512_loadu_si512(from.add(64 * v).cast()));
+                let q = [
+                    _mm512_loadu_si512(from[0].add(64 * v).cast()),
+                    _mm512_loadu_si512(from[1].add(64 * v).cast()),
+                ];
                 let w = match Q4 {
-                    true => q.map(|q| _mm512_and_si512(q, low)),
-                    false => q.map(|q| _mm512_xor_si512(q, flip)),
+                    true => [_mm512_and_si512(q[0], low), _mm512_and_si512(q[1], low)],
+                    false => [_mm512_xor_si512(q[0], flip), _mm512_xor_si512(q[1], flip)],
                 };
                 let x = t.x.add(b * 32).cast::<i32>();
                 for r in 0..R {
@@ -225,7 +229,8 @@ unsafe fn vnni_pair<const Q4: bool, const R: usize>(t: &Tile, second: &Second) {
                     }
                 }
                 if Q4 {
-                    let w = q.map(|q| _mm512_and_si512(_mm512_srli_epi16::<4>(q), low));
+                    let high = [_mm512_srli_epi16::<4>(q[0]), _mm512_srli_epi16::<4>(q[1])];
+                    let w = [_mm512_and_si512(high[0], low), _mm512_and_si512(high[1], low)];
                     for r in 0..R {
                         let x = _mm512_set1_epi32(x.add(r * t.blocks * 8 + v + 4).read_unaligned());
                         for p in 0..2 {

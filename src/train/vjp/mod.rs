@@ -132,6 +132,7 @@ static TABLE: &[Entry] = &[
     entry("SubF", bin::<m::SubF>, binary::sub_flipped),
     entry("Mul", bin::<m::Mul>, binary::mul),
     entry("Div", bin::<m::Div>, binary::div),
+    entry("Quotient", bin::<g::Quotient>, binary::div),
     entry("Pow", bin::<m::Pow>, binary::pow),
     entry("Max", bin::<m::Max>, binary::max),
     entry("Min", bin::<m::Min>, binary::min),

@@ -4,6 +4,7 @@ pub(super) mod build;
 
 use tract_core::internal::*;
 use tract_core::ops::array as a;
+use tract_core::ops::binary::TypedBinOp;
 use tract_core::ops::cast::cast;
 use tract_core::ops::cnn::{MaxPool, SumPool};
 use tract_core::ops::downsample::Downsample;
@@ -57,6 +58,9 @@ pub(super) fn cases(rule: &str) -> Vec<Case<'static>> {
             cases
         }
         "Div" => binary(m::div(), any, |v| v.signum() * (v.abs() + 0.5)),
+        "Quotient" => {
+            binary(TypedBinOp(Box::new(g::Quotient), None), any, |v| v.signum() * (v.abs() + 0.5))
+        }
         "Pow" => binary(m::pow(), positive, wide),
         "Max" => apart(true),
         "Min" => apart(false),
