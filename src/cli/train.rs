@@ -12,7 +12,7 @@ use crate::train::data::{Dataset, LoadOptions, Split, load};
 use crate::train::instant::InstantReport;
 use crate::train::schedule::Schedule;
 use crate::train::{
-    InstantHead, OptimizerKind, TargetChoice, Task, TrainOptions, TrainReport, train,
+    InstantHead, OptimizerKind, PrefixReport, TargetChoice, Task, TrainOptions, TrainReport, train,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -185,6 +185,9 @@ pub fn summary(report: &TrainReport, out: &Out) {
     if report.steps > 0 {
         steps(report, out);
     }
+    if let Some(prefix) = report.prefix.as_ref().filter(|_| report.steps > 0) {
+        below(prefix, out);
+    }
     let (targets, values) = (report.targets, count(report.parameters as u64));
     out.line(match report.labels.len() {
         0 => format!("{targets} targets before '{}': {values} trained values", report.output),
@@ -245,6 +248,35 @@ fn steps(report: &TrainReport, out: &Out) {
         report.step_ms_median,
         report.loss_first,
         report.loss_last
+    ));
+}
+
+/// What became of the frozen layers below the first trained one.
+fn below(prefix: &PrefixReport, out: &Out) {
+    let layers = match prefix.layers {
+        0 => "what lies".to_string(),
+        1 => "the frozen layer".to_string(),
+        many => format!("the {many} frozen layers"),
+    };
+    if prefix.rows_run == 0 {
+        let why = prefix.why_not.as_deref().unwrap_or("nothing was kept");
+        return out.line(format!("{layers} below the trained ones ran in every epoch: {why}"));
+    }
+    let all = prefix.rows_run + prefix.rows_kept;
+    let mut kept = vec![];
+    if prefix.memory_bytes > 0 {
+        kept.push(format!("{} in memory", bytes(prefix.memory_bytes)));
+    }
+    if prefix.file_bytes > 0 {
+        kept.push(format!("{} in a file", bytes(prefix.file_bytes)));
+    }
+    let why = prefix.why_not.iter().map(|why| format!("; not all is kept: {why}"));
+    out.line(format!(
+        "{layers} below the trained ones ran on {} of {} rows, the others were kept ({}){}",
+        count(prefix.rows_run),
+        count(all),
+        kept.join(", "),
+        why.collect::<String>()
     ));
 }
 

@@ -96,6 +96,17 @@ pub fn write_atomic<T>(
     Ok(value)
 }
 
+/// A new file in the folder of `path` that has lost its name already: descriptors to write and to read
+/// it.
+pub(super) fn nameless(path: &Path) -> Result<(File, File)> {
+    let failed = |e| write_error(path, e);
+    fault::point(Op::Create, path).map_err(failed)?;
+    let name = path.file_name().unwrap_or(OsStr::new("scratch"));
+    let (temp, file) = Temp::create(folder_of(path), name, Access::Private).map_err(failed)?;
+    let read = temp._lock.try_clone().map_err(failed)?;
+    Ok((file, read))
+}
+
 /// Writes `bytes` to `path` as [`write_atomic`] does.
 pub fn write_atomic_bytes(path: &Path, access: Access, bytes: &[u8]) -> Result<()> {
     write_atomic(path, access, |w| w.write_all(bytes))
@@ -147,7 +158,7 @@ fn sweep(folder: &Path, ours: impl Fn(&OsStr) -> bool) -> Result<usize> {
 }
 
 /// An error while writing `path`, in plain words for a full disk.
-fn write_error(path: &Path, error: io::Error) -> Error {
+pub(super) fn write_error(path: &Path, error: io::Error) -> Error {
     let error = match error.downcast::<Error>() {
         Ok(ours) => return ours,
         Err(error) => error,

@@ -12,6 +12,8 @@ pub(crate) enum Op {
     Rename,
     /// A folder is synced.
     SyncFolder,
+    /// A file without a name grows.
+    Append,
     /// A transaction of the store is committed.
     Commit,
     /// It was.

@@ -5,6 +5,7 @@ pub(crate) mod fault;
 mod lock;
 mod memory;
 mod open;
+mod scratch;
 mod staged;
 
 pub use atomic::{
@@ -14,4 +15,5 @@ pub use atomic::{
 pub use lock::FileLock;
 pub use memory::{available_bytes, peak_rss_bytes, unshared_bytes};
 pub use open::{Opened, open_regular, open_regular_no_link, read_limited, read_text};
+pub use scratch::Scratch;
 pub use staged::Staged;

@@ -83,7 +83,11 @@ impl Preprocessor {
     /// A batch of token rows padded to [`Preprocessor::padded_length`] of the longest; as
     /// [`Preprocessor::text`].
     pub(crate) fn batch(&self, rows: &[&Tokens]) -> Result<Named> {
-        let longest = rows.iter().map(|r| r.ids.len()).max().unwrap_or(0);
+        self.batch_as_with(rows, rows.iter().map(|r| r.ids.len()).max().unwrap_or(0))
+    }
+
+    /// The same as they are padded beside a row of `longest` tokens, which none is longer than.
+    pub(crate) fn batch_as_with(&self, rows: &[&Tokens], longest: usize) -> Result<Named> {
         let length = self.padded_length(longest);
         let EncodedText { ids, mask, types } = self.encoder()?.batch_of_length(rows, length)?;
         let named = self.engine.inputs().iter().map(|spec| {

@@ -109,7 +109,7 @@ impl Recorder {
                 self.medium.durable.extend(named);
                 self.medium.durable.retain(|path, _| path.exists());
             }
-            Op::Create | Op::SyncFolder => {}
+            Op::Create | Op::SyncFolder | Op::Append => {}
             Op::Commit | Op::Committed | Op::Witnessed => self.look(),
         }
     }

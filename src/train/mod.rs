@@ -26,6 +26,7 @@ pub mod optimizer;
 mod options;
 mod parameter;
 mod plan;
+mod prefix;
 pub mod progress;
 pub mod random;
 #[cfg(test)]
@@ -36,6 +37,7 @@ mod retention;
 mod run;
 #[cfg(test)]
 mod run_tests;
+mod runnable;
 pub mod sampler;
 mod samples;
 pub mod schedule;
@@ -50,6 +52,7 @@ mod testing;
 mod trainer;
 pub mod vjp;
 pub mod wires;
+mod work;
 
 #[cfg(feature = "daemon")]
 pub(crate) use evaluate::{Answered, always, answers};
@@ -61,6 +64,7 @@ pub use knowledge::KnowledgeKept;
 pub(crate) use knowledge::sentences;
 pub use lesson::Lesson;
 pub use options::{InstantHead, OptimizerKind, TargetChoice, TrainOptions};
+pub use prefix::PrefixReport;
 pub use retention::{Retention, retention};
 #[cfg(feature = "daemon")]
 pub(crate) use run::too_large;

@@ -8,14 +8,15 @@ use super::kind;
 use super::knowledge::{Kept, Penalty, penalty};
 use super::loss::Loss;
 use super::parameter::{self, Parameter};
+use super::prefix::Below;
+use super::runnable::{Runnable, named};
 use super::tasks::Task;
-use super::vjp::rows::sum_rows;
 use crate::adapter::{Kind, Pool};
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{bind_dims, contract_einsums, decluttered, memory, tract_error, within};
+use crate::graph::{bind_dims, tract_error, within};
 use crate::pack::Role;
 use crate::runtime::{Binding, Engine, Reading};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tract_core::internal::*;
 
 /// What is trained, apart from shapes.
@@ -31,6 +32,8 @@ pub(crate) struct Setup {
     pub targets: Vec<TrainedTarget>,
     /// Whether features that move away from the base's cost something.
     pub keep: bool,
+    /// Whether graphs are cut below the first trained layer.
+    pub cut: bool,
 }
 
 /// A target and its trained tensors.
@@ -45,7 +48,7 @@ pub(crate) struct TrainedTarget {
 /// What an input of a gradient graph is fed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Slot {
-    /// The graph's own input at this place.
+    /// The graph's own input at this place, or what crosses from below.
     Input(usize),
     /// The parameter at this place.
     Parameter(usize),
@@ -59,14 +62,14 @@ enum Slot {
 
 /// A gradient graph ready to run, from several threads at once.
 pub(crate) struct Plan {
-    runnable: Arc<TypedSimplePlan>,
-    idle: Mutex<Vec<TypedSimpleState>>,
+    runnable: Runnable,
+    /// What gives its inputs, where it was cut.
+    below: Option<Below>,
     slots: Vec<Slot>,
     /// Dimensions of the head's answer: (B, classes) or (B, T, classes).
     answer_shape: Vec<usize>,
     /// Features that the head reads.
     width: usize,
-    peak: u64,
 }
 
 /// A graph with its loss.
@@ -81,6 +84,11 @@ struct Wired {
 }
 
 impl Wired {
+    fn differentiated(&self) -> Vec<OutletId> {
+        let penalty = self.penalty.map(|penalty| penalty.value);
+        std::iter::once(self.loss.value).chain(penalty).collect()
+    }
+
     /// The input of each of `parameters`.
     fn inputs_of(&self, parameters: &[Parameter]) -> Result<Vec<OutletId>> {
         let input = |p: &Parameter| {
@@ -152,6 +160,17 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
     Ok(Wired { model, loss, penalty, logits: part.logits, trained })
 }
 
+/// The forward graph for `binding`, and what is differentiated in it.
+pub(super) fn forward(
+    engine: &Engine,
+    binding: &Binding,
+    setup: &Setup,
+) -> Result<(TypedModel, Vec<OutletId>)> {
+    let wired = wire(engine, binding, setup).map_err(|e| named(engine, e))?;
+    let outputs = wired.differentiated();
+    Ok((wired.model, outputs))
+}
+
 /// Those of the targets whose gradients reach the loss.
 pub(crate) fn reaching(engine: &Engine, setup: &Setup) -> Result<Vec<bool>> {
     let wired = wire(engine, &Binding::new(), setup)?;
@@ -174,15 +193,13 @@ impl Plan {
         setup: &Setup,
         parameters: &[Parameter],
     ) -> Result<Plan> {
-        let named = |e: Error| {
-            let text = engine.original_names(e.message());
-            let renamed = Error::new(e.kind(), text);
-            match e.hint_text() {
-                Some(hint) => renamed.hint(hint),
-                None => renamed,
-            }
+        let named = |e: Error| named(engine, e);
+        let mut wired = wire(engine, binding, setup).map_err(named)?;
+        let outputs = wired.differentiated();
+        let below = match setup.cut {
+            true => Below::split(engine, binding, setup, &mut wired.model, &outputs)?,
+            false => None,
         };
-        let wired = wire(engine, binding, setup).map_err(named)?;
         let trained = wired.inputs_of(parameters)?;
         let Wired { mut model, loss, penalty, logits, .. } = wired;
         let shape = model.outlet_fact(logits).map_err(failed)?.shape.as_concrete();
@@ -191,25 +208,31 @@ impl Plan {
             Error::unsupported(format!("the sizes of the output '{name}' are open"))
                 .hint("fix them with --dim when packing")
         })?;
-        let mut seeds = vec![(loss.value, ones(&mut model, loss.value)?)];
-        if let Some(penalty) = penalty {
-            seeds.push((penalty.value, ones(&mut model, penalty.value)?));
+        let mut seeds = vec![];
+        for outlet in outputs {
+            seeds.push((outlet, ones(&mut model, outlet)?));
         }
         let gradients = backward(&mut model, &seeds, &trained).map_err(named)?;
         let outputs: Vec<OutletId> = std::iter::once(loss.value).chain(gradients).collect();
         model.select_output_outlets(&outputs).map_err(failed)?;
-        let slots = slots(&model, engine.inputs().len(), &loss, penalty, &trained)?;
-        let optimizing =
-            |e: TractError| named(tract_error(ErrorKind::Unsupported, &e).at("gradient graph"));
-        let runnable = optimized(model).and_then(TypedSimplePlan::new).map_err(optimizing)?;
-        let peak = memory::peak(&runnable).map_err(failed)?;
-        let width = setup.features.width;
-        Ok(Plan { runnable, idle: Mutex::new(vec![]), slots, answer_shape, width, peak })
+        let inputs = below.as_ref().map_or(engine.inputs().len(), |below| below.crossing.len());
+        let slots = slots(&model, inputs, &loss, penalty, &trained)?;
+        let runnable = Runnable::of(engine, "gradient graph", model)?;
+        Ok(Plan { runnable, below, slots, answer_shape, width: setup.features.width })
     }
 
-    /// Bytes of tensors that are alive at once while it runs, at most.
+    /// Bytes of tensors that are alive at once while it runs, at most; what lies below, if that runs
+    /// apart, included.
     pub(crate) fn peak(&self) -> u64 {
-        self.peak
+        let rows = self.answer_shape.first().copied().unwrap_or(1) as u64;
+        let above = self.runnable.peak();
+        // Rows are made one by one before they are put together.
+        self.below.as_ref().map_or(above, |b| above.max(b.peak()) + rows * b.row_bytes())
+    }
+
+    /// What lies below the first trained layer, where the graph was cut there.
+    pub(crate) fn below(&self) -> Option<&Below> {
+        self.below.as_ref()
     }
 
     /// Dimensions of the head's answer.
@@ -226,8 +249,8 @@ impl Plan {
         Ok(tensor.map_err(failed)?.into_tvalue())
     }
 
-    /// The loss and the gradients, in the order of the parameters. `inputs` are the graph's own,
-    /// `targets` those of [`Loss::targets`], `kept` what the rows should stay near to.
+    /// The loss and the gradients, in the order of the parameters. `inputs` are the graph's own or what
+    /// crosses from below, `targets` those of [`Loss::targets`], `kept` what the rows should stay near to.
     pub(crate) fn run(
         &self,
         engine: &Engine,
@@ -237,13 +260,14 @@ impl Plan {
         weight_sum: f32,
         kept: Option<&Kept>,
     ) -> Result<(f32, Vec<Tensor>)> {
-        let limit = engine.memory();
-        let _taken = limit.map(|limit| limit.take(self.peak + memory::SCRATCH)).transpose()?;
         let rows = self.answer_shape.first().copied().unwrap_or(1);
         let mut values = tvec![];
         for slot in &self.slots {
             values.push(match *slot {
-                Slot::Input(i) => inputs[i].clone(),
+                Slot::Input(i) => {
+                    let input = inputs.get(i).cloned();
+                    input.ok_or_else(|| Error::failed("the gradient graph lacks an input"))?
+                }
                 Slot::Parameter(i) => TValue::from_const(parameters[i].clone()),
                 Slot::Target(i) => targets
                     .get(i)
@@ -255,32 +279,11 @@ impl Plan {
                 Slot::BaseWeights => self.kept(&[rows], kept.map(|k| &k.weights[..]))?,
             });
         }
-        let running = |e: TractError| {
-            let text = engine.original_names(&format!("{e:#}"));
-            Error::failed(format!("running the gradient graph: {text}"))
-        };
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut state = match idle {
-            Some(state) => state,
-            None => self.runnable.spawn().map_err(running)?,
-        };
-        // A state that failed in the middle of a run is not used again.
-        let mut outputs = state.run(values).map_err(running)?.into_iter();
+        let mut outputs = self.runnable.run(engine, values)?.into_iter();
         let loss = outputs.next().ok_or_else(|| Error::failed("no loss was computed"))?;
         let loss = floats(&loss)?.first().copied().unwrap_or(f32::NAN);
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(state);
         Ok((loss, outputs.map(|g| g.into_tensor()).collect()))
     }
-}
-
-/// As tract's `into_optimized`, with contractions in place of EinSums: between the two passes, since
-/// the first moves transpositions into the EinSums' subscripts and the second packs operands.
-fn optimized(model: TypedModel) -> TractResult<TypedModel> {
-    let mut model = decluttered(model)?;
-    contract_einsums(&mut model)?;
-    sum_rows(&mut model)?;
-    model.optimize()?;
-    Ok(model)
 }
 
 /// The values of an f32 tensor.

@@ -274,8 +274,20 @@ impl<'a> Samples<'a> {
         let first = *samples.first().ok_or_else(|| Error::usage("a batch without samples"))?;
         let fill = std::iter::repeat_n(first, rows.saturating_sub(samples.len()));
         let rows: Vec<usize> = samples.iter().copied().chain(fill).collect();
+        self.rows(&rows, samples)
+    }
+
+    /// The base's inputs for `sample` alone, as long as beside the others of `group`.
+    pub(super) fn alone(&self, sample: usize, group: &[usize]) -> Result<Named> {
+        self.rows(&[sample], group)
+    }
+
+    /// One row for each of `rows`, at least one, as long as the longest of `group`.
+    fn rows(&self, rows: &[usize], group: &[usize]) -> Result<Named> {
+        let first = *rows.first().ok_or_else(|| Error::usage("a batch without samples"))?;
         match &self.items[first] {
             Item::Tokens(_) => {
+                let longest = group.iter().map(|&s| self.length(s)).max().unwrap_or(0);
                 let rows: Vec<&Tokens> = rows
                     .iter()
                     .filter_map(|&s| match &self.items[s] {
@@ -283,7 +295,7 @@ impl<'a> Samples<'a> {
                         _ => None,
                     })
                     .collect();
-                self.preprocessor.batch(&rows)
+                self.preprocessor.batch_as_with(&rows, longest)
             }
             Item::Picture(_) | Item::Sound(_) | Item::Stored(_) => {
                 let pictures = rows.iter().map(|&s| self.picture(s)).collect::<Result<Vec<_>>>()?;

@@ -4,19 +4,20 @@ use super::data::Label;
 use super::features::{choose_features, choose_targets, output_layer};
 use super::head;
 use super::kind::{self, Frozen};
-use super::knowledge::Kept;
 use super::optimizer::{Optimizer, Rule, clip_global_norm};
 use super::options::{OptimizerKind, TrainOptions};
 use super::parameter::{self, Group, Parameter};
 use super::plan::{Plan, Setup, TrainedTarget, floats, reaching};
+use super::prefix::Below;
+use super::runnable::tensors;
+use super::work::{Above, Fed, Work, mask};
 use crate::adapter::{Adapter, Head, NamedTensor, TargetAdapter, scaling};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::tract_error;
-use crate::pack::Role;
-use crate::runtime::{Binding, Engine, Named, to_tensor};
+use crate::runtime::{Binding, Engine, Named};
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
-use tract_core::internal::{IntoTValue, Tensor};
+use tract_core::internal::Tensor;
 
 /// What the rows of a micro-batch should answer, as [`Trainer::answers`] makes it. `None`: a row that
 /// only fills up the batch.
@@ -29,12 +30,6 @@ pub struct MicroBatch {
     pub inputs: Named,
     /// One answer a row.
     pub answers: Answers,
-}
-
-/// A micro-batch, and what its features should stay near to.
-pub(super) struct Work<'a> {
-    pub micro: Cow<'a, MicroBatch>,
-    pub kept: Option<Kept>,
 }
 
 /// The sum over micro-batches: the batch's mean loss and its gradients, in the order of
@@ -110,6 +105,7 @@ impl Trainer {
             },
             targets,
             keep: false,
+            cut: false,
         };
         let table = engine.base().targets();
         let reached = reaching(engine, &setup)?;
@@ -176,6 +172,21 @@ impl Trainer {
     pub(super) fn keep_knowledge(&mut self, keep: bool) {
         self.setup.keep = keep && !self.setup.targets.is_empty();
         self.drop_plans();
+    }
+
+    /// Whether graphs are cut below the first trained layer from here on.
+    pub(super) fn cut(&mut self, cut: bool) {
+        self.setup.cut = cut;
+        self.drop_plans();
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Whether every token has an answer of its own.
+    pub(super) fn is_per_token(&self) -> bool {
+        self.options.task.rules().per_token()
     }
 
     /// The base's output that the head reads.
@@ -257,12 +268,19 @@ impl Trainer {
         Ok(self.plan_for(&self.engine.binding(&ordered)?)?.peak())
     }
 
+    /// Bytes that cross from below for one row of these inputs.
+    pub(super) fn row_bytes(&self, inputs: &Named) -> Result<u64> {
+        let plan = self.plan_for(&self.engine.binding(&self.engine.ordered(inputs)?)?)?;
+        Ok(plan.below().map_or(0, Below::row_bytes))
+    }
+
     /// Forgets the gradient graphs built so far.
     pub(super) fn drop_plans(&self) {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn plan_for(&self, binding: &Binding) -> Result<Arc<Plan>> {
+    /// The gradient graph of micro-batches of these sizes, built where it isn't yet.
+    pub(super) fn plan_for(&self, binding: &Binding) -> Result<Arc<Plan>> {
         // Held while building: threads that ask for the same shapes wait instead of building too.
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, plan)) = plans.iter().find(|(b, _)| b == binding) {
@@ -279,7 +297,11 @@ impl Trainer {
     /// The gradients of one batch, given as its micro-batches.
     pub fn gradients(&self, batch: &[MicroBatch]) -> Result<Gradients> {
         let counted = batch.iter().map(|m| self.counted(&m.answers)).sum();
-        let make = |i: usize| Ok(Work { micro: Cow::Borrowed(&batch[i]), kept: None });
+        let make = |i: usize| {
+            let MicroBatch { inputs, answers } = &batch[i];
+            let fed = Fed::Inputs(Cow::Borrowed(inputs));
+            Ok(Work { fed, answers: Cow::Borrowed(answers), kept: None })
+        };
         let threads = self.options.threads;
         let found = self.gradients_from(batch.len(), counted, threads, &make, &mut || true)?;
         found.ok_or_else(|| Error::failed("the step was stopped"))
@@ -322,7 +344,7 @@ impl Trainer {
             }
             Ok(())
         };
-        let work = |i: usize| self.run_one(&make(i)?, counted, &parameters);
+        let work = |i: usize| self.run_one(make(i)?, counted, &parameters);
         let threads = threads.clamp(1, count);
         if threads == 1 {
             for i in 0..count {
@@ -364,25 +386,25 @@ impl Trainer {
 
     fn run_one(
         &self,
-        Work { micro, kept }: &Work<'_>,
+        Work { fed, answers, kept }: Work<'_>,
         counted: usize,
         parameters: &[Arc<Tensor>],
     ) -> Result<(f32, Vec<Tensor>)> {
-        let ordered = self.engine.ordered(&micro.inputs)?;
-        let plan = self.plan_for(&self.engine.binding(&ordered)?)?;
-        let graph = self.engine.graph();
-        let mut inputs = vec![];
-        for ((spec, array), outlet) in self.engine.inputs().iter().zip(ordered).zip(&graph.inputs) {
-            let fact = graph.outlet_fact(*outlet).map_err(failed)?;
-            inputs.push(to_tensor(&spec.name, array, fact.datum_type)?.into_tvalue());
-        }
-        let rules = self.options.task.rules();
-        let mask = if rules.per_token() { mask(&self.engine, &micro.inputs) } else { None };
+        let (engine, rules) = (&self.engine, self.options.task.rules());
+        let Above { binding, tensors, mask } = match fed {
+            Fed::Inputs(inputs) => Above {
+                binding: engine.binding(&engine.ordered(&inputs)?)?,
+                tensors: tensors(engine, &inputs)?,
+                mask: if rules.per_token() { mask(engine, &inputs) } else { None },
+            },
+            Fed::Above(above) => above,
+        };
+        let plan = self.plan_for(&binding)?;
         let shape = plan.answer_shape();
         // A mask of another length is not that of what the head reads.
         let mask = mask.filter(|m| m.len() == shape.iter().take(2).product::<usize>());
-        let targets = rules.tensors(&micro.answers, shape, mask.as_deref())?;
-        plan.run(&self.engine, &inputs, parameters, &targets, counted as f32, kept.as_ref())
+        let targets = rules.tensors(&answers, shape, mask.as_deref())?;
+        plan.run(engine, &tensors, parameters, &targets, counted as f32, kept.as_ref())
     }
 
     /// What rows with these labels should answer, for [`MicroBatch::answers`]. Labels of tokens are
@@ -453,11 +475,6 @@ impl Trainer {
             ..Adapter::default()
         })
     }
-}
-
-/// Which tokens of a batch count, where the base has a mask for them.
-fn mask(engine: &Engine, inputs: &Named) -> Option<Vec<bool>> {
-    engine.given(inputs, Role::Mask).map(crate::runtime::counted)
 }
 
 fn failed(e: tract_core::internal::TractError) -> Error {

@@ -240,17 +240,12 @@ impl<'a> Knowledge<'a> {
         (probes.groups(&which, rows), count)
     }
 
-    /// The inputs of a group that [`Knowledge::taught`] gave, and what its rows should stay near to.
-    pub fn teach(
-        &self,
-        group: &[usize],
-        rows: usize,
-        share: f32,
-    ) -> Result<(crate::runtime::Named, Kept)> {
+    /// The probes that a group of [`Knowledge::taught`] is of, and what its rows should stay near to.
+    pub fn teach(&self, group: &[usize], rows: usize, share: f32) -> Result<(&Samples<'a>, Kept)> {
         let Some(probes) = &self.measure.probes else {
             return Err(crate::error::Error::failed("there are no probes"));
         };
-        Ok((probes.inputs(group, rows)?, self.of_taught(group, rows, share)))
+        Ok((probes, self.of_taught(group, rows, share)))
     }
 
     /// How much `adapter` keeps. `None` where `go_on` said stop.

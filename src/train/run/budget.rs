@@ -1,7 +1,9 @@
 //! How much a run may do at once within its memory: micro-batch and threads.
 
 use super::Run;
+use super::prefix::KEPT;
 use crate::error::{Cause, Error, Result};
+use crate::train::options::TrainOptions;
 use crate::train::samples::{PICTURE_CACHE, Samples};
 
 /// Micro-batch of sentences and raw inputs where none is asked for.
@@ -18,6 +20,12 @@ const SCRATCH_SHARE: u64 = 6;
 /// EfficientNet-Lite0: 28 MiB, and a quarter of the graph's tensors at a micro-batch of 2.
 const PROCESS_BYTES_PICTURES: u64 = 32 << 20;
 const SCRATCH_SHARE_PICTURES: u64 = 4;
+
+/// The micro-batch that is asked for, else that of such samples, without a limit to memory.
+pub(super) fn usual_micro_batch(options: &TrainOptions, samples: &Samples<'_>) -> usize {
+    let usual = if samples.has_pictures() { MICRO_BATCH_PICTURES } else { MICRO_BATCH };
+    options.micro_batch.unwrap_or(usual).min(options.batch)
+}
 
 impl Run<'_> {
     /// Bytes of the whole process while micro-batches of `micro` rows as long as `sample` run; a part of
@@ -54,9 +62,8 @@ impl Run<'_> {
     /// The largest micro-batch and the most threads that fit.
     pub(super) fn choose_micro_batch(&mut self) -> Result<()> {
         let pictures = self.samples.has_pictures();
-        let usual = if pictures { MICRO_BATCH_PICTURES } else { MICRO_BATCH };
-        let batch = self.options.batch.min(self.train.len().max(1));
-        let wanted = self.options.micro_batch.unwrap_or(usual).min(batch);
+        let usual = usual_micro_batch(self.options, &self.samples);
+        let wanted = usual.min(self.train.len().max(1));
         if let (Some(fixed), Some(asked)) = (self.samples.fixed_rows(), self.options.micro_batch)
             && asked != fixed
         {
@@ -69,7 +76,8 @@ impl Run<'_> {
         let cache = if pictures { PICTURE_CACHE } else { 0 };
         let Some(ram) = self.options.ram else {
             self.micro = wanted;
-            self.peak = self.planned(longest, wanted, self.threads)? + cache;
+            let planned = self.planned(longest, wanted, self.threads)?;
+            self.peak = planned + self.give_room(KEPT, longest)? + cache;
             return Ok(());
         };
         let halved = |&n: &usize| (n > 1).then_some(n / 2);
@@ -84,9 +92,10 @@ impl Run<'_> {
                 let planned = self.planned(longest, micro, threads)?;
                 if planned <= ram {
                     (self.micro, self.threads) = (micro, threads);
-                    let spare = (ram - planned).min(cache);
+                    let kept = self.give_room(ram - planned, longest)?;
+                    let spare = (ram - planned - kept).min(cache);
                     self.samples.limit_cache(spare);
-                    self.peak = planned + spare;
+                    self.peak = planned + kept + spare;
                     return Ok(());
                 }
                 least = least.min((planned, micro));

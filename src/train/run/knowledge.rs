@@ -5,9 +5,10 @@ use super::state::SoFar;
 use crate::adapter::{Adapter, TrainingRecord};
 use crate::error::Result;
 use crate::train::knowledge::{Knowledge, KnowledgeKept, Measure, Parts, is_look};
+use crate::train::prefix::Set;
 use crate::train::progress::{Event, Progress};
 use crate::train::samples::Samples;
-use crate::train::trainer::{MicroBatch, Work};
+use crate::train::work::Work;
 use std::borrow::Cow;
 
 /// The name of the share that is kept, in an adapter's record.
@@ -98,18 +99,19 @@ impl Run<'_> {
         let keeping = self.knowledge.as_ref().filter(|_| self.options.keep_knowledge > 0.0);
         let share = 1.0 / batch.rows.max(1) as f32;
         if let Some(group) = batch.groups.get(i) {
-            let inputs = self.samples.inputs(group, self.micro)?;
-            let answers = self.answers(group)?;
+            let fed = self.fed(&self.samples, Set::Samples, group)?;
+            let answers = Cow::Owned(self.answers(group)?);
             let kept = keeping.map(|k| k.of_samples(group, self.micro, share));
-            return Ok(Work { micro: Cow::Owned(MicroBatch { inputs, answers }), kept });
+            return Ok(Work { fed, answers, kept });
         }
         let group = batch.taught.get(i - batch.groups.len()).map_or(&[][..], Vec::as_slice);
         let Some(knowledge) = keeping else {
             return Err(crate::error::Error::failed("there are no probes to learn from"));
         };
-        let (inputs, kept) = knowledge.teach(group, self.micro, share)?;
-        let micro = MicroBatch { inputs, answers: vec![None; kept.weights.len()] };
-        Ok(Work { micro: Cow::Owned(micro), kept: Some(kept) })
+        let (probes, kept) = knowledge.teach(group, self.micro, share)?;
+        let fed = self.fed(probes, Set::Probes, group)?;
+        let answers = Cow::Owned(vec![None; kept.weights.len()]);
+        Ok(Work { fed, answers, kept: Some(kept) })
     }
 
     /// The micro-batches of step `step`.

@@ -4,90 +4,29 @@ mod budget;
 mod effect;
 mod instant;
 mod knowledge;
+mod prefix;
+mod report;
 mod state;
 
 use super::data::Dataset;
 use super::evaluate::evaluate_samples;
-use super::instant::InstantReport;
-use super::knowledge::{Knowledge, KnowledgeKept, Probes, probes};
+use super::knowledge::{Knowledge, Probes, probes};
 use super::lesson::{Lesson, Teacher};
 use super::mixer::Mixer;
 use super::options::{InstantHead, TrainOptions};
+use super::prefix::{Prefix, PrefixReport};
 use super::progress::{Event, Meter, Progress};
 use super::samples::Samples;
 use super::split::hold_out;
 use super::stopping::Verdict;
-use super::tasks::Task;
 use super::trainer::{Answers, Trainer};
 use crate::adapter::{Adapter, TrainingRecord};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Engine;
 use instant::worse;
-use serde::Serialize;
+pub use report::{TrainReport, Trained};
 use state::{SoFar, is_due};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
-
-/// What a run gives.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Trained {
-    /// The adapter.
-    pub adapter: Adapter,
-    /// How it went.
-    pub report: TrainReport,
-}
-
-/// How a run went.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct TrainReport {
-    /// Optimizer steps taken.
-    pub steps: u64,
-    /// Passes over the samples.
-    pub epochs: f32,
-    /// Seconds that this process worked on it.
-    pub seconds: f64,
-    /// Median milliseconds of a step.
-    pub step_ms_median: f64,
-    /// Samples trained on.
-    pub samples_train: usize,
-    /// Samples held out.
-    pub samples_holdout: usize,
-    /// Loss of the first step's batch.
-    pub loss_first: f32,
-    /// Mean loss over the last epoch's steps.
-    pub loss_last: f32,
-    /// Hold-out metrics of the untrained adapter with the head that it begins with; none without a
-    /// hold-out.
-    pub before: Vec<(String, f32)>,
-    /// Hold-out metrics of the adapter.
-    pub after: Vec<(String, f32)>,
-    /// How the instant head was made, where there is one.
-    pub instant: Option<InstantReport>,
-    /// What the steps came to, where that was worse than the instant head, which was kept instead, or
-    /// where the targets changed nothing and the head alone was kept: hold-out metrics.
-    pub given_up: Option<Vec<(String, f32)>>,
-    /// Targets trained.
-    pub targets: usize,
-    /// Targets left out because the head's output doesn't depend on them.
-    pub skipped: Vec<String>,
-    /// Trained values.
-    pub parameters: usize,
-    /// Bytes that the process is expected to take at most, the mapped base included.
-    pub planned_peak_bytes: u64,
-    /// Samples that went through the graph at once.
-    pub micro_batch: usize,
-    /// Threads used.
-    pub threads: usize,
-    /// What was learned.
-    pub task: Task,
-    /// The output that the head reads.
-    pub output: String,
-    /// The labels.
-    pub labels: Vec<String>,
-    /// Mean |adapted - base| over that output on training inputs; none for a head alone.
-    pub effect: Option<f32>,
-    /// How much of the base's knowledge is kept; none for a head alone, which keeps all.
-    pub knowledge: Option<KnowledgeKept>,
-}
 
 /// Trains an adapter on `data`. `holdout` is measured before and after; without one
 /// `options.holdout` of the data is held out. The same base, data and options give the same
@@ -124,6 +63,7 @@ pub fn learn(
     let trainer = trainer(engine, lesson, options)?;
     let probes = probes(engine, options.probes.as_deref(), options.max_tokens)?;
     let mut run = Run::new(engine, lesson, options, trainer, probes.as_ref())?;
+    run.cut()?;
     run.choose_micro_batch()?;
     run.go(progress)
 }
@@ -147,7 +87,9 @@ pub fn too_large(
     options: &TrainOptions,
 ) -> Result<Vec<usize>> {
     let Some(ram) = options.ram else { return Ok(vec![]) };
-    Run::new(engine, lesson, options, trainer(engine, lesson, options)?, None)?.too_large(ram)
+    let mut run = Run::new(engine, lesson, options, trainer(engine, lesson, options)?, None)?;
+    run.cut()?;
+    run.too_large(ram)
 }
 
 /// Why [`learn`] can't begin at the values of the lesson's generation before; `None`: it can, or there
@@ -182,6 +124,10 @@ struct Run<'a> {
     teacher: Option<Teacher>,
     probes: Option<&'a Probes>,
     knowledge: Option<Knowledge<'a>>,
+    /// What the frozen layers below the first trained one gave.
+    prefix: Option<Prefix>,
+    /// Why nothing is kept of them, though they are there.
+    uncut: Option<PrefixReport>,
     held: Vec<usize>,
     micro: usize,
     threads: usize,
@@ -228,6 +174,8 @@ impl<'a> Run<'a> {
             teacher: None,
             probes,
             knowledge: None,
+            prefix: None,
+            uncut: None,
             held,
             micro: 0,
             threads: options.threads,
@@ -252,12 +200,15 @@ impl<'a> Run<'a> {
         Ok(found.map(|e| e.metrics.0.into_iter().map(|m| (m.name.into(), m.value)).collect()))
     }
 
+    fn sampler(&self) -> Result<Mixer> {
+        let TrainOptions { replay, batch, seed, .. } = *self.options;
+        Mixer::new(self.train.len() - self.replayed, self.replayed, replay, batch, seed)
+    }
+
     fn go(mut self, progress: &mut dyn Progress) -> Result<Trained> {
         let started = Instant::now();
         let options = self.options;
-        let new = self.train.len() - self.replayed;
-        let mut sampler =
-            Mixer::new(new, self.replayed, options.replay, options.batch, options.seed)?;
+        let mut sampler = self.sampler()?;
         let per_epoch = sampler.batches_per_epoch();
         let steps = options.steps_of(per_epoch);
         let stopped = |step: u64| Err(stopped(step, steps, options.checkpoint.is_some()));
@@ -392,6 +343,7 @@ impl<'a> Run<'a> {
             labels: self.trainer.labels().to_vec(),
             effect: effect.filter(|most| *most > 0.0),
             knowledge,
+            prefix: self.prefix.as_ref().map(Prefix::report).or_else(|| self.uncut.clone()),
         };
         let mut record = TrainingRecord {
             samples: self.train.len() as u64,

@@ -1,0 +1,344 @@
+//! Runs that keep what lies below, held against runs that don't.
+
+use super::cut::{find, keep_above, keep_below};
+use super::*;
+use crate::error::ErrorKind;
+use crate::fs::fault::{self, Op};
+use crate::runtime::{Engine, PackOptions};
+use crate::train::data::Dataset;
+use crate::train::progress::{Event, Progress, Silent};
+use crate::train::testing::{bytes, engine, options, pictures, points, sequences};
+use crate::train::{TargetChoice, TrainOptions, Trained, train};
+use std::cell::Cell;
+use std::io;
+use std::path::Path;
+use tract_core::internal::*;
+use tract_core::ops::einsum::EinSum;
+use tract_core::ops::math;
+use tract_core::ops::nn::{Reduce, Reducer};
+
+/// The user's `mlp` whose hidden values are rounded by the range of the whole batch, as a dynamically
+/// quantized model does it.
+#[cfg(feature = "import")]
+#[test]
+fn what_hangs_on_other_samples_is_not_kept_and_said_so() {
+    use prost::Message;
+    use tract_onnx::pb::{ModelProto, NodeProto};
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny/mlp.onnx");
+    let mut model = ModelProto::decode(std::fs::read(source).unwrap().as_slice()).unwrap();
+    let graph = model.graph.as_mut().unwrap();
+    let at = graph.node.iter().position(|n| n.op_type == "Relu").unwrap();
+    let hidden = graph.node[at].output[0].clone();
+    for reader in &mut graph.node {
+        reader.input.iter_mut().filter(|i| **i == hidden).for_each(|i| *i = "rounded".into());
+    }
+    let node = |op_type: &str, input: &[&str], output: &[&str]| NodeProto {
+        op_type: op_type.into(),
+        name: output[0].into(),
+        input: input.iter().map(|i| i.to_string()).collect(),
+        output: output.iter().map(|o| o.to_string()).collect(),
+        ..NodeProto::default()
+    };
+    let range = node("DynamicQuantizeLinear", &[&hidden], &["codes", "scale", "zero"]);
+    let floats = node("DequantizeLinear", &["codes", "scale", "zero"], &["rounded"]);
+    graph.node.splice(at + 1..at + 1, [range, floats]);
+    let dir = tempfile::tempdir().unwrap();
+    let (onnx, base) = (dir.path().join("mixed.onnx"), dir.path().join("mixed.base"));
+    std::fs::write(&onnx, model.encode_to_vec()).unwrap();
+    crate::runtime::pack(&onnx, &base, &PackOptions::default()).unwrap();
+    let engine = Engine::open(&base).unwrap();
+    let options = TrainOptions { targets: TargetChoice::None, ..options() };
+    let prefix = run(&engine, &points(30, 5), &options).report.prefix.unwrap();
+    assert_eq!((prefix.rows_run, prefix.rows_kept), (0, 0));
+    assert!(prefix.why_not.unwrap().contains("other samples"));
+}
+
+thread_local! {
+    static OFF: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this test's runs keep nothing.
+pub(in crate::train) fn is_off() -> bool {
+    OFF.get()
+}
+
+fn run(engine: &Engine, data: &Dataset, options: &TrainOptions) -> Trained {
+    train(engine, data, None, options, &mut Silent).unwrap()
+}
+
+/// As [`run`], with nothing kept.
+fn plain(engine: &Engine, data: &Dataset, options: &TrainOptions) -> Trained {
+    OFF.set(true);
+    let trained = run(engine, data, options);
+    OFF.set(false);
+    assert_eq!(trained.report.prefix, None);
+    trained
+}
+
+/// The last `count` layers before the head, by their names.
+fn last(engine: &Engine, count: usize) -> TargetChoice {
+    let all = Trainer::new(engine, &options(), vec!["a".into(), "b".into()]).unwrap();
+    let mut paths: Vec<String> = vec![];
+    for (name, _) in all.parameters() {
+        let path = name.strip_suffix(".lora_a").map(regex::escape);
+        paths.extend(path);
+    }
+    TargetChoice::Regex(paths[paths.len() - count..].join("|"))
+}
+
+#[test]
+fn what_is_kept_changes_no_bit_of_the_result() {
+    let cases = [
+        ("mlp", points(41, 1), 1),
+        ("attention", sequences(41, 1), 2),
+        ("convnet", pictures(22, 1), 2),
+    ];
+    for (name, data, count) in cases {
+        let (_dir, engine) = engine(name, &PackOptions::default());
+        let targets = match name {
+            "mlp" => TargetChoice::None,
+            _ => last(&engine, count),
+        };
+        for threads in [1, 3] {
+            let options = TrainOptions { targets: targets.clone(), threads, ..options() };
+            let (kept, plain) = (run(&engine, &data, &options), plain(&engine, &data, &options));
+            assert_eq!(bytes(&kept), bytes(&plain), "{name}");
+            assert_eq!(kept.report.loss_last, plain.report.loss_last, "{name}");
+            let prefix = kept.report.prefix.unwrap();
+            // Once a sample.
+            assert_eq!(prefix.rows_run, kept.report.samples_train as u64, "{name}: {prefix:?}");
+            assert_eq!(prefix.rows_kept, 5 * prefix.rows_run, "{name}: {prefix:?}");
+            assert!(prefix.layers > 0 && prefix.memory_bytes > 0, "{name}: {prefix:?}");
+            assert_eq!((prefix.file_bytes, &prefix.why_not), (0, &None), "{name}");
+            assert!(
+                kept.report.planned_peak_bytes < plain.report.planned_peak_bytes + (1 << 20),
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn nothing_is_kept_of_one_epoch_or_where_the_first_layer_is_trained() {
+    let (_dir, engine) = engine("convnet", &PackOptions::default());
+    let data = pictures(20, 2);
+    assert_eq!(run(&engine, &data, &options()).report.prefix, None);
+    let once = TrainOptions { targets: last(&engine, 1), epochs: Some(1), ..options() };
+    assert_eq!(run(&engine, &data, &once).report.prefix, None);
+}
+
+/// `convnet`, whose last layers read as many bytes a sample as what is kept.
+fn limited() -> (tempfile::TempDir, Engine, Dataset, TrainOptions, Trained) {
+    let (dir, engine) = engine("convnet", &PackOptions::default());
+    let data = pictures(20, 3);
+    let options = TrainOptions { targets: last(&engine, 1), ..options() };
+    let whole = run(&engine, &data, &options);
+    let kept = whole.report.prefix.as_ref().unwrap().memory_bytes;
+    let spare = crate::train::samples::PICTURE_CACHE;
+    // Arrays: the cache of pictures isn't planned.
+    assert!(kept < spare);
+    let ram = Some(whole.report.planned_peak_bytes - kept / 2);
+    (dir, engine, data, TrainOptions { ram, ..options }, whole)
+}
+
+#[test]
+fn what_memory_has_no_room_for_goes_into_a_file_without_a_name() {
+    let (dir, engine, data, options, whole) = limited();
+    let checkpoint = Some(dir.path().join("run.checkpoint"));
+    let trained = run(&engine, &data, &TrainOptions { checkpoint, ..options });
+    let (all, prefix) = (whole.report.prefix.unwrap(), trained.report.prefix.unwrap());
+    assert_eq!(prefix.memory_bytes + prefix.file_bytes, all.memory_bytes);
+    assert!(prefix.memory_bytes > 0 && prefix.file_bytes > 0, "{prefix:?}");
+    assert_eq!((prefix.rows_run, prefix.rows_kept), (all.rows_run, all.rows_kept));
+    assert!(trained.report.planned_peak_bytes < whole.report.planned_peak_bytes);
+    assert_eq!(trained.adapter.targets, whole.adapter.targets);
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let name = entry.unwrap().file_name();
+        assert!(["model.base", "run.checkpoint"].contains(&name.to_str().unwrap()), "{name:?}");
+    }
+}
+
+#[test]
+fn a_full_disk_or_no_file_costs_time_and_is_said() {
+    let (dir, engine, data, options, whole) = limited();
+    let checkpoint = Some(dir.path().join("run.checkpoint"));
+    let kept = TrainOptions { checkpoint, checkpoint_every: 1000, ..options.clone() };
+    let full = |op, _: &Path| match op {
+        Op::Append => Err(io::ErrorKind::StorageFull.into()),
+        _ => Ok(()),
+    };
+    let on_full = fault::with(full, || run(&engine, &data, &kept));
+    for (trained, why) in
+        [(on_full, "no space left on device"), (run(&engine, &data, &options), "memory")]
+    {
+        let prefix = trained.report.prefix.unwrap();
+        assert!(prefix.why_not.as_ref().unwrap().contains(why), "{prefix:?}");
+        assert!(prefix.rows_run > trained.report.samples_train as u64 && prefix.rows_kept > 0);
+        assert_eq!(prefix.file_bytes, 0);
+        assert_eq!(trained.adapter.targets, whole.adapter.targets);
+    }
+}
+
+struct StopAt(u64);
+
+impl Progress for StopAt {
+    fn event(&mut self, event: &Event) {
+        if let Event::Step { step, .. } = event {
+            self.0 = self.0.saturating_sub(u64::from(*step > 0));
+        }
+    }
+
+    fn stop(&mut self) -> bool {
+        self.0 == 0
+    }
+}
+
+#[test]
+fn a_run_that_was_stopped_goes_on_to_the_same_bytes() {
+    let (dir, engine) = engine("attention", &PackOptions::default());
+    let data = sequences(40, 4);
+    let options = TrainOptions { targets: last(&engine, 2), ..options() };
+    let want = bytes(&plain(&engine, &data, &options));
+    let path = dir.path().join("run.checkpoint");
+    let kept = TrainOptions { checkpoint: Some(path), resume: true, ..options };
+    let e = train(&engine, &data, None, &kept, &mut StopAt(9)).unwrap_err();
+    assert!(e.message().contains("step 9"), "{e}");
+    let resumed = run(&engine, &data, &kept);
+    assert_eq!(bytes(&resumed), want);
+    assert!(resumed.report.prefix.unwrap().rows_kept > 0);
+}
+
+/// Sequences of four lengths: each is kept as long as its batch is.
+#[test]
+fn arrays_of_several_lengths_are_kept_apart() {
+    let (_dir, engine) = engine("attention", &PackOptions::default());
+    let mut data = sequences(40, 12);
+    for (i, s) in data.samples.iter_mut().enumerate() {
+        let crate::train::data::SampleInput::Arrays(arrays) = &mut s.input else { unreachable!() };
+        for (_, array) in arrays {
+            let ids = array.as_i64().unwrap()[..5 + i % 4].to_vec();
+            *array = crate::shape::Array::i64(vec![ids.len()], ids).unwrap();
+        }
+    }
+    let options = TrainOptions { targets: last(&engine, 2), ..options() };
+    let (kept, plain) = (run(&engine, &data, &options), plain(&engine, &data, &options));
+    // Products of odd sizes add in another order for one row than for four.
+    let (a, b) = (kept.report.loss_last, plain.report.loss_last);
+    assert!((a - b).abs() < 1e-2 * b, "{a} {b}");
+    assert_eq!(kept.report.prefix.unwrap().rows_run, kept.report.samples_train as u64);
+}
+
+/// Sentences are padded to the longest beside them: each is kept for every length that it was met with.
+#[cfg(all(feature = "import", feature = "text"))]
+#[test]
+fn sentences_are_kept_for_each_padded_length() {
+    use crate::train::data::{LoadOptions, load};
+    if crate::common::emulated() {
+        return; // minutes
+    }
+    let models = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models"));
+    let tokenizer = Some(std::fs::read(models.join("minilm-l6.tokenizer.json")).unwrap());
+    let packing = PackOptions { tokenizer, ..PackOptions::default() };
+    let engine = crate::common::packed(&models.join("minilm-l6.onnx"), &packing);
+    let mut data = load(&models.join("commands.jsonl"), &LoadOptions::default()).unwrap();
+    data.samples.truncate(16);
+    let options = TrainOptions {
+        targets: TargetChoice::Regex(r".*layer\.5\..*".into()),
+        epochs: Some(3),
+        holdout: 0.0,
+        micro_batch: Some(2),
+        ..options()
+    };
+    let (kept, plain) = (run(&engine, &data, &options), plain(&engine, &data, &options));
+    assert_eq!(bytes(&kept), bytes(&plain));
+    assert_eq!(kept.report.loss_last, plain.report.loss_last);
+    let prefix = kept.report.prefix.unwrap();
+    assert_eq!(prefix.layers, 30);
+    assert_eq!(prefix.rows_run + prefix.rows_kept, 3 * 16);
+    assert!((16..=32).contains(&prefix.rows_run), "{prefix:?}");
+}
+
+/// x·W over the last axis, with W constant.
+fn layer(model: &mut TypedModel, name: &str, x: OutletId, width: usize) -> OutletId {
+    let from = model.outlet_fact(x).unwrap().shape[2].to_usize().unwrap();
+    let w = crate::train::vjp::check::random(&[from, width], 7);
+    let w = model.add_const(format!("{name}.w"), w).unwrap();
+    let op = EinSum::new("btk,kn->btn".parse().unwrap(), f32::datum_type());
+    model.wire_node(name, op, &[x, w]).unwrap()[0]
+}
+
+fn op(
+    model: &mut TypedModel,
+    name: &str,
+    op: impl Into<Box<dyn TypedOp>>,
+    of: &[OutletId],
+) -> OutletId {
+    model.wire_node(name, op, of).unwrap()[0]
+}
+
+/// x (B, 4, 16) -> a product, where `mixed` less its sum over rows -> a product, with something trained
+/// added to both inputs and output of it.
+fn graph(rows: usize, mixed: bool) -> (TypedModel, OutletId) {
+    let mut model = TypedModel::default();
+    let x = model.add_source("x", f32::fact([rows, 4, 16])).unwrap();
+    let first = layer(&mut model, "first", x, 16);
+    let sum = op(&mut model, "sum", Reduce::new(tvec![0], Reducer::Sum), &[first]);
+    let h = if mixed { op(&mut model, "less", math::sub(), &[first, sum]) } else { first };
+    let y = layer(&mut model, "second", h, 24);
+    let a = model.add_source("a", f32::fact([1, 1, 16])).unwrap();
+    let b = model.add_source("b", f32::fact([1, 1, 24])).unwrap();
+    let mut changed = op(&mut model, "h.a", math::mul(), &[h, a]);
+    if mixed {
+        let sum = op(&mut model, "sum.a", math::mul(), &[sum, a]);
+        changed = op(&mut model, "both", math::add(), &[changed, sum]);
+    }
+    let changed = layer(&mut model, "third", changed, 24);
+    let y = op(&mut model, "y.b", math::add(), &[y, b]);
+    let y = op(&mut model, "y", math::add(), &[y, changed]);
+    let loss = op(&mut model, "loss", Reduce::new(tvec![0, 1, 2], Reducer::Sum), &[y]);
+    model.select_output_outlets(&[loss]).unwrap();
+    (model, loss)
+}
+
+#[test]
+fn the_cut_keeps_what_trained_layers_read_and_not_what_they_make_of_it() {
+    let ((mut model, loss), (mut alone, _)) = (graph(3, false), graph(1, false));
+    let cut = find(&model, 1, &[loss], &alone, 3).unwrap().unwrap();
+    // h, and not the second product, which h gives.
+    assert_eq!(cut.crossing.len(), 1);
+    let crossing = &cut.crossing[0];
+    assert_eq!((crossing.axis, &crossing.shape[..]), (0, &[1, 4, 16][..]));
+    let whole = model.clone();
+    keep_above(&mut model, &cut, 1).unwrap();
+    keep_below(&mut alone, &cut, 1).unwrap();
+    let random = |shape: &[usize], seed| crate::train::vjp::check::random(shape, seed);
+    let run = crate::train::vjp::check::run;
+    let (x, a, b) = (random(&[3, 4, 16], 1), random(&[1, 1, 16], 2), random(&[1, 1, 24], 3));
+    let rows: Vec<Tensor> = (0..3)
+        .map(|row| run(&alone, &[x.slice(0, row, row + 1).unwrap()])[0].as_ref().clone())
+        .collect();
+    let h = Tensor::stack_tensors(0, &rows).unwrap();
+    let (want, got) = (run(&whole, &[x, a.clone(), b.clone()]), run(&model, &[h, a, b]));
+    want[0].close_enough(&got[0], Approximation::Close).unwrap();
+}
+
+/// The sum over rows is read by what is trained too: what it is made of crosses in its place.
+#[test]
+fn a_tensor_without_rows_does_not_cross() {
+    let ((model, loss), (mut alone, _)) = (graph(3, true), graph(1, true));
+    let cut = find(&model, 1, &[loss], &alone, 3).unwrap().unwrap();
+    assert_eq!(cut.crossing.len(), 1);
+    keep_below(&mut alone, &cut, 1).unwrap();
+    assert_eq!(alone.node(alone.output_outlets().unwrap()[0].node).name, "first");
+}
+
+#[test]
+fn an_input_without_rows_is_refused() {
+    let mut model = TypedModel::default();
+    let x = model.add_source("x", f32::fact([5])).unwrap();
+    let a = model.add_source("a", f32::fact([5])).unwrap();
+    let loss = op(&mut model, "y", math::mul(), &[x, a]);
+    model.select_output_outlets(&[loss]).unwrap();
+    let e = find(&model, 1, &[loss], &model, 3).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Unsupported);
+}

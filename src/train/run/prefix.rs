@@ -1,0 +1,94 @@
+//! Keeping what the frozen layers below the first trained one give, in a run.
+
+use super::Run;
+use super::budget::usual_micro_batch;
+use crate::error::{ErrorKind, Result};
+use crate::train::prefix::{Below, Prefix, PrefixReport, Set};
+use crate::train::samples::Samples;
+use crate::train::work::Fed;
+use std::borrow::Cow;
+
+/// Bytes that are kept in memory where none are given.
+pub(super) const KEPT: u64 = 64 << 20;
+
+impl Run<'_> {
+    /// Cuts the run's graphs below the first trained layer, where there is something to keep from one
+    /// epoch to the next, and it is the same whatever else is in a batch.
+    ///
+    /// # Errors
+    /// What running the base says.
+    pub(super) fn cut(&mut self) -> Result<()> {
+        let per_epoch = self.sampler()?.batches_per_epoch();
+        if self.options.steps_of(per_epoch) <= per_epoch || is_off() {
+            return Ok(());
+        }
+        let fixed = self.samples.fixed_rows();
+        let rows = fixed.unwrap_or_else(|| usual_micro_batch(self.options, &self.samples).min(2));
+        let groups = self.samples.groups(&self.train, rows);
+        let Some(group) = groups.first() else { return Ok(()) };
+        let inputs = self.samples.inputs(group, rows)?;
+        let several = fixed.filter(|rows| *rows > 1);
+        let alone = match several {
+            Some(_) => vec![],
+            None => {
+                // A row that fills up is the first again.
+                let filled = (0..rows).map(|row| *group.get(row).unwrap_or(&group[0]));
+                filled.map(|s| self.samples.alone(s, group)).collect::<Result<Vec<_>>>()?
+            }
+        };
+        let setup = &self.trainer.setup;
+        let found = match Below::try_rows(self.engine, setup, &inputs, &alone) {
+            Err(e) if e.kind() == ErrorKind::Unsupported => Err((0, e.message().to_string())),
+            Err(e) => return Err(e),
+            Ok(None) => return Ok(()),
+            Ok(Some((same, layers))) => match several {
+                Some(rows) => Err((layers, format!("the base takes {rows} samples at once"))),
+                None if same => Ok(layers),
+                None => Err((layers, "what they give hangs on other samples or on chance".into())),
+            },
+        };
+        match found {
+            Ok(layers) => {
+                self.trainer.cut(true);
+                self.prefix = Some(Prefix::new(layers, self.options.checkpoint.clone()));
+            }
+            Err((layers, why)) => {
+                let why_not = Some(why);
+                self.uncut = Some(PrefixReport { layers, why_not, ..PrefixReport::default() });
+            }
+        }
+        Ok(())
+    }
+
+    /// What the graph is fed with of `group`.
+    pub(super) fn fed(
+        &self,
+        samples: &Samples<'_>,
+        set: Set,
+        group: &[usize],
+    ) -> Result<Fed<'static>> {
+        match &self.prefix {
+            Some(prefix) => prefix.fed(&self.trainer, samples, set, group, self.micro),
+            None => Ok(Fed::Inputs(Cow::Owned(samples.inputs(group, self.micro)?))),
+        }
+    }
+
+    /// Gives what is kept of `spare` bytes what it needs, for samples as long as `longest`; how many.
+    pub(super) fn give_room(&self, spare: u64, longest: usize) -> Result<u64> {
+        let Some(prefix) = &self.prefix else { return Ok(0) };
+        let row = self.trainer.row_bytes(&self.samples.inputs(&[longest], self.micro)?)?;
+        // A sentence is met with two padded lengths or so.
+        let lengths = if self.samples.has_text() { 2 } else { 1 };
+        let room = spare.min(row * lengths * self.train.len() as u64);
+        prefix.allow(room);
+        Ok(room)
+    }
+}
+
+#[cfg(not(test))]
+fn is_off() -> bool {
+    false
+}
+
+#[cfg(test)]
+use crate::train::prefix::is_off;
