@@ -131,17 +131,39 @@ pub(super) fn common(graph: &str) -> TractResult<Registry> {
     registry.register_binary("min", &math::Min {});
     registry.register_binary("max", &math::Max {});
     registry.register_binary("eq", &logic::CompEq);
+    registry.register_binary("ne", &logic::CompNE);
     registry.register_binary("lt", &logic::CompLT);
     registry.register_binary("gt", &logic::CompGT);
+    registry.register_binary("le", &logic::CompLTE);
+    registry.register_binary("ge", &logic::CompGTE);
     registry.register_binary("and", &logic::And {});
+    registry.register_binary("or", &logic::Or {});
     registry.register_unit_element_wise("exp", &math::Exp {});
+    registry.register_unit_element_wise("log", &math::Ln {});
+    registry.register_unit_element_wise("sin", &math::Sin {});
+    registry.register_unit_element_wise("cos", &math::Cos {});
+    registry.register_unit_element_wise("tan", &math::Tan {});
+    registry.register_unit_element_wise("acos", &math::Acos {});
+    registry.register_unit_element_wise("asin", &math::Asin {});
+    registry.register_unit_element_wise("atan", &math::Atan {});
+    registry.register_unit_element_wise("cosh", &math::Cosh {});
+    registry.register_unit_element_wise("sinh", &math::Sinh {});
+    registry.register_unit_element_wise("tanh", &math::Tanh {});
+    registry.register_unit_element_wise("acosh", &math::Acosh {});
+    registry.register_unit_element_wise("asinh", &math::Asinh {});
+    registry.register_unit_element_wise("atanh", &math::Atanh {});
+    registry.register_unit_element_wise("abs", &math::Abs {});
     registry.register_unit_element_wise("neg", &math::Neg {});
+    registry.register_unit_element_wise("sign", &math::Sign {});
     registry.register_unit_element_wise("recip", &math::Recip {});
     registry.register_unit_element_wise("square", &math::Square {});
     registry.register_unit_element_wise("sqrt", &math::Sqrt {});
     registry.register_unit_element_wise("rsqrt", &math::Rsqrt {});
-    registry.register_unit_element_wise("tanh", &math::Tanh {});
+    registry.register_unit_element_wise("floor", &math::Floor {});
+    registry.register_unit_element_wise("ceil", &math::Ceil {});
+    registry.register_unit_element_wise("round", &math::Round {});
     registry.register_unit_element_wise("sigmoid", &nn::Sigmoid {});
+    registry.register_unit_element_wise("not", &logic::Not {});
     Ok(registry)
 }
 
@@ -163,6 +185,14 @@ mod tests {
         }
         for (name, fragment) in &ours.fragments {
             assert_eq!(fragment, &theirs.fragments[name], "{}", name.0);
+        }
+        // One that is missing here costs each start a second reading, with the whole library parsed.
+        for (name, op) in &theirs.binary_ops {
+            let known = ours.binary_ops.iter().any(|(n, _)| n == name);
+            assert!(known || name.0 == "select", "{} {}", name.0, op.name());
+        }
+        for (name, _) in &theirs.unit_element_wise_ops {
+            assert!(ours.unit_element_wise_ops.iter().any(|(n, _)| n == name), "{}", name.0);
         }
         for (name, op) in &ours.binary_ops {
             let found = theirs.binary_ops.iter().find(|(n, _)| n == name).unwrap();
