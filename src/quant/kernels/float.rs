@@ -189,13 +189,20 @@ unsafe fn fill<I: Isa, const T: bool>(
                     }
                 }
             }
-        } else if w.scheme() == Scheme::F32 {
-            *decoded = w.panel(pass.panel + i)[pass.first * PANEL * 4..].as_ptr().cast();
-        } else if pass.half {
-            *decoded = w.panel(pass.panel + i)[pass.first * PANEL * 2..].as_ptr().cast();
-        } else if pass.len > 0 {
-            // SAFETY: first is a multiple of 32 inside the columns, and chunk · 16 floats fit.
-            unsafe { I::decode(w, pass.panel + i, pass.first, pass.len, out) }
+            continue;
+        }
+        match w.scheme() {
+            Scheme::F32 => {
+                *decoded = w.panel(pass.panel + i)[pass.first * PANEL * 4..].as_ptr().cast();
+            }
+            Scheme::F16 if pass.half => {
+                *decoded = w.panel(pass.panel + i)[pass.first * PANEL * 2..].as_ptr().cast();
+            }
+            Scheme::Q8 | Scheme::Q4 | Scheme::F16 if pass.len > 0 => {
+                // SAFETY: first is a multiple of 32 inside the columns, and chunk · 16 floats fit.
+                unsafe { I::decode(w, pass.panel + i, pass.first, pass.len, out) }
+            }
+            Scheme::Q8 | Scheme::Q4 | Scheme::F16 => {}
         }
     }
     decoded
@@ -344,7 +351,7 @@ pub(super) unsafe fn decode<V: Lanes>(
     let blocks = w.cols().div_ceil(BLOCK);
     let size = block_bytes(w.scheme());
     match w.scheme() {
-        Scheme::Q8 | Scheme::Q4 => {
+        Scheme::Q8 => {
             for i in 0..len.div_ceil(BLOCK) {
                 let block = first / BLOCK + i;
                 // SAFETY: the block, its scales and 32 · 16 floats of `out` are there.
@@ -352,16 +359,24 @@ pub(super) unsafe fn decode<V: Lanes>(
                     let quants = panel.add(block * size);
                     let scale = V::load_f16(panel.add(blocks * size + block * SCALES));
                     let out = out.add(i * BLOCK * PANEL);
-                    if w.scheme() == Scheme::Q8 {
-                        for g in 0..8 {
-                            group(V::words(quants.add(64 * g)), scale, out.add(64 * g));
-                        }
-                    } else {
-                        for g in 0..4 {
-                            let words = V::words(quants.add(64 * g));
-                            group(V::nibbles(words, false), scale, out.add(64 * g));
-                            group(V::nibbles(words, true), scale, out.add(64 * (g + 4)));
-                        }
+                    for g in 0..8 {
+                        group(V::words(quants.add(64 * g)), scale, out.add(64 * g));
+                    }
+                }
+            }
+        }
+        Scheme::Q4 => {
+            for i in 0..len.div_ceil(BLOCK) {
+                let block = first / BLOCK + i;
+                // SAFETY: as above.
+                unsafe {
+                    let quants = panel.add(block * size);
+                    let scale = V::load_f16(panel.add(blocks * size + block * SCALES));
+                    let out = out.add(i * BLOCK * PANEL);
+                    for g in 0..4 {
+                        let words = V::words(quants.add(64 * g));
+                        group(V::nibbles(words, false), scale, out.add(64 * g));
+                        group(V::nibbles(words, true), scale, out.add(64 * (g + 4)));
                     }
                 }
             }
@@ -389,10 +404,28 @@ pub(super) unsafe fn decode<V: Lanes>(
 unsafe fn group<V: Lanes>(words: V::Words, scale: V, out: *mut f32) {
     // SAFETY: as the caller says.
     unsafe {
-        V::byte::<0>(words).mul(scale).store(out);
-        V::byte::<1>(words).mul(scale).store(out.add(PANEL));
-        V::byte::<2>(words).mul(scale).store(out.add(2 * PANEL));
-        V::byte::<3>(words).mul(scale).store(out.add(3 * PANEL));
+        let [a, b, c, d]: [V; 4] = scaled(words, scale);
+        a.store(out);
+        b.store(out.add(PANEL));
+        c.store(out.add(2 * PANEL));
+        d.store(out.add(3 * PANEL));
+    }
+}
+
+/// Four columns.
+///
+/// # Safety
+/// The processor has `V`.
+#[inline(always)]
+unsafe fn scaled<V: Lanes>(words: V::Words, scale: V) -> [V; 4] {
+    // SAFETY: as the caller says.
+    unsafe {
+        [
+            V::byte::<0>(words).mul(scale),
+            V::byte::<1>(words).mul(scale),
+            V::byte::<2>(words).mul(scale),
+            V::byte::<3>(words).mul(scale),
+        ]
     }
 }
 
@@ -417,31 +450,35 @@ pub(super) unsafe fn decode_transposed<V: Lanes>(
         // of f16 and f32 are read only inside the matrix.
         unsafe {
             let mut v = [V::splat(0.0); 16];
+            let column = block * BLOCK + half * PANEL;
             match w.scheme() {
-                Scheme::Q8 | Scheme::Q4 => {
+                Scheme::Q8 => {
                     let quants = panel.add(block * size);
                     let scale = V::load_f16(panel.add(blocks * size + block * SCALES));
                     for g in 0..4 {
-                        let words = if w.scheme() == Scheme::Q8 {
-                            V::words(quants.add(64 * (4 * half + g)))
-                        } else {
-                            V::nibbles(V::words(quants.add(64 * g)), half == 1)
-                        };
-                        v[4 * g] = V::byte::<0>(words).mul(scale);
-                        v[4 * g + 1] = V::byte::<1>(words).mul(scale);
-                        v[4 * g + 2] = V::byte::<2>(words).mul(scale);
-                        v[4 * g + 3] = V::byte::<3>(words).mul(scale);
+                        let words = V::words(quants.add(64 * (4 * half + g)));
+                        [v[4 * g], v[4 * g + 1], v[4 * g + 2], v[4 * g + 3]] = scaled(words, scale);
                     }
                 }
-                Scheme::F16 | Scheme::F32 => {
-                    let column = block * BLOCK + half * PANEL;
+                Scheme::Q4 => {
+                    let quants = panel.add(block * size);
+                    let scale = V::load_f16(panel.add(blocks * size + block * SCALES));
+                    for g in 0..4 {
+                        let words = V::nibbles(V::words(quants.add(64 * g)), half == 1);
+                        [v[4 * g], v[4 * g + 1], v[4 * g + 2], v[4 * g + 3]] = scaled(words, scale);
+                    }
+                }
+                Scheme::F16 => {
                     for (i, v) in v.iter_mut().enumerate() {
                         if column + i < w.cols() {
-                            *v = if w.scheme() == Scheme::F16 {
-                                V::load_f16(panel.add((column + i) * 32))
-                            } else {
-                                V::load(panel.add((column + i) * 64).cast())
-                            };
+                            *v = V::load_f16(panel.add((column + i) * 32));
+                        }
+                    }
+                }
+                Scheme::F32 => {
+                    for (i, v) in v.iter_mut().enumerate() {
+                        if column + i < w.cols() {
+                            *v = V::load(panel.add((column + i) * 64).cast());
                         }
                     }
                 }
