@@ -1,5 +1,7 @@
 //! A chat template cut into texts and tags, and tags into words, numbers, strings and signs.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use super::fail;
 use crate::error::Result;
 
@@ -45,7 +47,7 @@ pub(super) fn pieces(template: &str) -> Result<Vec<Piece>> {
             _ => "#}",
         };
         let end = closing(tag, close).ok_or_else(|| fail(format!("'{kind}' without '{close}'")))?;
-        let (inside, after) = (&tag[2..end], &tag[end + 2..]);
+        let (inside, after) = (&tag[2..end], &tag[end.saturating_add(2)..]);
         if inside.starts_with('-') {
             text = text.trim_end();
         } else if kind != "{{" && !inside.starts_with('+') {
@@ -73,7 +75,8 @@ pub(super) fn pieces(template: &str) -> Result<Vec<Piece>> {
 /// Where a tag ends, strings within it apart.
 fn closing(tag: &str, close: &str) -> Option<usize> {
     if close == "#}" {
-        return tag.find(close);
+        // Behind its own sign: "{#}" ends nothing.
+        return tag.get(2..)?.find(close)?.checked_add(2);
     }
     let mut quote = None;
     let mut escaped = false;
@@ -135,7 +138,7 @@ fn string(text: &str, quote: char) -> Result<(String, &str)> {
                 Some((_, c)) => return Err(fail(format!("the escape '\\{c}'"))),
                 None => break,
             },
-            c if c == quote => return Ok((found, &text[at + c.len_utf8()..])),
+            c if c == quote => return Ok((found, &text[at.saturating_add(c.len_utf8())..])),
             c => found.push(c),
         }
     }

@@ -26,7 +26,7 @@ fn fail(what: impl std::fmt::Display) -> Error {
 /// # Errors
 /// Unsupported: what the template has and this doesn't know, by name. Bad input: the template refuses the
 /// messages, in its own words.
-pub(super) fn rendered(
+pub(crate) fn rendered(
     template: &str,
     messages: &[Message],
     tokens: &[(String, String)],
@@ -40,7 +40,8 @@ pub(super) fn rendered(
     };
     let mut names: Vec<(String, Value)> =
         tokens.iter().map(|(name, text)| (name.clone(), Value::text(text))).collect();
-    names.push(("messages".into(), Value::list(messages.iter().map(message).collect())));
+    let messages = messages.iter().map(message).collect::<Result<Vec<_>>>()?;
+    names.push(("messages".into(), Value::list(messages)?));
     names.push(("add_generation_prompt".into(), Value::Bool(true)));
     Rendering::new(names).run(&parts)
 }
@@ -100,6 +101,9 @@ mod tests {
             %}\n{% endfor %}\nend\n";
         assert_eq!(of(template, &[said("user", "a"), said("user", "")]).unwrap(), "[A]\nend");
         assert_eq!(of("a {#- note {{ #} b", &[]).unwrap(), "a b");
+        // The sign that ends a note was looked for within the one that begins it, which panicked.
+        assert_eq!(of("a{#}b#}c", &[]).unwrap(), "ac");
+        assert!(of("a{#}", &[]).is_err());
         assert_eq!(of("{{- 1 }} {{ 2 -}}   {{ '}}' }}", &[]).unwrap(), "1 2}}");
     }
 
@@ -164,5 +168,53 @@ mod tests {
         assert!(of(&"{% if 1 %}".repeat(5000), &[]).is_err());
         let long = "{% for a in range(9999) %}{% for b in range(9999) %}x{% endfor %}{% endfor %}";
         assert!(of(long, &[]).is_err());
+    }
+
+    /// A template of 100 bytes made a text of 2^40, one a namespace that held itself, whose comparison never
+    /// ended, one a list of a million lists in each other, which overflowed the stack when it was dropped.
+    #[test]
+    fn small_templates_take_no_memory_time_or_stack() {
+        let in_a_loop = |begin: &str, work: &str| {
+            format!(
+                "{{% set ns = namespace({begin}) %}}{{% for i in range(20000) %}}{{% set ns.a = {work} %}}{{% endfor %}}"
+            )
+        };
+        for (begin, work) in [
+            ("a='ab'", "ns.a ~ ns.a"),
+            ("a='ab'", "ns.a + ns.a"),
+            ("a=[1]", "ns.a + ns.a"),
+            ("a='ab'", "ns.a.replace('', ns.a)"),
+            ("a='ab'", "[ns.a, ns.a, ns.a] | join(ns.a)"),
+            ("a=[]", "[ns.a]"),
+            ("a=[]", "{'k': ns.a}"),
+            ("a='ab'", "ns"),
+            ("a='ab'", "[ns]"),
+        ] {
+            let e = of(&in_a_loop(begin, work), &[]).unwrap_err();
+            assert!(e.message().contains("template"), "{work}: {e}");
+        }
+        // A text of 8 MB, looked through in each of many steps.
+        let long = "a".repeat(1 << 19);
+        let look = format!(
+            "{{% set a = '{long}' %}}{{% for i in range(9999) %}}{{% if a[-1] == 'b' %}}{{% endif %}}{{% endfor %}}"
+        );
+        assert!(of(&look, &[]).unwrap_err().message().contains("too much"));
+        // Many names, all looked through for each that is not there; many characters for each of a text.
+        let names: String = (0..9999).map(|n| format!("{{% set a{n} = 1 %}}")).collect();
+        let look =
+            format!("{names}{{% for i in range(9999) %}}{{% if b %}}{{% endif %}}{{% endfor %}}");
+        assert!(of(&look, &[]).unwrap_err().message().contains("too much"));
+        let strip = format!("{{{{ 'b'.strip('{}b') }}}}", "a".repeat(1 << 12));
+        assert!(of(&strip, &[]).unwrap_err().message().contains("strip"));
+        // Many lists that are one, each compared with itself.
+        let both = "{% set ns = namespace(a=[]) %}{% for i in range(30) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}{{ ns.a == ns.a }}";
+        assert!(of(both, &[]).unwrap_err().message().contains("too much"));
+        // A conversation of 4 MB is none of these.
+        let talk = vec![said("user", &"word ".repeat(1000)); 800];
+        let text = of(
+            "{% for m in messages %}{{ '<' + m.role + '>' + m.content | trim + '\\n' }}{% endfor %}",
+            &talk,
+        );
+        assert!(text.unwrap().len() > 3_900_000);
     }
 }

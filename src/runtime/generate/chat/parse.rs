@@ -1,6 +1,8 @@
 //! A chat template's text to its parts: the part of Jinja that such templates are written in. What isn't
 //! known is an error that names it.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use super::cut::{Piece, Token, pieces};
 use super::fail;
 use crate::error::Result;
@@ -92,7 +94,7 @@ fn block(pieces: &mut Vec<Piece>, depth: usize) -> Result<(Vec<Part>, Option<End
                 let mut arms = vec![];
                 let mut condition = Some(whole(rest)?);
                 loop {
-                    let (inner, end) = block(pieces, depth + 1)?;
+                    let (inner, end) = block(pieces, depth.saturating_add(1))?;
                     arms.push((condition.take(), inner));
                     match end {
                         Some(End { word, rest }) if word == "elif" => {
@@ -114,7 +116,7 @@ fn block(pieces: &mut Vec<Piece>, depth: usize) -> Result<(Vec<Part>, Option<End
                 let list = reader.either()?;
                 let only = if reader.takes_word("if") { Some(reader.either()?) } else { None };
                 reader.end()?;
-                match block(pieces, depth + 1)? {
+                match block(pieces, depth.saturating_add(1))? {
                     (inner, Some(End { word, .. })) if word == "endfor" => {
                         parts.push(Part::For(name, list, only, inner));
                     }
@@ -158,20 +160,20 @@ struct Reader {
 impl Reader {
     fn takes(&mut self, sign: &str) -> bool {
         let found = matches!(self.tokens.get(self.at), Some(Token::Sign(s)) if *s == sign);
-        self.at += usize::from(found);
+        self.at = self.at.saturating_add(usize::from(found));
         found
     }
 
     fn takes_word(&mut self, word: &str) -> bool {
         let found = matches!(self.tokens.get(self.at), Some(Token::Word(w)) if w == word);
-        self.at += usize::from(found);
+        self.at = self.at.saturating_add(usize::from(found));
         found
     }
 
     fn word(&mut self) -> Result<String> {
         match self.tokens.get(self.at) {
             Some(Token::Word(word)) => {
-                self.at += 1;
+                self.at = self.at.saturating_add(1);
                 Ok(word.clone())
             }
             other => Err(fail(format!("{other:?} where a name should stand"))),
@@ -194,7 +196,7 @@ impl Reader {
     }
 
     fn expression(&mut self) -> Result<Expr> {
-        self.depth += 1;
+        self.depth = self.depth.saturating_add(1);
         if self.depth > MAX_DEPTH {
             return Err(fail("expressions too deep in each other"));
         }
@@ -205,7 +207,7 @@ impl Reader {
                 if self.takes_word("else") { Some(Box::new(self.expression()?)) } else { None };
             found = Expr::Choice(condition, Box::new(found), other);
         }
-        self.depth -= 1;
+        self.depth = self.depth.saturating_sub(1);
         Ok(found)
     }
 
@@ -328,14 +330,14 @@ impl Reader {
 
     fn atom(&mut self) -> Result<Expr> {
         let token = self.tokens.get(self.at).cloned().ok_or_else(|| fail("an empty expression"))?;
-        self.at += 1;
+        self.at = self.at.saturating_add(1);
         Ok(match token {
             Token::Int(value) => Expr::Int(value),
             Token::Text(mut text) => {
                 // Strings beside each other are one.
                 while let Some(Token::Text(more)) = self.tokens.get(self.at) {
                     text.push_str(more);
-                    self.at += 1;
+                    self.at = self.at.saturating_add(1);
                 }
                 Expr::Text(text)
             }
@@ -372,10 +374,10 @@ impl Reader {
     fn call(&mut self, function: String) -> Result<Expr> {
         let (mut values, mut named) = (vec![], vec![]);
         while !self.takes(")") {
-            let next = self.tokens.get(self.at + 1);
+            let next = self.tokens.get(self.at.saturating_add(1));
             match (self.tokens.get(self.at).cloned(), next) {
                 (Some(Token::Word(name)), Some(Token::Sign("="))) => {
-                    self.at += 2;
+                    self.at = self.at.saturating_add(2);
                     named.push((name, self.expression()?));
                 }
                 _ => values.push(self.expression()?),
