@@ -3,6 +3,8 @@
 //! tract drops the metadata that newer exporters write on nodes (and its protobuf description
 //! predates the field), so it is read here from the file's own bytes.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use crate::error::{Error, Result};
 use prost::Message;
 use std::collections::{HashMap, HashSet};
@@ -109,18 +111,23 @@ fn from_initializer(name: &str) -> Option<String> {
 /// Makes each name unique by a numbered suffix, in order.
 pub(super) fn make_unique(names: &mut [String]) {
     let mut taken: HashSet<String> = HashSet::new();
+    // The next suffix of a name: thousands of equal ones are not counted anew each time.
+    let mut next: HashMap<String, usize> = HashMap::new();
     for name in names {
         let mut candidate = name.clone();
-        let mut number = 1;
-        while !taken.insert(candidate.clone()) {
-            candidate = format!("{name}_{number}");
-            number += 1;
+        if !taken.insert(candidate.clone()) {
+            let number = next.entry(name.clone()).or_insert(1);
+            while !taken.insert(candidate.clone()) {
+                candidate = format!("{name}_{number}");
+                *number = number.saturating_add(1);
+            }
         }
         *name = candidate;
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 
