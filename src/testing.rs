@@ -1,6 +1,8 @@
 //! What this repository's tests, benches and examples reach besides the public face. It is no part of
 //! that: it changes as they need.
 
+pub mod parsers;
+
 #[cfg(feature = "import")]
 pub use crate::import::{FrozenMatrix, InputInfo, MatrixValues, Prepared, prepare};
 pub use crate::quant::Threads;
@@ -35,5 +37,5 @@ pub mod kernels {
 
 /// numpy's files.
 pub mod npy {
-    pub use crate::npy::{read, read_npz, read_npz_bytes, to_bytes, to_npz, write};
+    pub use crate::npy::{read, read_bytes, read_npz, read_npz_bytes, to_bytes, to_npz, write};
 }

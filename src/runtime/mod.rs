@@ -57,6 +57,8 @@ pub use engine::{Engine, Named};
 #[cfg(feature = "import")]
 pub use export::ExportFolder;
 #[cfg(feature = "text")]
+pub(crate) use generate::chat_text;
+#[cfg(feature = "text")]
 pub use generate::{Ended, GenerateOptions, Generated, Generator, Listener, Sampling};
 pub(crate) use head::{LEAST_COUNT, MASKED, as_tokens, counted, feature_axis, read};
 pub use head::{Prediction, apply_head, base_predictions, pool};

@@ -55,6 +55,12 @@ struct ConnState {
 }
 
 impl Conn {
+    /// One that waits for its client.
+    pub fn new(transport: Transport) -> Conn {
+        let state = Mutex::new(ConnState { busy: false, since: Instant::now() });
+        Conn { transport, state, drop: Notify::new() }
+    }
+
     /// Marks the connection as working or as waiting for its client.
     pub fn set_busy(&self, busy: bool) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -176,8 +182,7 @@ fn start<S>(app: Arc<App>, stream: S, transport: Transport, mut stop: watch::Rec
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let state = Mutex::new(ConnState { busy: false, since: Instant::now() });
-    let conn = Arc::new(Conn { transport, state, drop: Notify::new() });
+    let conn = Arc::new(Conn::new(transport));
     let id = app.registry.next.fetch_add(1, Ordering::Relaxed);
     app.registry.open().insert(id, conn.clone());
     count(&app.metrics.accepted);

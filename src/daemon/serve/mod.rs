@@ -7,6 +7,7 @@ mod ask;
 mod busy;
 mod connection;
 mod guard;
+mod in_process;
 mod instant;
 mod integrity;
 mod kept;
@@ -28,4 +29,7 @@ mod served;
 mod waiting;
 mod written;
 
+pub use in_process::InProcess;
+#[cfg(feature = "mqtt")]
+pub use mqtt::Topics;
 pub use run::{Overrides, Source, check, run};

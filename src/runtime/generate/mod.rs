@@ -6,6 +6,7 @@ mod sampling;
 mod settings;
 mod stream;
 
+pub(crate) use chat::rendered as chat_text;
 pub use sampling::Sampling;
 
 use super::engine::Engine;

@@ -27,7 +27,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
-use topics::{Topics, Wish};
+pub use topics::Topics;
+use topics::Wish;
 
 /// Answers that wait to be told; more are not told.
 const WAITING: usize = 256;
