@@ -2,6 +2,8 @@
 //!
 //! Format: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use crate::error::{Error, Result};
 use crate::fs::{Access, Opened, open_regular, read_limited, write_atomic_bytes};
 use crate::shape::{Array, DType, Data, volume};
@@ -73,10 +75,11 @@ pub fn to_bytes(array: &Array) -> Vec<u8> {
     let mut header =
         format!("{{'descr': '{code}', 'fortran_order': False, 'shape': ({shape}{comma}), }}");
     // Magic, version and length take 10 bytes; the data starts at a multiple of 64.
-    let total = (10 + header.len() + 1).next_multiple_of(64);
-    header.extend(std::iter::repeat_n(' ', total - 10 - header.len() - 1));
+    let used = header.len().saturating_add(11);
+    let total = used.next_multiple_of(64);
+    header.extend(std::iter::repeat_n(' ', total.saturating_sub(used)));
     header.push('\n');
-    let mut bytes = Vec::with_capacity(total + array.data().len() * 8);
+    let mut bytes = Vec::with_capacity(total.saturating_add(array.data().byte_len()));
     bytes.extend(MAGIC);
     bytes.extend([1, 0]);
     bytes.extend((header.len() as u16).to_le_bytes());
@@ -187,11 +190,11 @@ fn read_npz_from(
                 "npz array '{name}' states {size} bytes, more than the limit of {max_len} for all arrays"
             )));
         }
-        budget -= size;
+        budget = budget.saturating_sub(size);
         room(size)?;
         // The stated size is a claim: neither trusted for the allocation nor for the end.
         let mut bytes = Vec::new();
-        let read = (&mut entry).take(size + 1).read_to_end(&mut bytes);
+        let read = (&mut entry).take(size.saturating_add(1)).read_to_end(&mut bytes);
         read.map_err(|e| Error::bad_input(format!("npz array '{name}' can't be unpacked: {e}")))?;
         if bytes.len() as u64 != size {
             return Err(Error::bad_input(format!(
@@ -210,7 +213,8 @@ fn read_npz_from(
 fn values_len(bytes: &[u8]) -> Result<u64> {
     let (header, data) = split(bytes)?;
     let Header { element, .. } = Header::parse(header)?;
-    Ok(data.len() as u64 / element.size() as u64 * element.decoded_size())
+    let count = (data.len() as u64).checked_div(element.size() as u64).unwrap_or(0);
+    Ok(count.saturating_mul(element.decoded_size()))
 }
 
 /// The header's text and the data behind it.

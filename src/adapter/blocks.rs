@@ -1,5 +1,7 @@
 //! The blocks of bytes behind the header of a `.adapter` file.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use super::check;
 use super::config::NamedTensor;
 use super::names::shown;
@@ -101,7 +103,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn finish(self) -> Result<()> {
-        let extra = self.data.len() - self.end;
+        let extra = self.data.len().saturating_sub(self.end);
         match extra {
             0 => Ok(()),
             _ => Err(Error::bad_input(format!("{extra} bytes after the adapter's last block"))),

@@ -16,6 +16,8 @@
 //! `bias` (classes), each probe's inputs, each section. Where one starts follows from the types and
 //! shapes of those before, so that they can't overlap or leave holes.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use super::blocks::{ALIGN, Entry, Reader, Writer};
 use super::check;
 use super::config::{
@@ -226,7 +228,7 @@ fn hash(prefix: &[u8], rest: &[u8]) -> [u8; 32] {
 }
 
 fn padding(at: usize) -> usize {
-    at.next_multiple_of(ALIGN) - at
+    at.next_multiple_of(ALIGN).saturating_sub(at)
 }
 
 fn assemble(header: &[u8], data: &[u8]) -> Result<Vec<u8>> {
@@ -236,8 +238,8 @@ fn assemble(header: &[u8], data: &[u8]) -> Result<Vec<u8>> {
             header.len()
         )));
     }
-    let gap = if data.is_empty() { 0 } else { padding(HEADER_AT + header.len()) };
-    let total = HEADER_AT + header.len() + gap + data.len();
+    let gap = if data.is_empty() { 0 } else { padding(HEADER_AT.saturating_add(header.len())) };
+    let total = [header.len(), gap, data.len()].into_iter().fold(HEADER_AT, usize::saturating_add);
     if total as u64 > MAX_FILE {
         return Err(Error::bad_input(format!(
             "the adapter would have {total} bytes, at most {MAX_FILE} are allowed"
@@ -249,7 +251,7 @@ fn assemble(header: &[u8], data: &[u8]) -> Result<Vec<u8>> {
     rest.extend((header.len() as u32).to_le_bytes());
     rest.extend([0; 32]);
     rest.extend(header);
-    rest.resize(rest.len() + gap, 0);
+    rest.resize(rest.len().saturating_add(gap), 0);
     rest.extend(data);
     let (prefix, body) = rest.split_at_mut(HEADER_AT);
     let (prefix, slot) = prefix.split_at_mut(HASH_AT);
@@ -271,8 +273,8 @@ fn open(bytes: &[u8]) -> Result<(&[u8], &[u8])> {
         return Err(Error::bad_input(format!("more than {MAX_FILE} bytes in an adapter file")));
     }
     let word = |at: usize| -> Result<u32> {
-        let word = bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).ok_or_else(cut)?;
-        Ok(u32::from_le_bytes(word))
+        let word = bytes.get(at..).and_then(|b| b.first_chunk::<4>()).ok_or_else(cut)?;
+        Ok(u32::from_le_bytes(*word))
     };
     let version = word(VERSION_AT)?;
     if version != VERSION {
@@ -299,7 +301,8 @@ fn open(bytes: &[u8]) -> Result<(&[u8], &[u8])> {
     if rest.is_empty() {
         return Ok((header, rest));
     }
-    let (gap, data) = rest.split_at_checked(padding(HEADER_AT + header_len)).ok_or_else(cut)?;
+    let (gap, data) =
+        rest.split_at_checked(padding(HEADER_AT.saturating_add(header_len))).ok_or_else(cut)?;
     if gap.iter().any(|&b| b != 0) {
         return Err(Error::bad_input("bytes between the adapter's header and its tensors"));
     }

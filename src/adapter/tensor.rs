@@ -1,5 +1,7 @@
 //! Tensor values to and from little-endian bytes.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use crate::error::{Error, Result};
 use crate::shape::{Array, Data};
 use half::{bf16, f16};
@@ -69,7 +71,7 @@ pub(super) fn encode_f32(values: &[f32], dtype: TensorType) -> Result<Vec<u8>> {
     if dtype == TensorType::F32 {
         return Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect());
     }
-    let mut bytes = Vec::with_capacity(values.len() * 2);
+    let mut bytes = Vec::with_capacity(values.len().saturating_mul(2));
     let (mut any, mut kept) = (false, false);
     for &value in values {
         let half = f16::from_f32(value);
@@ -150,6 +152,7 @@ fn read<const N: usize, T>(bytes: &[u8], value: impl Fn([u8; N]) -> T) -> Result
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

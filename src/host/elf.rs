@@ -3,6 +3,8 @@
 //! Read by offsets of the System V ABI (gABI 4.1) and the GNU version sections (LSB 3.1, 10.7), for
 //! little-endian files of 32 and 64 bits.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use crate::error::{Error, Result};
 use crate::fs::open_regular;
 use serde::{Serialize, Serializer};
@@ -171,12 +173,12 @@ impl Reader<'_> {
             let s = segments
                 .iter()
                 .find(|s| s.kind == PT_LOAD && address.wrapping_sub(s.address) < s.len)?;
-            s.offset.checked_add(address - s.address)
+            s.offset.checked_add(address.checked_sub(s.address)?)
         };
-        let step = if self.wide { 16 } else { 8 };
+        let step: u64 = if self.wide { 16 } else { 8 };
         let (mut strings, mut needs) = (None, None);
-        for i in 0..(dynamic.len / step).min(MAX_ENTRIES as u64) {
-            let at = dynamic.offset.checked_add(i * step)?;
+        for i in 0..dynamic.len.checked_div(step)?.min(MAX_ENTRIES as u64) {
+            let at = dynamic.offset.checked_add(i.checked_mul(step)?)?;
             let (tag, value) = (self.word(at)?, self.word(at.checked_add(step / 2)?)?);
             match tag {
                 0 => break,
@@ -214,6 +216,7 @@ impl Reader<'_> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

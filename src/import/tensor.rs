@@ -1,6 +1,8 @@
 //! ONNX tensors: sizes checked against the bytes that are there, external data read in, values
 //! converted.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use crate::error::{Error, Result};
 use crate::fs::{Opened, open_regular_no_link};
 use std::collections::HashMap;
@@ -90,16 +92,22 @@ pub(super) fn check_tensor(tensor: &TensorProto) -> Result<()> {
                 ))
             })?;
             if !tensor.raw_data.len().is_multiple_of(size) {
-                return Err(short(tensor, count, tensor.raw_data.len() / size));
+                return Err(short(
+                    tensor,
+                    count,
+                    tensor.raw_data.len().checked_div(size).unwrap_or(0),
+                ));
             }
-            tensor.raw_data.len() / size
+            tensor.raw_data.len().checked_div(size).unwrap_or(0)
         }
-        Ok(_) => {
-            tensor.float_data.len()
-                + tensor.int32_data.len()
-                + tensor.int64_data.len()
-                + tensor.double_data.len()
-        }
+        Ok(_) => [
+            tensor.float_data.len(),
+            tensor.int32_data.len(),
+            tensor.int64_data.len(),
+            tensor.double_data.len(),
+        ]
+        .into_iter()
+        .fold(0, usize::saturating_add),
     };
     // uint64_data is dropped by tract's reader; without raw data such a tensor reads as empty.
     if found != count { Err(short(tensor, count, found)) } else { Ok(()) }
@@ -174,7 +182,7 @@ pub(super) fn load_external(tensor: &mut TensorProto, model_dir: &Path) -> Resul
     let size = element_size(tensor.data_type).ok_or_else(|| {
         Error::unsupported(format!("{place} has a data type that can't be external"))
     })?;
-    let expected = element_count(tensor)? as u64 * size as u64;
+    let expected = (element_count(tensor)? as u64).saturating_mul(size as u64);
     let length = length.unwrap_or(expected);
     if length != expected {
         return Err(Error::bad_input(format!(
@@ -244,6 +252,7 @@ fn words<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T>
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

@@ -1,6 +1,8 @@
 //! What is checked of an ONNX file before tract sees it. tract-onnx 0.23.9 panics, hangs or
 //! accepts in silence many of these (measured: RELIABILITY §1.4 of the design notes).
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use super::operators::MAX_OPSET;
 use super::tensor::{MAX_RANK, check_tensor, int_values, load_external};
 use crate::error::{Error, Result};
@@ -84,7 +86,7 @@ fn load_all_external(graph: &mut GraphProto, dir: &Path, depth: usize) -> Result
             load_external(tensor, dir)?;
         }
         for inner in attribute.g.iter_mut().chain(&mut attribute.graphs) {
-            load_all_external(inner, dir, depth + 1)?;
+            load_all_external(inner, dir, depth.saturating_add(1))?;
         }
     }
     Ok(())
@@ -335,9 +337,9 @@ fn check_cycles(graph: &GraphProto) -> Result<()> {
     let mut ready: Vec<usize> = (0..waiting.len()).filter(|&n| waiting[n] == 0).collect();
     let mut done = 0;
     while let Some(node) = ready.pop() {
-        done += 1;
+        done = usize::saturating_add(done, 1);
         for &reader in &readers[node] {
-            waiting[reader] -= 1;
+            waiting[reader] = waiting[reader].saturating_sub(1);
             if waiting[reader] == 0 {
                 ready.push(reader);
             }
@@ -381,7 +383,8 @@ fn check_made_constants(graph: &GraphProto) -> Result<()> {
                     return refuse("counts in steps of 0".into());
                 }
                 if let (Some(start), Some(limit), Some(step)) = (scalar(0), scalar(1), scalar(2)) {
-                    let count = (limit as i128 - start as i128) / step as i128;
+                    let wide = (limit as i128).saturating_sub(start as i128);
+                    let count = wide.checked_div(step as i128).unwrap_or(0);
                     if count > MAX_MADE as i128 {
                         return refuse(format!("counts {count} values"));
                     }

@@ -1,5 +1,7 @@
 //! An opened base: views into its mapping.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use super::audio::AudioSpec;
 use super::header::{
     ALWAYS, FURTHER, Header, Kind, MUST, Section, SectionInfo, decode, section_name,
@@ -115,7 +117,7 @@ impl Base {
         for section in &inner.header.sections {
             let name = section_name(section.kind);
             if let Some(end) = end {
-                let padding = range(inner.mapping.bytes(), end, section.offset - end);
+                let padding = range(inner.mapping.bytes(), end, section.offset.saturating_sub(end));
                 if !padding.is_some_and(|p| p.iter().all(|&b| b == 0)) {
                     return Err(place(Error::bad_input(format!(
                         "padding before section {name} is not zero"
@@ -131,7 +133,7 @@ impl Base {
                 hasher.update(piece);
             }
             equals(section, hasher.finalize()).map_err(place)?;
-            end = Some(section.offset + section.len);
+            end = Some(section.offset.saturating_add(section.len));
         }
         inner.mapping.check(&inner.path)?;
         Ok(true)

@@ -1,6 +1,8 @@
 //! The first bytes of a `.base` file: prefix, header, section table. `docs/FORMAT.md` has the same
 //! offsets; a test ties the two.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use super::record::{ConstType, WeightSpec};
 use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;
@@ -80,7 +82,7 @@ impl Kind {
     }
 
     pub(super) fn index(self) -> usize {
-        self as usize - 1
+        (self as usize).saturating_sub(1)
     }
 
     /// What it must be understood for: whatever decides what the base computes, and all that stood
@@ -173,7 +175,7 @@ impl Header {
     pub(super) fn encode(&self) -> Result<Vec<u8>> {
         let body = self.body()?;
         let header_len = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        let mut bytes = Vec::with_capacity(PREFIX_LEN + body.len());
+        let mut bytes = Vec::with_capacity(PREFIX_LEN.saturating_add(body.len()));
         bytes.extend(MAGIC);
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend(header_len.to_le_bytes());
@@ -186,7 +188,7 @@ impl Header {
 
     /// Length of prefix and header.
     pub(super) fn encoded_len(&self) -> Result<u64> {
-        Ok((PREFIX_LEN + self.body()?.len()) as u64)
+        Ok(PREFIX_LEN.saturating_add(self.body()?.len()) as u64)
     }
 
     fn body(&self) -> Result<Vec<u8>> {
@@ -250,7 +252,7 @@ impl Header {
             return Err(Error::bad_input("reserved bytes of the header are not zero"));
         }
         let header: Header = decode(body).map_err(|e| e.at("header"))?;
-        header.check(found, (PREFIX_LEN + header_len) as u64)?;
+        header.check(found, PREFIX_LEN.saturating_add(header_len) as u64)?;
         let first = header.sections.first().map_or(0, |s| s.offset) as usize;
         match rest.get(header_len..first.saturating_sub(PREFIX_LEN)) {
             Some(padding) if padding.iter().all(|&b| b == 0) => Ok(header),
@@ -490,11 +492,9 @@ fn not_a_base(file: &[u8]) -> Error {
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let field = bytes.get(at..at + 4).and_then(|b| b.try_into().ok());
-    field.map_or(0, u32::from_le_bytes)
+    bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u32::from_le_bytes(*b))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let field = bytes.get(at..at + 8).and_then(|b| b.try_into().ok());
-    field.map_or(0, u64::from_le_bytes)
+    bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b))
 }

@@ -2,6 +2,8 @@
 //!
 //! Stored with postcard like `record.rs`: the order of fields and variants is part of the format.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -176,7 +178,8 @@ pub struct Subspace<'a> {
 
 impl Subspace<'_> {
     pub(super) fn check(&self, in_features: Option<u32>) -> Result<()> {
-        let wanted = in_features.map(|n| u64::from(n) * u64::from(self.rank) * 2);
+        let wanted =
+            in_features.and_then(|n| u64::from(n).checked_mul(self.rank.into())?.checked_mul(2));
         let known = self.energy > 0.0 && self.energy <= 1.0 && self.rank > 0;
         if !known || wanted != Some(self.basis.len() as u64) {
             return Err(Error::bad_input(format!(

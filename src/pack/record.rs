@@ -3,6 +3,8 @@
 //! These structs are stored with postcard, so the order of their fields and variants is part of the
 //! format: a change needs a new format version.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use super::io::IoSpec;
 use crate::adapter::{Target, TargetKind};
 use crate::error::{Error, Result};
@@ -194,6 +196,7 @@ pub(super) fn check_targets(
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

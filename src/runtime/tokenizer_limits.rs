@@ -2,6 +2,8 @@
 //! may double a text again and again, its patterns may take gigabytes to compile, or a time that grows
 //! with the square of the text.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use crate::error::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
@@ -65,7 +67,8 @@ pub fn check(json: &[u8], max_tokens: usize) -> Result<usize> {
     let mut steps = Steps::default();
     let growth = steps.growth(&parts.normalizer, MAX_DEPTH)?;
     steps.growth(&parts.pre_tokenizer, MAX_DEPTH)?;
-    let fits = usize::try_from(MAX_NORMALIZED / growth).unwrap_or(usize::MAX);
+    let fits =
+        usize::try_from(MAX_NORMALIZED.checked_div(growth).unwrap_or(0)).unwrap_or(usize::MAX);
     if fits < LEAST {
         return Err(refused(format!("its normalizers make a text up to {growth} times as long")));
     }
@@ -88,7 +91,7 @@ impl Steps {
     /// How many times as long a step, with those in it, makes a text at most.
     fn growth(&mut self, step: &Value, depth: usize) -> Result<u64> {
         let Some(fields) = step.as_object() else { return Ok(1) };
-        self.all += 1;
+        self.all = self.all.saturating_add(1);
         if self.all > MAX_STEPS || depth == 0 {
             return Err(refused(format!("more than {MAX_STEPS} steps, or nested too deep")));
         }
@@ -101,14 +104,14 @@ impl Steps {
         let own = pattern.and_then(|p| p.get("Regex")).and_then(Value::as_str);
         if let Some(own) = own {
             check_pattern(own)?;
-            self.patterns += 1;
+            self.patterns = self.patterns.saturating_add(1);
         }
         let mut growth = match text("type").unwrap_or_default() {
             "Replace" => {
                 let from = pattern.and_then(|p| p.get("String")).and_then(Value::as_str);
                 match from.map_or(0, str::len) {
                     // Of nothing, before and behind each byte.
-                    0 => content as u64 + 1,
+                    0 => (content as u64).saturating_add(1),
                     from => content.div_ceil(from).max(1) as u64,
                 }
             }
@@ -121,7 +124,7 @@ impl Steps {
         };
         for list in ["normalizers", "pretokenizers"] {
             for inner in fields.get(list).and_then(Value::as_array).into_iter().flatten() {
-                growth = growth.saturating_mul(self.growth(inner, depth - 1)?);
+                growth = growth.saturating_mul(self.growth(inner, depth.saturating_sub(1))?);
             }
         }
         Ok(growth)
@@ -157,21 +160,21 @@ fn longest_precompiled(base64: &str) -> u64 {
 
 /// What the letters of base64 say; others are passed over.
 fn decoded(base64: &str) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(base64.len() / 4 * 3);
+    let mut bytes = Vec::with_capacity(base64.len());
     let (mut bits, mut held) = (0u32, 0);
     for letter in base64.bytes() {
         let value = match letter {
-            b'A'..=b'Z' => letter - b'A',
-            b'a'..=b'z' => letter - b'a' + 26,
-            b'0'..=b'9' => letter - b'0' + 52,
+            b'A'..=b'Z' => letter.wrapping_sub(b'A'),
+            b'a'..=b'z' => letter.wrapping_sub(b'a').wrapping_add(26),
+            b'0'..=b'9' => letter.wrapping_sub(b'0').wrapping_add(52),
             b'+' => 62,
             b'/' => 63,
             _ => continue,
         };
         bits = bits << 6 | u32::from(value);
-        held += 6;
+        held = u32::saturating_add(held, 6);
         if held >= 8 {
-            held -= 8;
+            held = held.saturating_sub(8);
             bytes.push((bits >> held) as u8);
         }
     }
@@ -179,6 +182,7 @@ fn decoded(base64: &str) -> Vec<u8> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
     use serde_json::json;

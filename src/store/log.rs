@@ -7,6 +7,8 @@
 //!
 //! Format: <https://www.sqlite.org/fileformat2.html#the_write_ahead_log>.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use super::db::PAGE;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -62,23 +64,24 @@ pub(super) fn replay(bytes: &[u8], mend: bool) -> Replayed {
     let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else { return found };
     let frames: Vec<&[u8]> = rest.chunks_exact(FRAME).collect();
     let Some(start) = Start::of(header, frames.first().copied()) else { return found };
-    found.bad += usize::from(start.bent);
-    found.mended += usize::from(start.bent);
+    found.bad = usize::from(start.bent);
+    found.mended = usize::from(start.bent);
     // What is behind the last frame of this log is an older one's.
     let ours = |frame: &&[u8]| salts(frame) == Some(start.salts);
-    let count = frames.iter().rposition(ours).map_or(0, |at| at + 1);
+    let count = frames.iter().rposition(ours).map_or(0, |at| at.saturating_add(1));
     let mut sum = start.sum;
     let mut pending: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
     let mut doubtful = BTreeSet::new();
     for (index, frame) in frames.iter().take(count).enumerate() {
-        let next = frames.get(index + 1).copied().filter(|_| index + 1 < count);
+        let after = index.saturating_add(1);
+        let next = frames.get(after).copied().filter(|_| after < count);
         let read = read_frame(frame, next, sum, &start, mend && found.bad < MENDED);
         if read.bad {
             if found.bad == 0 {
-                found.at = HEADER + index * FRAME;
+                found.at = index.saturating_mul(FRAME).saturating_add(HEADER);
             }
-            found.bad += 1;
-            found.mended += usize::from(read.mended);
+            found.bad = found.bad.saturating_add(1);
+            found.mended = found.mended.saturating_add(usize::from(read.mended));
             found.unsure |= !read.mended && !read.placed;
         }
         if read.bad && !read.mended {
@@ -91,7 +94,8 @@ pub(super) fn replay(bytes: &[u8], mend: bool) -> Replayed {
             pending.insert(read.page, read.content);
         }
         if read.size > 0 {
-            found.changes_after += usize::from(found.bad > 0);
+            let after = usize::from(found.bad > 0);
+            found.changes_after = found.changes_after.saturating_add(after);
             found.size = read.size;
             found.pages.append(&mut pending);
         }
@@ -135,7 +139,7 @@ impl Start {
             }
         }
         let mut bent = *body;
-        (0..8 * bent.len()).find_map(|bit| {
+        (0..bent.len().saturating_mul(8)).find_map(|bit| {
             flip(&mut bent, bit);
             let start = fits(&bent, true).filter(|start| {
                 // The salts stand in every frame.
@@ -183,7 +187,8 @@ fn read_frame(frame: &[u8], next: Option<&[u8]>, sum: Sum, start: &Start, mend: 
     }
     let goes_on = |from: Sum| next.and_then(|n| Some(sum_of(start.big, from, n)? == stored_sum(n)));
     // The bit is in the stored checksum.
-    let bits = |a: Sum, b: Sum| (a[0] ^ b[0]).count_ones() + (a[1] ^ b[1]).count_ones();
+    let bits =
+        |a: Sum, b: Sum| (a[0] ^ b[0]).count_ones().saturating_add((a[1] ^ b[1]).count_ones());
     if salted && bits(made, stored) == 1 && goes_on(made) != Some(false) {
         return read(frame, made, true, true);
     }

@@ -9,6 +9,8 @@
 //! chain (16), samples (8), generations (8), whether a hash follows (8), blake3 of `state.db` (32),
 //! blake3 of all before (32).
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use super::db::{self, Outcome};
 use super::insert::next_sample;
 use super::seal::random;
@@ -123,7 +125,7 @@ impl Links {
     fn back(&self, back: u64) -> Option<[u8; ID]> {
         match usize::try_from(back).ok()? {
             0 => Some(self.newest.chain),
-            back => self.before.get(back - 1).copied(),
+            back => self.before.get(back.checked_sub(1)?).copied(),
         }
     }
 }
@@ -139,7 +141,10 @@ pub(super) fn advance(c: &Connection) -> Outcome<Record> {
             let hash = *hasher.finalize().as_bytes();
             let chain = hash.first_chunk::<ID>().copied().unwrap_or_default();
             let before = [vec![newest.chain], before].concat();
-            Links { newest: Link { number: newest.number + 1, chain, ..newest }, before }
+            Links {
+                newest: Link { number: newest.number.saturating_add(1), chain, ..newest },
+                before,
+            }
         }
         None => {
             let chain = [0; ID];
@@ -361,9 +366,10 @@ impl Turn<'_> {
         let failed = |e| Error::io(path, e);
         let slots = slots(file).map_err(failed)?;
         let newest = newest(&slots);
-        let (at, turn) = newest.map_or((0, 1), |(at, turn, _)| (1 - at, turn + 1));
+        let (at, turn) = newest
+            .map_or((0, 1), |(at, turn, _)| (1usize.saturating_sub(at), turn.saturating_add(1)));
         let Some(record) = change(newest.map(|(_, _, record)| record)) else { return Ok(()) };
-        let at = APART * at as u64;
+        let at = APART.saturating_mul(at as u64);
         file.write_all_at(&to_slot(turn, &record), at).map_err(failed)?;
         file.sync_data().map_err(failed)?;
         fault::point(Op::Witnessed, path).map_err(failed)
@@ -385,6 +391,7 @@ pub(super) fn hash_of(path: &Path) -> Result<[u8; 32]> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

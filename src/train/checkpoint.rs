@@ -7,6 +7,8 @@
 //! | to the end less 32 | [`Checkpoint`] as postcard writes it |
 //! | 32 | blake3 of everything before |
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use crate::error::{Cause, Error, ErrorKind, Result};
 use crate::fingerprint::BaseFingerprint;
 use crate::fs::{Access, read_limited, write_atomic};
@@ -98,7 +100,8 @@ impl Checkpoint {
             .map_err(|e| e.at(path.display()))
     }
 
-    fn from_bytes(bytes: &[u8]) -> Result<Checkpoint> {
+    /// Reads the bytes of a file; errors as [`Checkpoint::read`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Checkpoint> {
         if bytes.get(..MAGIC.len()) != Some(MAGIC.as_slice()) {
             return Err(Error::bad_input("not a checkpoint"));
         }
@@ -197,6 +200,7 @@ impl<W: Write> Write for Hashing<W> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
     use crate::error::ErrorKind;

@@ -236,6 +236,50 @@ fn files_stay_short() {
     }
 }
 
+/// What reads bytes from outside. Released programs don't look for sums that overflow; there clippy does.
+const PARSERS: &[&str] = &[
+    "adapter/blocks.rs",
+    "adapter/file.rs",
+    "adapter/peft/config.rs",
+    "adapter/peft/head.rs",
+    "adapter/peft/json.rs",
+    "adapter/peft/matching.rs",
+    "adapter/peft/tensors.rs",
+    "adapter/tensor.rs",
+    "daemon/serve/ask.rs",
+    "daemon/serve/mqtt/topics.rs",
+    "graph/nnef/guard.rs",
+    "graph/nnef/parse.rs",
+    "host/elf.rs",
+    "import/names.rs",
+    "import/tensor.rs",
+    "import/validate.rs",
+    "npy.rs",
+    "pack/base.rs",
+    "pack/header.rs",
+    "pack/preprocess.rs",
+    "pack/record.rs",
+    "runtime/audio/wav.rs",
+    "runtime/generate/chat/cut.rs",
+    "runtime/generate/chat/parse.rs",
+    "runtime/generate/chat/render.rs",
+    "runtime/generate/chat/value.rs",
+    "runtime/tokenizer_limits.rs",
+    "store/log.rs",
+    "store/witness.rs",
+    "train/checkpoint.rs",
+];
+
+#[test]
+fn sums_in_parsers_are_checked() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for parser in PARSERS {
+        let text = std::fs::read_to_string(root.join(parser)).unwrap();
+        let asked = text.contains("#![warn(clippy::arithmetic_side_effects)]");
+        assert!(asked, "{parser} doesn't ask for clippy::arithmetic_side_effects");
+    }
+}
+
 /// Where a task is named, but for its own file and the list of all. Of the others none can tell one task
 /// from another: their types are private to `train/tasks`.
 const NAME_TASKS: &[&str] =

@@ -1,6 +1,8 @@
 //! `adapter_config.json`: which modules carry a pair, with which rank and alpha; every option that
 //! this crate can't honour is refused by its key.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use super::super::kind::{Kind, PeftForm};
 use super::super::names::shown;
 use super::json::Json;

@@ -1,5 +1,7 @@
 //! What an imported head reads: PEFT's files don't say it.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use super::super::names::shown;
 use super::{HeadSpec, ImportOptions, MatchRow, Pool};
 use crate::error::{Error, Result};

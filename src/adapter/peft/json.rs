@@ -1,5 +1,7 @@
 //! JSON that keeps the order of keys: PEFT's patterns apply in the order of the file.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use crate::error::{Error, Result};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -108,6 +110,7 @@ impl<'de> Visitor<'de> for AnyValue {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

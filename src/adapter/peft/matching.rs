@@ -1,5 +1,7 @@
 //! PEFT's module names against the base's targets: equal, or all apart by one and the same prefix.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use super::super::names::{nearest_hint, shown};
 use super::super::target::Target;
 use super::config::is_suffix;
@@ -99,7 +101,7 @@ pub(super) fn match_all(paths: &[&str], targets: &[Target]) -> Result<(Prefix, V
 /// Prefixes that match the first path, or the last where none matches the first.
 fn candidates(paths: &[&str], targets: &[Target], index: &HashMap<&str, usize>) -> Vec<Prefix> {
     for path in paths.first().into_iter().chain(paths.last()) {
-        let dots = path.match_indices('.').map(|(at, _)| path.split_at(at + 1));
+        let dots = path.match_indices('.').map(|(at, _)| path.split_at(at.saturating_add(1)));
         let strip = dots
             .filter(|(_, rest)| index.contains_key(rest))
             .map(|(prefix, _)| Prefix::Strip(prefix.to_string()));
@@ -117,6 +119,7 @@ fn candidates(paths: &[&str], targets: &[Target], index: &HashMap<&str, usize>) 
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::super::super::testing::linear;
     use super::*;

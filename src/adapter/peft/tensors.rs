@@ -1,5 +1,7 @@
 //! `adapter_model.safetensors`: what each tensor is by its name.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use super::super::config::NamedTensor;
 use super::super::kind::Kind;
 use super::super::names::{nearest_hint, shown};

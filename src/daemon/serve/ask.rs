@@ -1,5 +1,7 @@
 //! A request's question: JSON or a raw body to what the base takes.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use super::problem::Problem;
 use super::roster::{Row, Selection};
 use crate::npy;
@@ -308,7 +310,7 @@ pub fn raw_input(body: &Bytes, mime: Mime, taken: &mut Taken) -> Result<Option<A
             let before = taken.bytes();
             let arrays = npy::read_npz_within(body, MAX_UNPACKED, &mut |more| taken.grow(more))?;
             let bytes: usize = arrays.iter().map(|(_, a)| a.data().byte_len()).sum();
-            taken.shrink(before + bytes as u64);
+            taken.shrink(before.saturating_add(bytes as u64));
             Ok(Some(Asked::Tensors(arrays)))
         }
         Mime::Bytes => Err(unsupported_media(INPUTS)),
@@ -413,6 +415,7 @@ pub fn name(text: &str) -> Result<&str, Problem> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 

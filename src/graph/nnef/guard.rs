@@ -1,6 +1,8 @@
 //! What a parsed graph text must satisfy before tract's translator sees it: the translator follows
 //! bodies that contain themselves for ever.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use std::collections::HashMap;
 
 use tract_nnef::ast::{Argument, Document, Invocation, Literal, RValue, Subscript};
@@ -76,7 +78,7 @@ pub fn check_document(doc: &Document) -> Result<()> {
         for (c, level) in called {
             let inner = extents.get(c).copied().flatten().unwrap_or_default();
             extent.statements = extent.statements.saturating_add(inner.statements);
-            extent.depth = extent.depth.max(inner.depth + level + 1);
+            extent.depth = extent.depth.max(inner.depth.saturating_add(level).saturating_add(1));
         }
         if extent.depth > MAX_DEPTH {
             return Err(Error::bad_input(format!(
@@ -103,7 +105,7 @@ pub fn check_document(doc: &Document) -> Result<()> {
 
 /// Calls `found` for every name an expression calls or quotes, and the brackets around it.
 fn references(value: &RValue, level: usize, found: &mut impl FnMut(&str, usize)) {
-    let inner = level + 1;
+    let inner = level.saturating_add(1);
     match value {
         RValue::Invocation(Invocation { id, arguments, .. }) => {
             found(&id.0, level);
@@ -147,13 +149,14 @@ fn literal_references(literal: &Literal, level: usize, found: &mut impl FnMut(&s
     match literal {
         Literal::String(s) => found(s, level),
         Literal::Array(items) | Literal::Tuple(items) => {
-            items.iter().for_each(|i| literal_references(i, level + 1, found));
+            items.iter().for_each(|i| literal_references(i, level.saturating_add(1), found));
         }
         Literal::Numeric(_) | Literal::Logical(_) => (),
     }
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
     use crate::graph::nnef::parse::parse;

@@ -1,5 +1,7 @@
 //! WAV files (RIFF, WAVE_FORMAT_PCM, IEEE_FLOAT and EXTENSIBLE) to one channel of samples.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use crate::error::{Error, Result};
 
 /// Least and most samples a second.
@@ -67,7 +69,7 @@ pub(super) struct Format {
 impl Format {
     /// Bytes of one moment.
     pub fn block(&self) -> usize {
-        self.channels * self.coding.bytes()
+        self.channels.saturating_mul(self.coding.bytes())
     }
 
     /// The first `count` samples of `data`, channels mixed.
@@ -169,7 +171,7 @@ pub(super) fn read_format(chunk: &[u8]) -> Result<Format> {
         )));
     }
     let channels = usize::from(channels);
-    if usize::from(block) != channels * coding.bytes() {
+    if usize::from(block) != channels.saturating_mul(coding.bytes()) {
         return Err(Error::bad_input(format!(
             "WAV file says that {channels} samples of {bits} bits take {block} bytes"
         )));
@@ -181,12 +183,13 @@ pub(super) fn read_format(chunk: &[u8]) -> Result<Format> {
 /// as the last thing in it.
 fn data<'a>(body: &'a [u8], size: u32, format: &Format) -> Result<&'a [u8]> {
     let block = format.block();
-    let whole = &body[..body.len() / block * block];
+    let rest = body.len().checked_rem(block).unwrap_or(0);
+    let whole = &body[..body.len().saturating_sub(rest)];
     if size >= 0x7fff_0000 || size == 0 {
         return Ok(whole);
     }
     match body.get(..size as usize) {
-        Some(data) if data.len() % block == 0 => Ok(data),
+        Some(data) if data.len().is_multiple_of(block) => Ok(data),
         Some(data) => Err(Error::bad_input(format!(
             "WAV file has {} bytes of samples, no multiple of {block}",
             data.len()
@@ -200,7 +203,7 @@ fn data<'a>(body: &'a [u8], size: u32, format: &Format) -> Result<&'a [u8]> {
 
 fn samples(data: &[u8], format: &Format, seconds: Option<f32>) -> Result<Clip> {
     let rate = format.rate;
-    let all = data.len() / format.block();
+    let all = data.len().checked_div(format.block()).unwrap_or(0);
     // A little more than is asked for, so that the end of what is kept is no edge.
     let wanted = seconds.map_or(all, |s| ((s + 0.1) * rate as f32) as usize).min(all);
     if wanted == 0 {
@@ -209,8 +212,8 @@ fn samples(data: &[u8], format: &Format, seconds: Option<f32>) -> Result<Clip> {
     if wanted > MAX_SAMPLES {
         return Err(Error::bad_input(format!(
             "WAV file has {} seconds of sound, more than the limit of {}",
-            wanted / rate as usize,
-            MAX_SAMPLES / rate as usize
+            wanted.checked_div(rate as usize).unwrap_or(0),
+            MAX_SAMPLES.checked_div(rate as usize).unwrap_or(0)
         )));
     }
     let samples = format.samples(data, wanted).map_err(|e| e.at("WAV file"))?;

@@ -1,5 +1,7 @@
 //! Topics, and what Home Assistant is told of them (its MQTT discovery). Pure.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use crate::store::check_name;
 use serde_json::{Value, json};
 
@@ -152,6 +154,7 @@ impl Topics {
 pub const TRAINING: [&str; 5] = ["off", "idle", "queued", "training", "measuring"];
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use super::*;
 
