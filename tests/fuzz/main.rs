@@ -1,6 +1,8 @@
 //! Changed bytes for everything that reads bytes from outside (`targets.rs`): a short run of each form, the
 //! same inputs every time. `OFFSHOOT_TEST_FUZZ` says how many inputs each is given instead.
 
+mod daemon;
+mod files;
 mod mend;
 mod mutate;
 mod place;
