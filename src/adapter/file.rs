@@ -422,5 +422,6 @@ impl SectionHeader {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 #[path = "file_tests.rs"]
 mod tests;

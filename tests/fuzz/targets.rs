@@ -20,9 +20,12 @@ pub struct Target {
 pub struct Ready {
     /// Whole inputs.
     pub seeds: Vec<Vec<u8>>,
-    /// Takes any bytes.
-    pub take: Box<dyn FnMut(&[u8])>,
+    /// Takes them.
+    pub take: Take,
 }
+
+/// Takes any bytes.
+pub type Take = Box<dyn FnMut(&[u8])>;
 
 const MB: usize = 1 << 20;
 

@@ -398,5 +398,6 @@ fn patterns<T>(
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 #[path = "config_tests.rs"]
 mod tests;

@@ -22,7 +22,7 @@ impl InProcess {
     /// With the text of a configuration; its sockets are not made.
     ///
     /// # Errors
-    /// As [`super::run`].
+    /// What keeps a daemon from starting.
     pub fn new(config: &str, engine: Engine, store: Store) -> Result<InProcess> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -238,5 +238,6 @@ fn other(bytes: &[u8]) -> Error {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
 #[path = "wav_tests.rs"]
 mod tests;
