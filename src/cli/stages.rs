@@ -1,5 +1,7 @@
 //! A packing on a terminal.
 
+use crate::caught::caught;
+use crate::error::Error;
 use crate::import::Stage;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::path::Path;
@@ -21,7 +23,9 @@ impl Stages {
         let name: String = name.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         bar.set_prefix(name);
         bar.set_message("reading");
-        bar.enable_steady_tick(Duration::from_millis(200));
+        // It panics where there is no thread to be had: then it turns with the stages alone.
+        let none = |text: &str| Error::failed(text);
+        let _ = caught(none, || bar.enable_steady_tick(Duration::from_millis(200)));
         Stages(bar)
     }
 

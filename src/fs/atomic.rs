@@ -112,6 +112,16 @@ pub fn write_atomic_bytes(path: &Path, access: Access, bytes: &[u8]) -> Result<(
     write_atomic(path, access, |w| w.write_all(bytes))
 }
 
+/// Copies what is left of `from`. The kernel does it, and may be interrupted between two parts.
+pub fn copy_all(mut from: &File, to: &mut impl Write) -> io::Result<()> {
+    loop {
+        match io::copy(&mut from, to) {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
 /// Makes renames, new names and removals in `folder` durable.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     fault::point(Op::SyncFolder, folder)?;
@@ -197,7 +207,7 @@ fn folder_of(path: &Path) -> &Path {
 struct Temp {
     path: PathBuf,
     /// Read-only, holding an exclusive lock that says the writer lives.
-    _lock: File,
+    lock: Option<File>,
     renamed: bool,
 }
 
@@ -212,12 +222,13 @@ impl Temp {
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => continue,
                 other => other?,
             };
-            let lock = match File::open(&path) {
+            let mut temp = Temp { path, lock: None, renamed: false };
+            let lock = match File::open(&temp.path) {
                 Err(e) if e.kind() == ErrorKind::NotFound => continue,
                 other => other?,
             };
             let locked = lock.try_lock();
-            let temp = Temp { path, _lock: lock, renamed: false };
+            temp.lock = Some(lock);
             // `remove_stale_temps` may have come between creation and lock; then it holds the lock
             // or has already unlinked the file.
             let lost =

@@ -9,7 +9,7 @@ mod scratch;
 mod staged;
 
 pub use atomic::{
-    Access, remove_stale_temps, remove_stale_temps_of, sync_folder, write_atomic,
+    Access, copy_all, remove_stale_temps, remove_stale_temps_of, sync_folder, write_atomic,
     write_atomic_bytes,
 };
 pub use lock::FileLock;

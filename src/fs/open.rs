@@ -2,10 +2,11 @@
 //! capped.
 
 use crate::error::{Error, Result};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// A regular file opened for reading. Holding one proves that `len` was within the cap asked for.
@@ -76,11 +77,13 @@ fn is(error: &std::io::Error, errno: Errno) -> bool {
 fn open_with(path: &Path, max_len: u64, extra: OFlags) -> Result<Opened> {
     let shown = path.display();
     // Without NONBLOCK the open of a FIFO waits for a writer for ever.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY | extra;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(fd) => File::from(fd),
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY | extra;
+    let mut options = File::options();
+    options.read(true).custom_flags(flags.bits() as i32);
+    // Tried again where it is interrupted.
+    let file = match options.open(path) {
+        Ok(file) => file,
         Err(e) => {
-            let e = std::io::Error::from(e);
             return Err(match e.kind() {
                 ErrorKind::NotFound => Error::bad_input(format!("no such file '{shown}'")),
                 ErrorKind::NotADirectory => {
@@ -126,7 +129,7 @@ mod tests {
             rustix::fs::CWD,
             &fifo,
             rustix::fs::FileType::Fifo,
-            Mode::from_raw_mode(0o600),
+            rustix::fs::Mode::from_raw_mode(0o600),
             0,
         )
         .unwrap();

@@ -1,4 +1,4 @@
-//! A file that is looked over before it takes its place.
+//! A file or a folder that is made beside its place.
 
 use super::sync_folder;
 use crate::error::{Error, Result};
@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// Files staged by this process, so that each has a name of its own.
 static STAGED: AtomicU32 = AtomicU32::new(0);
 
-/// A hidden file beside the one to be written, removed when dropped.
+/// A hidden file or folder beside the one to be written, removed when dropped.
 pub struct Staged {
     folder: PathBuf,
     path: PathBuf,
 }
 
 impl Staged {
-    /// Names the file; removes those of processes that are gone.
+    /// Names it; removes those of processes that are gone.
     ///
     /// # Errors
     /// Usage: `out` exists and is no regular file, or names none; failed: its folder isn't there.
@@ -43,7 +43,7 @@ impl Staged {
             let process = process.filter(|p| p.bytes().all(|b| b.is_ascii_digit()));
             if process.is_some_and(|p| !Path::new("/proc").join(p).exists()) {
                 // Left by a cut of power or a kill; no harm if it stays.
-                let _ = std::fs::remove_file(entry.path());
+                remove(&entry.path());
             }
         }
         let mut hidden = OsString::from(".");
@@ -53,7 +53,7 @@ impl Staged {
         Ok(Staged { path: folder.join(hidden), folder: folder.to_path_buf() })
     }
 
-    /// The hidden file.
+    /// The hidden file or folder, which the caller makes.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -63,17 +63,24 @@ impl Staged {
         &self.folder
     }
 
-    /// Renames the file, which its writer has fsynced, to `out` and makes that durable.
+    /// Renames it, which its writer has fsynced, to `out` and makes that durable.
     pub fn put(self, out: &Path) -> Result<()> {
         std::fs::rename(&self.path, out).map_err(|e| Error::io(out, e))?;
         sync_folder(&self.folder).map_err(|e| Error::io(&self.folder, e))
     }
 }
 
+fn remove(path: &Path) {
+    let _ = match path.is_dir() {
+        true => std::fs::remove_dir_all(path),
+        false => std::fs::remove_file(path),
+    };
+}
+
 impl Drop for Staged {
     fn drop(&mut self) {
         // Not there where it was renamed or never written.
-        let _ = std::fs::remove_file(&self.path);
+        remove(&self.path);
     }
 }
 

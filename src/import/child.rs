@@ -212,10 +212,15 @@ pub fn run_limited(
         // lost here: an exec still under way puts back the one that it started with.
         let _ = prlimit(pid, resource, capped(resource, value));
     }
+    let no_thread =
+        |e| Error::failed(format!("there is no thread to listen to the import worker: {e}"));
     let stdout = worker.child.stdout.take().map(|pipe| capture(pipe, STDOUT_CAP));
+    let stdout = stdout.transpose().map_err(no_thread)?;
     let (sender, stages) = std::sync::mpsc::channel();
     let stderr = worker.child.stderr.take();
-    let stderr = stderr.map(|pipe| std::thread::spawn(move || listen(pipe, STDERR_CAP, &sender)));
+    let stderr = stderr
+        .map(|pipe| std::thread::Builder::new().spawn(move || listen(pipe, STDERR_CAP, &sender)));
+    let stderr = stderr.transpose().map_err(no_thread)?;
     let in_time = worker.wait(limits.deadline, &mut || stages.try_iter().for_each(&mut *heard))?;
     let status = worker.end()?;
     let (stdout, too_much) = joined(stdout);
@@ -302,8 +307,11 @@ fn capped(resource: Resource, value: u64) -> Rlimit {
 }
 
 /// Reads a pipe to its end in a thread, keeping `cap` bytes; the flag says whether there were more.
-fn capture(mut pipe: impl Read + Send + 'static, cap: usize) -> JoinHandle<(Vec<u8>, bool)> {
-    std::thread::spawn(move || {
+fn capture(
+    mut pipe: impl Read + Send + 'static,
+    cap: usize,
+) -> std::io::Result<JoinHandle<(Vec<u8>, bool)>> {
+    std::thread::Builder::new().spawn(move || {
         let mut kept = Vec::new();
         // A broken pipe ends the output; what came before counts.
         let _ = (&mut pipe).take(cap as u64).read_to_end(&mut kept);

@@ -15,7 +15,9 @@ use super::state::{DATABASE, Store};
 use super::witness::{self, Links, Record, Witness};
 use crate::adapter::MAX_FILE;
 use crate::error::{Cause, Error, ErrorKind, Result};
-use crate::fs::{Access, FileLock, read_limited, read_text, write_atomic, write_atomic_bytes};
+use crate::fs::{
+    Access, FileLock, copy_all, read_limited, read_text, write_atomic, write_atomic_bytes,
+};
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -192,7 +194,7 @@ impl Store {
         folder::sync(&root.join(ADAPTERS))?;
         let fresh = root.join(FRESH);
         let opened = File::open(from.join(DATABASE)).map_err(|e| Error::io(from, e))?;
-        write_atomic(&fresh, Access::Private, |to| std::io::copy(&mut &opened, to).map(drop))?;
+        write_atomic(&fresh, Access::Private, |to| copy_all(&opened, to))?;
         let text = format!("the state is that of a backup with {} changes", manifest.changes);
         take_place(root, &fresh, manifest.changes, &text)
     }

@@ -7,7 +7,7 @@ use super::log;
 use super::schema;
 use super::witness::{Links, Record};
 use crate::error::{Error, Result};
-use crate::fs::{Access, write_atomic};
+use crate::fs::{Access, copy_all, write_atomic};
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, params_from_iter};
 use std::fs::OpenOptions;
@@ -133,7 +133,7 @@ fn copy(database: &Path, folder: &Path) -> Result<Copied> {
     let path = folder.join(format!("{COPY}{}.db", std::process::id()));
     write_atomic(&path, Access::Private, |to| {
         match std::fs::File::open(database) {
-            Ok(mut file) => io::copy(&mut file, to).map(drop)?,
+            Ok(file) => copy_all(&file, to)?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
         }

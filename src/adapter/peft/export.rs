@@ -9,7 +9,7 @@ use super::config::Config;
 use super::tensors::PREFIX;
 use super::{CONFIG, HeadSpec, ImportOptions, WEIGHTS, assemble};
 use crate::error::{Error, Result};
-use crate::fs::{Access, sync_folder, write_atomic_bytes};
+use crate::fs::{Access, Staged, write_atomic_bytes};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
@@ -34,17 +34,14 @@ pub fn export(adapter: &Adapter, targets: &[Target], dir: &Path) -> Result<Vec<S
     let text = configuration(adapter, task, &layers)?;
     let bytes = weights(adapter, &layers)?;
     read_back(adapter, targets, &text, &bytes)?;
-    std::fs::create_dir(dir).map_err(|e| match e.kind() {
-        std::io::ErrorKind::AlreadyExists => {
-            Error::usage(format!("'{}' exists already", dir.display()))
-        }
-        _ => Error::io(dir, e),
-    })?;
-    // The configuration comes last: without it the directory is none of PEFT's.
-    write_atomic_bytes(&dir.join(WEIGHTS), Access::Private, &bytes)?;
-    write_atomic_bytes(&dir.join(CONFIG), Access::Private, text.as_bytes())?;
-    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    sync_folder(parent).map_err(|e| Error::io(parent, e))?;
+    if dir.exists() {
+        return Err(Error::usage(format!("'{}' exists already", dir.display())));
+    }
+    let staged = Staged::beside(dir)?;
+    std::fs::create_dir(staged.path()).map_err(|e| Error::io(dir, e))?;
+    write_atomic_bytes(&staged.path().join(WEIGHTS), Access::Private, &bytes)?;
+    write_atomic_bytes(&staged.path().join(CONFIG), Access::Private, text.as_bytes())?;
+    staged.put(dir)?;
     let mut left = vec![];
     if let Some(head) = adapter.head() {
         left.push(format!(
