@@ -148,6 +148,23 @@ fn a_run_for_a_client_that_left_ends() {
     assert!(waited < AT_ONCE, "{waited:?}");
 }
 
+/// Two questions that take many seconds kept all others waiting.
+#[test]
+fn small_questions_are_answered_beside_large_ones() {
+    let (daemon, body) =
+        slow("workers = 2\n---[limits]\nrequest_seconds = 60.0\nmemory_bytes = 4000000000\n");
+    let mut streams: Vec<UnixStream> = (0..4).map(|_| daemon.connect()).collect();
+    for stream in &mut streams {
+        write_request(stream, "POST", "/v1/predict", "application/x-npz", &body);
+        stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        assert!(stream.read(&mut [0]).is_err(), "it is not slow");
+    }
+    for _ in 0..3 {
+        let waited = short(&daemon);
+        assert!(waited < AT_ONCE / 3, "{waited:?}");
+    }
+}
+
 /// SIGTERM with `shutdown_seconds = 3` was not obeyed in 120 s.
 #[test]
 fn the_end_comes_in_time_whatever_runs() {

@@ -22,10 +22,13 @@ use axum::body::Bytes;
 use axum::http::StatusCode;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Memory for the prediction of a row beside its values.
 const BYTES_OF_A_ROW: u64 = 256;
+/// A question of so many times the probe's size is large: a sentence of more than a hundred words, a batch.
+const LARGE: usize = 16;
 
 /// Memory that a sentence takes on its way to tokens: a hundred and more bytes for each of its own, of
 /// what goes through the tokenizer.
@@ -45,6 +48,8 @@ pub struct Answerer {
     batches: bool,
     /// Decoding takes up to 192 MiB: one picture or sound at a time.
     decoding: Mutex<()>,
+    /// The size of the last [`Answerer::probe`], as [`Prepared::size`] has it.
+    least: AtomicUsize,
 }
 
 /// A question ready to run.
@@ -61,6 +66,16 @@ pub struct Prepared {
     /// The memory of its inputs; none for the daemon's own question, which is answered however much
     /// clients have taken.
     taken: Option<Taken>,
+}
+
+impl Prepared {
+    /// Tokens, or values of the largest input.
+    fn size(&self) -> usize {
+        match &self.work {
+            Work::Tokens(_, length) => *length,
+            Work::Inputs(named) => named.iter().map(|(_, a)| a.data().len()).max().unwrap_or(0),
+        }
+    }
 }
 
 enum Work {
@@ -102,7 +117,8 @@ impl Answerer {
         let batches = rows_are_free(&engine);
         let preprocessor = Preprocessor::new(&engine);
         let decoding = Mutex::new(());
-        Answerer { engine, memory, preprocessor, roster, recent, batches, decoding }
+        let least = AtomicUsize::new(0);
+        Answerer { engine, memory, preprocessor, roster, recent, batches, decoding, least }
     }
 
     /// What requests take their memory of.
@@ -170,6 +186,12 @@ impl Answerer {
             Asked::Tensors(named) => self.engine.check(named)?,
         }
         Ok(())
+    }
+
+    /// Whether a question takes many times what the daemon's own does.
+    pub fn is_large(&self, prepared: &Prepared) -> bool {
+        let least = self.least.load(Ordering::Relaxed);
+        least > 0 && prepared.size() / LARGE >= least
     }
 
     /// Questions of equal keys may share a run: one adapter, one padded length.
@@ -314,7 +336,9 @@ impl Answerer {
         let served = self.roster.resolve(&super::roster::Selection::Base)?;
         let (kept, taken, reject) = (None, None, None);
         let outputs = Some(false);
-        Ok(Prepared { work, sentence: None, served, top: 1, reject, outputs, kept, taken })
+        let probe = Prepared { work, sentence: None, served, top: 1, reject, outputs, kept, taken };
+        self.least.store(probe.size(), Ordering::Relaxed);
+        Ok(probe)
     }
 
     /// Zeros of the least sizes that the base's inputs allow.

@@ -10,9 +10,10 @@ use super::pool::Pool;
 use super::problem::Problem;
 use super::recent::Recent;
 use super::roster::{Roster, Selection};
+use crate::caught::caught;
 use crate::daemon::learn::{Learner, Settings};
 use crate::daemon::{Config, Serving};
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::runtime::{Engine, MemoryLimit};
 use crate::store::{Reference, Store};
 use axum::Router;
@@ -217,7 +218,9 @@ impl App {
             let _permit = permit;
             work(&app)
         };
-        let done = tokio::task::spawn_blocking(work).await;
+        // It panics where the system has no thread for it and there is none yet.
+        let none = |text: &str| Error::refused(text).because(Cause::Busy);
+        let done = caught(none, || tokio::task::spawn_blocking(work))?.await;
         done.unwrap_or_else(|_| Err(Problem::failed("internal error in the handler")))
     }
 

@@ -12,6 +12,7 @@ mod instant;
 mod integrity;
 mod kept;
 mod learned;
+mod line;
 mod listen;
 mod log;
 mod look;

@@ -7,13 +7,13 @@
 use super::answer::{Answerer, Prepared};
 use super::ask::Raw;
 use super::busy::Busy;
+use super::line::{Line, Place};
 use super::metrics::{Metrics, count};
 use super::problem::Problem;
 use super::waiting::{Reply, Waiting, nobody_waits, pair};
 use crate::pack::release_heap;
 use crate::runtime::Stop;
 use axum::body::Bytes;
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -24,6 +24,9 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// After this long without a question the memory of the answers before is given back.
 const QUIET: Duration = Duration::from_secs(5);
+
+/// A body above so many bytes is a large question before it is read.
+const LARGE_BODY: usize = 64 << 10;
 
 /// What a worker gives back: the JSON of an answer.
 pub type Outcome = Result<Bytes, Problem>;
@@ -49,7 +52,7 @@ struct Shared {
 }
 
 struct State {
-    waiting: VecDeque<Job>,
+    waiting: Line<Job>,
     running: usize,
     idle_since: Instant,
     /// How much the workers did lately.
@@ -72,8 +75,9 @@ enum Rest {
 
 impl State {
     /// A question was served since `began`; `own`: the daemon's, which takes memory as a client's does.
-    fn done(&mut self, own: bool, began: Instant) {
+    fn done(&mut self, own: bool, large: bool, began: Instant) {
         self.running -= 1;
+        self.waiting.ended(large);
         self.busy.add(began, Instant::now());
         self.heap_keeps = true;
         if !own {
@@ -115,7 +119,7 @@ impl Pool {
         batch: usize,
     ) -> std::io::Result<Pool> {
         let state = State {
-            waiting: VecDeque::new(),
+            waiting: Line::new(threads.max(1)),
             running: 0,
             idle_since: Instant::now(),
             busy: Busy::new(threads.max(1)),
@@ -172,14 +176,16 @@ impl Pool {
         let limit = self.shared.limit.load(Ordering::Relaxed);
         if state.waiting.len() >= limit && !first {
             // Clients that have gone leave their place.
-            state.waiting.retain(|job| !job.reply.is_gone());
+            state.waiting.retain(|job: &Job| !job.reply.is_gone());
             if state.waiting.len() >= limit {
                 return Err(Problem::busy(format!("{limit} requests wait already")));
             }
         }
+        let large = matches!(&stage, Stage::Raw(raw) if raw.body.len() > LARGE_BODY);
+        let place = Place::new(Job { stage, reply }, large);
         match first {
-            true => state.waiting.push_front(Job { stage, reply }),
-            false => state.waiting.push_back(Job { stage, reply }),
+            true => state.waiting.push_first(place),
+            false => state.waiting.push(place),
         }
         drop(state);
         self.shared.wake.notify_one();
@@ -252,25 +258,30 @@ impl Shared {
     }
 
     fn work(&self) {
-        while let Some((job, own)) = self.next() {
+        while let Some(place) = self.next() {
+            let (own, large) = (matches!(place.of.stage, Stage::Probe), place.large);
             let began = Instant::now();
-            self.serve(job);
-            self.state().done(own, began);
+            self.serve(place);
+            let mut state = self.state();
+            state.done(own, large, began);
+            if state.stopped {
+                // Who waits for a turn of large ones may be done.
+                self.wake.notify_all();
+            }
         }
     }
 
-    /// The next question whose client is still there, and whether it is the daemon's own.
-    fn next(&self) -> Option<(Job, bool)> {
+    /// The next question whose client is still there.
+    fn next(&self) -> Option<Place<Job>> {
         let mut state = self.state();
         loop {
-            match state.waiting.pop_front() {
-                Some(job) if job.reply.is_gone() => continue,
-                Some(job) => {
+            match state.waiting.next() {
+                Some(place) if place.of.reply.is_gone() => state.waiting.ended(place.large),
+                Some(place) => {
                     state.running += 1;
-                    let own = matches!(job.stage, Stage::Probe);
-                    return Some((job, own));
+                    return Some(place);
                 }
-                None if state.stopped => return None,
+                None if state.stopped && state.waiting.len() == 0 => return None,
                 None => state = self.rest(state),
             }
         }
@@ -293,11 +304,17 @@ impl Shared {
         }
     }
 
-    fn serve(&self, job: Job) {
-        let Job { stage, reply } = job;
+    /// Serves one; what turns out to be large goes back into the line.
+    fn serve(&self, place: Place<Job>) {
+        let Place { of: Job { stage, reply }, large, since } = place;
         let Some((prepared, reply)) = self.prepare(stage, reply) else { return };
+        if !large && self.answerer.is_large(&prepared) {
+            let of = Job { stage: Stage::Ready(prepared), reply };
+            self.state().waiting.push(Place { of, large: true, since });
+            return;
+        }
         let mut group = vec![(prepared, reply)];
-        self.gather(&mut group);
+        self.gather(&mut group, large);
         self.run(group);
     }
 
@@ -319,48 +336,46 @@ impl Shared {
 
     /// Adds questions that wait and are alike, if there are enough for a batch. The others go back
     /// to their places, prepared.
-    fn gather(&self, group: &mut Vec<(Prepared, Reply)>) {
+    fn gather(&self, group: &mut Vec<(Prepared, Reply)>, large: bool) {
         let batch = self.batch.load(Ordering::Relaxed);
         let Some(key) = group.first().and_then(|(p, _)| self.answerer.key(p)) else { return };
         if batch < 2 {
             return;
         }
-        let taken: Vec<Job> = {
+        let taken = {
             let mut state = self.state();
             if state.waiting.len() + 1 < batch {
                 return;
             }
-            let count = state.waiting.len().min(2 * batch);
-            state.waiting.drain(..count).collect()
+            state.waiting.look(2 * batch)
         };
         let mut alike = vec![];
         let mut back = vec![];
-        for job in taken {
-            if job.reply.is_gone() {
+        for place in taken {
+            if place.of.reply.is_gone() {
                 continue;
             }
-            if matches!(job.stage, Stage::Probe) || alike.len() + 1 >= batch {
-                back.push(job);
+            let other = matches!(place.of.stage, Stage::Probe) || place.large != large;
+            if other || alike.len() + 1 >= batch {
+                back.push(place);
                 continue;
             }
-            let Some((prepared, reply)) = self.prepare(job.stage, job.reply) else { continue };
-            match self.answerer.key(&prepared) == Some(key) {
-                true => alike.push((prepared, reply)),
-                false => back.push(Job { stage: Stage::Ready(prepared), reply }),
-            }
+            let Place { of: Job { stage, reply }, since, .. } = place;
+            let Some((prepared, reply)) = self.prepare(stage, reply) else { continue };
+            let like = self.answerer.key(&prepared) == Some(key);
+            let large = self.answerer.is_large(&prepared);
+            let of = Job { stage: Stage::Ready(prepared), reply };
+            if like { &mut alike } else { &mut back }.push(Place { of, large, since });
         }
         if alike.len() + 1 == batch {
-            group.append(&mut alike);
+            let ready = |place: Place<Job>| match place.of {
+                Job { stage: Stage::Ready(prepared), reply } => Some((prepared, reply)),
+                _ => None,
+            };
+            group.extend(alike.drain(..).filter_map(ready));
         }
-        let returned = alike
-            .into_iter()
-            .map(|(prepared, reply)| Job { stage: Stage::Ready(prepared), reply })
-            .chain(back);
-        let mut state = self.state();
-        for (i, job) in returned.enumerate() {
-            state.waiting.insert(i, job);
-        }
-        drop(state);
+        alike.append(&mut back);
+        self.state().waiting.back(alike.into_iter());
         self.wake.notify_all();
     }
 
@@ -413,7 +428,7 @@ mod tests {
 
     fn idle_for(time: Duration) -> State {
         State {
-            waiting: VecDeque::new(),
+            waiting: Line::new(1),
             running: 0,
             idle_since: Instant::now().checked_sub(time).unwrap(),
             busy: Busy::new(1),
@@ -429,9 +444,9 @@ mod tests {
         state.heap_keeps = false;
         assert_eq!(state.rest(), Rest::Wait);
         state.running = 2;
-        state.done(false, Instant::now());
+        state.done(false, false, Instant::now());
         assert_eq!(state.rest(), Rest::Wait, "another one runs");
-        state.done(false, Instant::now());
+        state.done(false, false, Instant::now());
         assert!(matches!(state.rest(), Rest::WaitFor(left) if left > QUIET / 2));
     }
 
@@ -441,11 +456,11 @@ mod tests {
         let mut state = idle_for(QUIET);
         state.heap_keeps = false;
         state.running = 1;
-        state.done(true, Instant::now());
+        state.done(true, false, Instant::now());
         assert_eq!(state.rest(), Rest::Release);
         let mut state = idle_for(QUIET * 3 / 4);
         state.running = 1;
-        state.done(true, Instant::now());
+        state.done(true, false, Instant::now());
         assert!(matches!(state.rest(), Rest::WaitFor(left) if left <= QUIET / 4));
     }
 }
