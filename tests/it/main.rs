@@ -11,4 +11,6 @@ mod faults;
 mod generate;
 mod harm;
 mod hostile;
+#[path = "../preload/mod.rs"]
+mod preload;
 mod support;

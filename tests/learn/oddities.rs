@@ -4,7 +4,9 @@
 use crate::device::{Device, PATIENCE, POINTS, Points, npz_file, repo, willing};
 use offshoot::Array;
 use offshoot::packing::PackOptions;
-use offshoot::store::{Filter, GenerationState, Input, JobState, Label, NewSample, SampleState};
+use offshoot::store::{
+    Filter, GenerationState, Input, JobState, Label, NewSample, Part, SampleState, Selector,
+};
 use offshoot::testing::daemon::{Reference, Settings, Verdict};
 use std::time::Duration;
 
@@ -259,26 +261,32 @@ fn a_sentence_that_is_too_long_to_train_on_is_cut() {
     assert_eq!(device.store.counts("home").unwrap().quarantined, 0);
 }
 
-/// The same of a sequence, which can't be cut.
-#[test]
-fn a_sequence_that_is_too_long_to_train_on_is_set_aside() {
+/// A clip of so many frames.
+fn mels(frames: usize, value: f32) -> Input {
+    let array = Array::f32(vec![1, frames, 6], vec![value; 6 * frames]).unwrap();
+    Input::Tensors(npz_file("mels", &array))
+}
+
+/// A device that was taught short sequences.
+fn sequences() -> Device {
     let mut settings = settings();
     (settings.train.epochs, settings.train.min_steps) = (1, 1);
-    let mut device = Device::tiny("lstm", settings);
+    let device = Device::tiny("lstm", settings);
     device.store.create_name("home").unwrap();
-    let mels = |frames: usize, value: f32| {
-        let array = Array::f32(vec![1, frames, 6], vec![value; 6 * frames]).unwrap();
-        Input::Tensors(npz_file("mels", &array))
-    };
     for i in 0..60 {
         let value = (i % 3) as f32 + 0.001 * i as f32;
         add(&device, mels(8, value), Label::Class(POINTS[i % 3].into()));
     }
-    let long = |i: u16| {
-        let input = mels(300_000, 0.5 + 0.01 * f32::from(i));
-        add(&device, input, Label::Class("a".into()))
-    };
-    let long: Vec<i64> = (0..4).map(long).collect();
+    device
+}
+
+fn long(device: &Device, i: u16) -> i64 {
+    let input = mels(300_000, 0.5 + 0.01 * f32::from(i));
+    add(device, input, Label::Class("a".into()))
+}
+
+/// A job ends well without these.
+fn set_aside(device: &mut Device, long: &[i64]) {
     device.start();
     let job = device.ended(0, PATIENCE);
     assert_eq!((job.state, job.attempts), (JobState::Done, 0), "{:?}", job.error);
@@ -287,4 +295,28 @@ fn a_sequence_that_is_too_long_to_train_on_is_set_aside() {
     assert_eq!(aside.iter().map(|s| s.id).collect::<Vec<_>>(), long, "{aside:?}");
     let why = aside[0].reason.as_ref().unwrap();
     assert!(why.contains("train.memory_mib"), "{why}");
+}
+
+/// The same of a sequence, which can't be cut.
+#[test]
+fn a_sequence_that_is_too_long_to_train_on_is_set_aside() {
+    let mut device = sequences();
+    let long: Vec<i64> = (0..4).map(|i| long(&device, i)).collect();
+    set_aside(&mut device, &long);
+}
+
+/// And of one that is held out, and never trained on: there is no room to answer it.
+#[test]
+fn a_sequence_that_is_too_long_to_measure_on_is_set_aside() {
+    let mut device = sequences();
+    // The store decides which it holds out.
+    let held = (0..100).find_map(|i| {
+        let id = long(&device, i);
+        if device.store.sample(id).unwrap().info.part == Part::HoldOut {
+            return Some(id);
+        }
+        device.store.forget(&Selector { ids: vec![id], ..Selector::default() }).unwrap();
+        None
+    });
+    set_aside(&mut device, &[held.unwrap()]);
 }

@@ -1,19 +1,23 @@
 //! The whole daemon is killed at any instant, while it takes feedback, trains, measures, promotes,
-//! switches, forgets and compacts: what it acknowledged is there, and what is active is whole.
+//! switches, forgets, compacts and is backed up: what it acknowledged is there, and what is active is whole.
+//! The same where the power is cut, and what was not synced is lost.
 
 use crate::place::Place;
+use crate::preload::{Cut, Medium, library};
 use crate::support::{Daemon, PATIENCE, and, question, read_answer, write_request};
 use offshoot::store::{Filter, GenerationState, JobState, Reference, Store};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Starts a job whenever there are samples, and promotes what is no worse.
-const BUSY: &str = "adapter = \"home\"\n---[train]\nmin_steps = 30\nepochs = 1\n\
+pub const BUSY: &str = "adapter = \"home\"\n---[train]\nmin_steps = 30\nepochs = 1\n\
     learning_rate = 0.01\ncheckpoint_every = 5\n[conditions]\nmin_new = 4\n\
     min_interval_seconds = 0\nidle_seconds = 0\nfree_mib = 1\nmains_only = false\nmax_load = 1.0\n\
     start_celsius = 120.0\nstop_celsius = 125.0\nlook_seconds = 1\n[gate]\nmin_holdout = 1\n\
@@ -24,9 +28,9 @@ const BUSY: &str = "adapter = \"home\"\n---[train]\nmin_steps = 30\nepochs = 1\n
 
 /// What clients were told.
 #[derive(Default)]
-struct Told {
+pub struct Told {
     /// Samples by number, with their source.
-    kept: BTreeMap<i64, String>,
+    pub kept: BTreeMap<i64, String>,
     /// Sources whose forgetting was asked for, and whether that was acknowledged.
     forgotten: BTreeMap<String, bool>,
     /// Answers to predictions.
@@ -36,7 +40,7 @@ struct Told {
 }
 
 /// `None` once the daemon is gone.
-fn send(socket: &Path, path: &str, body: &Value, told: &Mutex<Told>) -> Option<(u16, Value)> {
+pub fn send(socket: &Path, path: &str, body: &Value, told: &Mutex<Told>) -> Option<(u16, Value)> {
     let mut stream = UnixStream::connect(socket).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
     let body = body.to_string();
@@ -111,7 +115,7 @@ fn act(socket: &Path, round: u64, told: &Mutex<Told>, over: &AtomicBool) {
 
 /// What lay on the disk at the kills.
 #[derive(Default)]
-struct Seen {
+pub struct Seen {
     /// The newest generation that the daemon trained.
     newest: u64,
     /// Those of them that it promoted.
@@ -126,18 +130,24 @@ struct Seen {
     compacting: u64,
 }
 
-/// What lies on the disk is what was told.
-fn look(place: &Place, told: &Told, seen: &mut Seen) {
-    let store = Store::open(place.path("store")).unwrap();
-    store.verify().unwrap();
+/// Their numbers.
+fn samples(store: &Store) -> BTreeSet<i64> {
     let mut there = BTreeSet::new();
     let mut after = 0;
     loop {
         let page = store.samples(&Filter { limit: 1000, after, ..Filter::default() }).unwrap();
-        let Some(last) = page.last() else { break };
+        let Some(last) = page.last() else { return there };
         after = last.id;
         there.extend(page.into_iter().map(|s| s.id));
     }
+}
+
+/// What lies on the disk is what was told.
+pub fn look(place: &Place, told: &Told, seen: &mut Seen) {
+    let store = Store::open(place.path("store")).unwrap();
+    assert_eq!(store.doubt(), None);
+    store.verify().unwrap();
+    let there = samples(&store);
     for (id, source) in &told.kept {
         match told.forgotten.get(source) {
             None => assert!(there.contains(id), "sample {id} of {source} is lost"),
@@ -180,43 +190,141 @@ fn look(place: &Place, told: &Told, seen: &mut Seen) {
     }
 }
 
-fn kills(rounds: u64) -> (Told, Seen) {
+/// A backup that was made, and the samples that had been acknowledged when it began.
+type BackedUp = Option<(PathBuf, BTreeSet<i64>)>;
+
+/// Makes one; `None` where it is not there by the time of the kill, which meets it too.
+fn back_up(place: &Place, medium: Option<&Medium>, group: i32, told: &Mutex<Told>) -> BackedUp {
+    let to = place.path("backup");
+    let _ = std::fs::remove_dir_all(&to);
+    let before: BTreeSet<i64> = told.lock().unwrap().kept.keys().copied().collect();
+    let mut command = place.command(&["backup", "backup", "--state", "store"]);
+    medium.iter().for_each(|m| m.put(&mut command));
+    command.process_group(group);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    child.wait().unwrap();
+    // What has the name is whole, be it that its maker did not come to say so.
+    to.exists().then_some((to, before))
+}
+
+/// A backup has what had been told before it, but for what was to be forgotten.
+fn hold(place: &Place, (from, before): (PathBuf, BTreeSet<i64>), told: &Told) {
+    let to = place.path("restored");
+    let _ = std::fs::remove_dir_all(&to);
+    Store::restore(&to, &from).unwrap();
+    let there = samples(&Store::open(&to).unwrap());
+    for id in before.difference(&there) {
+        let source = &told.kept[id];
+        assert!(told.forgotten.contains_key(source), "the backup lacks sample {id} of {source}");
+    }
+}
+
+/// Ways to end it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    Kill,
+    /// And what was not synced is gone, or any part of it.
+    PowerCut,
+}
+
+fn start(place: Place, medium: Option<&Medium>) -> Daemon {
+    Daemon::spawn(place, BUSY, |command| {
+        medium.iter().for_each(|m| m.put(command));
+        command.process_group(0);
+    })
+}
+
+/// Until no process has `words` in its environment: a training child ends a moment after its parent.
+fn all_gone(words: &Path) {
+    let words = words.display().to_string();
+    let begun = Instant::now();
+    let lives = || {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let mut environments =
+            processes.filter_map(|p| std::fs::read(p.path().join("environ")).ok());
+        environments.any(|e| String::from_utf8_lossy(&e).contains(&words))
+    };
+    while lives() {
+        assert!(begun.elapsed() < PATIENCE, "a child of the daemon lives on");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn kills(rounds: u64, end: End) -> (Told, Seen) {
     let mut told = Told::default();
     let mut seen = Seen::default();
     let mut daemon = Daemon::start(BUSY);
     daemon.add_home();
     daemon.activate(1);
+    let root = daemon.place.path("store");
+    let noted = tempfile::tempdir().unwrap();
+    let note = || (end == End::PowerCut).then(|| Medium::of(&root, noted.path()));
+    daemon.signal("-TERM");
+    assert_eq!(daemon.wait(), 0);
+    let place = std::mem::replace(&mut daemon.place, Place::new());
+    let mut medium = note();
+    daemon = start(place, medium.as_ref());
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut dice = |n: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (random >> 33) as usize % n
+    };
+    let mut backups = 0;
     for round in 0..rounds {
         let shared = Mutex::new(std::mem::take(&mut told));
         let over = AtomicBool::new(false);
         let socket = daemon.socket();
-        std::thread::scope(|scope| {
+        let Daemon { place, child } = &mut daemon;
+        let place = &*place;
+        let wait = dice(1_500_000) as u64;
+        let child = &*child;
+        let made = std::thread::scope(|scope| {
             scope.spawn(|| feed(&socket, round, &shared, &over));
             scope.spawn(|| act(&socket, round, &shared, &over));
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            std::thread::sleep(Duration::from_micros(50_000 + (random >> 33) % 1_500_000));
-            daemon.child.kill().unwrap();
-            daemon.child.wait().unwrap();
+            let backup = (round % 4 == 3).then(|| {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_micros(wait / 2));
+                    back_up(place, medium.as_ref(), child.id() as i32, &shared)
+                })
+            });
+            std::thread::sleep(Duration::from_micros(50_000 + wait));
+            // All at once, as a cut of power does: the daemon, its child, a backup.
+            let group = format!("-{}", child.id());
+            assert!(Command::new("kill").args(["-KILL", "--", &group]).status().unwrap().success());
             over.store(true, Ordering::Relaxed);
+            backup.and_then(|backup| backup.join().unwrap())
         });
+        daemon.child.wait().unwrap();
         told = shared.into_inner().unwrap();
+        if let Some(made) = made {
+            hold(&daemon.place, made, &told);
+            backups += 1;
+        }
+        if let Some(medium) = &medium {
+            all_gone(noted.path());
+            medium.cut([Cut::Strict, Cut::Torn][dice(2)], &mut dice);
+        }
         look(&daemon.place, &told, &mut seen);
         assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
         // What was asked for is asked again: the next look counts only what the next kill cuts.
         let place = std::mem::replace(&mut daemon.place, Place::new());
-        daemon = Daemon::start_in(place, BUSY);
+        medium = note();
+        daemon = start(place, medium.as_ref());
         for (source, done) in told.forgotten.iter_mut().filter(|(_, done)| !**done) {
             daemon.ok("POST", "/v1/forget", Some(&json!({"source": source})));
             *done = true;
         }
         let answer = daemon.ok("POST", "/v1/predict", Some(&question(1.0)));
         assert_eq!(answer["adapter"], "home");
+        assert_eq!(daemon.ok("GET", "/health", None)["status"], "ok");
+        if round % 100 == 99 {
+            println!("{} of {rounds}: {} samples acknowledged", round + 1, told.kept.len());
+        }
     }
     // Left alone it goes on learning.
     let begun = Instant::now();
     while seen.newest == 0 {
-        assert!(begun.elapsed() < PATIENCE, "nothing was learned: {}", daemon.log());
+        assert!(begun.elapsed() < 5 * PATIENCE, "nothing was learned: {}", daemon.log());
         std::thread::sleep(Duration::from_millis(100));
         let mut now = Seen::default();
         look(&daemon.place, &told, &mut now);
@@ -224,8 +332,8 @@ fn kills(rounds: u64) -> (Told, Seen) {
     }
     let done = told.forgotten.values().filter(|done| **done).count();
     println!(
-        "{rounds} kills: {} samples acknowledged, {done} sources forgotten, {} predictions; requests \
-         died over: {:?}; generation {} was reached, {} of those trained were promoted; killed while \
+        "{rounds} times {end:?}: {} samples acknowledged, {done} sources forgotten, {backups} backups, \
+         {} predictions; requests died over: {:?}; generation {} was reached, {} of those trained were promoted; killed while \
          training {}, measuring {}, between that and promotion {}, on trial {}, compacting {}",
         told.kept.len(),
         told.answers,
@@ -244,7 +352,20 @@ fn kills(rounds: u64) -> (Told, Seen) {
 
 #[test]
 fn a_killed_daemon_keeps_what_it_acknowledged() {
-    kills(6);
+    kills(6, End::Kill);
+}
+
+/// SQLite's log, the second record, adapters and their folders: each must have been synced by the time that
+/// something is acknowledged.
+#[test]
+fn a_daemon_whose_power_is_cut_keeps_what_it_acknowledged() {
+    if library().is_some() {
+        kills(6, End::PowerCut);
+    }
+}
+
+fn times(usual: u64) -> u64 {
+    std::env::var("KILLS").map_or(usual, |n| n.parse().unwrap())
 }
 
 /// So many kills that every phase is met. Many minutes:
@@ -252,12 +373,19 @@ fn a_killed_daemon_keeps_what_it_acknowledged() {
 #[test]
 #[ignore = "takes minutes"]
 fn a_daemon_killed_hundreds_of_times_keeps_what_it_acknowledged() {
-    let rounds = std::env::var("KILLS").map_or(300, |n| n.parse().unwrap());
-    let (told, seen) = kills(rounds);
+    let (told, seen) = kills(times(300), End::Kill);
     for path in ["/v1/feedback", "/v1/forget"] {
         assert!(told.cut.contains_key(path), "no kill fell into {path}");
     }
     assert!(!seen.promoted.is_empty(), "nothing was promoted");
     let phases = [seen.training, seen.measuring, seen.deciding, seen.trial, seen.compacting];
     assert!(phases.iter().all(|&kills| kills > 0), "{phases:?}");
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_daemon_whose_power_is_cut_hundreds_of_times_keeps_what_it_acknowledged() {
+    if library().is_some() {
+        kills(times(300), End::PowerCut);
+    }
 }

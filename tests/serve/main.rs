@@ -6,8 +6,10 @@ mod api;
 mod bad_input;
 #[path = "../common/mod.rs"]
 mod common;
+mod corpus;
 mod damaged;
 mod docs;
+mod faults;
 mod heavy;
 mod instant;
 mod kill;
@@ -20,8 +22,11 @@ mod pictures;
 #[path = "../it/support.rs"]
 #[allow(dead_code)]
 mod place;
+#[path = "../preload/mod.rs"]
+mod preload;
 mod schema;
 mod slow;
+mod soak;
 mod sounds;
 mod support;
 mod tasks;
