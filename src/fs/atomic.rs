@@ -102,8 +102,8 @@ pub(super) fn nameless(path: &Path) -> Result<(File, File)> {
     let failed = |e| write_error(path, e);
     fault::point(Op::Create, path).map_err(failed)?;
     let name = path.file_name().unwrap_or(OsStr::new("scratch"));
-    let (temp, file) = Temp::create(folder_of(path), name, Access::Private).map_err(failed)?;
-    let read = temp._lock.try_clone().map_err(failed)?;
+    let (mut temp, file) = Temp::create(folder_of(path), name, Access::Private).map_err(failed)?;
+    let read = temp.lock.take().map_or_else(|| File::open(&temp.path), Ok).map_err(failed)?;
     Ok((file, read))
 }
 
