@@ -1,5 +1,6 @@
 //! Changed bytes for everything that reads bytes from outside (`targets.rs`): a short run of each form, the
-//! same inputs every time. `OFFSHOOT_TEST_FUZZ` says how many inputs each is given instead.
+//! same inputs every time. `OFFSHOOT_TEST_FUZZ` says how many inputs each is given instead. The folder
+//! `fuzz` has the same targets for libFuzzer.
 
 mod daemon;
 mod files;

@@ -7,7 +7,10 @@ use std::rc::Rc;
 
 /// The repository's file.
 pub fn repo(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // libFuzzer's crate lies one folder deeper.
+    let root = root.parent().filter(|_| root.ends_with("fuzz") && !root.join("src").exists());
+    root.unwrap_or(Path::new(env!("CARGO_MANIFEST_DIR"))).join(path)
 }
 
 /// The bytes of the repository's file.
