@@ -239,6 +239,22 @@ fn plain_text_is_learned_and_what_is_no_language_model_is_refused() {
     assert!(e.message().contains("no language model"), "{e}");
 }
 
+#[test]
+fn what_lies_below_the_last_layers_is_kept() {
+    let engine = folder();
+    let data = data("notes.txt", &"the lamp is on\nthe door is shut\n".repeat(6));
+    let trainer = Trainer::new(&engine, &options(), vec![]).unwrap();
+    let names: Vec<&str> = trainer.parameters().map(|(name, _)| name).collect();
+    let last = names[names.len() - 1].strip_suffix(".lora_b").unwrap();
+    let targets = TargetChoice::Regex(regex::escape(last));
+    let options = TrainOptions { targets, steps: Some(12), ..thorough() };
+    let kept = train(&engine, &data, None, &options, &mut Silent).unwrap();
+    let plain = prefix::plain(&engine, &data, &options);
+    assert_eq!(testing::bytes(&kept), testing::bytes(&plain));
+    let prefix = kept.report.prefix.unwrap();
+    assert!(prefix.rows_kept > prefix.rows_run, "{prefix:?}");
+}
+
 /// SmolLM2-135M as `shared/scripts/make_smollm2.py` makes it, if `OFFSHOOT_SMOLLM2` names the folder of its
 /// `model.onnx` and of `lora_reference.npz` (without `norm_names`: strings are not read here).
 #[test]

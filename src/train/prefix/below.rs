@@ -110,7 +110,8 @@ impl Below {
 
     /// Whether each row of `inputs` gives alone, and twice, what it gives beside the others, but for rounding
     /// (a product of another size may add in another order): `alone` has the inputs of each (without any,
-    /// nothing runs and that is so). `None` where no work lies below, else that and how many frozen layers do.
+    /// nothing runs and that is so). `None` where no work lies below or it takes more than `memory` bytes,
+    /// else that and how many frozen layers do.
     ///
     /// # Errors
     /// As of [`find`]; what building and running say.
@@ -119,6 +120,7 @@ impl Below {
         setup: &Setup,
         inputs: &Named,
         alone: &[Named],
+        memory: Option<u64>,
     ) -> Result<Option<(bool, usize)>> {
         let binding = engine.binding(&engine.ordered(inputs)?)?;
         let (one, rows) = one_row(engine, &binding)?;
@@ -131,6 +133,9 @@ impl Below {
         }
         keep_below(&mut many, &cut, count)?;
         let many = Runnable::of(engine, "graph below the trained layers", many)?;
+        if memory.is_some_and(|bytes| many.peak() > bytes) {
+            return Ok(None);
+        }
         let together = many.run(engine, tensors(engine, inputs)?)?;
         let single = Below::of(engine, single, cut)?;
         let mut found = vec![];

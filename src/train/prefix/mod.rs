@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 #[cfg(test)]
-pub(super) use tests::is_off;
+pub(super) use tests::{is_off, plain};
 
 /// What a run kept of the frozen layers below the first trained one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

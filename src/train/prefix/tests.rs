@@ -67,7 +67,7 @@ fn run(engine: &Engine, data: &Dataset, options: &TrainOptions) -> Trained {
 }
 
 /// As [`run`], with nothing kept.
-fn plain(engine: &Engine, data: &Dataset, options: &TrainOptions) -> Trained {
+pub(in crate::train) fn plain(engine: &Engine, data: &Dataset, options: &TrainOptions) -> Trained {
     OFF.set(true);
     let trained = run(engine, data, options);
     OFF.set(false);
@@ -197,7 +197,8 @@ impl Progress for StopAt {
 fn a_run_that_was_stopped_goes_on_to_the_same_bytes() {
     let (dir, engine) = engine("attention", &PackOptions::default());
     let data = sequences(40, 4);
-    let options = TrainOptions { targets: last(&engine, 2), ..options() };
+    // With features that should stay, which are looked at once more.
+    let options = TrainOptions { targets: last(&engine, 2), keep_knowledge: 0.9, ..options() };
     let want = bytes(&plain(&engine, &data, &options));
     let path = dir.path().join("run.checkpoint");
     let kept = TrainOptions { checkpoint: Some(path), resume: true, ..options };
@@ -206,6 +207,47 @@ fn a_run_that_was_stopped_goes_on_to_the_same_bytes() {
     let resumed = run(&engine, &data, &kept);
     assert_eq!(bytes(&resumed), want);
     assert!(resumed.report.prefix.unwrap().rows_kept > 0);
+}
+
+/// The mask that says which tokens are answered for comes from the inputs themselves; probes are kept apart
+/// from samples.
+#[test]
+fn labels_of_tokens_and_probes_are_learned_from_what_is_kept() {
+    use crate::shape::Array;
+    use crate::train::data::{Label, Mark, SampleInput, tests::npz};
+    use crate::train::{Task, random};
+    let (_dir, attention) = engine("attention", &PackOptions::default());
+    let mut data = sequences(24, 2);
+    data.task = Task::parse("tokens").unwrap();
+    for s in &mut data.samples {
+        let SampleInput::Arrays(arrays) = &s.input else { unreachable!() };
+        let ids = arrays[0].1.as_i64().unwrap().iter().enumerate();
+        let mark = |(at, id): (usize, &i64)| {
+            let start = at as u32;
+            let label = usize::from(*id > 23);
+            (*id > 0).then_some(Mark { start, end: start + 1, label })
+        };
+        s.label = Label::Marks(ids.filter_map(mark).collect());
+    }
+    let of_tokens = TrainOptions { task: data.task, targets: last(&attention, 2), ..options() };
+    let kept = run(&attention, &data, &of_tokens);
+    assert_eq!(bytes(&kept), bytes(&plain(&attention, &data, &of_tokens)));
+    assert!(kept.report.prefix.unwrap().rows_kept > 0);
+
+    let (dir, mlp) = engine("mlp", &PackOptions::default());
+    let path = dir.path().join("probes.npz");
+    let mut rng = random::stream(3, "probes", 0);
+    let values = (0..80 * 12).map(|_| random::unit(&mut rng) - 0.5).collect();
+    let x = Array::f32([80, 12], values).unwrap();
+    let labels = Array::i64([80], vec![0; 80]).unwrap();
+    std::fs::write(&path, npz(&[("x", x), ("labels", labels)])).unwrap();
+    let probes = Some(path);
+    let keeping = TrainOptions { targets: last(&mlp, 1), keep_knowledge: 0.9, probes, ..options() };
+    let data = points(40, 4);
+    let kept = run(&mlp, &data, &keeping);
+    assert_eq!(bytes(&kept), bytes(&plain(&mlp, &data, &keeping)));
+    // Each sample and each probe that is taught of once.
+    assert_eq!(kept.report.prefix.unwrap().rows_run, kept.report.samples_train as u64 + 40);
 }
 
 /// Sequences of four lengths: each is kept as long as its batch is.

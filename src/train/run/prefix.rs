@@ -26,6 +26,12 @@ impl Run<'_> {
         let rows = fixed.unwrap_or_else(|| usual_micro_batch(self.options, &self.samples).min(2));
         let groups = self.samples.groups(&self.train, rows);
         let Some(group) = groups.first() else { return Ok(()) };
+        let ram = self.options.ram;
+        let values = 4 * (rows * self.samples.length(group[0])) as u64;
+        if ram.is_some_and(|bytes| values > bytes) {
+            // Refused by what is planned, not by what was tried.
+            return Ok(());
+        }
         let inputs = self.samples.inputs(group, rows)?;
         let several = fixed.filter(|rows| *rows > 1);
         let alone = match several {
@@ -37,7 +43,7 @@ impl Run<'_> {
             }
         };
         let setup = &self.trainer.setup;
-        let found = match Below::try_rows(self.engine, setup, &inputs, &alone) {
+        let found = match Below::try_rows(self.engine, setup, &inputs, &alone, ram) {
             Err(e) if e.kind() == ErrorKind::Unsupported => Err((0, e.message().to_string())),
             Err(e) => return Err(e),
             Ok(None) => return Ok(()),
@@ -79,7 +85,8 @@ impl Run<'_> {
         let row = self.trainer.row_bytes(&self.samples.inputs(&[longest], self.micro)?)?;
         // A sentence is met with two padded lengths or so.
         let lengths = if self.samples.has_text() { 2 } else { 1 };
-        let room = spare.min(row * lengths * self.train.len() as u64);
+        let probes = self.probes.map_or(0, |probes| probes.data.samples.len());
+        let room = spare.min(row * lengths * (self.train.len() + probes) as u64);
         prefix.allow(room);
         Ok(room)
     }
