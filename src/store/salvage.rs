@@ -208,6 +208,12 @@ fn open_copy(path: &Path) -> Outcome<Connection> {
     Ok(connection)
 }
 
+/// How its tables were made. A bit of it may have changed and all pages be in order: no column has that name.
+fn tables_of(c: &Connection) -> rusqlite::Result<Vec<(String, Option<String>)>> {
+    let mut all = c.prepare("SELECT name, sql FROM sqlite_schema ORDER BY name")?;
+    all.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
 /// Whether the database is sound, and then whether all that was acknowledged is in it.
 fn sound(c: &Connection, record: Option<&Record>) -> Option<bool> {
     let said: String = c.pragma_query_value(None, "integrity_check", |row| row.get(0)).ok()?;
@@ -215,7 +221,11 @@ fn sound(c: &Connection, record: Option<&Record>) -> Option<bool> {
     let tables: i64 = c
         .query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'names'", [], |row| row.get(0))
         .ok()?;
-    if said != "ok" || !current || tables == 0 {
+    if said != "ok"
+        || !current
+        || tables == 0
+        || tables_of(c).ok()? != tables_of(&empty().ok()?).ok()?
+    {
         return None;
     }
     let links = Links::read(c).ok()?;

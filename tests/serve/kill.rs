@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 /// Starts a job whenever there are samples, and promotes what is no worse.
 pub const BUSY: &str = "adapter = \"home\"\n---[train]\nmin_steps = 30\nepochs = 1\n\
     learning_rate = 0.01\ncheckpoint_every = 5\n[conditions]\nmin_new = 4\n\
-    min_interval_seconds = 0\nidle_seconds = 0\nfree_mib = 1\nmains_only = false\nmax_load = 1.0\n\
+    min_interval_seconds = 0\nidle_seconds = 0\nfree_mib = 1\nmains_only = false\nmax_load = 1.0\nmax_busy = 1.0\n\
     start_celsius = 120.0\nstop_celsius = 125.0\nlook_seconds = 1\n[gate]\nmin_holdout = 1\n\
     min_gain = 0.0\nconfidence = 0.5\nretention_cosine = -1.0\nclass_floor = 0.0\n\
     class_drop = 1.0\nfalse_promotions = 1.0\nmargin = 0.5\nmax_latency_ratio = 1000.0\n[trial]\nseconds = 1\n\
