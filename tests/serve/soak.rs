@@ -95,7 +95,8 @@ fn hostile() -> Vec<Sent> {
     }
     let zeros = Array::f32([16 << 20], vec![0.0; 16 << 20]).unwrap();
     bodies.push((ask, zip, npz(&[("input_ids", zeros)])));
-    bodies.push((ask, zip, tokens(2, 512)[..900].to_vec()));
+    let whole = tokens(2, 512);
+    bodies.push((ask, zip, whole[..whole.len() / 2].to_vec()));
     let text = |text: String| json!({"text": text, "adapter": "home"}).to_string().into_bytes();
     for words in [
         "turn on the lamp ".repeat(60),
