@@ -24,8 +24,8 @@ mod onnx;
 mod optimize;
 mod patches;
 mod place;
-#[cfg(feature = "import")]
 mod quotient;
+#[cfg(feature = "import")]
 mod recurrent;
 mod rounding;
 mod row_norms;

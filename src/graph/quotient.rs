@@ -2,17 +2,12 @@
 
 use tract_core::internal::*;
 use tract_core::ndarray::Zip;
-use tract_core::ops::binary::{BinMiniOp, TypedBinOp};
+use tract_core::ops::binary::BinMiniOp;
 
 /// a / b of f32, for what is rounded afterwards: 49 / 49 is 1. tract makes products with reciprocals of
 /// its own quotients, by which it is 0.99999994, and a whole step less after a floor.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Quotient;
-
-/// a / b; the shorter of the two is stretched.
-pub fn quotient() -> TypedBinOp {
-    TypedBinOp(Box::new(Quotient), None)
-}
 
 impl BinMiniOp for Quotient {
     fn name(&self) -> &'static str {
@@ -54,12 +49,13 @@ impl BinMiniOp for Quotient {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tract_core::ops::binary::TypedBinOp;
 
     fn run(a: Tensor, b: Tensor) -> Vec<f32> {
         let mut model = TypedModel::default();
         let a = model.add_source("a", TypedFact::shape_and_dt_of(&a)).map(|o| (o, a)).unwrap();
         let b = model.add_const("b", b).unwrap();
-        let y = model.wire_node("y", quotient(), &[a.0, b]).unwrap();
+        let y = model.wire_node("y", TypedBinOp(Box::new(Quotient), None), &[a.0, b]).unwrap();
         model.select_output_outlets(&y).unwrap();
         let plan = model.into_optimized().unwrap().into_runnable().unwrap();
         let y = plan.run(tvec!(a.1.into_tvalue())).unwrap();

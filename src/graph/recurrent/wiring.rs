@@ -1,6 +1,6 @@
 //! Names and wires the nodes of a recurrent layer.
 
-use crate::graph::quotient::quotient;
+use crate::graph::Quotient;
 use crate::graph::rounding::{ByteRange, RoundThrough};
 use tract_core::ops::array::{MultiBroadcastTo, Range, Slice};
 use tract_core::ops::binary::TypedBinOp;
@@ -119,7 +119,8 @@ impl Wiring<'_> {
         let (scale, point) = (spread("scale", 0)?, spread("point", 1)?);
         let low = self.scalar(&format!("{name}.low"), 0.0)?;
         let high = self.scalar(&format!("{name}.high"), 255.0)?;
-        let y = self.op(&format!("{name}.steps"), quotient(), &[x, scale])?;
+        let y =
+            self.op(&format!("{name}.steps"), TypedBinOp(Box::new(Quotient), None), &[x, scale])?;
         let y = self.op(&format!("{name}.whole"), RoundThrough, &[y])?;
         let y = self.op(&format!("{name}.moved"), math::add(), &[y, point])?;
         let y = self.op(&format!("{name}.above"), math::max(), &[y, low])?;
