@@ -6,8 +6,8 @@ use super::cut_tests::Dice;
 use super::sample_tests::sample;
 use super::tests::adapter;
 use super::*;
+use crate::common::{Files, files, put};
 use crate::error::{Cause, ErrorKind};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Bits of a file that are flipped where not all are.
@@ -15,7 +15,7 @@ const FLIPS: usize = 150;
 
 /// A store with 50 samples and two generations, the second active; as files. `settled`: as after a
 /// clean end; else as a kill leaves it.
-fn state(settled: bool) -> BTreeMap<PathBuf, Vec<u8>> {
+fn state(settled: bool) -> Files {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();
     for i in 0..50 {
@@ -30,34 +30,6 @@ fn state(settled: bool) -> BTreeMap<PathBuf, Vec<u8>> {
         store.settle().unwrap();
     }
     files(dir.path())
-}
-
-/// All files below a folder. What says nothing of the state is left out.
-fn files(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut folders = vec![root.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_str().unwrap();
-            if path.is_dir() {
-                folders.push(path);
-            } else if !["state.db-shm", "ballast", "daemon.lock"].contains(&name) {
-                let bytes = std::fs::read(&path).unwrap();
-                found.insert(path.strip_prefix(root).unwrap().into(), bytes);
-            }
-        }
-    }
-    found
-}
-
-fn put(root: &Path, state: &BTreeMap<PathBuf, Vec<u8>>) {
-    let _ = std::fs::remove_dir_all(root);
-    for (path, bytes) in state {
-        let path = root.join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bytes).unwrap();
-    }
 }
 
 /// All that a person would miss.
@@ -80,11 +52,7 @@ fn bits(bytes: usize, dice: &mut Dice) -> Vec<usize> {
     }
 }
 
-fn flipped(
-    state: &BTreeMap<PathBuf, Vec<u8>>,
-    file: &str,
-    bit: usize,
-) -> BTreeMap<PathBuf, Vec<u8>> {
+fn flipped(state: &Files, file: &str, bit: usize) -> Files {
     let mut bent = state.clone();
     bent.get_mut(Path::new(file)).unwrap()[bit / 8] ^= 1 << (bit % 8);
     bent
@@ -180,7 +148,7 @@ fn a_flipped_bit_beside_a_log_deletes_nothing() {
     store.add_sample(&sample("one more", "x", "app")).unwrap();
     whole = files(&root);
     drop(store);
-    let adapters = |state: &BTreeMap<PathBuf, Vec<u8>>| {
+    let adapters = |state: &Files| {
         let is = |p: &&PathBuf| p.extension().is_some_and(|e| e == "adapter");
         let names: Vec<_> =
             state.keys().filter(is).map(|p| p.file_name().unwrap().to_owned()).collect();

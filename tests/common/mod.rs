@@ -5,6 +5,7 @@
 
 use offshoot::packing::PackOptions;
 use offshoot::{Engine, pack};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The folder of full-precision models and reference outputs; `None`, with a line, where it is
@@ -65,4 +66,50 @@ fn key(source: &Path, options: &PackOptions) -> String {
     hasher.update(&std::fs::read(source).unwrap());
     hasher.update(format!("{options:?}").as_bytes());
     hasher.finalize().to_string()
+}
+
+/// Files by their paths in a folder.
+pub type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+/// All files below `root`, a state: but for those that say nothing of it.
+pub fn files(root: &Path) -> Files {
+    let mut found = Files::new();
+    let mut folders = vec![root.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if path.is_dir() {
+                folders.push(path);
+            } else if !["state.db-shm", "ballast", "daemon.lock"].contains(&name) {
+                let bytes = std::fs::read(&path).unwrap();
+                found.insert(path.strip_prefix(root).unwrap().into(), bytes);
+            }
+        }
+    }
+    found
+}
+
+/// Makes `root` hold these files and no others.
+pub fn put(root: &Path, files: &Files) {
+    let _ = std::fs::remove_dir_all(root);
+    for (path, bytes) in files {
+        let path = root.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+}
+
+/// Makes `to` a copy of the folder `from`, without its sockets.
+pub fn copy(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(|e| e.unwrap()) {
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            copy(&path, &target);
+        } else if kind.is_file() || kind.is_symlink() {
+            std::fs::copy(path, target).unwrap();
+        }
+    }
 }

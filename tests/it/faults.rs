@@ -4,6 +4,7 @@
 //!
 //! A seeded share is tried; `cargo test --test it -- --ignored every_fault` tries every call.
 
+use crate::common::copy;
 use crate::preload::{self, Counts, Fault, every_fault, share};
 use crate::support::{Done, Place, learnable};
 use offshoot::adapters::TensorType;
@@ -107,19 +108,6 @@ fn begin() -> Place {
 fn must(place: &Place, line: &str) {
     let done = place.run(line);
     assert_eq!(done.code, 0, "{line}: {done:?}");
-}
-
-fn copy(from: &Path, to: &Path) {
-    let _ = std::fs::remove_dir_all(to);
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        match path.is_dir() {
-            true => copy(&path, &target),
-            false => drop(std::fs::copy(&path, target).unwrap()),
-        }
-    }
 }
 
 fn state(root: &Path) -> Result<State, String> {

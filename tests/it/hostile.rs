@@ -1,5 +1,6 @@
 //! ONNX files from strangers: `tests/hostile/hostile.md` says what each is and how it must end.
 
+use crate::common::copy;
 use crate::support::{Place, done, patience, repo};
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
@@ -89,17 +90,4 @@ fn expected(table: &str) -> BTreeMap<String, Vec<i32>> {
         Some((name, codes))
     });
     rows.collect()
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }

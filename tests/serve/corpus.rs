@@ -1,10 +1,10 @@
 //! Damaged states, many: bits flipped, pages zeroed, files cut, missing, from an older backup. The daemon starts
 //! on each, answers, says what is wrong, and deletes nothing.
 
+use crate::common::{Files, files, put};
 use crate::place::Place;
 use crate::support::{Daemon, and, question};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -12,26 +12,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 const CONFIG: &str = "adapter = \"home\"";
 const KEPT: u64 = 20;
-
-/// A state's files that say something of it, by their paths in its folder.
-type Files = BTreeMap<PathBuf, Vec<u8>>;
-
-fn files(root: &Path) -> Files {
-    let mut found = Files::new();
-    let mut folders = vec![root.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for path in std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
-            let name = path.file_name().unwrap().to_str().unwrap();
-            if path.is_dir() {
-                folders.push(path);
-            } else if !["state.db-shm", "ballast", "daemon.lock"].contains(&name) {
-                let bytes = std::fs::read(&path).unwrap();
-                found.insert(path.strip_prefix(root).unwrap().into(), bytes);
-            }
-        }
-    }
-    found
-}
 
 /// What is begun with: as a kill leaves it, as a clean end does, and as it was long before.
 struct States {
@@ -158,14 +138,6 @@ impl Case {
     fn is_hidden(&self) -> bool {
         let replaced = |file| matches!(self.harmed(file), Some(Damage::Missing | Damage::Older));
         self.harmed("acknowledged").is_some() && (replaced("state.db") || replaced("state.db-wal"))
-    }
-}
-
-fn put(root: &Path, state: &Files) {
-    for (path, bytes) in state {
-        let path = root.join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, bytes).unwrap();
     }
 }
 

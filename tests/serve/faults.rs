@@ -1,6 +1,7 @@
 //! A daemon on a medium that fails: whatever call it is, once or from then on, it goes on serving or ends with a
 //! line, and what it acknowledged is there when it is started anew.
 
+use crate::common::copy;
 use crate::kill::{BUSY, Seen, Told, look, send};
 use crate::place::Place;
 use crate::preload::{self, Counts, Fault, every_fault, share};
@@ -18,21 +19,6 @@ const QUIET: &str = "adapter = \"home\"\n---[limits]\nshutdown_seconds = 5.0\n";
 
 /// How long a job is waited for that may have failed.
 const A_JOB: Duration = Duration::from_secs(4);
-
-fn copy(from: &Path, to: &Path) {
-    let _ = std::fs::remove_dir_all(to);
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let target = to.join(path.file_name().unwrap());
-        match path.is_dir() {
-            true => copy(&path, &target),
-            false if path.is_file() => drop(std::fs::copy(&path, target).unwrap()),
-            // The socket.
-            false => {}
-        }
-    }
-}
 
 /// A state with two generations, the first active, and some samples, at rest.
 fn begin() -> Place {

@@ -348,16 +348,12 @@ pub(super) unsafe fn decode<V: Lanes>(
     out: *mut f32,
 ) {
     let panel = w.panel(panel).as_ptr();
-    let blocks = w.cols().div_ceil(BLOCK);
-    let size = block_bytes(w.scheme());
     match w.scheme() {
         Scheme::Q8 => {
             for i in 0..len.div_ceil(BLOCK) {
-                let block = first / BLOCK + i;
-                // SAFETY: the block, its scales and 32 · 16 floats of `out` are there.
+                // SAFETY: the block and 32 · 16 floats of `out` are there.
                 unsafe {
-                    let quants = panel.add(block * size);
-                    let scale = V::load_f16(panel.add(blocks * size + block * SCALES));
+                    let (quants, scale) = quantized::<V>(w, panel, first / BLOCK + i);
                     let out = out.add(i * BLOCK * PANEL);
                     for g in 0..8 {
                         group(V::words(quants.add(64 * g)), scale, out.add(64 * g));
@@ -367,11 +363,9 @@ pub(super) unsafe fn decode<V: Lanes>(
         }
         Scheme::Q4 => {
             for i in 0..len.div_ceil(BLOCK) {
-                let block = first / BLOCK + i;
                 // SAFETY: as above.
                 unsafe {
-                    let quants = panel.add(block * size);
-                    let scale = V::load_f16(panel.add(blocks * size + block * SCALES));
+                    let (quants, scale) = quantized::<V>(w, panel, first / BLOCK + i);
                     let out = out.add(i * BLOCK * PANEL);
                     for g in 0..4 {
                         let words = V::words(quants.add(64 * g));
@@ -394,6 +388,17 @@ pub(super) unsafe fn decode<V: Lanes>(
             }
         }
     }
+}
+
+/// The quants of a block of q8 or q4 in a panel, and the scales of its rows.
+///
+/// # Safety
+/// The processor has `V`; the block lies inside the matrix.
+#[inline(always)]
+unsafe fn quantized<V: Lanes>(w: PackedRef<'_>, panel: *const u8, block: usize) -> (*const u8, V) {
+    let (blocks, size) = (w.cols().div_ceil(BLOCK), block_bytes(w.scheme()));
+    // SAFETY: as the caller says; scales stand behind all quants.
+    unsafe { (panel.add(block * size), V::load_f16(panel.add(blocks * size + block * SCALES))) }
 }
 
 /// Four columns to `[4][16]`.
@@ -443,8 +448,6 @@ pub(super) unsafe fn decode_transposed<V: Lanes>(
     out: [*mut f32; 2],
 ) {
     let panel = w.panel(panel).as_ptr();
-    let blocks = w.cols().div_ceil(BLOCK);
-    let size = block_bytes(w.scheme());
     for (half, out) in out.into_iter().enumerate() {
         // SAFETY: the block and its scales are there, and `out` has room for 16 · 16 floats; columns
         // of f16 and f32 are read only inside the matrix.
@@ -453,16 +456,14 @@ pub(super) unsafe fn decode_transposed<V: Lanes>(
             let column = block * BLOCK + half * PANEL;
             match w.scheme() {
                 Scheme::Q8 => {
-                    let quants = panel.add(block * size);
-                    let scale = V::load_f16(panel.add(blocks * size + block * SCALES));
+                    let (quants, scale) = quantized::<V>(w, panel, block);
                     for g in 0..4 {
                         let words = V::words(quants.add(64 * (4 * half + g)));
                         [v[4 * g], v[4 * g + 1], v[4 * g + 2], v[4 * g + 3]] = scaled(words, scale);
                     }
                 }
                 Scheme::Q4 => {
-                    let quants = panel.add(block * size);
-                    let scale = V::load_f16(panel.add(blocks * size + block * SCALES));
+                    let (quants, scale) = quantized::<V>(w, panel, block);
                     for g in 0..4 {
                         let words = V::nibbles(V::words(quants.add(64 * g)), half == 1);
                         [v[4 * g], v[4 * g + 1], v[4 * g + 2], v[4 * g + 3]] = scaled(words, scale);
