@@ -8,6 +8,7 @@ use super::tests::adapter;
 use super::*;
 use crate::common::{Files, files, put};
 use crate::error::{Cause, ErrorKind};
+use crate::fs::fault::{self, Op};
 use std::path::{Path, PathBuf};
 
 /// Bits of a file that are flipped where not all are.
@@ -111,6 +112,30 @@ fn a_flipped_bit_in_the_log_is_said_and_takes_nothing_away() {
     );
 }
 
+/// Syncs that failed, one after the other: each change was written over the one before it, of which the end stays
+/// where that was longer. No damage: nothing of it was acknowledged.
+#[test]
+fn the_ends_of_changes_that_were_never_synced_are_no_damage() {
+    let whole = state(false);
+    let (_dir, root) = place();
+    let log = Path::new("state.db-wal");
+    let with = |words: usize| {
+        put(&root, &whole);
+        let store = Store::open(&root).unwrap();
+        store.add_sample(&sample(&"word ".repeat(words), "x", "app")).unwrap();
+        std::fs::read(root.join(log)).unwrap()
+    };
+    let [long, less, least] = [3000, 1500, 10].map(with);
+    assert!(long.len() > less.len() + 2000 && less.len() > least.len() + 2000);
+    let mut left = whole.clone();
+    let bytes = [&least[..], &less[least.len()..], &long[less.len()..]].concat();
+    left.insert(log.into(), bytes);
+    put(&root, &left);
+    let store = Store::open(&root).unwrap();
+    assert_eq!((store.doubt(), known(&store)), (None, (51, vec![1, 2], Some(2))));
+    store.verify().unwrap();
+}
+
 #[test]
 fn a_flipped_bit_in_the_database_is_said_and_what_can_be_read_is_served() {
     let whole = state(true);
@@ -135,6 +160,64 @@ fn a_flipped_bit_in_the_database_is_said_and_what_can_be_read_is_served() {
          generation, {complete} have everything"
     );
     assert!(served * 20 > tried * 17, "{served} of {tried}");
+}
+
+/// The second record could not be opened, for once: the log was moved into the database all the same, and the next
+/// that opened the state found another database than was recorded.
+#[test]
+fn without_a_second_record_the_log_stays_and_it_is_tried_again() {
+    let whole = state(true);
+    let (_dir, root) = place();
+    put(&root, &whole);
+    let record = root.join("acknowledged");
+    let aside = root.join("aside");
+    std::fs::rename(&record, &aside).unwrap();
+    std::fs::create_dir(&record).unwrap();
+    let store = Store::open(&root).unwrap();
+    store.add_sample(&sample("one", "x", "app")).unwrap();
+    assert!(store.problems()[0].contains("the second record can't be written"));
+    store.settle().unwrap();
+    assert!(std::fs::metadata(root.join("state.db-wal")).unwrap().len() > 0);
+    std::fs::remove_dir(&record).unwrap();
+    std::fs::rename(&aside, &record).unwrap();
+    let other = Store::open(&root).unwrap();
+    assert_eq!((other.doubt(), known(&other).0), (None, 51));
+    store.add_sample(&sample("two", "x", "app")).unwrap();
+    assert_eq!(store.problems(), Vec::<String>::new());
+    drop((store, other));
+    let store = Store::open(&root).unwrap();
+    assert_eq!((store.doubt(), known(&store).0), (None, 52));
+}
+
+/// After a cut of power within a promotion the board was degraded for a file that it had written itself.
+#[test]
+fn an_adapter_that_was_being_added_is_nothing_that_was_lost() {
+    let (_dir, root) = place();
+    let store = Store::open(&root).unwrap();
+    store.create_name("home").unwrap();
+    let mut commits = 0;
+    let second_fails = move |op: Op, _: &Path| {
+        commits += u32::from(op == Op::Commit);
+        match op == Op::Commit && commits == 2 {
+            true => Err(std::io::ErrorKind::Other.into()),
+            false => Ok(()),
+        }
+    };
+    let add = || store.add("home", &adapter(1.0), &Origin::default());
+    fault::with(second_fails, add).unwrap_err();
+    let there =
+        || files(&root).into_keys().filter(|p| p.extension().is_some_and(|e| e == "adapter"));
+    assert_eq!(there().count(), 1);
+    // Before the next one that is added whole clears it away too.
+    let cut = files(&root);
+    store.add("home", &adapter(2.0), &Origin::default()).unwrap();
+    assert_eq!(there().count(), 1);
+    drop(store);
+    put(&root, &cut);
+    let store = Store::open(&root).unwrap();
+    assert_eq!((store.problems(), store.lost_count(), there().count()), (vec![], 0, 0));
+    let added = store.add("home", &adapter(1.0), &Origin::default()).unwrap();
+    assert_eq!((added.generation, there().count()), (1, 1));
 }
 
 /// After a kill the database may have been written to since its hash was taken: what damage does not

@@ -24,6 +24,11 @@ pub(super) fn hex(hash: &[u8; 32]) -> String {
     blake3::Hash::from_bytes(*hash).to_hex().to_string()
 }
 
+/// The path of an adapter's file in the store's folder, as `doomed` has it.
+pub(super) fn relative(hash: &[u8; 32]) -> String {
+    format!("{ADAPTERS}/{}.adapter", hex(hash))
+}
+
 /// Makes a folder and those above it, durably, for the owner alone: what is in it tells of samples.
 pub(super) fn make(folder: &Path) -> Result<()> {
     let mut missing = vec![];
@@ -118,7 +123,7 @@ pub(super) fn sync(folder: &Path) -> Result<()> {
 impl Store {
     /// The file of an adapter with this hash.
     pub(super) fn adapter_path(&self, hash: &[u8; 32]) -> PathBuf {
-        self.root().join(ADAPTERS).join(format!("{}.adapter", hex(hash)))
+        self.root().join(relative(hash))
     }
 
     /// The folder of a job's files (checkpoint, candidate, log). Made by [`Store::make_job_folder`].
@@ -133,6 +138,18 @@ impl Store {
         make(&folder)?;
         remove_stale_temps(&folder)?;
         Ok(folder)
+    }
+
+    /// Notes that an adapter's file is to come: what a kill or a cut of power leaves without a row that points to
+    /// it is ours to remove. One that is there already is not ours.
+    pub(super) fn expect_adapter(&self, hash: &[u8; 32]) -> Result<()> {
+        if self.adapter_path(hash).exists() {
+            return Ok(());
+        }
+        self.write(|c| {
+            c.execute("INSERT OR IGNORE INTO doomed VALUES (?1)", [relative(hash)])?;
+            Ok(())
+        })
     }
 
     /// Writes an adapter's bytes, durably, before anything points to them. Inside a write

@@ -2,6 +2,7 @@
 
 use super::active;
 use super::db::{Fault, Outcome, now, signed, unsigned};
+use super::folder::relative;
 use super::hashes::{self, SampleHash};
 use super::names::{Reference, check_name};
 use super::rows::{
@@ -318,6 +319,7 @@ impl Store {
                 return Ok(Added { generation: same.number, new: false, active });
             }
             self.put_adapter(&hash, &bytes)?;
+            took_adapter(c, &hash)?;
             let number: i64 =
                 c.query_row("SELECT next FROM names WHERE id = ?1", [row.id], |r| r.get(0))?;
             c.execute("UPDATE names SET next = ?2 WHERE id = ?1", params![row.id, number + 1])?;
@@ -347,6 +349,7 @@ impl Store {
             trim(c, row, number, quota.max_generations)?;
             Ok(Added { generation: unsigned(number), new: true, active: false })
         };
+        self.expect_adapter(&hash)?;
         let added = self.write(|c| {
             let row = make_name(c, name, &quota)?;
             let mut added = insert(c, &row)?;
@@ -365,6 +368,12 @@ impl Store {
         let _ = self.collect();
         Ok(added)
     }
+}
+
+/// Nobody is to remove the file of an adapter any more.
+fn took_adapter(c: &Connection, hash: &[u8; 32]) -> Outcome<()> {
+    c.execute("DELETE FROM doomed WHERE path = ?1", [relative(hash)])?;
+    Ok(())
 }
 
 /// Whether a retired generation had these bytes.

@@ -1,9 +1,10 @@
 //! SQLite's write-ahead log as bytes: where it is damaged, and what it says all the same.
 //!
 //! SQLite reads it up to the first frame whose checksum does not hold. A cut of power can tear the
-//! frames of the last change only, since each is synced before the next begins: where two or more
-//! changes end after a bad frame, the log was damaged later. Most flipped bits can be found by the
-//! checksum, and everything is as it was.
+//! frames of the last change only, since each is synced before the next begins; where syncs failed,
+//! behind the last change there are the ends of others that were longer and stood there before, each
+//! with a bad frame first. So where two changes end after a bad frame without another one between them, the
+//! log was damaged later. Most flipped bits can be found by the checksum, and everything is as it was.
 //!
 //! Format: <https://www.sqlite.org/fileformat2.html#the_write_ahead_log>.
 
@@ -35,7 +36,7 @@ pub(super) struct Replayed {
     pub bad: usize,
     /// Those of them that were mended: one bit was another.
     pub mended: usize,
-    /// Changes that end in or after the first bad frame.
+    /// Most changes that end in or after a bad frame and before the next one.
     pub changes_after: usize,
     /// Where the first bad frame begins, in bytes.
     pub at: usize,
@@ -72,6 +73,7 @@ pub(super) fn replay(bytes: &[u8], mend: bool) -> Replayed {
     let mut sum = start.sum;
     let mut pending: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
     let mut doubtful = BTreeSet::new();
+    let mut changes: usize = 0;
     for (index, frame) in frames.iter().take(count).enumerate() {
         let after = index.saturating_add(1);
         let next = frames.get(after).copied().filter(|_| after < count);
@@ -81,6 +83,7 @@ pub(super) fn replay(bytes: &[u8], mend: bool) -> Replayed {
                 found.at = index.saturating_mul(FRAME).saturating_add(HEADER);
             }
             found.bad = found.bad.saturating_add(1);
+            changes = 0;
             found.mended = found.mended.saturating_add(usize::from(read.mended));
             found.unsure |= !read.mended && !read.placed;
         }
@@ -94,8 +97,10 @@ pub(super) fn replay(bytes: &[u8], mend: bool) -> Replayed {
             pending.insert(read.page, read.content);
         }
         if read.size > 0 {
-            let after = usize::from(found.bad > 0);
-            found.changes_after = found.changes_after.saturating_add(after);
+            changes = changes.saturating_add(1);
+            if found.bad > 0 {
+                found.changes_after = found.changes_after.max(changes);
+            }
             found.size = read.size;
             found.pages.append(&mut pending);
         }

@@ -80,10 +80,21 @@ impl Inner {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The second record's file. Where it could not be opened it is tried again.
+    fn witness(&self) -> Result<&Witness> {
+        match self.witness.get() {
+            Some(witness) => Ok(witness),
+            None => {
+                let opened = Witness::open(&self.root)?;
+                Ok(self.witness.get_or_init(|| opened))
+            }
+        }
+    }
+
     /// Puts a change into the second record. It is done and durable whatever comes of this.
     pub(super) fn record(&self, record: &Record) {
-        let Some(witness) = &self.witness else { return };
-        let failed = witness.note(record).err().map(|e| e.to_string());
+        let noted = self.witness().and_then(|witness| witness.note(record));
+        let failed = noted.err().map(|e| e.to_string());
         let mut unrecorded = self.unrecorded.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(e) = failed.as_ref().filter(|e| unrecorded.as_ref() != Some(e)) {
             tracing::error!("what is acknowledged can't be recorded a second time: {e}");
@@ -134,16 +145,10 @@ impl Inner {
 
     /// Moves the log into the database and empties it. `false` if another process reads an older
     /// state or writes. Before, the second record forgets the database's hash; then it gets the new
-    /// one.
+    /// one: where it can't be written the log stays.
     pub(super) fn move_log(&self, connection: &Connection, patience: Duration) -> Outcome<bool> {
-        let turn = match self.witness.as_ref().map(Witness::turn) {
-            None => None,
-            Some(Ok(turn)) => Some(turn),
-            Some(Err(_)) => return Ok(false),
-        };
-        if let Some(turn) = &turn {
-            turn.set_database(None)?;
-        }
+        let Ok(turn) = self.witness().and_then(Witness::turn) else { return Ok(false) };
+        turn.set_database(None)?;
         let start = Instant::now();
         connection.busy_timeout(Duration::ZERO)?;
         let moved = loop {
@@ -162,7 +167,7 @@ impl Inner {
         };
         connection.busy_timeout(db::PATIENCE)?;
         let moved = moved?;
-        if let (true, Some(turn)) = (moved, &turn) {
+        if moved {
             turn.set_database(Some(witness::hash_of(&self.database)?))?;
         }
         Ok(moved)

@@ -11,7 +11,7 @@ use crate::fs::fault::{self, Op};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 /// The database's file in the store's folder.
 pub(super) const DATABASE: &str = "state.db";
@@ -45,7 +45,8 @@ pub(super) struct Inner {
     pub(super) read_only: bool,
     /// Why nothing is changed until a person decides; a damage that shows later sets it too.
     pub(super) doubt: RwLock<Option<String>>,
-    pub(super) witness: Option<Witness>,
+    /// Empty where it could not be opened, or nothing is written.
+    pub(super) witness: OnceLock<Witness>,
     /// Why the newest change is not in the second record.
     pub(super) unrecorded: RwLock<Option<String>>,
     /// Entries in `lost`, as they were last counted.
@@ -104,7 +105,7 @@ impl Store {
                 secrets: Secrets { key: None, hash_key: None },
                 read_only,
                 doubt: RwLock::new(doubt),
-                witness,
+                witness: witness.map_or_else(OnceLock::new, OnceLock::from),
                 unrecorded: RwLock::new(unrecorded),
                 lost: AtomicUsize::new(0),
                 log_limit: AtomicU64::new(db::LOG),
