@@ -131,7 +131,7 @@ pub struct Medium {
 }
 
 /// What a cut of power leaves.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Cut {
     /// Nothing that was not synced: neither bytes nor names.
     Strict,
@@ -172,14 +172,12 @@ impl Medium {
         command.env("LD_PRELOAD", library).env("OFFSHOOT_TEST_CUT", words);
     }
 
-    /// Makes the folder what a cut of power would have left, the processes being gone.
-    pub fn cut(&self, cut: Cut, dice: &mut impl FnMut(usize) -> usize) {
-        let image = self.notes.join("image");
+    /// Makes the folder `to` what a cut of power would have left, the processes being gone.
+    pub fn image(&self, to: &Path, cut: Cut, dice: &mut impl FnMut(usize) -> usize) {
         let found = self.now(&self.root);
-        std::fs::create_dir(&image).unwrap();
-        self.leave(&self.root, &key(&self.root).unwrap(), &image, cut, &found, dice);
-        std::fs::remove_dir_all(&self.root).unwrap();
-        std::fs::rename(&image, &self.root).unwrap();
+        let _ = std::fs::remove_dir_all(to);
+        std::fs::create_dir(to).unwrap();
+        self.leave(&self.root, &key(&self.root).unwrap(), to, cut, &found, dice);
     }
 
     /// All files by what names them for good.
@@ -236,15 +234,17 @@ impl Medium {
     }
 }
 
-/// Each sector of the one or the other; the end of either.
+/// Each sector of the one or the other; the end of either. A file that was cut is cut or not: file systems
+/// give up a file's end as a whole, by their journals, and leave no holes in what was there before.
 fn torn(old: &[u8], new: &[u8], dice: &mut impl FnMut(usize) -> usize) -> Vec<u8> {
     const SECTOR: usize = 512;
     let length = if dice(2) == 0 { old.len() } else { new.len() };
-    let mut bytes = vec![0; length];
+    // What was written beyond the end of the one is zero there.
+    let mut bytes = old.to_vec();
+    bytes.resize(length, 0);
     let share = dice(8);
     for (i, sector) in bytes.chunks_mut(SECTOR).enumerate() {
         let from = if dice(8) < share { old } else { new };
-        // What was written beyond the end of the one is zero there.
         let from = from.get(i * SECTOR..).unwrap_or_default();
         let n = sector.len().min(from.len());
         sector[..n].copy_from_slice(&from[..n]);

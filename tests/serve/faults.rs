@@ -2,7 +2,7 @@
 //! line, and what it acknowledged is there when it is started anew.
 
 use crate::common::copy;
-use crate::kill::{BUSY, Seen, Told, look, send};
+use crate::kill::{BUSY, LABELS, Seen, Told, look, send};
 use crate::place::Place;
 use crate::preload::{self, Counts, Fault, every_fault, share};
 use crate::support::{Daemon, PATIENCE, and, question, read_answer, write_request};
@@ -252,7 +252,7 @@ fn busy(begin: &Path, fault: &Fault) -> (bool, bool, Vec<String>) {
     let socket = daemon.place.path("s");
     for i in 0..12u8 {
         let sign = if i % 2 == 0 { 1.0 } else { -1.0 };
-        let label = if i % 2 == 0 { "0" } else { "1" };
+        let label = LABELS[usize::from(i) % 2];
         let sample = and(question(sign * (1.0 + f32::from(i) / 64.0)), "label", label);
         let sample = and(sample, "source", "stays");
         if let Some((201, answer)) = send(&socket, "/v1/feedback", &sample, &told) {
@@ -274,7 +274,7 @@ fn busy(begin: &Path, fault: &Fault) -> (bool, bool, Vec<String>) {
         return (false, by_itself, wrong);
     }
     // Panics where something acknowledged is gone.
-    look(&place, &told.into_inner().unwrap(), &mut Seen::default());
+    look(&place.path("store"), &told.into_inner().unwrap(), &mut Seen::default());
     let mut daemon = Daemon::start_in(place, BUSY);
     let start = Instant::now();
     loop {

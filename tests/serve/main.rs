@@ -18,6 +18,7 @@ mod load;
 mod medium;
 mod mqtt;
 mod page;
+mod phases;
 mod pictures;
 #[path = "../it/support.rs"]
 #[allow(dead_code)]
