@@ -3,100 +3,171 @@
 //! tract's own registry of them parses NNEF's standard library each time it is made, which takes
 //! longer than reading a base. This one knows less: what fails with it is read with tract's.
 
+use tract_core::internal::{AxisOp, DimLike, TDim, TVec, format_err};
 use tract_core::ops::{logic, math, nn};
-use tract_nnef::ast::FragmentDef;
+use tract_nnef::ast::TypeName::{Any, Integer, Logical, Scalar, String as Text};
 use tract_nnef::ast::parse::parse_fragments;
+use tract_nnef::ast::{Literal, Parameter, TypeSpec};
+use tract_nnef::deser::{ModelBuilder, ResolvedInvocation, Value};
 use tract_nnef::internal::{Registry, ToTract, TractResult};
 use tract_nnef::ops::nnef::deser;
 
-/// Name, builder and declaration, as it stands in tract's `stdlib.nnef`.
-const PRIMITIVES: [(&str, ToTract, &str); 17] = [
-    (
-        "external",
-        deser::external,
-        "fragment external<? = scalar>( shape: integer[] ) -> ( output: tensor<?> );",
-    ),
+/// Name, builder, parameters and what they make.
+type Primitive =
+    (&'static str, ToTract, fn() -> Vec<Parameter>, fn() -> Vec<(&'static str, TypeSpec)>);
+
+/// As tract's `stdlib.nnef` declares them: its parser takes as long for one of these as ours for ten lines
+/// of a graph.
+const PRIMITIVES: [Primitive; 17] = [
+    ("external", deser::external, || vec![Integer.array().named("shape")], any),
     (
         "variable",
         deser::variable,
-        "fragment variable<? = scalar>( shape: integer[], label: string ) -> ( output: tensor<?> );",
+        || vec![Integer.array().named("shape"), Text.named("label")],
+        any,
     ),
     (
         "reshape",
-        deser::reshape,
-        "fragment reshape<?>( input: tensor<?>, shape: integer[], axis_start: integer = 0, axis_count: integer = -1 ) -> ( output: tensor<?> );",
+        reshape,
+        || {
+            vec![
+                Any.tensor().named("input"),
+                Integer.array().named("shape"),
+                Integer.named("axis_start").default(0),
+                Integer.named("axis_count").default(-1),
+            ]
+        },
+        any,
     ),
-    (
-        "transpose",
-        deser::transpose,
-        "fragment transpose<?>( input: tensor<?>, axes: integer[] ) -> ( output: tensor<?> );",
-    ),
+    ("transpose", deser::transpose, of_axes, any),
     (
         "concat",
         deser::concat,
-        "fragment concat<?>( values: tensor<?>[], axis: integer ) -> ( value: tensor<?> );",
+        || vec![Any.tensor().array().named("values"), Integer.named("axis")],
+        || vec![("value", Any.tensor())],
     ),
     (
         "slice",
         deser::slice,
-        "fragment slice<?>( input: tensor<?>, axes: integer[], begin: integer[], end: integer[] ) -> ( output: tensor<?> );",
+        || [of_axes(), vec![Integer.array().named("begin"), Integer.array().named("end")]].concat(),
+        any,
     ),
-    (
-        "squeeze",
-        deser::squeeze,
-        "fragment squeeze<?>( input: tensor<?>, axes: integer[] ) -> ( output: tensor<?> );",
-    ),
-    (
-        "unsqueeze",
-        deser::unsqueeze,
-        "fragment unsqueeze<?>( input: tensor<?>, axes: integer[] ) -> ( output: tensor<?> );",
-    ),
+    ("squeeze", deser::squeeze, of_axes, any),
+    ("unsqueeze", deser::unsqueeze, of_axes, any),
     (
         "pad",
         deser::pad,
-        "fragment pad( input: tensor<scalar>, padding: (integer, integer)[], border: string = 'constant', value: scalar = 0.0 ) -> ( output: tensor<scalar> );",
+        || {
+            vec![
+                Scalar.tensor().named("input"),
+                pairs().named("padding"),
+                Text.named("border").default("constant"),
+                Scalar.named("value").default(0.0),
+            ]
+        },
+        scalar,
     ),
     (
         "select",
         deser::select,
-        "fragment select<?>( condition: tensor<logical>, true_value: tensor<?>, false_value: tensor<?> ) -> ( output: tensor<?> );",
+        || {
+            vec![
+                Logical.tensor().named("condition"),
+                Any.tensor().named("true_value"),
+                Any.tensor().named("false_value"),
+            ]
+        },
+        any,
     ),
     (
         "matmul",
         deser::matmul,
-        "fragment matmul( A: tensor<scalar>, B: tensor<scalar>, transposeA: logical = false, transposeB: logical = false ) -> ( C: tensor<scalar> );",
+        || {
+            vec![
+                Scalar.tensor().named("A"),
+                Scalar.tensor().named("B"),
+                Logical.named("transposeA").default(false),
+                Logical.named("transposeB").default(false),
+            ]
+        },
+        || vec![("C", Scalar.tensor())],
     ),
     (
         "conv",
         deser::conv,
-        "fragment conv( input: tensor<scalar>, filter: tensor<scalar>, bias: tensor<scalar> = 0.0, border: string = 'constant', padding: (integer,integer)[] = [], stride: integer[] = [], dilation: integer[] = [], groups: integer = 1 ) -> ( output: tensor<scalar> );",
+        || {
+            let tensors = vec![
+                Scalar.tensor().named("input"),
+                Scalar.tensor().named("filter"),
+                Scalar.tensor().named("bias").default(0.0),
+            ];
+            [tensors, window(), vec![Integer.named("groups").default(1)]].concat()
+        },
+        scalar,
     ),
     (
         "sum_reduce",
         deser::reduce,
-        "fragment sum_reduce( input: tensor<scalar>, axes: integer[], normalize: logical = false ) -> ( output: tensor<scalar> );",
+        || [reduced(), vec![Logical.named("normalize").default(false)]].concat(),
+        scalar,
     ),
-    (
-        "max_reduce",
-        deser::reduce,
-        "fragment max_reduce( input: tensor<scalar>, axes: integer[] ) -> ( output: tensor<scalar> );",
-    ),
+    ("max_reduce", deser::reduce, reduced, scalar),
     (
         "softmax",
         deser::softmax,
-        "fragment softmax( x: tensor<scalar>, axes: integer[] = [1] ) -> ( y: tensor<scalar> );",
+        || {
+            let axes = Integer.array().named("axes");
+            vec![Scalar.tensor().named("x"), axes.default(Literal::Array(vec![1.into()]))]
+        },
+        || vec![("y", Scalar.tensor())],
     ),
     (
         "box",
         deser::sum_pool,
-        "fragment box( input: tensor<scalar>, size: integer[], border: string = 'constant', padding: (integer,integer)[] = [], stride: integer[] = [], dilation: integer[] = [], normalize: logical = false ) -> ( output: tensor<scalar> );",
+        || [pooled(), window(), vec![Logical.named("normalize").default(false)]].concat(),
+        scalar,
     ),
     (
         "max_pool_with_index",
         deser::max_pool_with_index,
-        "fragment max_pool_with_index( input: tensor<scalar>, size: integer[], border: string = 'constant', padding: (integer,integer)[] = [], stride: integer[] = [], dilation: integer[] = [] ) -> ( output: tensor<scalar>, index: tensor<integer> );",
+        || [pooled(), window()].concat(),
+        || vec![("output", Scalar.tensor()), ("index", Integer.tensor())],
     ),
 ];
+
+fn any() -> Vec<(&'static str, TypeSpec)> {
+    vec![("output", Any.tensor())]
+}
+
+fn scalar() -> Vec<(&'static str, TypeSpec)> {
+    vec![("output", Scalar.tensor())]
+}
+
+fn of_axes() -> Vec<Parameter> {
+    vec![Any.tensor().named("input"), Integer.array().named("axes")]
+}
+
+fn reduced() -> Vec<Parameter> {
+    vec![Scalar.tensor().named("input"), Integer.array().named("axes")]
+}
+
+fn pooled() -> Vec<Parameter> {
+    vec![Scalar.tensor().named("input"), Integer.array().named("size")]
+}
+
+fn pairs() -> TypeSpec {
+    TypeSpec::Tuple(vec![Integer.spec(), Integer.spec()]).array()
+}
+
+fn window() -> Vec<Parameter> {
+    let none = || Literal::Array(vec![]);
+    vec![
+        Text.named("border").default("constant"),
+        pairs().named("padding").default(none()),
+        Integer.array().named("stride").default(none()),
+        Integer.array().named("dilation").default(none()),
+    ]
+}
 
 /// The one operator of several that graphs name.
 const MAX_POOL: &str = "
@@ -106,8 +177,38 @@ fragment max_pool( input: tensor<scalar>, size: integer[], border: string = 'con
 }
 ";
 
-/// A registry with tract's name for its own, of the operators that `graph`, a text, may name: tract's
-/// parser takes as long for one declaration as ours for ten lines of a graph.
+/// As tract's of a shape that is written out. tract makes a node of each size where one is a symbol, and
+/// looks through the names of all nodes for the name of each: an eighth of the time of a start.
+fn reshape(builder: &mut ModelBuilder, invocation: &ResolvedInvocation) -> TractResult<Value> {
+    let written = match invocation.named_arg_as(builder, "shape")? {
+        Value::Array(sizes) => sizes.iter().map(|size| size.to(builder).ok()).collect(),
+        _ => None,
+    };
+    let Some(mut shape): Option<TVec<TDim>> = written else {
+        return deser::reshape(builder, invocation);
+    };
+    let input = invocation.named_arg_as(builder, "input")?;
+    let all = builder.model.outlet_fact(input)?.shape.to_tvec();
+    let start: usize = invocation.named_arg_as(builder, "axis_start")?;
+    let count: i64 = invocation.named_arg_as(builder, "axis_count")?;
+    let out_of_range = || format_err!("reshape: axes {start} and {count} on of {}", all.len());
+    let rest = all.get(start..).ok_or_else(out_of_range)?;
+    let count = if count == -1 { rest.len() } else { usize::try_from(count)? };
+    let replaced = rest.get(..count).ok_or_else(out_of_range)?;
+    for (axis, size) in shape.iter_mut().enumerate() {
+        if *size == TDim::Val(0) {
+            *size = rest.get(axis).ok_or_else(out_of_range)?.clone();
+        }
+    }
+    if let Some(left) = shape.iter().position(|size| *size == TDim::Val(-1)) {
+        let given: TDim = shape.iter().filter(|size| **size != TDim::Val(-1)).product();
+        let whole: TDim = replaced.iter().product();
+        shape[left] = whole.maybe_div(&given)?.0;
+    }
+    builder.wire(AxisOp::Reshape(start, replaced.into(), shape), &[input])
+}
+
+/// A registry with tract's name for its own, of the operators that `graph`, a text, may name.
 pub(super) fn common(graph: &str) -> TractResult<Registry> {
     let mut registry = Registry::new("tract_nnef");
     let pools = graph.contains("max_pool");
@@ -116,11 +217,9 @@ pub(super) fn common(graph: &str) -> TractResult<Registry> {
             registry.register_fragment(fragment);
         }
     }
-    for (name, build, text) in PRIMITIVES {
+    for (name, build, parameters, results) in PRIMITIVES {
         if graph.contains(name) || (pools && name == "max_pool_with_index") {
-            for FragmentDef { decl, .. } in parse_fragments(text)? {
-                registry.register_primitive(name, &decl.parameters, &decl.results, build);
-            }
+            registry.register_primitive(name, &parameters(), &results(), build);
         }
     }
     registry.register_binary("add", &math::Add {});
@@ -171,6 +270,50 @@ pub(super) fn common(graph: &str) -> TractResult<Registry> {
 mod tests {
     use super::*;
     use tract_nnef::ast::Identifier;
+
+    /// The same operator, in a graph of no more than its nodes.
+    #[test]
+    fn shapes_are_read_as_tract_reads_them() {
+        let weights = crate::graph::weights::FrozenWeights::new(vec![]);
+        for (shape, axes, expected) in [
+            ("[12, 2]", "axis_start = 2, axis_count = 1", "B,6,12,2"),
+            ("[(6 * B)]", "axis_start = 0, axis_count = 2", "6*B,24"),
+            ("[0, 4, -1]", "axis_start = 1, axis_count = -1", "B,6,4,6"),
+            ("[-1, 12]", "axis_start = 1", "B,12,12"),
+            ("[B, 144]", "axis_start = 0", "B,144"),
+            ("144", "axis_start = 1", "B,144"),
+            ("[5]", "axis_start = 3, axis_count = 1", ""),
+            ("[5]", "axis_start = 4, axis_count = 1", ""),
+            ("[5]", "axis_start = 1, axis_count = -2", ""),
+            ("[144.5]", "axis_start = 1", "B,144"),
+        ] {
+            let text = format!(
+                "version 1.0;\n\nextension tract_symbol B;\nextension tract_registry tract_core;\n\n\
+                 graph network(x) -> (y) {{\n  x = external(shape = [B, 6, 24]);\n  \
+                 y = reshape(x, shape = {shape}, {axes});\n}}\n",
+            );
+            let read = |standard| {
+                let proto = super::super::read::proto_model(&text, vec![], &weights).unwrap();
+                super::super::read::translated(&proto, standard).ok()
+            };
+            let said = format!("{shape} {axes}");
+            let ours = read(common(&text).unwrap());
+            if let Some(theirs) = read(tract_nnef::ops::tract_nnef()) {
+                let ours = ours.unwrap_or_else(|| panic!("{said}"));
+                let op = |model: &tract_core::internal::TypedModel| {
+                    let node = model.output_outlets().unwrap()[0].node;
+                    let op = model.node(node).op_as::<AxisOp>().unwrap().clone();
+                    (op, model.outlet_fact(node.into()).unwrap().shape.clone())
+                };
+                assert_eq!(op(&ours), op(&theirs), "{said}");
+                let dims: Vec<_> = op(&ours).1.iter().map(|dim| dim.to_string()).collect();
+                assert_eq!(dims.join(","), expected, "{said}");
+            } else {
+                assert_eq!("", expected, "{said}");
+                assert!(ours.is_none(), "{said}");
+            }
+        }
+    }
 
     #[test]
     fn what_is_here_is_tracts_own() {
