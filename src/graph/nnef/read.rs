@@ -86,7 +86,11 @@ pub(super) fn proto_model(
 
 pub(super) fn translated(proto: &ProtoModel, standard: Registry) -> Result<TypedModel> {
     unpanicked(|| {
-        let translated = framework(standard, vec![]).translate(proto, TypedModel::default());
+        let of_two_alike = standard::of_two_alike(&standard);
+        let mut nnef = framework(standard, vec![]);
+        // The last is asked first.
+        nnef.registries.push(of_two_alike);
+        let translated = nnef.translate(proto, TypedModel::default());
         translated.map_err(|(_, e)| translation(&e))
     })?
 }

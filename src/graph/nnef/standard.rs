@@ -3,11 +3,12 @@
 //! tract's own registry of them parses NNEF's standard library each time it is made, which takes
 //! longer than reading a base. This one knows less: what fails with it is read with tract's.
 
-use tract_core::internal::{AxisOp, DimLike, TDim, TVec, format_err};
+use tract_core::internal::{AxisOp, DimLike, OutletId, TDim, TVec, format_err};
+use tract_core::ops::binary::TypedBinOp;
 use tract_core::ops::{logic, math, nn};
 use tract_nnef::ast::TypeName::{Any, Integer, Logical, Scalar, String as Text};
 use tract_nnef::ast::parse::parse_fragments;
-use tract_nnef::ast::{Literal, Parameter, TypeSpec};
+use tract_nnef::ast::{Argument, Literal, Parameter, RValue, TypeSpec};
 use tract_nnef::deser::{ModelBuilder, ResolvedInvocation, Value};
 use tract_nnef::internal::{Registry, ToTract, TractResult};
 use tract_nnef::ops::nnef::deser;
@@ -264,6 +265,52 @@ pub(super) fn common(graph: &str) -> TractResult<Registry> {
     registry.register_unit_element_wise("sigmoid", &nn::Sigmoid {});
     registry.register_unit_element_wise("not", &logic::Not {});
     Ok(registry)
+}
+
+/// The binary operators of `standard` again, for two values of the type and rank that the operator takes:
+/// tract's reader casts both sides of each, and looks through the names of all nodes for each cast's.
+pub(super) fn of_two_alike(standard: &Registry) -> Registry {
+    let mut registry = Registry::new(standard.id.0.as_str());
+    for (name, _) in &standard.binary_ops {
+        registry.register_primitive(&name.0, &[], &any(), binary);
+    }
+    registry
+}
+
+fn binary(builder: &mut ModelBuilder, called: &ResolvedInvocation) -> TractResult<Value> {
+    let name = &called.invocation.id;
+    let named = |registry: &&Registry| registry.binary_ops.iter().any(|(op, _)| op == name);
+    let unknown = || format_err!("{}: no such operator", name.0);
+    let standard = builder.framework.registries.iter().find(named).ok_or_else(unknown)?;
+    if let Some(inputs) = two_wires(builder, called) {
+        let (a, b) = (builder.model.outlet_fact(inputs[0])?, builder.model.outlet_fact(inputs[1])?);
+        let (of, alike) = (a.datum_type, a.datum_type == b.datum_type && a.rank() == b.rank());
+        if let Some((_, op)) = standard.binary_ops.iter().find(|(op, _)| op == name)
+            && alike
+            && !of.is_quantized()
+            && op.operating_datum_type(of, of).is_ok_and(|taken| taken == of)
+        {
+            return builder.wire(TypedBinOp(op.clone(), None), &inputs);
+        }
+    }
+    standard.deserialize(builder, called.invocation, called.dt_from_quant_file)?.ok_or_else(unknown)
+}
+
+/// What the arguments name, where both are values of the graph.
+fn two_wires(builder: &ModelBuilder, called: &ResolvedInvocation) -> Option<[OutletId; 2]> {
+    let wire = |argument: &Argument| match &argument.rvalue {
+        RValue::Identifier(id) => match builder.scopes.last()?.get(id)? {
+            Value::Wire(outlet) => Some(*outlet),
+            _ => None,
+        },
+        _ => None,
+    };
+    match &called.invocation.arguments[..] {
+        [a, b] if called.dt_from_quant_file.iter().all(Option::is_none) => {
+            Some([wire(a)?, wire(b)?])
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
