@@ -24,7 +24,8 @@ pub struct Where {
 }
 
 impl Where {
-    fn client(&self) -> Result<Client> {
+    /// Speaks to it.
+    pub(super) fn client(&self) -> Result<Client> {
         let host = match &self.host {
             Some(text) => Host::parse(text)?,
             None => Host::default_host()?,

@@ -28,6 +28,8 @@ mod run;
 mod serve;
 #[cfg(feature = "import")]
 mod stages;
+#[cfg(feature = "daemon")]
+mod token;
 mod train;
 
 use crate::caught::meaning;
@@ -97,6 +99,9 @@ enum Verb {
     /// Have the daemon train an adapter now
     #[cfg(feature = "daemon")]
     TrainNow(daemon::TrainNowArgs),
+    /// Say who may use the daemon's port, and for what
+    #[cfg(feature = "daemon")]
+    Token(token::Args),
     /// Remove samples and every generation that learned from them, with the daemon or without
     Forget(forget::Args),
     /// Look at this machine: kernels, memory, heat, power and disk, and what to mend
@@ -193,6 +198,8 @@ fn dispatch(cli: Cli, out: &Out) -> Result<()> {
         Verb::Feedback(args) => daemon::feedback(&args, out),
         #[cfg(feature = "daemon")]
         Verb::TrainNow(args) => daemon::train_now(&args, out),
+        #[cfg(feature = "daemon")]
+        Verb::Token(args) => token::run(&args, out),
         Verb::Forget(args) => forget::run(&args, out),
         Verb::Doctor(args) => doctor::run(&args, out),
         Verb::Completions { shell } => {

@@ -6,6 +6,7 @@ use super::learn::{
     ConditionSettings, GateSettings, Settings, TrainSettings, TrialSettings, WatchSettings,
 };
 use super::mqtt::MqttConfig;
+use super::roles::PeersConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::read_text;
 use crate::quant::Threads;
@@ -40,6 +41,9 @@ pub struct Config {
     /// Sockets, the default adapter, threads.
     #[serde(default)]
     pub serve: ServeConfig,
+    /// What users of the socket may do.
+    #[serde(default)]
+    pub peers: PeersConfig,
     /// What clients may ask for at once.
     #[serde(default)]
     pub limits: Limits,
@@ -82,7 +86,7 @@ pub struct ServeConfig {
     pub socket_group: Option<String>,
     /// A loopback address for HTTP over TCP.
     pub tcp: Option<SocketAddr>,
-    /// The file with the bearer token of the TCP port.
+    /// A file with one more token of the TCP port, which may do everything.
     pub token_file: Option<PathBuf>,
     /// What a `Host` header may name on the TCP port, without the port.
     pub hosts: Vec<String>,
@@ -244,6 +248,7 @@ impl Config {
             base,
             state,
             serve: ServeConfig { socket, ..ServeConfig::default() },
+            peers: PeersConfig::default(),
             limits: Limits::default(),
             recent: RecentConfig::default(),
             samples: SampleConfig::default(),
@@ -339,10 +344,6 @@ impl Config {
                  in a network that you trust",
             ));
         }
-        if serve.token_file.is_none() {
-            return Err(bad("serve.token_file", "the TCP port needs one".into())
-                .hint("write 16 to 256 characters into a file that only the daemon can read"));
-        }
         if serve.hosts.is_empty() {
             return Err(bad("serve.hosts", "expected at least one name".into()));
         }
@@ -368,7 +369,7 @@ impl Config {
         }
     }
 
-    /// The TCP port's token, if there is such a port.
+    /// The token of `serve.token_file`, if there is a TCP port.
     ///
     /// # Errors
     /// The file can't be read; too short, too long, or not one line of visible ASCII (bad input).

@@ -9,11 +9,14 @@ mod config;
 mod host;
 pub mod learn;
 mod mqtt;
+mod roles;
 pub mod serve;
+mod tokens;
 
 pub use client::Client;
 pub use config::{Config, Level, SYSTEM_CONFIG, read_token};
 pub use host::Host;
+pub use roles::Role;
 
 use crate::error::Result;
 use crate::runtime::Engine;

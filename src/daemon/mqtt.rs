@@ -1,6 +1,7 @@
 //! `[mqtt]`: the broker of a home, and what may come from there.
 
 use super::config::read_secret;
+use super::roles::Role;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -24,11 +25,13 @@ pub struct MqttConfig {
     pub id: Option<String>,
     /// What Home Assistant's discovery topics begin with; empty: none are sent.
     pub discovery: String,
-    /// What clients of the broker may do.
+    /// What clients of the broker may do, as far as their role goes.
     pub accept: Vec<Accept>,
+    /// The role of all clients of the broker.
+    pub role: Role,
 }
 
-/// What a client of the broker may do.
+/// What a client of the broker may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Accept {
@@ -42,6 +45,17 @@ pub enum Accept {
     Rollback,
 }
 
+impl Accept {
+    /// The role that it needs.
+    pub fn role(self) -> Role {
+        match self {
+            Accept::Ask => Role::Answer,
+            Accept::Feedback => Role::Teach,
+            Accept::Train | Accept::Rollback => Role::Administer,
+        }
+    }
+}
+
 impl Default for MqttConfig {
     fn default() -> MqttConfig {
         MqttConfig {
@@ -52,6 +66,7 @@ impl Default for MqttConfig {
             id: None,
             discovery: "homeassistant".into(),
             accept: vec![Accept::Ask, Accept::Feedback, Accept::Train, Accept::Rollback],
+            role: Role::Administer,
         }
     }
 }
@@ -83,6 +98,17 @@ impl MqttConfig {
             return wrong("id", "expected 1 to 64 of a-z, A-Z, 0-9, '_' and '-'");
         }
         Ok(())
+    }
+
+    /// Why clients of the broker may not do that, if so.
+    pub fn forbids(&self, what: Accept) -> Option<String> {
+        if !self.accept.contains(&what) {
+            return Some("mqtt.accept doesn't name what this asks for".into());
+        }
+        let (need, role) = (what.role(), self.role);
+        (role < need).then(|| {
+            format!("this needs the role '{need}': clients of the broker have '{role}' (mqtt.role)")
+        })
     }
 
     /// Host and port of the broker; `None`: there is none.
@@ -152,6 +178,24 @@ mod tests {
             assert!(with(text).address().is_err(), "{text}");
         }
         assert_eq!(MqttConfig::default().address().unwrap(), None);
+    }
+
+    #[test]
+    fn a_role_takes_away_what_it_may_not() {
+        use Accept::{Ask, Feedback, Rollback, Train};
+        let all = [Ask, Feedback, Train, Rollback];
+        let may = |config: &MqttConfig| all.map(|what| config.forbids(what).is_none());
+        let mut config = MqttConfig::default();
+        assert_eq!(may(&config), [true; 4], "as before there were roles");
+        config.role = Role::Teach;
+        assert_eq!(may(&config), [true, true, false, false]);
+        assert!(config.forbids(Train).unwrap().contains("needs the role 'administer'"));
+        config.role = Role::Answer;
+        assert_eq!(may(&config), [true, false, false, false]);
+        config.role = Role::Administer;
+        config.accept = vec![Ask];
+        assert_eq!(may(&config), [true, false, false, false]);
+        assert!(config.forbids(Train).unwrap().contains("mqtt.accept"));
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod pictures;
 mod place;
 #[path = "../preload/mod.rs"]
 mod preload;
+mod roles;
 mod schema;
 mod slow;
 mod soak;

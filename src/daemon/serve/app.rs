@@ -10,6 +10,7 @@ use super::pool::Pool;
 use super::problem::Problem;
 use super::recent::Recent;
 use super::roster::{Roster, Selection};
+use super::who::{Keeper, Told};
 use crate::caught::caught;
 use crate::daemon::learn::{Learner, Settings};
 use crate::daemon::{Config, Serving};
@@ -31,7 +32,6 @@ pub const DISK_THREADS: usize = 4;
 /// The serving side.
 pub struct App {
     config: RwLock<Arc<Config>>,
-    token: RwLock<Option<Arc<str>>>,
     router: OnceLock<Router>,
     learning: OnceLock<Learner>,
     instants: OnceLock<Arc<Instants>>,
@@ -54,6 +54,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// The connections.
     pub registry: Registry,
+    /// Who may do what.
+    pub keeper: Keeper,
     /// Wrong tokens.
     pub guesses: Guesses,
     /// Permits for large bodies.
@@ -72,7 +74,7 @@ pub struct App {
 impl App {
     /// Loads what is active and starts the workers.
     pub fn new(config: Config, engine: Engine, store: Store) -> Result<Arc<App>> {
-        let token = config.token()?.map(Arc::from);
+        let keeper = Keeper::new(&config, store.root())?;
         let limits = &config.limits;
         let metrics = Arc::new(Metrics::default());
         let roster = Roster::new(engine.clone(), store.clone(), metrics.clone(), limits.adapters)?;
@@ -99,7 +101,6 @@ impl App {
         let bodies = body_permits(&config);
         Ok(Arc::new(App {
             config: RwLock::new(Arc::new(config)),
-            token: RwLock::new(token),
             router: OnceLock::new(),
             learning: OnceLock::new(),
             instants: OnceLock::new(),
@@ -114,6 +115,7 @@ impl App {
             pool,
             metrics,
             registry: Registry::default(),
+            keeper,
             guesses: Guesses::default(),
             bodies: Arc::new(Semaphore::new(bodies)),
             disk: Arc::new(Semaphore::new(DISK_THREADS)),
@@ -127,11 +129,6 @@ impl App {
     /// The configuration now.
     pub fn config(&self) -> Arc<Config> {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The TCP port's token.
-    pub fn token(&self) -> Option<Arc<str>> {
-        self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The routes.
@@ -235,7 +232,7 @@ impl App {
         }
         // What was put back may want another key: a port its token.
         new.check()?;
-        let token = new.token()?.map(Arc::from);
+        let told = Told::read(&new)?;
         let default = default_of(&new)?;
         self.store.set_rules(new.samples.rules())?;
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = new.settings();
@@ -254,7 +251,7 @@ impl App {
         self.bodies.add_permits(after.saturating_sub(before));
         self.bodies.forget_permits(before.saturating_sub(after));
         super::log::set_level(new.log.level);
-        *self.token.write().unwrap_or_else(PoisonError::into_inner) = token;
+        self.keeper.set(told);
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         self.roster.refresh_all()
     }

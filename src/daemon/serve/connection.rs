@@ -8,6 +8,7 @@
 use super::app::App;
 use super::guard;
 use super::metrics::count;
+use crate::daemon::roles::Peer;
 use axum::body::Body;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -35,7 +36,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// The Unix socket; the client's user.
-    Unix(Option<u32>),
+    Unix(Option<Peer>),
     /// The loopback port.
     Tcp,
 }
@@ -247,8 +248,8 @@ impl Listener for tokio::net::UnixListener {
 
     async fn accept(&self) -> io::Result<(Self::Stream, Transport)> {
         let (stream, _) = tokio::net::UnixListener::accept(self).await?;
-        let user = stream.peer_cred().ok().map(|c| c.uid());
-        Ok((stream, Transport::Unix(user)))
+        let peer = stream.peer_cred().ok().map(|c| Peer { user: c.uid(), group: c.gid() });
+        Ok((stream, Transport::Unix(peer)))
     }
 }
 

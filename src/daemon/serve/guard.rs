@@ -4,6 +4,7 @@
 use super::app::App;
 use super::connection::{Conn, Transport};
 use super::problem::Problem;
+use super::who::Who;
 use axum::body::{Body, Bytes};
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -121,22 +122,32 @@ fn request_id(headers: &HeaderMap) -> String {
 
 /// The request with its body read, if it may pass.
 async fn admit(app: &App, conn: &Conn, request: Request) -> Result<Request, Problem> {
-    if conn.transport == Transport::Tcp {
-        check_host(app, &request)?;
-        if !super::api::has_login(request.uri().path())
-            && let Err(problem) = check_token(app, request.headers())
-        {
-            if request.headers().contains_key(header::AUTHORIZATION) {
-                app.guesses.wrong().await;
+    let who = match conn.transport {
+        Transport::Unix(peer) => Some(app.keeper.by_peer(peer)),
+        Transport::Tcp => {
+            check_host(app, &request)?;
+            match super::api::has_login(request.uri().path()) {
+                true => super::api::logged_in(app, request.headers()),
+                false => match by_token(app, request.headers()) {
+                    Ok(who) => Some(who),
+                    Err(problem) => {
+                        if request.headers().contains_key(header::AUTHORIZATION) {
+                            app.guesses.wrong().await;
+                        }
+                        return Err(problem);
+                    }
+                },
             }
-            return Err(problem);
         }
-    }
+    };
     let (parts, body) = request.into_parts();
     let whole = read(app, &parts.headers, body).await?;
     let mut request = Request::from_parts(parts, Body::empty());
     request.extensions_mut().insert(whole);
     request.extensions_mut().insert(conn.transport);
+    if let Some(who) = who {
+        request.extensions_mut().insert(who);
+    }
     Ok(request)
 }
 
@@ -159,25 +170,15 @@ fn check_host(app: &App, request: &Request) -> Result<(), Problem> {
     .hint("see serve.hosts"))
 }
 
-fn check_token(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
+fn by_token(app: &App, headers: &HeaderMap) -> Result<Who, Problem> {
     let given = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
     let given = given.and_then(|v| {
         let (scheme, token) = v.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     });
     let wrong = |what: &str| Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", what);
-    match (given, app.token()) {
-        (None, _) => Err(wrong("expected 'Authorization: Bearer TOKEN'")),
-        (Some(given), Some(_)) if is_token(app, given) => Ok(()),
-        _ => Err(wrong("the token is wrong")),
-    }
-}
-
-/// Whether this is the port's token. Hashes are compared in constant time, so that how much of a guess is
-/// right does not show.
-pub fn is_token(app: &App, given: &str) -> bool {
-    app.token()
-        .is_some_and(|token| blake3::hash(given.as_bytes()) == blake3::hash(token.as_bytes()))
+    let given = given.ok_or_else(|| wrong("expected 'Authorization: Bearer TOKEN'"))?;
+    app.keeper.by_token(given).ok_or_else(|| wrong("the token is wrong"))
 }
 
 /// Reads a body within the limits on bytes, time and memory.

@@ -45,9 +45,7 @@ impl Listeners {
                     return Err(Error::usage(format!(
                         "systemd hands over the port {local}, but serve.tcp is not set"
                     ))
-                    .hint(
-                        "set serve.tcp and serve.token_file, or remove it from the socket unit",
-                    ));
+                    .hint("set serve.tcp, or remove it from the socket unit"));
                 }
                 if tcp.replace(listener).is_some() {
                     return Err(twice());

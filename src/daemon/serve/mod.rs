@@ -28,6 +28,7 @@ mod roster;
 mod run;
 mod served;
 mod waiting;
+mod who;
 mod written;
 
 pub use in_process::InProcess;

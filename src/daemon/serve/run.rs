@@ -97,6 +97,7 @@ pub fn check(source: &Source) -> Result<(Config, Vec<String>)> {
             config.token()?;
         }
     }
+    config.peers.resolve()?;
     match &config.mqtt.password_file {
         Some(file) if missing(file) => {
             remarks.push(format!("mqtt.password_file '{}' is not there yet", file.display()));
@@ -208,6 +209,7 @@ async fn serve(app: &Arc<App>, source: &Source, mut listeners: Listeners) -> Res
         config.serve.tcp.map_or(String::new(), |a| format!(", port {a}"))
     );
     warn_of_default(app);
+    warn_of_tokens(app);
     notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
     if let Some(every) = sd_notify::watchdog_enabled() {
         // It looks for that long, and waits for an answer for as long again.
@@ -312,6 +314,7 @@ async fn reload(app: &Arc<App>, source: &Source) {
         Ok(()) => {
             tracing::info!("the configuration was read anew");
             warn_of_default(app);
+            warn_of_tokens(app);
         }
         Err(p) => tracing::error!("the configuration stays as it was: {}", p.message),
     }
@@ -325,6 +328,17 @@ async fn reload(app: &Arc<App>, source: &Source) {
 fn warn_of_default(app: &App) {
     if let Some(name) = app.roster.unborn() {
         tracing::warn!("'{name}' (serve.adapter) is not there yet: the base answers for it");
+    }
+}
+
+fn warn_of_tokens(app: &App) {
+    if let Some(damage) = app.keeper.tokens.damage() {
+        tracing::error!("no named token is let in: {damage}");
+    }
+    if app.config().serve.tcp.is_some() && !app.keeper.has_tokens() {
+        tracing::warn!(
+            "the port lets nobody in: make a token with 'offshoot token add NAME --role teach'"
+        );
     }
 }
 

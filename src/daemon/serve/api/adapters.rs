@@ -1,5 +1,6 @@
 //! Adapters: list, add, switch, roll back, remove; and llama.cpp's form of them.
 
+use super::table::only_asked;
 use super::{Answer, Call, ok, with};
 use crate::adapter::{Adapter, MAX_FILE};
 use crate::daemon::Serving;
@@ -195,7 +196,7 @@ pub async fn rollback(State(app): State<Arc<App>>, call: Call) -> Answer {
     if body.dry_run {
         let would =
             app.blocking(move |app| Ok(app.store.would_roll_back(&name, expected)?)).await?;
-        return ok(&would);
+        return ok(&would).map(only_asked);
     }
     switch(app, name, move |app, name| Ok(app.store.rollback(name, expected, &why)?)).await
 }

@@ -5,71 +5,33 @@ mod page;
 mod predict;
 mod samples;
 mod status;
+mod table;
+mod tokens;
 mod train;
 
 use super::app::App;
 use super::ask::{Mime, object, unsupported_media};
-use super::guard::{Whole, note_route};
+use super::guard::Whole;
 use super::problem::Problem;
-use axum::Router;
+use super::who::Who;
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Query, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
-use axum::middleware::from_fn;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 
-pub use page::has_login;
+pub use page::{has_login, logged_in};
 #[cfg(feature = "mqtt")]
 pub use samples::feedback_to;
+#[cfg(test)]
+pub use table::Route;
+pub use table::{Need, TABLE, router};
 
 /// What a handler gives.
 type Answer = Result<Response, Problem>;
-
-/// All routes.
-pub fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/health", get(status::health))
-        .route("/metrics", get(status::metrics))
-        .route("/openapi.json", get(status::openapi))
-        .route("/v1/status", get(status::status))
-        .route("/v1/events", get(status::events))
-        .route("/v1/predict", post(predict::predict))
-        .route("/v1/feedback", post(samples::feedback))
-        .route("/v1/samples", get(samples::list))
-        .route("/v1/samples/{id}", get(samples::show).post(samples::set))
-        .route("/v1/forget", post(samples::forget))
-        .route("/v1/adapters", get(adapters::list))
-        .route(
-            "/v1/adapters/{name}",
-            get(adapters::show).post(adapters::add).delete(adapters::remove),
-        )
-        .route(
-            "/v1/adapters/{name}/{generation}",
-            get(adapters::download).delete(adapters::remove_one),
-        )
-        .route("/v1/adapters/{name}/activate", post(adapters::activate))
-        .route("/v1/adapters/{name}/rollback", post(adapters::rollback))
-        .route("/v1/train", get(train::list).post(train::start))
-        .route("/v1/train/{job}", get(train::show))
-        .route("/v1/train/{job}/events", get(train::follow))
-        .route("/lora-adapters", get(adapters::lora_list).post(adapters::lora_set))
-        .merge(page::routes())
-        .layer(from_fn(note_route))
-        .method_not_allowed_fallback(async || {
-            Problem::new(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                "this path has other methods: see the Allow header",
-            )
-        })
-        .fallback(async || Problem::not_found("no such path").hint("see GET /openapi.json"))
-        .with_state(app)
-}
 
 /// A request as handlers take it: its faults are ours to word.
 struct Call {
@@ -96,6 +58,12 @@ impl FromRequest<Arc<App>> for Call {
 }
 
 impl Call {
+    /// Who asks. Routes that need a role have it.
+    fn who(&self) -> Result<&Who, Problem> {
+        let who = self.parts.extensions.get::<Who>();
+        who.ok_or_else(|| Problem::failed("nobody is known to ask"))
+    }
+
     /// A part of the path.
     fn param(&self, key: &str) -> &str {
         self.params.iter().find(|(k, _)| k == key).map_or("", |(_, v)| v)

@@ -1,5 +1,6 @@
 //! Feedback, samples, and forgetting them.
 
+use super::table::{did, only_asked};
 use super::{Answer, Call, now, ok, with};
 use crate::daemon::serve::app::App;
 use crate::daemon::serve::ask::{self, Asked, INPUTS, Mime, TensorBody, input, raw_input};
@@ -186,9 +187,12 @@ pub async fn feedback(State(app): State<Arc<App>>, call: Call) -> Answer {
     };
     let query: FeedbackBody = call.query()?;
     let bare = call.parts.uri.query().is_none_or(str::is_empty);
+    let who = call.who()?.clone();
     app.blocking(move |app| {
         let mut taken = app.answerer.memory().take(0)?;
-        let feedback = parse(&call.body, mime, query, bare, &mut taken)?;
+        let mut feedback = parse(&call.body, mime, query, bare, &mut taken)?;
+        let said = feedback.rest.source.take();
+        feedback.rest.source = Some(who.source(said, DEFAULT_SOURCE));
         // Arrays are written into a file in memory.
         taken.grow(taken.bytes())?;
         record(app, feedback)
@@ -400,7 +404,8 @@ pub async fn forget(State(app): State<Arc<App>>, call: Call) -> Answer {
             false => forget_now(app, &selector),
         })
         .await?;
-    ok(&report)
+    let text = format!("{} samples", report.samples);
+    ok(&report).map(|answer| if dry_run { only_asked(answer) } else { did(answer, &text) })
 }
 
 /// Forgets, here and in what the page shows.
@@ -439,6 +444,8 @@ pub(super) struct Said {
     pub generation: Option<u64>,
     /// When.
     pub time: u64,
+    /// Who says so.
+    pub source: String,
 }
 
 /// Records feedback that came through the page.
@@ -447,7 +454,7 @@ pub(super) fn judged(app: &App, said: Said) -> Result<(), Problem> {
     let rest = FeedbackBody {
         adapter: Some(said.name),
         generation: said.generation,
-        source: Some("page".into()),
+        source: Some(said.source),
         time: Some(said.time),
         ..FeedbackBody::default()
     };

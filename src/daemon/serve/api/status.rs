@@ -39,6 +39,7 @@ pub async fn health(State(app): State<Arc<App>>, _call: Call) -> Answer {
 fn problems(app: &App) -> Vec<String> {
     let mut problems = app.store.problems();
     problems.extend(app.integrity.damage());
+    problems.extend(app.keeper.tokens.damage());
     problems.extend(app.engine().base().check_unchanged().err().map(|e| e.message().to_string()));
     for row in app.roster.rows() {
         let Some(instead) = &row.instead else { continue };

@@ -1,5 +1,6 @@
 //! Training jobs.
 
+use super::table::did;
 use super::{Answer, Call, ok, with};
 use crate::daemon::learn::JobStatus;
 use crate::daemon::serve::app::App;
@@ -45,7 +46,7 @@ struct StartBody {
 /// `POST /v1/train`: trains now.
 pub async fn start(State(app): State<Arc<App>>, call: Call) -> Answer {
     let StartBody { adapter } = call.json()?;
-    ask::name(&adapter)?;
+    let name = ask::name(&adapter)?.to_string();
     let id = app
         .blocking(move |app| {
             match app.learning() {
@@ -55,7 +56,8 @@ pub async fn start(State(app): State<Arc<App>>, call: Call) -> Answer {
             }
         })
         .await?;
-    with(StatusCode::ACCEPTED, &json!({"job": id}))
+    let answer = with(StatusCode::ACCEPTED, &json!({"job": id}))?;
+    Ok(did(answer, &format!("job {id} for '{name}'")))
 }
 
 fn job(app: &App, id: i64) -> Result<Job, Problem> {

@@ -142,13 +142,9 @@ impl MqttClient {
     }
 
     fn may(&self, what: Accept) -> Result<(), Problem> {
-        match self.config.accept.contains(&what) {
-            true => Ok(()),
-            false => Err(Problem::new(
-                StatusCode::FORBIDDEN,
-                "forbidden",
-                "mqtt.accept doesn't name what this asks for",
-            )),
+        match self.config.forbids(what) {
+            None => Ok(()),
+            Some(why) => Err(Problem::new(StatusCode::FORBIDDEN, "forbidden", why)),
         }
     }
 
@@ -307,7 +303,7 @@ impl MqttClient {
         };
         let buttons: Vec<&str> = [(Accept::Train, "train"), (Accept::Rollback, "rollback")]
             .iter()
-            .filter(|(what, _)| self.config.accept.contains(what))
+            .filter(|(what, _)| self.config.forbids(*what).is_none())
             .map(|(_, word)| *word)
             .collect();
         let gone: Vec<String> =

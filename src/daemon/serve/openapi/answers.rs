@@ -1,7 +1,7 @@
 //! The answers of the OpenAPI document. A test holds what the daemon answers against them. Later versions
 //! may add properties, which is why clients must pass over those that they don't know.
 
-use super::{nullable as or_null, reference as named, word as text};
+use super::{nullable as or_null, reference as named, role, word as text};
 use serde_json::{Map, Value, json};
 
 /// Schemas by name.
@@ -130,7 +130,11 @@ fn job() -> Value {
 }
 
 fn of_the_daemon() -> Value {
+    let token = json!({"name": text(), "role": role(), "created": time()});
     json!({
+        "Token": answer(token.clone()),
+        "Tokens": answer(json!({"tokens": list(named("Token"))})),
+        "MadeToken": answer(with(token, json!({"token": text()}))),
         "Event": answer(json!({
             "id": whole(), "time": time(), "kind": text(), "name": or_null(text()), "text": text(),
             "data": {}, "count": whole(),

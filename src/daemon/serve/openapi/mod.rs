@@ -3,6 +3,8 @@
 
 mod answers;
 
+use super::api::{Need, TABLE};
+use crate::daemon::Role;
 use crate::store::MAX_NAME;
 use crate::train::Task;
 use serde_json::{Map, Value, json};
@@ -15,16 +17,40 @@ pub fn document() -> Value {
             "title": "Offshoot",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "LoRA adapters for ONNX models on the device that uses them. Every \
-                refusal is an Error. The TCP port needs a bearer token, the Unix socket none.",
+                refusal is an Error. The TCP port needs a bearer token, the Unix socket none. A token, or \
+                a user of the socket, has a role: 'answer', 'teach' (what 'answer' may, too) or 'administer' \
+                (everything). Each operation says in x-role which it needs; others get 403.",
             "license": {"name": "MIT OR Apache-2.0"},
         },
         "security": [{}, {"token": []}],
-        "paths": paths(),
+        "paths": with_roles(paths()),
         "components": {
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer",
+                "description": "As 'offshoot token add NAME --role ROLE' made it"}},
             "schemas": schemas(),
         },
     })
+}
+
+/// Paths with what each operation needs, from the table of routes.
+fn with_roles(mut paths: Value) -> Value {
+    for route in TABLE {
+        let methods = paths.get_mut(route.path);
+        let operation = methods.and_then(|methods| methods.get_mut(route.method.to_lowercase()));
+        // The page is not described.
+        let (Some(role), Some(operation)) =
+            (route.need.role(), operation.and_then(Value::as_object_mut))
+        else {
+            continue;
+        };
+        let socket = match route.need {
+            Need::Socket => ", on the Unix socket alone",
+            _ => "",
+        };
+        operation.insert("x-role".into(), role.name().into());
+        operation.insert("description".into(), format!("Needs the role '{role}'{socket}.").into());
+    }
+    paths
 }
 
 fn paths() -> Value {
@@ -117,6 +143,17 @@ fn paths() -> Value {
             "get": Operation::new("followJob", "A job's changes as server-sent events, until it has ended")
                 .text("text/event-stream").refuses(&[404]).end(),
         },
+        "/v1/tokens": {
+            "get": Operation::new("listTokens", "The tokens of the TCP port, without what would let somebody in")
+                .gives(200, "Tokens").end(),
+            "post": Operation::new("addToken", "Make a token: this answer alone shows it")
+                .takes("NewToken", false).gives(201, "MadeToken").refuses(&[409, 507]).end(),
+        },
+        "/v1/tokens/{name}": {
+            "parameters": name(),
+            "delete": Operation::new("revokeToken", "Take a token's rights away, at once")
+                .gives(200, "Token").refuses(&[404, 409, 507]).end(),
+        },
         "/lora-adapters": {
             "get": Operation::new("listLora", "llama.cpp's list: the scale is what requests get that name no \
                 adapter").gives(200, "LoraList").end(),
@@ -200,7 +237,7 @@ impl Operation {
             let description = match status {
                 400 => "The request makes no sense",
                 401 => "No token, or a wrong one (TCP only)",
-                403 => "A Host that this port does not answer to (TCP only)",
+                403 => "Not with this role; or a Host that this port does not answer to (TCP only)",
                 404 => "There is no such thing",
                 408 => "The body came too slowly",
                 409 => "The state is another than expected, or a limit refuses it",
@@ -262,6 +299,10 @@ fn name_schema() -> Value {
 
 fn word() -> Value {
     json!({"type": "string"})
+}
+
+fn role() -> Value {
+    json!({"type": "string", "enum": Role::ALL})
 }
 
 fn integer() -> Value {
@@ -393,6 +434,7 @@ fn schemas() -> Value {
             "name": word(), "active": nullable(json!({"type": "integer"})),
             "before": nullable(json!({"type": "integer"})),
         })),
+        "NewToken": object(&["name", "role"], json!({"name": name_schema(), "role": role()})),
         "Train": object(&["adapter"], json!({"adapter": name_schema()})),
         "LoraWeights": {"type": "array", "maxItems": 16, "items": weight},
         "LoraList": {"type": "array", "items": object(&["id", "path", "scale"], json!({
@@ -408,6 +450,33 @@ fn schemas() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_operation_says_its_role_and_every_route_is_described() {
+        let document = document();
+        let paths = document["paths"].as_object().unwrap();
+        let described = paths.iter().flat_map(|(path, methods)| {
+            let methods = methods.as_object().unwrap().iter();
+            methods
+                .filter(|(m, _)| *m != "parameters")
+                .map(move |(m, operation)| (path, m, operation))
+        });
+        for (path, method, operation) in described {
+            let is = |r: &&crate::daemon::serve::api::Route| {
+                r.path == path && r.method.eq_ignore_ascii_case(method)
+            };
+            let route = TABLE.iter().find(is).unwrap_or_else(|| panic!("no route {method} {path}"));
+            let role = route.need.role().unwrap().name();
+            assert_eq!(operation["x-role"], role, "{method} {path}");
+            let text = operation["description"].as_str().unwrap();
+            assert!(text.contains(&format!("'{role}'")), "{method} {path}: {text}");
+        }
+        for route in TABLE {
+            let operation = &document["paths"][route.path][route.method.to_lowercase()];
+            let api = matches!(route.need, Need::Api(_) | Need::Socket);
+            assert_eq!(operation.is_object(), api, "{} {}", route.method, route.path);
+        }
+    }
 
     #[test]
     fn references_lead_somewhere_and_statuses_are_described() {

@@ -4,9 +4,10 @@
 use crate::daemon::serve::app::App;
 use crate::daemon::serve::connection::Transport;
 use crate::daemon::serve::problem::Problem;
+use crate::daemon::serve::who::Who;
+use crate::daemon::tokens::random;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
-use std::io::Read;
 use std::sync::OnceLock;
 
 /// The cookie's name.
@@ -16,48 +17,74 @@ const LASTS: u64 = 30 * 24 * 3600;
 
 /// Who has logged in, or asks through the socket, which only who may use it reaches.
 pub struct Visitor {
+    /// Who it is.
+    pub who: Who,
     nonce: String,
+    key: [u8; 32],
 }
 
 impl Visitor {
     /// Who asks; `None`: nobody that is known.
     pub fn of(app: &App, parts: &Parts, now: u64) -> Option<Visitor> {
         if parts.extensions.get::<Transport>() != Some(&Transport::Tcp) {
-            return Some(Visitor { nonce: "socket".into() });
+            let who = parts.extensions.get::<Who>()?.clone();
+            return Some(Visitor { who, nonce: "socket".into(), key: own_key() });
         }
-        let cookie = cookies(&parts.headers).find(|(name, _)| *name == COOKIE)?.1;
-        let mut fields = cookie.splitn(3, '.');
+        Visitor::of_cookie(app, &parts.headers, now)
+    }
+
+    /// Who has logged in, while the token of the login is still one.
+    pub fn of_cookie(app: &App, headers: &HeaderMap, now: u64) -> Option<Visitor> {
+        let cookie = cookies(headers).find(|(name, _)| *name == COOKIE)?.1;
+        // The name is the last, since it may hold dots; that of the token of the file is empty.
+        let mut fields = cookie.splitn(4, '.');
         let (expires, nonce, mac) = (fields.next()?, fields.next()?, fields.next()?);
-        let expected = sign(&key(app)?, &format!("login {expires} {nonce}"));
+        let name = fields.next().unwrap_or_default();
+        let (who, secret) = app.keeper.by_login(name)?;
+        let key = key(&secret);
         // Hashes are compared in constant time.
         let given = blake3::Hash::from_hex(mac).ok()?;
-        let valid = given == expected && expires.parse::<u64>().is_ok_and(|e| e > now);
-        valid.then(|| Visitor { nonce: nonce.into() })
+        let valid = given == sign(&key, &login_text(expires, nonce, name))
+            && expires.parse::<u64>().is_ok_and(|e| e > now);
+        valid.then(|| Visitor { who, nonce: nonce.into(), key })
+    }
+
+    fn form_hash(&self) -> blake3::Hash {
+        sign(&self.key, &format!("form {}", self.nonce))
     }
 
     /// What forms carry.
-    pub fn form_token(&self, app: &App) -> String {
-        sign(&form_key(app), &format!("form {}", self.nonce)).to_hex().to_string()
+    pub fn form_token(&self) -> String {
+        self.form_hash().to_hex().to_string()
     }
 
     /// An error unless a form of this visitor's own page was sent.
-    pub fn check(&self, app: &App, parts: &Parts, given: &str) -> Result<(), Problem> {
+    pub fn check(&self, parts: &Parts, given: &str) -> Result<(), Problem> {
         same_origin(&parts.headers)?;
-        let expected = sign(&form_key(app), &format!("form {}", self.nonce));
         match blake3::Hash::from_hex(given) {
-            Ok(given) if given == expected => Ok(()),
+            Ok(given) if given == self.form_hash() => Ok(()),
             _ => Err(forbidden("the form is not of this page, or too old: load the page again")),
         }
     }
 }
 
+fn login_text(expires: &str, nonce: &str, name: &str) -> String {
+    match name {
+        "" => format!("login {expires} {nonce}"),
+        name => format!("login {expires} {nonce} {name}"),
+    }
+}
+
 /// The cookie of a new login, as a `Set-Cookie` header.
-pub fn login(app: &App, now: u64) -> Result<String, Problem> {
-    let key = key(app).ok_or_else(|| forbidden("there is no token to log in with"))?;
+pub fn login(app: &App, who: &Who, now: u64) -> Result<String, Problem> {
+    let gone = || forbidden("there is no such token any more");
+    let name = who.login().ok_or_else(gone)?;
+    let (_, secret) = app.keeper.by_login(name).ok_or_else(gone)?;
     let nonce = blake3::Hash::from_bytes(random()?).to_hex();
     let expires = now + LASTS;
-    let mac = sign(&key, &format!("login {expires} {nonce}")).to_hex();
-    Ok(set_cookie(&format!("{expires}.{nonce}.{mac}"), LASTS))
+    let mac = sign(&key(&secret), &login_text(&expires.to_string(), &nonce, name)).to_hex();
+    let dot = if name.is_empty() { "" } else { "." };
+    Ok(set_cookie(&format!("{expires}.{nonce}.{mac}{dot}{name}"), LASTS))
 }
 
 /// Takes the cookie away.
@@ -93,24 +120,17 @@ fn forbidden(message: &str) -> Problem {
     Problem::new(StatusCode::FORBIDDEN, "forbidden", message)
 }
 
-/// Of the token: who changes it ends all logins, a restart ends none.
-fn key(app: &App) -> Option<[u8; 32]> {
-    app.token().map(|token| blake3::derive_key("offshoot page login v1", token.as_bytes()))
+/// Of the token: who changes it ends its logins, a restart ends none.
+fn key(secret: &str) -> [u8; 32] {
+    blake3::derive_key("offshoot page login v1", secret.as_bytes())
 }
 
-/// Without a token, on the socket alone, one of this process.
-fn form_key(app: &App) -> [u8; 32] {
+/// For the socket's users, who have no token: one of this process.
+fn own_key() -> [u8; 32] {
     static OWN: OnceLock<[u8; 32]> = OnceLock::new();
-    key(app).unwrap_or_else(|| *OWN.get_or_init(|| random().unwrap_or_default()))
+    *OWN.get_or_init(|| random().unwrap_or_default())
 }
 
 fn sign(key: &[u8; 32], text: &str) -> blake3::Hash {
     blake3::keyed_hash(key, text.as_bytes())
-}
-
-fn random() -> Result<[u8; 32], Problem> {
-    let mut bytes = [0; 32];
-    let read = std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes));
-    read.map_err(|e| Problem::failed(format!("/dev/urandom: {e}")))?;
-    Ok(bytes)
 }

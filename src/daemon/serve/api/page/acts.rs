@@ -5,9 +5,11 @@ use super::{Shown, form, guarded, place_of, see, visitor};
 use crate::daemon::Serving;
 use crate::daemon::serve::api::Call;
 use crate::daemon::serve::api::samples::{self, Said};
+use crate::daemon::serve::api::table::did;
 use crate::daemon::serve::app::App;
 use crate::daemon::serve::ask::{self, Asked};
 use crate::daemon::serve::problem::Problem;
+use crate::daemon::serve::who::Who;
 use crate::store::{ForgetReport, Reason, Selector};
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -34,13 +36,13 @@ pub(super) struct AnswerForm {
 }
 
 /// `POST /page/answer`: an answer is confirmed, corrected or put away.
-pub(super) async fn answer(State(app): State<Arc<App>>, call: Call) -> Shown {
+pub async fn answer(State(app): State<Arc<App>>, call: Call) -> Shown {
     let visitor = visitor(&app, &call)?;
     let sent: AnswerForm = form(&call)?;
-    visitor.check(&app, &call.parts, &sent.form)?;
+    visitor.check(&call.parts, &sent.form)?;
     let back = place_of(&sent.adapter);
-    let token = visitor.form_token(&app);
-    let question = app.blocking(move |app| judge(app, &sent, &token)).await?;
+    let token = visitor.form_token();
+    let question = app.blocking(move |app| judge(app, &sent, &token, &visitor.who)).await?;
     Ok(match question {
         Some(page) => (guarded(), page).into_response(),
         None => see(&back),
@@ -48,7 +50,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, call: Call) -> Shown {
 }
 
 /// Gives the question to ask back, if there is one.
-fn judge(app: &App, sent: &AnswerForm, token: &str) -> Result<Option<String>, Problem> {
+fn judge(app: &App, sent: &AnswerForm, token: &str, by: &Who) -> Result<Option<String>, Problem> {
     // Another device was quicker.
     let Some((item, bytes)) = app.recent.get(sent.id) else { return Ok(None) };
     let typed = sent.label.as_deref().map(str::trim).filter(|l| !l.is_empty());
@@ -89,6 +91,7 @@ fn judge(app: &App, sent: &AnswerForm, token: &str) -> Result<Option<String>, Pr
             predicted,
             generation: item.generation,
             time: item.time,
+            source: by.source(None, "page"),
         },
     )?;
     app.recent.remove(sent.id);
@@ -145,10 +148,10 @@ pub(super) struct NameForm {
 }
 
 /// `POST /page/train`: trains now.
-pub(super) async fn train(State(app): State<Arc<App>>, call: Call) -> Shown {
+pub async fn train(State(app): State<Arc<App>>, call: Call) -> Shown {
     let visitor = visitor(&app, &call)?;
     let sent: NameForm = form(&call)?;
-    visitor.check(&app, &call.parts, &sent.form)?;
+    visitor.check(&call.parts, &sent.form)?;
     let name = ask::name(&sent.adapter)?.to_string();
     let back = place_of(&name);
     app.blocking(move |app| {
@@ -159,7 +162,7 @@ pub(super) async fn train(State(app): State<Arc<App>>, call: Call) -> Shown {
         Ok(())
     })
     .await?;
-    Ok(see(&back))
+    Ok(did(see(&back), &format!("training of '{}'", sent.adapter)))
 }
 
 #[derive(Deserialize)]
@@ -188,7 +191,7 @@ fn question(
 }
 
 /// `GET /page/rollback`: says what going back does.
-pub(super) async fn ask_rollback(State(app): State<Arc<App>>, call: Call) -> Shown {
+pub async fn ask_rollback(State(app): State<Arc<App>>, call: Call) -> Shown {
     let visitor = visitor(&app, &call)?;
     let NameQuery { adapter } = call.query()?;
     let name = ask::name(&adapter)?.to_string();
@@ -218,16 +221,16 @@ pub(super) async fn ask_rollback(State(app): State<Arc<App>>, call: Call) -> Sho
     );
     let fields = format!(
         "{}<input type=\"hidden\" name=\"generation\" value=\"{active}\">",
-        hidden(&visitor.form_token(&app), &name)
+        hidden(&visitor.form_token(), &name)
     );
     Ok(question("Go back?", &body, "/page/rollback", &fields, "Go back", &name))
 }
 
 /// `POST /page/rollback`: goes back, if the generation of the question still serves.
-pub(super) async fn rollback(State(app): State<Arc<App>>, call: Call) -> Shown {
+pub async fn rollback(State(app): State<Arc<App>>, call: Call) -> Shown {
     let visitor = visitor(&app, &call)?;
     let sent: NameForm = form(&call)?;
-    visitor.check(&app, &call.parts, &sent.form)?;
+    visitor.check(&call.parts, &sent.form)?;
     let name = ask::name(&sent.adapter)?.to_string();
     let back = place_of(&name);
     app.blocking(move |app| {
@@ -240,7 +243,7 @@ pub(super) async fn rollback(State(app): State<Arc<App>>, call: Call) -> Shown {
         Ok(())
     })
     .await?;
-    Ok(see(&back))
+    Ok(did(see(&back), &format!("adapter '{}'", sent.adapter)))
 }
 
 /// What is to be forgotten: one sample, all of a label, or all of the adapter.
@@ -265,7 +268,7 @@ impl ForgetQuery {
 }
 
 /// `GET /page/forget`: says what would go.
-pub(super) async fn ask_forget(State(app): State<Arc<App>>, call: Call) -> Shown {
+pub async fn ask_forget(State(app): State<Arc<App>>, call: Call) -> Shown {
     let visitor = visitor(&app, &call)?;
     let asked: ForgetQuery = call.query()?;
     let selector = asked.selector()?;
@@ -275,7 +278,7 @@ pub(super) async fn ask_forget(State(app): State<Arc<App>>, call: Call) -> Shown
         (None, Some(label)) => format!("all samples called “{label}”"),
         (None, None) => format!("all samples of “{}”", asked.adapter),
     };
-    let mut fields = hidden(&visitor.form_token(&app), &asked.adapter);
+    let mut fields = hidden(&visitor.form_token(), &asked.adapter);
     let field = |key: &str, value: &str| {
         format!("<input type=\"hidden\" name=\"{key}\" value=\"{}\">", escaped(value))
     };
@@ -316,13 +319,14 @@ fn takes_away(report: &ForgetReport) -> String {
 }
 
 /// `POST /page/forget`.
-pub(super) async fn forget(State(app): State<Arc<App>>, call: Call) -> Shown {
+pub async fn forget(State(app): State<Arc<App>>, call: Call) -> Shown {
     let visitor = visitor(&app, &call)?;
     let sent: ForgetQuery = form(&call)?;
-    visitor.check(&app, &call.parts, &sent.form)?;
+    visitor.check(&call.parts, &sent.form)?;
     let selector = sent.selector()?;
-    app.blocking(move |app| samples::forget_now(app, &selector)).await?;
-    Ok(see(&place_of(&sent.adapter)))
+    let report = app.blocking(move |app| samples::forget_now(app, &selector)).await?;
+    let text = format!("{} samples of '{}'", report.samples, sent.adapter);
+    Ok(did(see(&place_of(&sent.adapter)), &text))
 }
 
 /// The address of a question about forgetting.

@@ -4,19 +4,18 @@
 //! it is asked of another host. Everything it changes goes through the same functions as the API.
 
 mod access;
-mod acts;
+pub(super) mod acts;
 mod html;
 mod view;
 
 use super::Call;
 use crate::daemon::serve::app::App;
 use crate::daemon::serve::problem::Problem;
+use crate::daemon::serve::who::Who;
 use access::Visitor;
-use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use html::{document, escaped, in_query};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -33,28 +32,21 @@ pub fn has_login(path: &str) -> bool {
     matches!(path, "/" | "/login" | "/logout") || path.starts_with("/page/")
 }
 
-/// The page's routes.
-pub fn routes() -> Router<Arc<App>> {
-    Router::new()
-        .route("/", get(page))
-        .route("/login", get(login_form).post(login))
-        .route("/logout", post(logout))
-        .route("/page/style.css", get(|| asset("text/css", include_str!("style.css"))))
-        .route("/page/keys.js", get(|| asset("text/javascript", include_str!("keys.js"))))
-        .route("/page/icon.svg", get(|| asset("image/svg+xml", include_str!("icon.svg"))))
-        .route("/page/input/{id}", get(input))
-        .route("/page/sample/{id}", get(sample))
-        .route("/page/answer", post(acts::answer))
-        .route("/page/train", post(acts::train))
-        .route("/page/rollback", get(acts::ask_rollback).post(acts::rollback))
-        .route("/page/forget", get(acts::ask_forget).post(acts::forget))
+/// Who has logged in, by the cookie.
+pub fn logged_in(app: &App, headers: &HeaderMap) -> Option<Who> {
+    Visitor::of_cookie(app, headers, super::now()).map(|visitor| visitor.who)
+}
+
+/// What is shown to who may not see a page; `None`: nobody has logged in.
+pub(super) fn refused(problem: Option<Problem>) -> Response {
+    problem.map_or(Stop::Login, Stop::Problem).into_response()
 }
 
 /// What a handler of the page gives: problems are shown as pages.
-type Shown = Result<Response, Stop>;
+pub(super) type Shown = Result<Response, Stop>;
 
 /// Why there is no page.
-enum Stop {
+pub(super) enum Stop {
     /// Nobody has logged in.
     Login,
     Problem(Problem),
@@ -101,8 +93,16 @@ fn of_type(kind: &str, body: Vec<u8>) -> Response {
     (headers, body).into_response()
 }
 
-async fn asset(kind: &'static str, text: &'static str) -> Response {
-    of_type(kind, text.into())
+pub(super) async fn style() -> Response {
+    of_type("text/css", include_str!("style.css").into())
+}
+
+pub(super) async fn keys() -> Response {
+    of_type("text/javascript", include_str!("keys.js").into())
+}
+
+pub(super) async fn icon() -> Response {
+    of_type("image/svg+xml", include_str!("icon.svg").into())
 }
 
 /// "See there": what a form is answered with.
@@ -139,15 +139,15 @@ struct PageQuery {
     adapter: Option<String>,
 }
 
-async fn page(State(app): State<Arc<App>>, call: Call) -> Shown {
+pub(super) async fn page(State(app): State<Arc<App>>, call: Call) -> Shown {
     let visitor = visitor(&app, &call)?;
     let PageQuery { adapter } = call.query()?;
-    let token = visitor.form_token(&app);
-    let body = app.blocking(move |app| view::main(app, adapter.as_deref(), &token)).await?;
+    let by = view::Viewer { token: visitor.form_token(), who: visitor.who };
+    let body = app.blocking(move |app| view::main(app, adapter.as_deref(), &by)).await?;
     Ok((guarded(), body).into_response())
 }
 
-async fn login_form(State(app): State<Arc<App>>, call: Call) -> Shown {
+pub(super) async fn login_form(State(app): State<Arc<App>>, call: Call) -> Shown {
     if visitor(&app, &call).is_ok() {
         return Ok(see("/"));
     }
@@ -158,7 +158,7 @@ fn login_page(wrong: Option<&str>) -> String {
     let wrong = wrong.map_or(String::new(), |w| format!("<p class=\"bad\" role=\"alert\">{w}</p>"));
     let body = format!(
         "<main class=\"login box\"><h1>Offshoot</h1>{wrong}<form method=\"post\" action=\"/login\">\
-         <label for=\"token\">Token, as in the file that <code>serve.token_file</code> names</label>\
+         <label for=\"token\">Token, as <code>offshoot token add</code> showed it</label>\
          <input id=\"token\" name=\"token\" type=\"password\" autocomplete=\"current-password\" \
          required autofocus><button class=\"yes\">Log in</button></form></main>"
     );
@@ -170,23 +170,23 @@ struct LoginForm {
     token: String,
 }
 
-async fn login(State(app): State<Arc<App>>, call: Call) -> Shown {
+pub(super) async fn login(State(app): State<Arc<App>>, call: Call) -> Shown {
     access::same_origin(&call.parts.headers)?;
     let LoginForm { token } = form(&call)?;
-    if !super::super::guard::is_token(&app, token.trim()) {
+    let Some(who) = app.keeper.by_token(token.trim()) else {
         app.guesses.wrong().await;
         let page = login_page(Some("That is not the token."));
         return Ok((StatusCode::UNAUTHORIZED, guarded(), page).into_response());
-    }
+    };
     let mut response = see("/");
-    let cookie = HeaderValue::from_str(&access::login(&app, super::now())?);
+    let cookie = HeaderValue::from_str(&access::login(&app, &who, super::now())?);
     if let Ok(cookie) = cookie {
         response.headers_mut().insert(header::SET_COOKIE, cookie);
     }
     Ok(response)
 }
 
-async fn logout(call: Call) -> Shown {
+pub(super) async fn logout(call: Call) -> Shown {
     access::same_origin(&call.parts.headers)?;
     let mut response = see("/login");
     if let Ok(cookie) = HeaderValue::from_str(&access::logout()) {
@@ -201,7 +201,7 @@ fn is_media(kind: &str) -> bool {
 }
 
 /// A recent answer's picture or sound.
-async fn input(State(app): State<Arc<App>>, call: Call) -> Shown {
+pub(super) async fn input(State(app): State<Arc<App>>, call: Call) -> Shown {
     visitor(&app, &call)?;
     let id = call.number("id")?;
     let found = app.blocking(move |app| Ok(app.recent.get(id))).await?;
@@ -212,7 +212,7 @@ async fn input(State(app): State<Arc<App>>, call: Call) -> Shown {
 }
 
 /// A sample's picture.
-async fn sample(State(app): State<Arc<App>>, call: Call) -> Shown {
+pub(super) async fn sample(State(app): State<Arc<App>>, call: Call) -> Shown {
     visitor(&app, &call)?;
     let id = call.number("id")? as i64;
     match app.blocking(move |app| Ok(app.store.sample_input(id)?)).await? {

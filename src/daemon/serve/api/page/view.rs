@@ -4,11 +4,13 @@ use super::acts::{forget_place, hidden};
 use super::html::{Point, ago, curve, document, escaped, in_query, percent};
 use super::place_of;
 use crate::daemon::learn::NameStatus;
+use crate::daemon::roles::Role;
 use crate::daemon::serve::api::now;
 use crate::daemon::serve::app::App;
 use crate::daemon::serve::problem::Problem;
 use crate::daemon::serve::recent::Item;
 use crate::daemon::serve::roster::Selection;
+use crate::daemon::serve::who::Who;
 use crate::store::{Filter, Generation, GenerationState, NameEntry, Reference};
 use serde_json::Value;
 use std::fmt::Write;
@@ -21,6 +23,19 @@ const BUTTONS: usize = 6;
 const SAMPLES: u32 = 40;
 /// Generations in the curve and the table.
 const GENERATIONS: usize = 24;
+
+/// Who looks at it.
+pub(super) struct Viewer {
+    /// What forms carry.
+    pub token: String,
+    pub who: Who,
+}
+
+impl Viewer {
+    fn may(&self, role: Role) -> bool {
+        self.who.role >= role
+    }
+}
 
 /// The labels that an adapter's head and its samples know.
 pub(super) fn labels(app: &App, name: &str) -> Result<Vec<String>, Problem> {
@@ -37,7 +52,7 @@ pub(super) fn labels(app: &App, name: &str) -> Result<Vec<String>, Problem> {
 }
 
 /// The whole page for one adapter: the one asked for, else the default, else the first.
-pub(super) fn main(app: &App, asked: Option<&str>, token: &str) -> Result<String, Problem> {
+pub(super) fn main(app: &App, asked: Option<&str>, by: &Viewer) -> Result<String, Problem> {
     let names = app.store.names()?;
     let default = match app.roster.default_selection() {
         Selection::Named(reference) => Some(reference.name().to_string()),
@@ -51,13 +66,13 @@ pub(super) fn main(app: &App, asked: Option<&str>, token: &str) -> Result<String
         ),
         None => find(default.as_deref()).or(names.first()),
     };
-    let mut body = header(&names, entry, token);
+    let mut body = header(&names, entry, by);
     body.push_str("<main>");
     for problem in app.store.problems() {
         let _ = write!(body, "<p class=\"box problem\">{}</p>", escaped(&problem));
     }
     match entry {
-        Some(entry) => adapter(app, entry, token, &mut body)?,
+        Some(entry) => adapter(app, entry, by, &mut body)?,
         None => body.push_str(
             "<p class=\"box\">Nothing was taught yet. Ask (<code>POST /v1/predict</code>) and correct \
              (<code>POST /v1/feedback</code>), or add an adapter: then its answers are here.</p>",
@@ -68,7 +83,7 @@ pub(super) fn main(app: &App, asked: Option<&str>, token: &str) -> Result<String
     Ok(document(&title, &body))
 }
 
-fn header(names: &[NameEntry], shown: Option<&NameEntry>, token: &str) -> String {
+fn header(names: &[NameEntry], shown: Option<&NameEntry>, by: &Viewer) -> String {
     let mut out = String::from("<header><h1>Offshoot</h1><nav aria-label=\"Adapters\">");
     for entry in names {
         let here = shown.is_some_and(|s| s.id == entry.id);
@@ -83,17 +98,22 @@ fn header(names: &[NameEntry], shown: Option<&NameEntry>, token: &str) -> String
     let _ = write!(
         out,
         "</nav><form method=\"post\" action=\"/logout\"><input type=\"hidden\" name=\"form\" \
-         value=\"{token}\"><button>Log out</button></form></header>"
+         value=\"{}\"><span class=\"soft\">{} ({})</span> <button>Log out</button></form></header>",
+        by.token,
+        escaped(&by.who.to_string()),
+        by.who.role
     );
     out
 }
 
-fn adapter(app: &App, entry: &NameEntry, token: &str, body: &mut String) -> Result<(), Problem> {
+fn adapter(app: &App, entry: &NameEntry, by: &Viewer, body: &mut String) -> Result<(), Problem> {
     let generations = app.store.generations(&entry.name)?;
     let learner = app.learning().map(|l| l.status()).transpose()?;
     let state = learner.as_ref().and_then(|l| l.names.iter().find(|n| n.name == entry.name));
     serving(app, entry, &generations, state, body)?;
-    to_check(app, entry, token, body)?;
+    if by.may(Role::Teach) {
+        to_check(app, entry, &by.token, body)?;
+    }
     let running = learner.as_ref().and_then(|l| l.job.as_ref()).filter(|j| j.name == entry.name);
     let progress = running.map(|job| match (job.measuring, job.steps) {
         (true, _) => "It trains now: the new generation is being measured.".to_string(),
@@ -104,9 +124,9 @@ fn adapter(app: &App, entry: &NameEntry, token: &str, body: &mut String) -> Resu
             job.loss.map_or(String::new(), |loss| format!(", loss {loss:.3}"))
         ),
     });
-    next_training(app, entry, state, progress.as_deref(), token, body)?;
-    learned(entry, &generations, body);
-    samples(app, entry, body)
+    next_training(app, entry, state, progress.as_deref(), by, body)?;
+    learned(entry, &generations, by, body);
+    samples(app, entry, by, body)
 }
 
 /// What answers now, and how it does.
@@ -250,7 +270,7 @@ fn next_training(
     entry: &NameEntry,
     state: Option<&NameStatus>,
     progress: Option<&str>,
-    token: &str,
+    by: &Viewer,
     body: &mut String,
 ) -> Result<(), Problem> {
     let counts = app.store.counts(&entry.name)?;
@@ -279,11 +299,12 @@ fn next_training(
                 place_of(&entry.name)
             );
         }
+        None if !by.may(Role::Administer) => body.push_str("</div>"),
         None => {
             let _ = write!(
                 body,
                 "<form method=\"post\" action=\"/page/train\">{}<button>Train now</button></form></div>",
-                hidden(token, &entry.name)
+                hidden(&by.token, &entry.name)
             );
         }
     }
@@ -298,7 +319,7 @@ fn refused(generation: &Generation) -> bool {
     generation.verdict.as_ref().is_some_and(|v| v["passed"] == Value::Bool(false))
 }
 
-fn learned(entry: &NameEntry, generations: &[Generation], body: &mut String) {
+fn learned(entry: &NameEntry, generations: &[Generation], by: &Viewer, body: &mut String) {
     body.push_str("<h2>What it learned</h2>");
     if generations.is_empty() {
         body.push_str("<p class=\"soft\">Nothing yet.</p>");
@@ -347,7 +368,7 @@ fn learned(entry: &NameEntry, generations: &[Generation], body: &mut String) {
         );
     }
     body.push_str("</tbody></table></div>");
-    if entry.active.is_some() {
+    if entry.active.is_some() && by.may(Role::Administer) {
         let _ = write!(
             body,
             "<p><a class=\"button\" href=\"/page/rollback?adapter={}\">Go back a generation</a></p>",
@@ -376,7 +397,7 @@ fn became(entry: &NameEntry, g: &Generation) -> String {
     }
 }
 
-fn samples(app: &App, entry: &NameEntry, body: &mut String) -> Result<(), Problem> {
+fn samples(app: &App, entry: &NameEntry, by: &Viewer, body: &mut String) -> Result<(), Problem> {
     let counts = app.store.counts(&entry.name)?;
     body.push_str("<h2>What it was taught</h2><div class=\"box\">");
     if counts.kept + counts.quarantined == 0 {
@@ -389,17 +410,27 @@ fn samples(app: &App, entry: &NameEntry, body: &mut String) -> Result<(), Proble
     );
     for class in &counts.classes {
         let Some(label) = &class.label else { continue };
+        let forget = match by.may(Role::Administer) {
+            true => format!(
+                "<a href=\"{}\" aria-label=\"Forget all called {}\">Forget</a>",
+                forget_place(&entry.name, "label", label),
+                escaped(label)
+            ),
+            false => String::new(),
+        };
         let _ = write!(
             body,
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td><a href=\"{}\" aria-label=\"Forget all called \
-             {0}\">Forget</a></td></tr>",
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td>{forget}</td></tr>",
             escaped(label),
             class.train,
-            class.held,
-            forget_place(&entry.name, "label", label)
+            class.held
         );
     }
     body.push_str("</tbody></table></div>");
+    if !by.may(Role::Administer) {
+        body.push_str("</div>");
+        return Ok(());
+    }
     let filter = Filter { name: Some(entry.name.clone()), limit: SAMPLES, ..Filter::default() };
     let list = app.store.newest_samples(&filter)?;
     body.push_str("<details><summary>The newest samples</summary><ul class=\"samples\">");
