@@ -331,14 +331,38 @@ pub fn status(args: &StatusArgs, out: &Out) -> Result<()> {
         let [id, name, state, reason] = ["id", "name", "state", "reason"].map(|k| text(&job[k]));
         out.line(format!("job {id} for '{name}': {state} ({reason})"));
     }
+    list(&status["webhooks"]).iter().for_each(|hook| out.line(webhook(hook)));
     for event in list(&status["events"]) {
-        let age = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs())
-            .saturating_sub(event["time"].as_u64().unwrap_or_default());
-        out.line(format!("  {} ago: {}", span(age), text(&event["text"])));
+        out.line(format!("  {} ago: {}", age(&event["time"]), text(&event["text"])));
     }
     out.document(&status)
+}
+
+/// How long ago that was.
+fn age(time: &Value) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    span(now.map_or(0, |d| d.as_secs()).saturating_sub(time.as_u64().unwrap_or_default()))
+}
+
+/// What became of a webhook's messages.
+fn webhook(hook: &Value) -> String {
+    let [waiting, delivered] = ["waiting", "delivered"].map(|key| text(&hook[key]));
+    let mut said = format!("webhook '{}': {delivered} told", text(&hook["name"]));
+    if hook["last_success"].is_u64() {
+        said.push_str(&format!(", the last {} ago", age(&hook["last_success"])));
+    }
+    said.push_str(&format!(", {waiting} wait"));
+    for key in ["dropped", "refused"] {
+        if hook[key].as_u64().unwrap_or_default() > 0 {
+            said.push_str(&format!(", {} {key}", text(&hook[key])));
+        }
+    }
+    let failing = &hook["failing"];
+    if failing.is_object() {
+        let [since, why] = [age(&failing["since"]), text(&failing["why"])];
+        said.push_str(&format!("; FAILING for {since}: {why}"));
+    }
+    said
 }
 
 fn adapter_row(adapter: &Value) -> Vec<String> {

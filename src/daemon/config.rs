@@ -2,6 +2,7 @@
 
 use super::allowed::LEAST_MEMORY;
 pub use super::allowed::Limits;
+use super::hooks::HookConfig;
 use super::learn::{
     ConditionSettings, GateSettings, Settings, TrainSettings, TrialSettings, WatchSettings,
 };
@@ -56,6 +57,9 @@ pub struct Config {
     /// The broker of a home.
     #[serde(default)]
     pub mqtt: MqttConfig,
+    /// Servers that are told what happens.
+    #[serde(default, rename = "webhook", skip_serializing_if = "Vec::is_empty")]
+    pub webhooks: Vec<HookConfig>,
     /// What is logged.
     #[serde(default)]
     pub log: LogConfig,
@@ -253,6 +257,7 @@ impl Config {
             recent: RecentConfig::default(),
             samples: SampleConfig::default(),
             mqtt: MqttConfig::default(),
+            webhooks: vec![],
             log: LogConfig::default(),
             train: TrainSettings::default(),
             conditions: ConditionSettings::default(),
@@ -296,7 +301,8 @@ impl Config {
             self.mqtt.password_file.as_mut(),
             self.gate.retention_data.as_mut(),
         ];
-        for path in paths.into_iter().chain(optional).flatten() {
+        let hooks = self.webhooks.iter_mut().map(|hook| hook.secret_file.as_mut());
+        for path in paths.into_iter().chain(optional).chain(hooks).flatten() {
             *path = folder.join(&*path);
         }
     }
@@ -304,6 +310,7 @@ impl Config {
     /// An error that names the first value out of its range (bad input).
     pub fn check(&self) -> Result<()> {
         self.mqtt.check()?;
+        super::hooks::check(&self.webhooks)?;
         let l = &self.limits;
         number("limits.connections", l.connections as u64, 1, 4096)?;
         number("recent.max_bytes", self.recent.max_bytes, 0, 1 << 40)?;
@@ -401,6 +408,7 @@ impl Config {
             ("serve.workers", put_back(&mut new.workers, &old.workers)),
             ("serve.threads", put_back(&mut new.threads, &old.threads)),
             ("mqtt", put_back(&mut self.mqtt, &running.mqtt)),
+            ("webhook", put_back(&mut self.webhooks, &running.webhooks)),
             ("recent", put_back(&mut self.recent, &running.recent)),
             ("samples.key_file", put_back(&mut self.samples.key_file, &running.samples.key_file)),
         ];

@@ -6,6 +6,7 @@
 mod allowed;
 mod client;
 mod config;
+mod hooks;
 mod host;
 pub mod learn;
 mod mqtt;

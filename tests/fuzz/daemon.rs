@@ -186,6 +186,8 @@ pub fn http(place: Place) -> Ready {
         format!("POST /v1/adapters/home/rollback\n{json}\n{{}}"),
         format!("POST /v1/train\n{json}\n{{\"adapter\": \"home\"}}"),
         format!("POST /lora-adapters\n{json}\n[{{\"id\": 0, \"scale\": 1.0}}]"),
+        format!("POST /v1/tokens\n{json}\n{{\"name\": \"hall\", \"role\": \"teach\"}}"),
+        "DELETE /v1/tokens/hall\n\n".into(),
         "GET /health\n\n".into(),
         "GET /metrics\n\n".into(),
         "GET /v1/status\nx-request-id: abc\n\n".into(),

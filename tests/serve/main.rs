@@ -11,6 +11,7 @@ mod damaged;
 mod docs;
 mod faults;
 mod heavy;
+mod hooks;
 mod instant;
 mod kill;
 mod life;

@@ -3,6 +3,7 @@
 use super::answer::Answerer;
 use super::connection::Registry;
 use super::guard::{Guesses, PERMIT};
+use super::hooks::Hooks;
 use super::instant::Instants;
 use super::integrity::Integrity;
 use super::metrics::{Gauge, Metrics, count};
@@ -35,6 +36,7 @@ pub struct App {
     router: OnceLock<Router>,
     learning: OnceLock<Learner>,
     instants: OnceLock<Arc<Instants>>,
+    hooks: OnceLock<Arc<Hooks>>,
     #[cfg(feature = "mqtt")]
     teller: OnceLock<super::mqtt::Teller>,
     /// What the learner is told; changes are seen at its next look.
@@ -104,6 +106,7 @@ impl App {
             router: OnceLock::new(),
             learning: OnceLock::new(),
             instants: OnceLock::new(),
+            hooks: OnceLock::new(),
             #[cfg(feature = "mqtt")]
             teller: OnceLock::new(),
             settings,
@@ -160,6 +163,27 @@ impl App {
         Ok(())
     }
 
+    /// Has the configuration's webhooks told from now on. Errors: a key that can't be read, no thread.
+    pub fn start_hooks(self: &Arc<App>) -> Result<()> {
+        if let Some(hooks) = Hooks::start(self)? {
+            // They are started once.
+            let _ = self.hooks.set(hooks);
+        }
+        Ok(())
+    }
+
+    /// The webhooks, where there are some.
+    pub fn hooks(&self) -> Option<&Arc<Hooks>> {
+        self.hooks.get()
+    }
+
+    /// Tells webhooks of an answer.
+    pub fn tell_hooks(&self, answer: &axum::body::Bytes) {
+        if let Some(hooks) = self.hooks() {
+            hooks.answer(answer);
+        }
+    }
+
     /// Has answers told to `teller` from now on.
     #[cfg(feature = "mqtt")]
     pub fn set_teller(&self, teller: super::mqtt::Teller) {
@@ -167,7 +191,7 @@ impl App {
         let _ = self.teller.set(teller);
     }
 
-    /// Tells a home's broker of an answer, where there is one.
+    /// Tells a home's broker and webhooks of an answer, where there are some.
     pub fn tell(&self, answer: &axum::body::Bytes) {
         #[cfg(feature = "mqtt")]
         if let Some(teller) = self.teller.get()
@@ -175,8 +199,7 @@ impl App {
         {
             count(&self.metrics.untold);
         }
-        #[cfg(not(feature = "mqtt"))]
-        let _ = answer;
+        self.tell_hooks(answer);
     }
 
     /// Whether a probe was answered.

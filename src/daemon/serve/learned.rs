@@ -16,6 +16,7 @@ pub fn families(app: &App) -> Vec<Family> {
     }
     let mut families = found.unwrap_or_default();
     families.push(readable);
+    families.extend(app.hooks().map(|hooks| hooks.families()).into_iter().flatten());
     families
 }
 

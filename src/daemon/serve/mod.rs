@@ -7,6 +7,7 @@ mod ask;
 mod busy;
 mod connection;
 mod guard;
+mod hooks;
 mod in_process;
 mod instant;
 mod integrity;

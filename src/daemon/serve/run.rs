@@ -104,6 +104,14 @@ pub fn check(source: &Source) -> Result<(Config, Vec<String>)> {
         }
         _ => drop(config.mqtt.credentials()?),
     }
+    for hook in &config.webhooks {
+        match &hook.secret_file {
+            Some(file) if missing(file) => {
+                remarks.push(format!("secret_file '{}' is not there yet", file.display()));
+            }
+            _ => drop(hook.key()?),
+        }
+    }
     Ok((config, remarks))
 }
 
@@ -156,6 +164,9 @@ pub fn run(source: &Source) -> Result<()> {
     let learned = app.learning().is_none_or(|learning| learning.stop_until(Some(until)));
     if let Some(instants) = app.instants() {
         instants.stop();
+    }
+    if let Some(hooks) = app.hooks() {
+        hooks.stop(until);
     }
     app.pool.stop(until);
     runtime.shutdown_timeout(until.saturating_duration_since(Instant::now()));
@@ -220,6 +231,7 @@ async fn serve(app: &Arc<App>, source: &Source, mut listeners: Listeners) -> Res
         app.set_teller(teller);
         tasks.push(tokio::spawn(client.run()));
     }
+    app.start_hooks()?;
     tasks.push(tokio::spawn(settle(app.clone())));
     tasks.push(tokio::spawn(integrity::watch(app.clone())));
     while signals.next().await == Told::Reload {

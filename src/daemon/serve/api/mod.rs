@@ -26,6 +26,7 @@ use std::sync::Arc;
 pub use page::{has_login, logged_in};
 #[cfg(feature = "mqtt")]
 pub use samples::feedback_to;
+pub use status::problems;
 #[cfg(test)]
 pub use table::Route;
 pub use table::{Need, TABLE, router};

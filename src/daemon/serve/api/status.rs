@@ -36,7 +36,7 @@ pub async fn health(State(app): State<Arc<App>>, _call: Call) -> Answer {
 
 /// What a person should know, in sentences: of the state, and of adapters that can't be served. Reads
 /// no disk.
-fn problems(app: &App) -> Vec<String> {
+pub fn problems(app: &App) -> Vec<String> {
     let mut problems = app.store.problems();
     problems.extend(app.integrity.damage());
     problems.extend(app.keeper.tokens.damage());
@@ -115,6 +115,7 @@ fn document(app: &App) -> crate::error::Result<Value> {
         "adapters": adapters,
         "jobs": app.store.jobs()?.into_iter().filter(|j| j.state.is_open()).collect::<Vec<_>>(),
         "learner": app.learning().map(|l| l.status()).transpose()?,
+        "webhooks": app.hooks().map_or(vec![], |hooks| hooks.shown()),
         "events": app.store.latest_events(EVENTS)?,
     }))
 }

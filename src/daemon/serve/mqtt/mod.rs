@@ -220,6 +220,7 @@ impl MqttClient {
             Ok(Err(_)) => return Err(Problem::failed("a worker has gone")),
             Err(_) => return Err(Problem::failed("it took longer than limits.request_seconds")),
         };
+        self.app.tell_hooks(&answer);
         Ok(if self.tell(outbox, &answer, tag).await { Done::Told } else { Done::Untold })
     }
 

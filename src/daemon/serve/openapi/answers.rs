@@ -159,6 +159,13 @@ fn of_the_daemon() -> Value {
                 "samples": named("Counts"), "outcomes": named("Outcomes"),
             }))),
             "jobs": list(named("Job")), "learner": or_null(named("Learner")),
+            "webhooks": list(answer(json!({
+                "name": text(), "waiting": whole(), "delivered": whole(), "dropped": whole(),
+                "refused": whole(), "last_success": or_null(time()),
+                "failing": or_null(answer(json!({
+                    "since": time(), "tries": whole(), "why": text(),
+                }))),
+            }))),
             "events": list(named("Event")),
         })),
     })
