@@ -23,6 +23,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const FIRST_PROBE: Duration = Duration::from_secs(120);
 /// Share of the time to shut down in that is for clients' requests; the rest is for threads to end.
 const FOR_CLIENTS: f64 = 0.8;
+/// And the share in which threads have to end: the rest is for the log's way into the database.
+const FOR_THREADS: f64 = 0.95;
 /// How long nothing is written before the log is moved into the database.
 const SETTLE: Duration = Duration::from_secs(20);
 
@@ -241,7 +243,7 @@ async fn serve(app: &Arc<App>, source: &Source, mut listeners: Listeners) -> Res
         }
     }
     let patience = app.config().limits.shutdown();
-    let until = Instant::now() + patience;
+    let until = Instant::now() + patience.mul_f64(FOR_THREADS);
     tracing::info!("stopping: {} connections", app.registry.len());
     notify(&[NotifyState::Stopping]);
     app.stop.send_replace(true);
