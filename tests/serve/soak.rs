@@ -277,8 +277,9 @@ fn a_small_board_lives_through_hostile_bodies() {
             }
             assert!(daemon.child.try_wait().unwrap().is_none(), "it died: {}", daemon.log());
             memory = memory.max(own_memory(daemon.child.id()));
-            let begun = Instant::now();
             daemon.signal("-TERM");
+            // On a busy machine the program that sends it takes its time.
+            let begun = Instant::now();
             let code = daemon.wait();
             ends.push(begun.elapsed());
             assert_eq!(code, 0, "{}", daemon.log());
