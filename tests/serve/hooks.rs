@@ -128,7 +128,7 @@ fn what_happens_is_told_in_order_and_signed() {
         back["text"].as_str().unwrap().contains("by hand") && back["adapter"] == "home",
         "{back}"
     );
-    let act = told.iter().filter(|t| t["event"] == "act").next_back().unwrap();
+    let act = told.iter().rfind(|t| t["event"] == "act").unwrap();
     assert!(act["text"].as_str().unwrap().contains("POST /v1/adapters/home/rollback"), "{act}");
     let ids: std::collections::HashSet<String> = told.iter().map(|t| t["id"].to_string()).collect();
     assert_eq!(ids.len(), told.len());

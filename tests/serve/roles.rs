@@ -267,7 +267,7 @@ fn tokens_are_shown_once_kept_as_hashes_and_end_when_revoked() {
         assert!(!log.contains(&token[9..]), "a token is in the log");
     }
     // A list that can't be read lets nobody in, is said, and the base answers on.
-    std::fs::set_permissions(&file_of(&daemon), PermissionsExt::from_mode(0o644)).unwrap();
+    std::fs::set_permissions(file_of(&daemon), PermissionsExt::from_mode(0o644)).unwrap();
     daemon.signal("-HUP");
     let start = std::time::Instant::now();
     while send(port, "GET", "/health", &bearer(&again), "").status != 401 {
