@@ -9,6 +9,8 @@
 mod daemon;
 #[path = "../tests/fuzz/files.rs"]
 mod files;
+#[path = "../tests/fuzz/home.rs"]
+mod home;
 #[path = "../tests/fuzz/mend.rs"]
 mod mend;
 #[path = "../tests/fuzz/place.rs"]
@@ -16,6 +18,7 @@ mod place;
 #[path = "../tests/fuzz/targets.rs"]
 mod targets;
 
+use std::backtrace::Backtrace;
 use std::cell::{OnceCell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -24,7 +27,7 @@ type Taking = (targets::Take, place::Place);
 
 thread_local! {
     static TAKE: OnceCell<RefCell<Taking>> = const { OnceCell::new() };
-    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+    static PANIC: RefCell<Option<(String, Backtrace)>> = const { RefCell::new(None) };
 }
 
 fn begin() {
@@ -43,10 +46,10 @@ fn begin() {
         }
     }
     TAKE.with(|take| drop(take.set(RefCell::new((ready.take, place)))));
-    // In the place of a hook that aborts: panics of libraries are caught and no finding.
+    // In the place of a hook that aborts: panics of libraries are caught and no finding. Names are looked up
+    // where it is one, which takes longer than most inputs.
     std::panic::set_hook(Box::new(|info| {
-        let text = format!("{info}\n{}", std::backtrace::Backtrace::force_capture());
-        PANIC.with(|panic| *panic.borrow_mut() = text);
+        PANIC.set(Some((info.to_string(), Backtrace::force_capture())));
     }));
 }
 
@@ -54,7 +57,9 @@ libfuzzer_sys::fuzz_target!(init: begin(), |bytes: &[u8]| {
     TAKE.with(|take| {
         let take = take.get().expect("LLVMFuzzerInitialize was called");
         if catch_unwind(AssertUnwindSafe(|| (take.borrow_mut().0)(bytes))).is_err() {
-            PANIC.with(|panic| eprintln!("{}", panic.borrow()));
+            if let Some((said, trace)) = PANIC.take() {
+                eprintln!("{said}\n{trace}");
+            }
             std::process::abort();
         }
     });

@@ -324,6 +324,20 @@ fn joined(thread: Option<JoinHandle<(Vec<u8>, bool)>>) -> (Vec<u8>, bool) {
     thread.and_then(|t| t.join().ok()).unwrap_or_default()
 }
 
+/// The error of a worker that said this on its standard error and ended with exit code 1, for tests.
+pub fn failure_of(stderr: &[u8]) -> Error {
+    let (sender, _stages) = std::sync::mpsc::channel();
+    let kept = listen(stderr, STDERR_CAP, &sender);
+    let limits = Limits {
+        memory_bytes: 1 << 31,
+        stack_bytes: 1 << 26,
+        cpu_seconds: 120,
+        building_seconds: 8,
+        deadline: Duration::from_secs(180),
+    };
+    failure(ExitStatus::from_raw(1 << 8), &String::from_utf8_lossy(&kept), &limits, "model.onnx")
+}
+
 /// The error of a worker that did not end well.
 fn failure(status: ExitStatus, stderr: &str, limits: &Limits, source: &str) -> Error {
     let mib = limits.memory_bytes >> 20;

@@ -22,7 +22,7 @@ mod validate;
 mod weights;
 
 pub use binding::{Bound, caught, fit, only};
-pub use child::{Limits, built, enter_worker, run_limited, run_worker};
+pub use child::{Limits, built, enter_worker, failure_of, run_limited, run_worker};
 pub use confine::confine;
 pub use options::{ImportOptions, InputSpec};
 pub use prepare::{InputInfo, Prepared, prepare};

@@ -58,6 +58,11 @@ pub(super) fn damage(bytes: &[u8]) -> Option<usize> {
     log.is_damaged().then_some(log.at)
 }
 
+/// How many pages the finished changes of a log wrote, for tests.
+pub fn pages(bytes: &[u8]) -> usize {
+    replay(bytes, false).pages.len()
+}
+
 /// Reads a log to its end, past frames that are bad, which are mended with `mend` where one bit of
 /// them has changed.
 pub(super) fn replay(bytes: &[u8], mend: bool) -> Replayed {
@@ -256,4 +261,68 @@ fn checksum(big: bool, from: Sum, bytes: &[u8]) -> Sum {
         let b = b.wrapping_add(read(second)).wrapping_add(a);
         [a, b]
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
+mod tests {
+    use super::*;
+
+    /// A log of these frames: page, size where a change ends, what the page is filled with.
+    fn log(frames: &[(u32, u32, u8)]) -> Vec<u8> {
+        let put = |bytes: &mut Vec<u8>, sum: Sum| {
+            sum.iter().for_each(|word| bytes.extend(word.to_be_bytes()));
+        };
+        let mut bytes = vec![];
+        for word in [MAGIC[0], 3_007_000, PAGE, 0, 0x1234_5678, 0x9abc_def0] {
+            bytes.extend(u32::to_be_bytes(word));
+        }
+        let mut sum = checksum(false, [0, 0], &bytes);
+        put(&mut bytes, sum);
+        for (page, size, fill) in frames {
+            let mut frame = [page.to_be_bytes(), size.to_be_bytes()].concat();
+            let content = vec![*fill; PAGE_BYTES];
+            sum = checksum(false, checksum(false, sum, &frame), &content);
+            frame.extend_from_slice(&bytes[16..24]);
+            put(&mut frame, sum);
+            bytes.extend(frame);
+            bytes.extend(content);
+        }
+        bytes
+    }
+
+    #[test]
+    fn frames_are_read_to_the_last_finished_change() {
+        let bytes = log(&[(1, 0, 7), (2, 2, 8), (1, 2, 9), (3, 0, 1)]);
+        let found = replay(&bytes, false);
+        assert_eq!((found.size, found.bad, found.unsure), (2, 0, false));
+        let pages: Vec<(u32, u8)> = found.pages.iter().map(|(n, p)| (*n, p[0])).collect();
+        assert_eq!(pages, [(1, 9), (2, 8)]);
+        assert!(replay(&[], false).pages.is_empty() && damage(&bytes[..HEADER - 1]).is_none());
+    }
+
+    #[test]
+    fn torn_is_told_from_damaged() {
+        let bytes = log(&[(1, 1, 7), (2, 2, 8), (1, 2, 9), (3, 3, 1)]);
+        let bent = |frame: usize, at: usize| {
+            let mut bytes = bytes.clone();
+            bytes[HEADER + frame * FRAME + at] ^= 4;
+            damage(&bytes)
+        };
+        for at in [0, 5, 9, 17, FRAME_HEADER, FRAME - 1] {
+            assert_eq!(bent(1, at), Some(HEADER + FRAME), "byte {at}");
+            assert_eq!(bent(3, at), None, "byte {at}");
+        }
+        // As a cut of power leaves it.
+        for len in [bytes.len() - 1, bytes.len() - FRAME, HEADER + 5, 7] {
+            assert_eq!(damage(&bytes[..len]), None, "{len} bytes");
+        }
+        // One bit of the head is found by the sum that goes on from it.
+        for at in [0, 9, 17, 25] {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 1;
+            let found = replay(&bytes, false);
+            assert_eq!((found.bad, found.mended, found.size), (1, 1, 3), "byte {at}");
+        }
+    }
 }

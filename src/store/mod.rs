@@ -69,6 +69,7 @@ pub use generations::{
 pub use hashes::SampleHash;
 pub use insert::{NewSample, Recorded, Taken};
 pub use jobs::{Job, JobState, Reason};
+pub(crate) use log::pages as log_pages;
 pub use lost::Lost;
 pub use names::{MAX_NAME, Reference, check_name};
 pub use outcomes::{ClassCount, Counts, Outcomes};

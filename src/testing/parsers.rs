@@ -2,13 +2,15 @@
 //! the bytes were taken; what it makes of them is dropped.
 
 use crate::pack::{AudioSpec, ImageSpec};
-use crate::runtime::audio::FrontEnd;
+use crate::runtime::audio::{FrontEnd, Stream};
 use crate::runtime::picture;
 use crate::train::checkpoint::Checkpoint;
 use std::path::Path;
 
 #[cfg(feature = "daemon")]
-pub use crate::daemon::serve::InProcess;
+pub use crate::daemon::learn::heard_and_judged;
+#[cfg(feature = "daemon")]
+pub use crate::daemon::serve::{InProcess, recent_answers};
 
 /// A picture, as an input of 32 × 24.
 pub fn picture(bytes: &[u8]) -> bool {
@@ -19,6 +21,25 @@ pub fn picture(bytes: &[u8]) -> bool {
 /// A WAV file, as a front end of [`AudioSpec::NAMES`] takes it.
 pub fn sound(bytes: &[u8], front: &str) -> bool {
     AudioSpec::named(front).is_some_and(|spec| FrontEnd::new(spec).wav(bytes, 3).is_ok())
+}
+
+/// What a recorder sends, read to its end in small pieces.
+pub fn recording(bytes: &[u8], channels: usize, coding: &str) -> bool {
+    let Ok(mut stream) = Stream::new(bytes, 16_000, channels, coding) else { return false };
+    loop {
+        match stream.read(700) {
+            Ok(samples) if samples.is_empty() => return true,
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// What a child that reads an ONNX file says, and its answer about one.
+#[cfg(feature = "import")]
+pub fn import_child(stderr: &[u8], answer: &[u8]) -> bool {
+    drop(crate::import::failure_of(stderr));
+    serde_json::from_slice::<crate::runtime::OnnxSummary>(answer).is_ok()
 }
 
 /// A tokenizer.json, tried on a sentence as `pack` does.
@@ -57,6 +78,12 @@ pub fn config(text: &str) -> bool {
 #[cfg(feature = "mqtt")]
 pub fn topic(text: &str) -> bool {
     crate::daemon::serve::Topics::new("offshoot", "board", "homeassistant").wish(text).is_some()
+}
+
+/// A log of SQLite's; whether a change in it is read whole.
+#[cfg(feature = "store")]
+pub fn log(bytes: &[u8]) -> bool {
+    crate::store::log_pages(bytes) > 0
 }
 
 /// A program, as `doctor` looks at one.

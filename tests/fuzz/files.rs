@@ -295,6 +295,8 @@ pub fn onnx(place: Place) -> Ready {
     seeds.extend(files("models/tiny", ".onnx"));
     seeds.retain(|seed| seed.len() < 20_000);
     let path = place.fresh("model").join("model.onnx");
+    // What they call their external data.
+    std::fs::write(path.with_file_name("weights.bin"), file("tests/hostile/weights.bin")).unwrap();
     ready(seeds, move |bytes| {
         std::fs::write(&path, bytes).unwrap();
         drop(offshoot::testing::prepare(&path, &Default::default()));
@@ -347,6 +349,11 @@ pub fn picture(_: Place) -> Ready {
         pixels.write_to(&mut bytes, format).unwrap();
         seeds.push(bytes.into_inner());
     }
+    // Lying on its side: behind the start of a JPEG a TIFF of one tag, the orientation.
+    let jpeg = seeds.iter().find(|seed| seed.starts_with(&[0xff, 0xd8])).unwrap();
+    let exif = b"\xff\xe1\x00\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let turned = [&jpeg[..2], exif, &jpeg[2..]].concat();
+    seeds.push(turned);
     ready(seeds, |bytes| {
         parsers::picture(bytes);
     })
@@ -379,6 +386,8 @@ pub fn sound(_: Place) -> Ready {
         for front in ["kaldi", "wav2vec2"] {
             parsers::sound(bytes, front);
         }
+        parsers::recording(bytes, 1, "s16");
+        parsers::recording(bytes, 2, "s24");
     })
 }
 

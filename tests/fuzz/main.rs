@@ -4,6 +4,7 @@
 
 mod daemon;
 mod files;
+mod home;
 mod mend;
 mod mutate;
 mod place;
@@ -132,6 +133,6 @@ macro_rules! targets {
 }
 
 targets! {
-    adapter backup base chat checkpoint config csv export http jsonl npy npz onnx peft picture program
-    sound state text tokenizer topic
+    adapter backup base chat checkpoint children config csv export home http jsonl log npy npz onnx peft
+    picture program recent sound state text tokenizer topic
 }

@@ -121,3 +121,28 @@ pub fn manifest(text: &[u8], database: &[u8]) -> Option<Vec<u8>> {
     *manifest.get_mut("database")? = blake3::hash(database).to_hex().as_str().into();
     serde_json::to_vec(&manifest).ok()
 }
+
+/// SQLite's log of pages of 1024 bytes, with sums over little-endian words: each frame's, on from the one
+/// before, stands in it, and the head's in its last 8 bytes.
+pub fn log(bytes: &[u8]) -> Vec<u8> {
+    fn sum(from: [u32; 2], bytes: &[u8]) -> [u32; 2] {
+        bytes.chunks_exact(8).fold(from, |[a, b], pair| {
+            let word = |at: usize| u32::from_le_bytes([pair[at], pair[at + 1], pair[at + 2], pair[at + 3]]);
+            let a = a.wrapping_add(word(0)).wrapping_add(b);
+            [a, b.wrapping_add(word(4)).wrapping_add(a)]
+        })
+    }
+    let put = |to: &mut [u8], sum: [u32; 2]| {
+        to[..4].copy_from_slice(&sum[0].to_be_bytes());
+        to[4..8].copy_from_slice(&sum[1].to_be_bytes());
+    };
+    let mut bytes = bytes.to_vec();
+    let Some((head, frames)) = bytes.split_at_mut_checked(32) else { return bytes };
+    let mut last = sum([0, 0], &head[..24]);
+    put(&mut head[24..], last);
+    for frame in frames.chunks_exact_mut(24 + 1024) {
+        last = sum(sum(last, &frame[..8]), &frame[24..]);
+        put(&mut frame[16..24], last);
+    }
+    bytes
+}

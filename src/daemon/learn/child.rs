@@ -215,7 +215,8 @@ fn meaning(status: ExitStatus, stderr: &str, killed_for_memory: bool, asked: boo
     }
 }
 
-fn listen(pipe: impl Read, heard: &Mutex<Heard>) {
+/// Hears the child's standard output to its end.
+pub fn listen(pipe: impl Read, heard: &Mutex<Heard>) {
     let mut lines = BufReader::new(pipe);
     let mut text = vec![];
     loop {

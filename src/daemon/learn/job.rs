@@ -1,12 +1,13 @@
 //! One training job: its assignment, its child, the verdict, the promotion.
 
 use super::assignment::{Assignment, CANDIDATE, CHECKPOINT, INSTANT, MEASURED};
-use super::child::{Child, Ended};
+use super::child::{Child, Ended, listen};
 use super::conditions::{Need, Phase, all_met, conditions, unmet};
 use super::gate::{Look, Reference, Verdict, allowance, judge};
 use super::learner::{JobStatus, MONTH, Shared};
 use super::limit::Limit;
 use super::prepare::{Prepared, remove};
+use super::settings::GateSettings;
 use super::worker::Found;
 use crate::adapter::{Adapter, MAX_FILE};
 use crate::error::{Cause, Error, Result};
@@ -14,6 +15,7 @@ use crate::fs::read_limited;
 use crate::store::{Job, JobState, Origin, Reason, Why};
 use serde_json::json;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Between two looks at the child.
@@ -320,4 +322,16 @@ impl Shared {
         self.tell("promotion", Some(name), &text, serde_json::to_value(verdict).ok());
         Ok(true)
     }
+}
+
+/// Whether what a training child wrote, its lines and what it measured, can be read; what can is judged. For
+/// tests.
+pub fn heard_and_judged(lines: &[u8], measured: &[u8]) -> bool {
+    listen(lines, &Mutex::default());
+    let Ok(found) = serde_json::from_slice::<Found>(measured) else { return false };
+    let look = Look { gain: 0.05, no_worse: Some(0.05) };
+    for measured in [&found.trained, &found.instant].into_iter().flatten() {
+        judge(measured, &GateSettings::default(), look, 7);
+    }
+    true
 }

@@ -31,6 +31,7 @@ pub(crate) use assignment::dataset;
 pub use conditions::Condition;
 pub use gate::{Check, Reference, Verdict};
 pub use hours::Hours;
+pub use job::heard_and_judged;
 pub use learner::{JobStatus, LearnStatus, Learner, NameStatus, Place};
 pub use settings::{
     ConditionSettings, Evidence, GateSettings, Settings, TrainSettings, TrialSettings,

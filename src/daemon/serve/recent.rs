@@ -23,6 +23,8 @@ const MOST: usize = 500;
 const NEAR: u32 = 6;
 /// Characters of a sentence that are shown.
 const SHOWN: usize = 500;
+/// Numbers are below: an address has none above.
+const MAX_ID: u64 = i64::MAX as u64;
 /// Ending of an answer's file: a line of JSON, then the input.
 const ENDING: &str = "answer";
 
@@ -304,7 +306,10 @@ fn read_all(folder: &Path) -> Inner {
         if path.extension().is_none_or(|e| e != ENDING) {
             continue;
         }
-        match read(&path).filter(|(item, _)| path.ends_with(format!("{}.{ENDING}", item.id))) {
+        let own = |item: &Item| {
+            item.id < MAX_ID && path.ends_with(format!("{}.{ENDING}", item.id))
+        };
+        match read(&path).filter(|(item, _)| own(item)) {
             Some((item, _)) => inner.items.push(item),
             None => drop(std::fs::remove_file(&path)),
         }

@@ -53,7 +53,15 @@ fn doubtful_answers_come_first_and_outlast_the_others() {
     let content = std::fs::read(&cut).unwrap();
     std::fs::write(&cut, &content[..content.len() - 1]).unwrap();
     std::fs::write(folder.join("77.answer"), "no answer").unwrap();
+    // There is no number after the last.
+    let last = u64::MAX;
+    let mut item = recent.of("home").pop().unwrap();
+    item.id = last;
+    let mut content = serde_json::to_vec(&item).unwrap();
+    content.extend(format!("\n{}", "x".repeat(item.bytes)).bytes());
+    std::fs::write(folder.join(format!("{last}.answer")), content).unwrap();
     let again = open(dir.path(), 40);
+    assert!(!folder.join(format!("{last}.answer")).exists());
     assert_eq!(texts(&again), ["ten again.", "the fifth.", "and a four"]);
     assert!(!cut.exists() && !folder.join("77.answer").exists());
     let id = again.of("home").first().unwrap().id;

@@ -1,0 +1,170 @@
+//! A daemon in a home: pictures, the page and its forms, a broker's messages, the answers kept of them; what
+//! child processes say.
+
+use crate::daemon::answer;
+use crate::mend::{joined, parts};
+use crate::place::Place;
+use crate::targets::{Ready, ready};
+use offshoot::Adapter;
+use offshoot::adapters::Head;
+use offshoot::packing::{ImageSpec, PackOptions};
+use offshoot::store::{Origin, Serve, Store};
+use offshoot::testing::parsers;
+use std::os::unix::fs::PermissionsExt;
+
+const TOKEN: &str = "a-token-of-the-port";
+/// What stands in an input for the token of a form.
+const FORM: &[u8] = b"FORM";
+
+fn png(side: u32) -> Vec<u8> {
+    let pixels = image::RgbImage::from_fn(side, side, |x, y| image::Rgb([x as u8, y as u8, 90]));
+    let mut bytes = std::io::Cursor::new(vec![]);
+    pixels.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut made = vec![];
+    let mut rest = bytes;
+    while let Some(at) = rest.windows(from.len()).position(|w| w == from) {
+        made.extend_from_slice(&rest[..at]);
+        made.extend_from_slice(to);
+        rest = &rest[at + from.len()..];
+    }
+    made.extend_from_slice(rest);
+    made
+}
+
+/// An input is a request as `http` has them, or with the method MQTT a topic and a message.
+pub fn home(place: Place) -> Ready {
+    let image = ImageSpec { size: [32, 32], ..ImageSpec::default() };
+    let options = PackOptions { image: Some(image), ..PackOptions::default() };
+    let engine = place.engine_with("models/tiny/convnet.onnx", &options);
+    let head = Head {
+        labels: ["on".to_string(), "off".to_string()].into(),
+        output: "features".into(),
+        features: 12,
+        weight: (0..24).map(|i| i as f32 / 8.0 - 1.0).collect(),
+        bias: vec![0.0, 0.5],
+        ..Head::default()
+    };
+    let base = Some(engine.base().fingerprint());
+    let adapter = Adapter { base, heads: vec![head], ..Adapter::default() };
+    let store = Store::open(place.fresh("state")).unwrap();
+    store.add_and_serve("home", &adapter, &Origin::default(), Serve::Now).unwrap();
+    let token = place.path("token");
+    std::fs::write(&token, TOKEN).unwrap();
+    std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let config = format!(
+        "base = 'x'\n[serve]\nworkers = 1\ntcp = '127.0.0.1:7777'\ntoken_file = '{}'\n[limits]\n\
+         memory_bytes = 268435456\n[samples]\nmax_samples = 50\n[mqtt]\nbroker = 'localhost'\nid = 'board'\n",
+        token.display()
+    );
+    let daemon = parsers::InProcess::new(&config, engine, store).unwrap();
+    // As src/daemon/serve/api/page/access.rs signs the forms of who asks through the socket.
+    let key = blake3::derive_key("offshoot page login v1", TOKEN.as_bytes());
+    let form = blake3::keyed_hash(&key, b"form socket").to_hex();
+    let with_form = move |bytes: &[u8]| replaced(bytes, FORM, form.as_bytes());
+
+    let picture = png(40);
+    let form = "content-type: application/x-www-form-urlencoded\n";
+    let mut seeds: Vec<Vec<u8>> = [
+        "GET /?adapter=home\n\n".to_string(),
+        "GET /login\ncookie: a=b; offshoot=1.2.3\n\n".into(),
+        format!("POST /login\n{form}origin: http://localhost\nhost: localhost\n\ntoken=a-token-of-the-port"),
+        "POST /logout\nsec-fetch-site: same-origin\n\n".into(),
+        "GET /page/style.css\n\n".into(),
+        "GET /page/input/1\n\n".into(),
+        "GET /page/sample/1\n\n".into(),
+        "GET /page/rollback?adapter=home\n\n".into(),
+        "GET /page/forget?adapter=home&label=on&id=1\n\n".into(),
+        format!("POST /page/answer\n{form}\nform=FORM&id=1&adapter=home&verdict=right&label=%C3%BCber+all&sure=1"),
+        format!("POST /page/answer\n{form}\nform=FORM&id=2&adapter=home&other=off"),
+        format!("POST /page/train\n{form}\nform=FORM&adapter=home"),
+        format!("POST /page/rollback\n{form}\nform=FORM&adapter=home&generation=7"),
+        format!("POST /page/forget\n{form}\nform=FORM&adapter=home&label=nothing"),
+        "MQTT offshoot/board/home/command\n\ntrain".into(),
+        "MQTT offshoot/board/home/command\n\nrollback".into(),
+        "MQTT offshoot/board/home/ask/text/hall\n\na sentence".into(),
+        "MQTT offshoot/board/home/feedback\n\n{\"label\": \"on\", \"image\": \"aGVsbG8=\", \"source\": \"me\"}".into(),
+        "MQTT homeassistant/status\n\nonline".into(),
+    ]
+    .map(String::into_bytes)
+    .to_vec();
+    for head in [
+        "POST /v1/predict?adapter=home&top=2\ncontent-type: image/png\n\n",
+        "POST /v1/feedback?adapter=home&label=on\ncontent-type: image/png\n\n",
+        "MQTT offshoot/board/home/ask/picture/door\n\n",
+    ] {
+        seeds.push([head.as_bytes(), &picture].concat());
+    }
+    // The token is what the daemon makes of it, else no form would reach what it does.
+    assert_eq!(answer(&daemon, &with_form(&seeds[11])), Some(303));
+    assert_eq!(answer(&daemon, &seeds[11]), Some(403));
+    assert_eq!(answer(&daemon, seeds.last().unwrap()), Some(200));
+    ready(seeds, move |bytes| {
+        assert_ne!(answer(&daemon, &with_form(bytes)), Some(500));
+    })
+}
+
+/// Files of answers, as a start finds them in a state.
+pub fn recent(place: Place) -> Ready {
+    let item = |id: u64, input: &[u8], more: &str| {
+        let head = format!(
+            "{{\"id\":{id},\"time\":7,\"name\":\"home\",\"generation\":2,\"doubt\":0.5,\"look\":9,\"bytes\":{}{more}}}\n",
+            input.len()
+        );
+        [head.as_bytes(), input].concat()
+    };
+    let answer = ",\"answer\":{\"label\":\"on\",\"top\":[{\"label\":\"on\",\"probability\":0.5}]}";
+    let text = format!("{answer},\"kind\":\"text\",\"text\":\"a lamp\"");
+    let picture = format!("{answer},\"kind\":\"image/png\",\"text\":null");
+    let seeds =
+        vec![item(1, b"a lamp", &text), item(2, &png(4), &picture), item(u64::MAX, b"", &text)];
+    assert_eq!(parsers::recent_answers(&place.path("none")), 0);
+    ready(seeds, move |bytes| {
+        let folder = place.fresh("recent");
+        for name in ["1", "2", "18446744073709551615"] {
+            std::fs::write(folder.join(format!("{name}.answer")), bytes).unwrap();
+        }
+        assert!(parsers::recent_answers(&folder) < 2);
+    })
+}
+
+/// What child processes say that read files from strangers or train: the import's errors and stages, its
+/// answer, the lines of a training, what it measured.
+pub fn children(_: Place) -> Ready {
+    let errors = "{\"stage\":\"judging\",\"done\":3,\"of\":9}\nthread 'main' panicked at src/a.rs:1:2:\nwords\n\
+                  {\"kind\":\"bad_input\",\"message\":\"node 'a' is wrong\",\"hint\":null}\n";
+    let answer = r#"{"bytes":12,"hash":"00","opset":17,"inputs":[{"name":"x","dims":["n","3"]}],"outputs":[],"free_dims":["n"],"targets":[{"module_path":"a.b","kind":"linear","in_features":3,"out_features":4}],"target_count":1,"operations":{"Add":2}}"#;
+    let lines = "{\"line\":\"progress\",\"step\":1,\"steps\":9,\"loss\":0.5}\n{\"line\":\"checkpoint\",\"step\":1}\n\
+                 {\"line\":\"measuring\"}\n{\"line\":\"note\",\"text\":\"a\"}\n\
+                 {\"line\":\"unusable\",\"sample\":7,\"why\":\"b\"}\n{\"line\":\"peak\",\"bytes\":900}\n";
+    let row = |group: usize, right: f64| {
+        format!(
+            r#"{{"group":{group},"candidate_right":{right},"candidate_loss":0.5,"reference_right":0.0,"reference_loss":1.5,"labels":[[{group},{right},0.0]],"old":true}}"#
+        )
+    };
+    let measured = |reference: &str| {
+        format!(
+            r#"{{"reference":{reference},"labels":["on","off"],"metric":"accuracy","held":[{},{},{}],"lessons":{{"samples":4,"candidate":3.0,"reference":2.0}},"kept":{{"samples":8,"output":"features","cosine_mean":0.9,"cosine_min":0.8,"agreement":1.0,"sentence":""}},"labelled":{{"samples":3,"candidate":0.5,"reference":0.5}},"effect":0.01,"finite":true,"candidate_ms":1.0,"reference_ms":1.0,"latency_ratio":1.0}}"#,
+            row(0, 1.0),
+            row(1, 0.5),
+            row(1, 1.0)
+        )
+    };
+    let found = format!(
+        r#"{{"trained":{},"instant":{}}}"#,
+        measured(r#"{"generation":3}"#),
+        measured(r#""most_frequent""#)
+    );
+    assert!(parsers::import_child(errors.as_bytes(), answer.as_bytes()));
+    assert!(parsers::heard_and_judged(lines.as_bytes(), found.as_bytes()));
+    let seeds = vec![joined(&[errors, answer, lines, &found].map(str::as_bytes))];
+    ready(seeds, |bytes| {
+        let parts = parts(bytes);
+        let part = |at: usize| parts.get(at).copied().unwrap_or_default();
+        parsers::import_child(part(0), part(1));
+        parsers::heard_and_judged(part(2), part(3));
+    })
+}
