@@ -13,6 +13,8 @@ mod files;
 mod home;
 #[path = "../tests/fuzz/mend.rs"]
 mod mend;
+#[path = "../tests/fuzz/panics.rs"]
+mod panics;
 #[path = "../tests/fuzz/place.rs"]
 mod place;
 #[path = "../tests/fuzz/targets.rs"]
@@ -49,7 +51,12 @@ fn begin() {
     // In the place of a hook that aborts: panics of libraries are caught and no finding. Names are looked up
     // where it is one, which takes longer than most inputs.
     std::panic::set_hook(Box::new(|info| {
-        PANIC.set(Some((info.to_string(), Backtrace::force_capture())));
+        let trace = Backtrace::force_capture();
+        if panics::is_ours(info) {
+            eprintln!("{info}\n{trace}");
+            std::process::abort();
+        }
+        PANIC.set(Some((info.to_string(), trace)));
     }));
 }
 

@@ -166,7 +166,7 @@ fn cut_and_flipped_files_never_panic() {
     }
     let mut flipped = bytes.clone();
     for at in 0..bytes.len() {
-        for bit in 0..8 {
+        for bit in (0..8).step_by(if cfg!(miri) { 5 } else { 1 }) {
             flipped[at] ^= 1 << bit;
             let _ = read_bytes(&flipped);
             flipped[at] ^= 1 << bit;

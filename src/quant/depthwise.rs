@@ -175,6 +175,7 @@ mod tests {
     use super::*;
     use crate::quant::conv::tests::{dot, geometries, integers};
     use crate::quant::im2col;
+    use crate::quant::testing::some;
 
     #[test]
     fn depthwise_is_the_sum_over_patches() {
@@ -191,7 +192,7 @@ mod tests {
             dilation: [1, 1],
             pads: [32; 4],
         };
-        for g in geometries().into_iter().flat_map(|g| [g, wide(g)]).chain([large]) {
+        for g in some(geometries().into_iter().flat_map(|g| [g, wide(g)]).chain([large]), 5) {
             let c = g.channels;
             let x = integers(g.batch * g.height * g.width * c, 1);
             let (w, bias) = (integers(g.patch_len(), 2), integers(c, 3));
@@ -218,7 +219,7 @@ mod tests {
 
     #[test]
     fn the_input_gradient_is_the_adjoint() {
-        for g in geometries() {
+        for g in some(geometries(), 5) {
             let x = integers(g.batch * g.height * g.width * g.channels, 1);
             let w = integers(g.patch_len(), 2);
             let dy = integers(g.pixels() * g.channels, 3);

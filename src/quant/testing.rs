@@ -1,5 +1,10 @@
 //! What the tests of this layer share.
 
+/// All of them; under Miri, which takes a thousand times as long, one in `share`.
+pub(crate) fn some<T>(all: impl IntoIterator<Item = T>, share: usize) -> impl Iterator<Item = T> {
+    all.into_iter().step_by(if cfg!(miri) { share } else { 1 })
+}
+
 /// Values in -1..1, reproducible.
 pub(crate) fn noise(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);

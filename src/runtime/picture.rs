@@ -119,7 +119,7 @@ pub fn decoding_bytes(bytes: &[u8]) -> Result<u64> {
         };
         let decoder = ImageReader::with_format(Cursor::new(bytes), format).into_decoder().ok()?;
         let (width, height) = decoder.dimensions();
-        let copies = 7 * u64::from(width) * u64::from(height);
+        let copies = (u64::from(width) * u64::from(height)).saturating_mul(7);
         Some(decoder.total_bytes().saturating_add(copies).saturating_add(held))
     };
     let sizes = caught(damaged, sizes)?;

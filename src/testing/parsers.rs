@@ -18,9 +18,10 @@ pub fn picture(bytes: &[u8]) -> bool {
     picture::decoding_bytes(bytes).is_ok() & picture::from_bytes(bytes, &spec).is_ok()
 }
 
-/// A WAV file, as a front end of [`AudioSpec::NAMES`] takes it.
-pub fn sound(bytes: &[u8], front: &str) -> bool {
-    AudioSpec::named(front).is_some_and(|spec| FrontEnd::new(spec).wav(bytes, 3).is_ok())
+/// What takes WAV files as a front end of [`AudioSpec::NAMES`] does.
+pub fn sound(front: &str) -> Option<impl Fn(&[u8]) -> bool> {
+    let front = FrontEnd::new(AudioSpec::named(front)?);
+    Some(move |bytes: &[u8]| front.wav(bytes, 3).is_ok())
 }
 
 /// What a recorder sends, read to its end in small pieces.

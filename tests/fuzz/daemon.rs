@@ -126,10 +126,10 @@ pub fn log(place: Place) -> Ready {
     let store = filled(&place, "source");
     let whole = std::fs::read(store.root().join(STATE[1])).unwrap();
     drop(store);
-    let frame = 24 + 1024;
-    let seeds: Vec<Vec<u8>> =
-        [1, 3, 6].iter().map(|n| whole[..whole.len().min(32 + n * frame)].to_vec()).collect();
-    assert!(parsers::log(&seeds[2]));
+    // To the end of its first change, and of later ones.
+    let frames = |count: usize| whole[..whole.len().min(32 + count * (24 + 1024))].to_vec();
+    let first = (1..200).find(|count| parsers::log(&frames(*count))).unwrap();
+    let seeds = vec![frames(first), frames(first + 4), frames(first + 16)];
     ready(seeds, |bytes| {
         parsers::log(bytes);
         parsers::log(&mend::log(bytes));

@@ -351,7 +351,8 @@ pub fn picture(_: Place) -> Ready {
     }
     // Lying on its side: behind the start of a JPEG a TIFF of one tag, the orientation.
     let jpeg = seeds.iter().find(|seed| seed.starts_with(&[0xff, 0xd8])).unwrap();
-    let exif = b"\xff\xe1\x00\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let exif =
+        b"\xff\xe1\x00\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     let turned = [&jpeg[..2], exif, &jpeg[2..]].concat();
     seeds.push(turned);
     ready(seeds, |bytes| {
@@ -382,9 +383,10 @@ pub fn sound(_: Place) -> Ready {
         wav(1, 1, 8000, 32, &noise),
         wav(3, 1, 16_000, 32, &float),
     ];
-    ready(seeds, |bytes| {
-        for front in ["kaldi", "wav2vec2"] {
-            parsers::sound(bytes, front);
+    let fronts = ["kaldi", "wav2vec2"].map(|front| parsers::sound(front).unwrap());
+    ready(seeds, move |bytes| {
+        for front in &fronts {
+            front(bytes);
         }
         parsers::recording(bytes, 1, "s16");
         parsers::recording(bytes, 2, "s24");

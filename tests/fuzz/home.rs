@@ -6,7 +6,7 @@ use crate::mend::{joined, parts};
 use crate::place::Place;
 use crate::targets::{Ready, ready};
 use offshoot::Adapter;
-use offshoot::adapters::Head;
+use offshoot::adapters::{Head, Pool};
 use offshoot::packing::{ImageSpec, PackOptions};
 use offshoot::store::{Origin, Serve, Store};
 use offshoot::testing::parsers;
@@ -43,6 +43,7 @@ pub fn home(place: Place) -> Ready {
     let head = Head {
         labels: ["on".to_string(), "off".to_string()].into(),
         output: "features".into(),
+        pool: Pool::None,
         features: 12,
         weight: (0..24).map(|i| i as f32 / 8.0 - 1.0).collect(),
         bias: vec![0.0, 0.5],

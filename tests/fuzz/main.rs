@@ -7,6 +7,7 @@ mod files;
 mod home;
 mod mend;
 mod mutate;
+mod panics;
 mod place;
 mod targets;
 
@@ -15,6 +16,8 @@ use place::Place;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use targets::TARGETS;
 
@@ -67,8 +70,23 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Whether some thread panicked in this crate's sources.
+static OURS: AtomicBool = AtomicBool::new(false);
+
+fn look_out_for_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            OURS.fetch_or(panics::is_ours(panic), Ordering::Relaxed);
+            before(panic);
+        }));
+    });
+}
+
 /// Gives the target of this name its inputs.
 fn run(name: &str) {
+    look_out_for_panics();
     let target = TARGETS.iter().find(|target| target.name == name).unwrap();
     let asked = std::env::var("OFFSHOOT_TEST_FUZZ").ok();
     let inputs = asked.map_or(target.smoke, |n| n.parse().expect("OFFSHOOT_TEST_FUZZ: a number"));
@@ -95,6 +113,7 @@ fn run(name: &str) {
         largest = largest.max(held);
         let wrong = match &taken {
             Err(_) => "panicked".to_string(),
+            Ok(()) if OURS.load(Ordering::Relaxed) => "panicked (or another target)".to_string(),
             Ok(()) if took > LONGEST => format!("took {took:?}"),
             Ok(()) if held > target.memory => format!("held {held} bytes"),
             Ok(()) => continue,

@@ -127,7 +127,9 @@ pub fn manifest(text: &[u8], database: &[u8]) -> Option<Vec<u8>> {
 pub fn log(bytes: &[u8]) -> Vec<u8> {
     fn sum(from: [u32; 2], bytes: &[u8]) -> [u32; 2] {
         bytes.chunks_exact(8).fold(from, |[a, b], pair| {
-            let word = |at: usize| u32::from_le_bytes([pair[at], pair[at + 1], pair[at + 2], pair[at + 3]]);
+            let word = |at: usize| {
+                u32::from_le_bytes([pair[at], pair[at + 1], pair[at + 2], pair[at + 3]])
+            };
             let a = a.wrapping_add(word(0)).wrapping_add(b);
             [a, b.wrapping_add(word(4)).wrapping_add(a)]
         })

@@ -306,9 +306,7 @@ fn read_all(folder: &Path) -> Inner {
         if path.extension().is_none_or(|e| e != ENDING) {
             continue;
         }
-        let own = |item: &Item| {
-            item.id < MAX_ID && path.ends_with(format!("{}.{ENDING}", item.id))
-        };
+        let own = |item: &Item| item.id < MAX_ID && path.ends_with(format!("{}.{ENDING}", item.id));
         match read(&path).filter(|(item, _)| own(item)) {
             Some((item, _)) => inner.items.push(item),
             None => drop(std::fs::remove_file(&path)),

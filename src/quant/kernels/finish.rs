@@ -99,11 +99,11 @@ pub(super) fn exp(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::testing::slow_erf;
+    use crate::quant::testing::{slow_erf, some};
 
     #[test]
     fn functions_are_within_their_bounds() {
-        for i in -100_000..=100_000 {
+        for i in some(-100_000..=100_000, 997) {
             let x = i as f32 * 8.7e-4;
             let want = f64::from(x).exp();
             let off = (f64::from(exp(x)) / want - 1.0).abs();
@@ -112,7 +112,7 @@ mod tests {
             let off = (f64::from(silu(x)) - want).abs();
             assert!(off <= 4e-7 * want.abs() + 1e-36, "silu({x}) is off by {off}");
         }
-        for i in -60_000..=60_000 {
+        for i in some(-60_000..=60_000, 997) {
             let x = i as f32 * 1e-4;
             let want = slow_erf(f64::from(x));
             let off = (f64::from(erf(x)) - want).abs();

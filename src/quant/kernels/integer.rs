@@ -382,7 +382,7 @@ static ZEROS: [f32; 2 * PANEL] = [0.0; 2 * PANEL];
 mod tests {
     use super::super::Kernels;
     use super::*;
-    use crate::quant::testing::noise;
+    use crate::quant::testing::{noise, some};
 
     /// The definition: scale, values, and what sums of q8 start at.
     fn slow(x: &[f32]) -> (f32, Vec<i8>, i32) {
@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn every_kernel_quantizes_to_the_definition() {
-        for n in 1..=70 {
+        for n in some(1..=70, 11) {
             for size in [1.0, 1e-30, 1e-31, 1e-42, 0.0, -0.0, 3e38] {
                 check(&noise(n, n as u64).iter().map(|v| v * size).collect::<Vec<_>>());
             }
@@ -433,7 +433,7 @@ mod tests {
         let signalling = f32::from_bits(0x7f80_0001);
         for bad in [f32::NAN, -f32::NAN, signalling, f32::INFINITY, f32::NEG_INFINITY] {
             for n in [1, 20, 32, 70, 96] {
-                for at in 0..n {
+                for at in some(0..n, 19) {
                     let mut x = noise(n, 5);
                     x[at] = bad;
                     check(&x);
