@@ -62,9 +62,7 @@ pub fn home(place: Place) -> Ready {
         token.display()
     );
     let daemon = parsers::InProcess::new(&config, engine, store).unwrap();
-    // As src/daemon/serve/api/page/access.rs signs the forms of who asks through the socket.
-    let key = blake3::derive_key("offshoot page login v1", TOKEN.as_bytes());
-    let form = blake3::keyed_hash(&key, b"form socket").to_hex();
+    let form = daemon.form_token();
     let with_form = move |bytes: &[u8]| replaced(bytes, FORM, form.as_bytes());
 
     let picture = png(40);
@@ -99,7 +97,7 @@ pub fn home(place: Place) -> Ready {
     ] {
         seeds.push([head.as_bytes(), &picture].concat());
     }
-    // The token is what the daemon makes of it, else no form would reach what it does.
+    // Forms reach what they do, and pictures an answer.
     assert_eq!(answer(&daemon, &with_form(&seeds[11])), Some(303));
     assert_eq!(answer(&daemon, &seeds[11]), Some(403));
     assert_eq!(answer(&daemon, seeds.last().unwrap()), Some(200));
@@ -129,6 +127,28 @@ pub fn recent(place: Place) -> Ready {
             std::fs::write(folder.join(format!("{name}.answer")), bytes).unwrap();
         }
         assert!(parsers::recent_answers(&folder) < 2);
+    })
+}
+
+/// The file of a state's tokens.
+pub fn tokens(place: Place) -> Ready {
+    let hash = blake3::hash(b"offshoot_a").to_hex();
+    let one = |name: &str, role: &str| {
+        format!(r#"{{"name":"{name}","role":"{role}","created":7,"hash":"{hash}"}}"#)
+    };
+    let file = |tokens: &[String]| format!(r#"{{"version":1,"tokens":[{}]}}"#, tokens.join(","));
+    let all = [one("home", "answer"), one("kitchen", "teach"), one("me", "administer")];
+    let seeds = vec![file(&[]).into_bytes(), file(&all).into_bytes()];
+    let folder = place.fresh("state");
+    let path = folder.join("tokens.json");
+    let taken = move |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        parsers::tokens(&folder)
+    };
+    assert!(seeds.iter().all(|seed| taken(seed)));
+    ready(seeds, move |bytes| {
+        taken(bytes);
     })
 }
 

@@ -8,6 +8,7 @@ use super::mqtt::MqttClient;
 use super::recent::Recent;
 use crate::daemon::Config;
 use crate::daemon::config::RecentConfig;
+use crate::daemon::tokens::Tokens;
 use crate::error::{Error, Result};
 use crate::runtime::Engine;
 use crate::store::Store;
@@ -23,6 +24,13 @@ pub struct InProcess {
     runtime: Runtime,
     #[cfg(feature = "mqtt")]
     mqtt: Option<MqttClient>,
+}
+
+/// Whether the tokens of the state in `folder` can be used.
+pub fn tokens(folder: &Path) -> bool {
+    let tokens = Tokens::open(folder);
+    let _ = (tokens.list().len(), tokens.find("offshoot_a"));
+    tokens.damage().is_none()
 }
 
 /// How many recent answers to questions of `home` a daemon's start finds in a folder. What it can't read
@@ -73,6 +81,11 @@ impl InProcess {
         let conn = Arc::new(Conn::new(Transport::Unix(None)));
         let response = self.runtime.block_on(guard::handle(self.app.clone(), conn, request));
         Some(response.status().as_u16())
+    }
+
+    /// What the page's forms carry.
+    pub fn form_token(&self) -> String {
+        super::api::socket_form()
     }
 
     /// The status of what a broker's message asks for, 200 where it was done; `None` without a broker in
