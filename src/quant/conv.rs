@@ -181,6 +181,7 @@ pub fn col2im_add(g: &ConvGeometry, patches: &[f32], first: usize, count: usize,
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::quant::testing::some;
 
     /// Geometries with every stride, dilation and pad on its own edge.
     pub(crate) fn geometries() -> Vec<ConvGeometry> {
@@ -227,7 +228,7 @@ pub(super) mod tests {
 
     #[test]
     fn patches_are_what_the_kernel_sees() {
-        for g in geometries() {
+        for g in some(geometries(), 5) {
             g.check().unwrap();
             let x = integers(g.batch * g.height * g.width * g.channels, 1);
             let (first, count) = (1, g.pixels() - 2);
@@ -256,7 +257,7 @@ pub(super) mod tests {
 
     #[test]
     fn adding_patches_back_is_the_adjoint() {
-        for g in geometries() {
+        for g in some(geometries(), 5) {
             let x = integers(g.batch * g.height * g.width * g.channels, 1);
             let (first, count) = (2, g.pixels() - 2);
             let mut patches = vec![0.0; count * g.patch_len()];
