@@ -2,7 +2,7 @@
 //! with an input. What must hold of any bytes: no panic, no abort, no time or memory out of proportion.
 
 use crate::place::Place;
-use crate::{daemon, files, home};
+use crate::{daemon, files, kept};
 
 /// A form of bytes from outside.
 pub struct Target {
@@ -36,11 +36,10 @@ pub const TARGETS: &[Target] = &[
     Target { name: "base", smoke: 600, memory: 128 * MB, ready: files::base },
     Target { name: "chat", smoke: 6000, memory: 64 * MB, ready: files::chat },
     Target { name: "checkpoint", smoke: 6000, memory: 32 * MB, ready: files::checkpoint },
-    Target { name: "children", smoke: 3000, memory: 32 * MB, ready: home::children },
+    Target { name: "children", smoke: 3000, memory: 32 * MB, ready: kept::children },
     Target { name: "config", smoke: 2000, memory: 32 * MB, ready: daemon::config },
     Target { name: "csv", smoke: 2000, memory: 32 * MB, ready: files::csv },
     Target { name: "export", smoke: 1000, memory: 32 * MB, ready: files::export },
-    Target { name: "home", smoke: 1500, memory: 256 * MB, ready: home::home },
     Target { name: "http", smoke: 2000, memory: 128 * MB, ready: daemon::http },
     Target { name: "jsonl", smoke: 2000, memory: 32 * MB, ready: files::jsonl },
     Target { name: "log", smoke: 3000, memory: 32 * MB, ready: daemon::log },
@@ -51,12 +50,11 @@ pub const TARGETS: &[Target] = &[
     // A JPEG or PNG may decode to 192 MiB, and is copied once or twice then.
     Target { name: "picture", smoke: 1500, memory: 512 * MB, ready: files::picture },
     Target { name: "program", smoke: 3000, memory: 32 * MB, ready: files::program },
-    Target { name: "recent", smoke: 2000, memory: 32 * MB, ready: home::recent },
+    Target { name: "recent", smoke: 2000, memory: 32 * MB, ready: kept::recent },
     Target { name: "sound", smoke: 1000, memory: 128 * MB, ready: files::sound },
     Target { name: "state", smoke: 60, memory: 64 * MB, ready: daemon::state },
     Target { name: "text", smoke: 2000, memory: 32 * MB, ready: files::text },
     Target { name: "tokenizer", smoke: 400, memory: 512 * MB, ready: files::tokenizer },
-    Target { name: "tokens", smoke: 3000, memory: 32 * MB, ready: home::tokens },
     Target { name: "topic", smoke: 10_000, memory: 16 * MB, ready: daemon::topic },
 ];
 

@@ -3,12 +3,9 @@
 use super::app::{App, DISK_THREADS};
 use super::connection::{Conn, Transport};
 use super::guard;
-#[cfg(feature = "mqtt")]
-use super::mqtt::MqttClient;
 use super::recent::Recent;
 use crate::daemon::Config;
 use crate::daemon::config::RecentConfig;
-use crate::daemon::tokens::Tokens;
 use crate::error::{Error, Result};
 use crate::runtime::Engine;
 use crate::store::Store;
@@ -18,27 +15,18 @@ use std::path::Path;
 use std::sync::Arc;
 use tokio::runtime::Runtime;
 
-/// All that a request passes but the reading of its head.
-pub struct InProcess {
-    app: Arc<App>,
-    runtime: Runtime,
-    #[cfg(feature = "mqtt")]
-    mqtt: Option<MqttClient>,
-}
-
-/// Whether the tokens of the state in `folder` can be used.
-pub fn tokens(folder: &Path) -> bool {
-    let tokens = Tokens::open(folder);
-    let _ = (tokens.list().len(), tokens.find("offshoot_a"));
-    tokens.damage().is_none()
-}
-
 /// How many recent answers to questions of `home` a daemon's start finds in a folder. What it can't read
 /// it deletes.
 pub fn recent_answers(folder: &Path) -> usize {
     let none = RecentConfig { pictures: false, text: false, ..RecentConfig::default() };
     let recent = Recent::open(folder.to_path_buf(), none);
     recent.of("home").iter().filter(|item| recent.get(item.id).is_some()).count()
+}
+
+/// All that a request passes but the reading of its head.
+pub struct InProcess {
+    app: Arc<App>,
+    runtime: Runtime,
 }
 
 impl InProcess {
@@ -52,16 +40,7 @@ impl InProcess {
             .max_blocking_threads(DISK_THREADS)
             .build()
             .map_err(|e| Error::failed(format!("the runtime can't be started: {e}")))?;
-        let app = App::new(Config::parse(config)?, engine, store)?;
-        app.guesses.answer_at_once();
-        #[cfg(feature = "mqtt")]
-        let mqtt = MqttClient::new(&app)?.map(|(client, _)| client);
-        Ok(InProcess {
-            app,
-            runtime,
-            #[cfg(feature = "mqtt")]
-            mqtt,
-        })
+        Ok(InProcess { app: App::new(Config::parse(config)?, engine, store)?, runtime })
     }
 
     /// The status of the answer, as to a client of the socket. `None`: what hyper would not take as a
@@ -81,18 +60,5 @@ impl InProcess {
         let conn = Arc::new(Conn::new(Transport::Unix(None)));
         let response = self.runtime.block_on(guard::handle(self.app.clone(), conn, request));
         Some(response.status().as_u16())
-    }
-
-    /// What the page's forms carry.
-    pub fn form_token(&self) -> String {
-        super::api::socket_form()
-    }
-
-    /// The status of what a broker's message asks for, 200 where it was done; `None` without a broker in
-    /// the configuration, which is not connected to.
-    #[cfg(feature = "mqtt")]
-    pub fn message(&self, topic: &str, payload: &[u8]) -> Option<u16> {
-        let done = self.runtime.block_on(self.mqtt.as_ref()?.done(topic, payload));
-        Some(done.map_or_else(|problem| problem.status.as_u16(), |()| 200))
     }
 }

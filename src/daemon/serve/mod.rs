@@ -32,7 +32,7 @@ mod waiting;
 mod who;
 mod written;
 
-pub use in_process::{InProcess, recent_answers, tokens};
+pub use in_process::{InProcess, recent_answers};
 #[cfg(feature = "mqtt")]
 pub use mqtt::Topics;
 pub use run::{Overrides, Source, check, run};

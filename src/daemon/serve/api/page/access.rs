@@ -15,9 +15,6 @@ const COOKIE: &str = "offshoot";
 /// How long a login lasts, in seconds.
 const LASTS: u64 = 30 * 24 * 3600;
 
-/// In the place of a login's random number.
-const SOCKET: &str = "socket";
-
 /// Who has logged in, or asks through the socket, which only who may use it reaches.
 pub struct Visitor {
     /// Who it is.
@@ -31,7 +28,7 @@ impl Visitor {
     pub fn of(app: &App, parts: &Parts, now: u64) -> Option<Visitor> {
         if parts.extensions.get::<Transport>() != Some(&Transport::Tcp) {
             let who = parts.extensions.get::<Who>()?.clone();
-            return Some(Visitor { who, nonce: SOCKET.into(), key: own_key() });
+            return Some(Visitor { who, nonce: "socket".into(), key: own_key() });
         }
         Visitor::of_cookie(app, &parts.headers, now)
     }
@@ -53,7 +50,7 @@ impl Visitor {
     }
 
     fn form_hash(&self) -> blake3::Hash {
-        form_hash(&self.key, &self.nonce)
+        sign(&self.key, &format!("form {}", self.nonce))
     }
 
     /// What forms carry.
@@ -132,15 +129,6 @@ fn key(secret: &str) -> [u8; 32] {
 fn own_key() -> [u8; 32] {
     static OWN: OnceLock<[u8; 32]> = OnceLock::new();
     *OWN.get_or_init(|| random().unwrap_or_default())
-}
-
-/// What forms of the socket's users carry, for tests.
-pub fn socket_form() -> String {
-    form_hash(&own_key(), SOCKET).to_hex().to_string()
-}
-
-fn form_hash(key: &[u8; 32], nonce: &str) -> blake3::Hash {
-    sign(key, &format!("form {nonce}"))
 }
 
 fn sign(key: &[u8; 32], text: &str) -> blake3::Hash {
