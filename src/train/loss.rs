@@ -7,7 +7,7 @@ use tract_core::ops::nn::{Softmax, SoftmaxKind};
 
 use super::wires::Wires;
 use crate::error::{Error, Result};
-use crate::graph::{FrozenLinear, TokenLoss};
+use crate::graph::{CtcLoss, FrozenLinear, TokenLoss};
 
 /// A loss wired into a model.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct Loss {
 
 /// The first of [`Loss::targets`].
 pub const TARGETS: &str = "loss.targets";
+/// The second of [`Loss::targets`], where rows have weights.
+const WEIGHTS: &str = "loss.weights";
 /// Name of [`Loss::weight_sum`].
 pub const WEIGHT_SUM: &str = "loss.weight_sum";
 
@@ -70,6 +72,38 @@ pub(crate) fn token_loss(model: &mut TypedModel, output: OutletId) -> Result<Los
     weighted(w, sum, vec![targets])
 }
 
+/// CTC over the symbols of `output` (B, T, C), of which `blank` is none: the targets (B, T, 1), each row's
+/// symbols + 1 at its start, and the rows' weights (B). What a softmax gives is read before it.
+pub(crate) fn ctc(model: &mut TypedModel, output: OutletId, blank: usize) -> Result<Loss> {
+    let output = before_softmax(model, output).map_err(failed)?;
+    let mut w = Wires::new(model, "loss");
+    let shape = floats(&w, output)?;
+    let [batch, steps, _] = &*shape else {
+        return Err(Error::usage(format!("a loss over steps takes (B, T, C), found {shape:?}")));
+    };
+    let targets = w.source(TARGETS, &[batch.clone(), steps.clone(), 1.to_dim()])?;
+    let weights = w.source(WEIGHTS, &shape[..1])?;
+    let sum = w.wire(CtcLoss { blank }, &[output, targets, weights])?;
+    weighted(w, sum, vec![targets, weights])
+}
+
+/// The logits of a softmax that gives the output, be it behind moves of axes.
+fn before_softmax(model: &mut TypedModel, output: OutletId) -> TractResult<OutletId> {
+    let mut at = output;
+    while model.node(at.node).op_is::<AxisOp>() {
+        at = model.node(at.node).inputs[0];
+    }
+    let node = model.node(at.node);
+    let Some(Softmax { kind: SoftmaxKind::Softmax, .. }) = node.op_as::<Softmax>() else {
+        return Ok(output);
+    };
+    let logits = node.inputs[0];
+    for inlet in model.outlet_successors(at).to_vec() {
+        model.add_edge(logits, inlet)?;
+    }
+    Ok(if at == output { logits } else { output })
+}
+
 /// Σ weights · mean over the row of each element's loss / weight_sum, of an `output` (B, ..).
 ///
 /// The targets have its shape, the weights, one a row, are (B): new inputs, as [`row_targets`] gives them.
@@ -82,7 +116,7 @@ pub(crate) fn mean_of_rows(
     let mut w = Wires::new(model, "loss");
     let shape = floats(&w, output)?;
     let targets = w.source(TARGETS, &shape)?;
-    let weights = w.source("loss.weights", &shape[..1])?;
+    let weights = w.source(WEIGHTS, &shape[..1])?;
     let each = each(&mut w, targets)?;
     let axes: Vec<usize> = (1..shape.len()).collect();
     let rows = w.mean(each, &axes)?;
@@ -162,8 +196,11 @@ pub(crate) fn dense(
     }
     let shape: Vec<usize> =
         std::iter::once(rows.len()).chain(shape.iter().skip(1).copied()).collect();
-    Tensor::from_shape(&shape, &values)
-        .map_err(|e| crate::graph::tract_error(crate::error::ErrorKind::Failed, &e))
+    Tensor::from_shape(&shape, &values).map_err(failed)
+}
+
+fn failed(e: TractError) -> Error {
+    crate::graph::tract_error(crate::error::ErrorKind::Failed, &e)
 }
 
 /// Losses against formulas and central differences.

@@ -9,7 +9,7 @@ use super::{InputGradients, Site};
 use crate::error::Result;
 use crate::graph::{
     Col2im, DepthwiseInputGradient, FrozenConv, FrozenDepthwise, FrozenLinear,
-    FrozenLinearTransposed, Im2col, TokenLoss,
+    FrozenLinearTransposed, Im2col,
 };
 use crate::train::wires::Wires;
 
@@ -52,9 +52,8 @@ pub(super) fn linear_transposed(w: &mut Wires, site: &Site) -> Result<InputGradi
     Ok(tvec![Some(w.wire(back, &[site.gradient()?])?)])
 }
 
-/// The forward run has made the gradient of the sum: that of the sum's own scales it.
-pub(super) fn token_loss(w: &mut Wires, site: &Site) -> Result<InputGradients> {
-    site.op::<TokenLoss>()?;
+/// The forward run of a loss has made the gradient of the sum: that of the sum's own scales it.
+pub(super) fn loss(w: &mut Wires, site: &Site) -> Result<InputGradients> {
     if site.wants(1) || site.wants(2) {
         return Err(site.unsupported("only what it reads rows of can be trained"));
     }

@@ -250,6 +250,21 @@ pub(in crate::train::vjp) fn token_losses() -> Vec<Case<'static>> {
     ]
 }
 
+/// A repeat, a text that fills all steps, none, and a row that counts for nothing.
+pub(in crate::train::vjp) fn ctc_losses() -> Vec<Case<'static>> {
+    let targets = [3f32, 3., 0., -1., 1., 2., 4., 3., 0., 0., 0., 0., 1., 0., 0., 0.];
+    let targets = Tensor::from_shape(&[4, 4, 1], &targets).unwrap();
+    let inputs = [random(&[4, 4, 5], 1), targets, tensor1(&[0.5f32, 0.25, 1., 0.])];
+    let case = || {
+        Case::new(inputs.clone(), |model, sources| {
+            let sum = model.wire_node("op", g::CtcLoss { blank: 4 }, sources).unwrap()[0];
+            model.wire_node("row", AxisOp::Add(0), &[sum]).unwrap()[0]
+        })
+        .trained(&[0])
+    };
+    vec![case(), case().symbolic()]
+}
+
 /// Kernels of six taps with every kind of padding, stride and dilation.
 pub(in crate::train::vjp) fn windows() -> [g::Window; 4] {
     let window =

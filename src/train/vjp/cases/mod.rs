@@ -380,6 +380,7 @@ pub(super) fn cases(rule: &str) -> Vec<Case<'static>> {
             ]
         }
         "TokenLoss" => token_losses(),
+        "CtcLoss" => ctc_losses(),
         "FrozenConv" => windows()
             .into_iter()
             .flat_map(|window| {
