@@ -18,6 +18,9 @@ pub enum Fit {
     Exact([u32; 2]),
     /// Until its shorter side has this length, in its proportions.
     Shortest(u32),
+    /// A line of text: to the final height in its proportions, the rest at the right being zeros of the
+    /// input; one that would be too wide is stretched to the final size.
+    Line,
 }
 
 /// How a picture is resampled.
@@ -84,6 +87,8 @@ pub enum Problem {
     Tags,
     /// Numbers.
     Numbers,
+    /// At each step one of the symbols of a text, or the blank, whose label is empty (CTC).
+    Text,
 }
 
 /// How raw inputs become tensors and outputs become names. The tokenizer has a section of its own.
@@ -103,7 +108,7 @@ impl Preprocess {
     pub(super) fn check(&self) -> Result<()> {
         if let Some(image) = &self.image {
             let sides = match image.fit {
-                Fit::Stretch => vec![],
+                Fit::Stretch | Fit::Line => vec![],
                 Fit::Exact(sides) => sides.to_vec(),
                 Fit::Shortest(side) => vec![side],
             };
@@ -122,6 +127,10 @@ impl Preprocess {
                     image.mean, image.std, image.scale
                 )));
             }
+        }
+        let blanks = self.labels.iter().filter(|label| label.is_empty()).count();
+        if self.problem == Some(Problem::Text) && blanks != 1 {
+            return Err(Error::bad_input(format!("an alphabet with {blanks} blanks")));
         }
         if self.max_tokens == Some(0) {
             return Err(Error::bad_input("max_tokens is 0"));

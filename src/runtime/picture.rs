@@ -74,7 +74,7 @@ fn format_of(bytes: &[u8]) -> Result<ImageFormat> {
 /// An error if the size is none that [`MAX_SIDE`] allows or a number is no usable divisor.
 fn check(spec: &ImageSpec) -> Result<()> {
     let sides = match spec.fit {
-        Fit::Stretch => spec.size,
+        Fit::Stretch | Fit::Line => spec.size,
         Fit::Exact(sides) => sides,
         Fit::Shortest(side) => [side; 2],
     };
@@ -100,8 +100,8 @@ pub fn from_file(path: &Path, spec: &ImageSpec) -> Result<Array> {
 
 /// Turns an encoded picture into a base's input, f32 [1, 3, H, W] or [1, H, W, 3]: decoded to RGB
 /// (grey repeated, transparency laid over white), resized as the base's `fit` and `filter` say
-/// (filters are widened when shrinking, as PIL's are), the middle cut out, then
-/// (value * scale - mean)/std. Where the middle reaches past a resized picture it is black.
+/// (filters are widened when shrinking, as PIL's are), the middle cut out (lines of text are whole, with zeros
+/// at the right), then (value * scale - mean)/std. Where the middle reaches past a resized picture it is black.
 ///
 /// Bytes in another format, damaged ones, or such as decode to more than the limits are an error.
 pub fn from_bytes(bytes: &[u8], spec: &ImageSpec) -> Result<Array> {
@@ -219,7 +219,10 @@ fn bounded(picture: RgbImage) -> RgbImage {
 pub fn tensor(picture: &RgbImage, spec: &ImageSpec) -> Result<Array> {
     check(spec)?;
     let [height, width] = spec.size;
-    let pixels = middle(resized(picture, spec)?, width, height);
+    let pixels = match spec.fit {
+        Fit::Line => resized(picture, spec)?,
+        _ => middle(resized(picture, spec)?, width, height),
+    };
     // 1/255 is what nearly all are divided by: that exactly, not its reciprocal's product.
     let unit = spec.scale == 1.0 / 255.0;
     let normal = |c: usize, v: u8| {
@@ -229,13 +232,20 @@ pub fn tensor(picture: &RgbImage, spec: &ImageSpec) -> Result<Array> {
     let order = if spec.bgr { [2, 1, 0] } else { [0, 1, 2] };
     let (height, width) = (height as usize, width as usize);
     let mut values = Vec::with_capacity(3 * height * width);
+    let rest = width - pixels.width() as usize;
     if spec.channels_first {
         for c in order {
-            values.extend(pixels.pixels().map(|p| normal(c, p.0[c])));
+            for row in pixels.rows() {
+                values.extend(row.map(|p| normal(c, p.0[c])));
+                values.resize(values.len() + rest, 0.0);
+            }
         }
         Array::f32([1, 3, height, width], values)
     } else {
-        values.extend(pixels.pixels().flat_map(|p| order.map(|c| normal(c, p.0[c]))));
+        for row in pixels.rows() {
+            values.extend(row.flat_map(|p| order.map(|c| normal(c, p.0[c]))));
+            values.resize(values.len() + 3 * rest, 0.0);
+        }
         Array::f32([1, height, width, 3], values)
     }
 }
@@ -245,6 +255,12 @@ fn resized<'a>(picture: &'a RgbImage, spec: &ImageSpec) -> Result<Cow<'a, RgbIma
     let [to_height, to_width] = match spec.fit {
         Fit::Stretch => spec.size,
         Fit::Exact(sides) => sides,
+        // As PaddleOCR has it: rounded up.
+        Fit::Line => {
+            let [to_height, most] = spec.size;
+            let wide = (u64::from(width) * u64::from(to_height)).div_ceil(u64::from(height.max(1)));
+            [to_height, u32::try_from(wide).map_or(most, |wide| wide.clamp(1, most))]
+        }
         // As transformers has it: the other side is rounded down.
         Fit::Shortest(side) => {
             let other =

@@ -52,6 +52,25 @@ fn values_are_normalised_in_either_layout() {
     assert_eq!(first.as_f32().unwrap()[17], 0.2);
 }
 
+/// Four wide and two high in eight by two: its own half, then zeros; one that is too long is stretched.
+#[test]
+fn a_line_of_text_keeps_its_proportions() {
+    for channels_first in [true, false] {
+        let spec = ImageSpec { size: [2, 8], fit: Fit::Line, channels_first, ..PLAIN };
+        let white = |width, height| RgbImage::from_pixel(width, height, Rgb([255; 3]));
+        let found = tensor(&white(4, 2), &spec).unwrap();
+        let values = found.as_f32().unwrap();
+        let row = if channels_first { 8 } else { 24 };
+        for line in values.chunks(row) {
+            assert!(line[..row / 2].iter().all(|v| *v != 0.0), "{line:?}");
+            assert!(line[row / 2..].iter().all(|v| *v == 0.0), "{line:?}");
+        }
+        let found = tensor(&white(400, 2), &spec).unwrap();
+        assert!(found.as_f32().unwrap().iter().all(|v| *v != 0.0));
+        assert_eq!(tensor(&white(1, 400), &spec).unwrap().as_f32().unwrap().len(), 48);
+    }
+}
+
 #[test]
 fn grey_is_repeated_and_transparency_lies_over_white() {
     let grey = encode(GrayImage::from_pixel(3, 2, image::Luma([51])), ImageFormat::Png);
