@@ -150,7 +150,7 @@ pub use runtime::{
     Words, apply_head, base_predictions,
 };
 pub use shape::{Array, DType, Data, Input, Values, View};
-pub use train::tasks::{Answer, Task};
+pub use train::tasks::{Answer, Task, Wanted};
 pub use train::{evaluate, train};
 
 /// What an [`Adapter`] is made of, and how those of other programs become one.
@@ -204,7 +204,8 @@ pub mod adapters {
 /// ```
 pub mod data {
     pub use crate::train::data::{
-        Dataset, Label, LoadOptions, Mark, Place, Sample, SampleInput, Split, StoredPicture, load,
+        Dataset, Label, LoadOptions, Mark, Place, Sample, SampleInput, Spelled, Split,
+        StoredPicture, load,
     };
 }
 
@@ -239,8 +240,8 @@ pub mod packing {
     };
     #[cfg(feature = "import")]
     pub use crate::runtime::{
-        ExportFolder, Files, GraphSource, Io, OnnxSummary, PackOptions, PackedBase, Request,
-        Sandbox, TargetLine, pack_graphs, sandbox_main,
+        Alphabet, ExportFolder, Files, GraphSource, Io, OnnxSummary, PackOptions, PackedBase,
+        Request, Sandbox, TargetLine, pack_graphs, sandbox_main,
     };
 }
 

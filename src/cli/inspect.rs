@@ -6,7 +6,7 @@ use super::pack::ImportArgs;
 use crate::adapter::{Adapter, TargetKind};
 use crate::error::{Error, Result};
 use crate::fs::open_regular;
-use crate::pack::{Base, Fit, IoSpec, Role, SectionInfo};
+use crate::pack::{Base, Fit, IoSpec, Problem, Role, SectionInfo};
 #[cfg(feature = "import")]
 use crate::runtime::{OnnxSummary, Sandbox, TargetLine};
 use serde_json::json;
@@ -68,6 +68,20 @@ pub fn kind_text(kind: TargetKind) -> String {
         TargetKind::Conv { kernel: [h, w], .. } => format!("conv {h}x{w}"),
         TargetKind::Embedding => "embedding".into(),
     }
+}
+
+/// The symbols that the base spells texts with, and which is the blank.
+pub fn alphabet(base: &Base) -> Option<String> {
+    let symbols = &base.preprocess().labels;
+    let spells = base.preprocess().problem == Some(Problem::Text);
+    let blank = symbols.iter().position(String::is_empty).filter(|_| spells)?;
+    let last = symbols.len().saturating_sub(1);
+    let place = match blank {
+        0 => "the first".into(),
+        at if at == last => "the last".into(),
+        at => format!("number {at}"),
+    };
+    Some(format!("spells texts with {} symbols, the blank is {place}", count(last as u64)))
 }
 
 fn base(base: &Base, verify: bool, out: &Out) -> Result<()> {
@@ -185,6 +199,7 @@ fn base(base: &Base, verify: bool, out: &Out) -> Result<()> {
         let [h, w] = image.size;
         let fit = match image.fit {
             Fit::Stretch => String::new(),
+            Fit::Line => "lines of text in their proportions within ".into(),
             Fit::Exact([h, w]) => format!("the middle of {h} x {w}, "),
             Fit::Shortest(side) => format!("the middle of those with a shorter side of {side}, "),
         };
@@ -200,7 +215,9 @@ fn base(base: &Base, verify: bool, out: &Out) -> Result<()> {
     for (name, text) in base.texts()? {
         out.line(format!("keeps {name}, {}", bytes(text.len() as u64)));
     }
-    if !preprocess.labels.is_empty() {
+    if let Some(alphabet) = alphabet(base) {
+        out.line(alphabet);
+    } else if !preprocess.labels.is_empty() {
         out.line(format!("{} labels", preprocess.labels.len()));
     }
     let rows: Vec<Vec<String>> = base

@@ -1,11 +1,12 @@
 //! `offshoot pack`.
 
 use super::audio;
+use super::inspect::alphabet;
 use super::output::{Out, bytes, count, table};
 use super::stages::Stages;
 use crate::error::{Error, Result};
 use crate::import::{ImportOptions, InputSpec};
-use crate::pack::{AudioSpec, Base, Bound, ImageSpec, Role, TargetError};
+use crate::pack::{AudioSpec, Base, Bound, Fit, ImageSpec, Role, TargetError};
 use crate::quant::Scheme;
 use crate::runtime::{Files, Request, Sandbox};
 use serde::Serialize;
@@ -53,6 +54,9 @@ pub struct Args {
     /// Standard deviation of red, green and blue [default: ImageNet's]
     #[arg(long, value_name = "R,G,B", value_parser = triple, requires = "image")]
     std: Option<[f32; 3]>,
+    /// Pictures are lines of text: to their height in their proportions, zeros at the right
+    #[arg(long, requires = "image")]
+    line: bool,
     /// Pictures are given as height x width x 3, not 3 x height x width
     #[arg(long, requires = "image")]
     channels_last: bool,
@@ -63,6 +67,13 @@ pub struct Args {
     /// Names of the model's own classes, one a line
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
+    /// Symbols of a model that spells texts (CTC), in the order of its output's columns: one a line,
+    /// tokens.txt or vocab.json [default: the model's metadata 'character', an export folder's vocab.json]
+    #[arg(long, value_name = "FILE", conflicts_with = "labels")]
+    alphabet: Option<PathBuf>,
+    /// Which of its columns is the blank: first, last or a symbol's name [default: the one so named]
+    #[arg(long, value_name = "WHICH", conflicts_with = "labels")]
+    blank: Option<String>,
 }
 
 /// What is fixed of an ONNX file.
@@ -109,6 +120,8 @@ pub struct Report {
     pub targets: usize,
     /// What the importer fixed without being asked.
     pub bound: Vec<Bound>,
+    /// What texts are spelled with, in words, where the base spells some.
+    pub alphabet: Option<String>,
     /// Weights per scheme.
     pub schemes: BTreeMap<&'static str, usize>,
     /// Mean of the targets' relative errors.
@@ -140,19 +153,21 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         size,
         mean: args.mean.unwrap_or(ImageSpec::default().mean),
         std: args.std.unwrap_or(ImageSpec::default().std),
+        fit: if args.line { Fit::Line } else { Fit::Stretch },
         channels_first: !args.channels_last,
         ..ImageSpec::default()
     });
     request.audio = args.audio.clone();
     request.roles = args.roles.clone();
     request.untried = args.untried;
+    (request.spells, request.blank) = (args.alphabet.is_some(), args.blank.clone());
     let (names, graphs): (Vec<String>, Vec<PathBuf>) = args.graphs.iter().cloned().unzip();
     request.graphs = names;
     let files = Files {
         source: &args.model,
         graphs: &graphs,
         tokenizer: args.tokenizer.as_deref(),
-        labels: args.labels.as_deref(),
+        labels: args.labels.as_deref().or(args.alphabet.as_deref()),
     };
     let report = pack(&request, files, &args.out, out.json())?;
     report.found.iter().for_each(|line| out.line(line));
@@ -167,6 +182,9 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     for bound in &report.bound {
         let (name, to, why) = (&bound.name, &bound.to, &bound.why);
         out.line(format!("bound {name}={to}: {why} (--dim, --input or --const chooses)"));
+    }
+    if let Some(alphabet) = &report.alphabet {
+        out.line(alphabet);
     }
     out.line(format!("fingerprint {}", report.fingerprint));
     let schemes: Vec<String> =
@@ -212,6 +230,7 @@ fn report(base: &Base, out: &Path, start: Instant) -> Report {
         graphs: base.graphs().map(str::to_string).collect(),
         targets: base.targets().len(),
         bound: base.record().graphs.iter().flat_map(|g| g.bound.clone()).collect(),
+        alphabet: alphabet(base),
         schemes,
         mean_error: mean,
         worst: worst_errors(base, WORST),

@@ -1,10 +1,11 @@
 //! An export folder as optimum writes it: which graphs it holds, and what its configuration files say
 //! about inputs, labels and pictures.
 
+use super::alphabet::Alphabet;
 use super::packing::GraphSource;
 use super::sound;
 use crate::error::{Error, Result};
-use crate::fs::read_limited;
+use crate::fs::{read_limited, read_text};
 use crate::import::ImportOptions;
 use crate::limits;
 use crate::pack::{AudioSpec, Filter, Fit, ImageSpec, Problem};
@@ -22,6 +23,8 @@ pub struct ExportFolder {
     pub labels: Vec<String>,
     /// What the scores say.
     pub problem: Option<Problem>,
+    /// The symbols of an output that spells texts.
+    pub alphabet: Option<Alphabet>,
     /// How pictures are prepared.
     pub image: Option<ImageSpec>,
     /// How sound is prepared.
@@ -63,6 +66,7 @@ impl ExportFolder {
         let json = |name: &str| file(name).map(|path| read_json(&path)).transpose();
         if let Some(config) = json("config.json")? {
             export.labels_of(&config).map_err(|e| e.at("config.json"))?;
+            export.alphabet_of(&config, file("vocab.json"))?;
             export.keep("config.json", &config);
         }
         if let Some(config) = json("tokenizer_config.json")? {
@@ -221,6 +225,21 @@ impl ExportFolder {
         Ok(())
     }
 
+    /// That of a model of transformers that is made for CTC: its blank is what fills texts up.
+    fn alphabet_of(&mut self, config: &Json, vocabulary: Option<PathBuf>) -> Result<()> {
+        let spells = config.get("architectures").and_then(Value::as_array).is_some_and(|names| {
+            names.iter().filter_map(Value::as_str).any(|name| name.ends_with("ForCTC"))
+        });
+        let Some(path) = vocabulary.filter(|_| spells) else { return Ok(()) };
+        let text = read_text(&path, limits::LABELS)?;
+        let mut alphabet = Alphabet::parse(&text).map_err(|e| e.at("vocab.json"))?;
+        let pad = config.get("pad_token_id").and_then(Value::as_u64);
+        alphabet.blank = pad.and_then(|at| alphabet.symbols.get(at as usize)).cloned();
+        self.say(&format!("{} symbols", alphabet.symbols.len()), "vocab.json");
+        self.alphabet = Some(alphabet);
+        Ok(())
+    }
+
     fn tokenizer_of(&mut self, mut config: Json) {
         let longest = config.get("model_max_length").and_then(Value::as_f64).unwrap_or(0.0);
         if longest >= 1.0 && longest <= MOST_TOKENS as f64 {
@@ -321,7 +340,7 @@ fn image(config: &Json) -> Result<Option<ImageSpec>> {
         (Some(Fit::Exact(size)), None) => (Fit::Stretch, size),
         (Some(Fit::Exact(size)), Some(crop)) if size == crop => (Fit::Stretch, size),
         (Some(fit), Some(crop)) => (fit, crop),
-        (Some(Fit::Stretch), None) => return Ok(None),
+        (Some(Fit::Stretch | Fit::Line), None) => return Ok(None),
         (None, Some(crop)) => (Fit::Stretch, crop),
     };
     let default = ImageSpec::default();

@@ -5,6 +5,7 @@ use super::reading::Reading;
 use super::scores::{softmax, top_k};
 use crate::adapter::{Head, Pool};
 use crate::error::{Error, Result};
+use crate::pack::Problem;
 use crate::shape::{Array, Values, View};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -77,12 +78,15 @@ pub fn apply_head(
     }
     let labels = &head.labels;
     let answer = |x: &[f32]| {
-        if labels.is_empty() {
+        if head.labels.is_empty() {
             return x.to_vec();
         }
         let rows = head.weight.chunks(width).zip(&head.bias);
         rows.map(|(w, b)| w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>() + b).collect::<Vec<_>>()
     };
+    // The base's own output has the base's own names.
+    let own = labels.is_empty() && engine.labels().len() == width;
+    let labels = if own { engine.labels() } else { labels };
     Ok(features
         .iter()
         .map(|row| {
@@ -101,21 +105,30 @@ pub(crate) fn read<'a>(engine: &Engine, name: &str, output: &'a Array) -> Result
     at.map_or(Reading::Plain, |at| Reading::of(engine, at)).array(output)
 }
 
-/// The base's own classes, where it has label names: the last output with one row of as many values.
+/// The base's own classes, where it has label names: the last output with one row of as many values; of a
+/// base that spells texts the last with such a row a step.
 pub fn base_predictions(engine: &Engine, outputs: &[(String, Array)]) -> Vec<Prediction> {
     let labels = engine.labels();
-    let rows = |array: &Array| match (array.shape(), array.as_f32()) {
-        (&[_, classes], Ok(values)) if classes == labels.len() && classes > 0 => {
+    let spells = engine.base().preprocess().problem == Some(Problem::Text);
+    let row = |shape: &[usize]| match (spells, shape) {
+        (false, &[_, classes]) if classes == labels.len() => classes,
+        (true, &[_, steps, symbols]) if symbols == labels.len() => steps * symbols,
+        _ => 0,
+    };
+    let rows = |(name, array): &(String, Array)| {
+        let array = read(engine, name, array).ok()?;
+        let (row, values) = (row(array.shape()), array.as_f32().ok()?);
+        if row > 0 {
             let predict = |row: &[f32]| Prediction {
                 logits: row.to_vec(),
                 labels: labels.clone(),
                 likeness: None,
             };
-            Some(values.chunks(classes).map(predict).collect::<Vec<_>>())
+            return Some(values.chunks(row).map(predict).collect::<Vec<_>>());
         }
-        _ => None,
+        None
     };
-    outputs.iter().rev().find_map(|(_, array)| rows(array)).unwrap_or_default()
+    outputs.iter().rev().find_map(rows).unwrap_or_default()
 }
 
 /// Which tokens count: those with a mask above 0, whatever its type.

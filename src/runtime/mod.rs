@@ -1,10 +1,13 @@
 //! Layer 4: running a base (engine, plans, sessions), packing one, and turning sentences and
 //! pictures into its inputs. Knows nothing about training and the store.
 
+#[cfg(feature = "import")]
+mod alphabet;
 pub mod audio;
 #[cfg(feature = "import")]
 mod calibrate;
 mod convert;
+pub mod ctc;
 mod engine;
 #[cfg(feature = "import")]
 mod export;
@@ -52,6 +55,8 @@ mod wordpiece;
 mod words;
 
 pub use crate::graph::Stop;
+#[cfg(feature = "import")]
+pub use alphabet::Alphabet;
 pub(crate) use convert::to_tensor;
 pub use engine::{Engine, Named};
 #[cfg(feature = "import")]

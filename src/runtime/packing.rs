@@ -1,5 +1,6 @@
 //! `pack`: ONNX files become a base.
 
+use super::alphabet::Alphabet;
 #[cfg(feature = "text")]
 use super::inputs::DEFAULT_MAX_TOKENS;
 use super::pool::{Pool, Table};
@@ -39,6 +40,10 @@ pub struct PackOptions {
     pub audio: Option<AudioSpec>,
     /// Names of the base's own classes.
     pub labels: Vec<String>,
+    /// The symbols of an output that spells texts.
+    pub alphabet: Option<Alphabet>,
+    /// Its blank, before what the alphabet or the model's metadata say: as [`Alphabet::blank`].
+    pub blank: Option<String>,
     /// What the base's own scores say, where it is known.
     pub problem: Option<Problem>,
     /// Longest token sequence; found from the position table if not given.
@@ -60,6 +65,8 @@ impl Default for PackOptions {
             image: None,
             audio: None,
             labels: vec![],
+            alphabet: None,
+            blank: None,
             problem: None,
             max_tokens: None,
             roles: vec![],
@@ -186,12 +193,12 @@ impl Making {
             try_tokenizer(tokenizer, max_tokens)?;
         }
         writer.targets(targets);
-        writer.preprocess(Preprocess {
-            image: options.image.clone().map(|image| laid_out(image, &record)),
-            labels: options.labels.clone(),
-            problem: options.problem,
-            max_tokens,
-        });
+        let (labels, problem) = match spelled(&record, options)? {
+            Some(symbols) => (symbols, Some(Problem::Text)),
+            None => (options.labels.clone(), options.problem),
+        };
+        let image = options.image.clone().map(|image| laid_out(image, &record));
+        writer.preprocess(Preprocess { image, labels, problem, max_tokens });
         writer.audio(options.audio.clone().map(|audio| heard(audio, &record)));
         writer.tokenizer(options.tokenizer.clone().unwrap_or_default());
         for (name, contents) in &options.texts {
@@ -203,6 +210,33 @@ impl Making {
         writer.write(out)
     }
 }
+
+/// The names of the columns of the output that spells texts, the blank's empty, where there is an alphabet:
+/// the one given, else that of the model's metadata, where it has as many symbols as an output columns.
+fn spelled(record: &ImportRecord, options: &PackOptions) -> Result<Option<Vec<String>>> {
+    let Some(main) = record.graphs.first() else { return Ok(None) };
+    let blank = |alphabet: Alphabet| match &options.blank {
+        Some(blank) => Alphabet { blank: Some(blank.clone()), ..alphabet },
+        None => alphabet,
+    };
+    if let Some(alphabet) = &options.alphabet {
+        return blank(alphabet.clone()).columns(&main.outputs).map(Some);
+    }
+    let listed = main.properties.iter().find(|(key, _)| key == PADDLES);
+    match listed.filter(|_| options.labels.is_empty()) {
+        None if options.blank.is_some() => Err(Error::usage(format!(
+            "--blank: there is no alphabet, neither in the model's metadata ('{PADDLES}') nor given"
+        ))),
+        None => Ok(None),
+        Some((_, text)) => match blank(Alphabet::of_paddle(text)).columns(&main.outputs) {
+            Err(e) if options.blank.is_none() && e.kind() != ErrorKind::Failed => Ok(None),
+            found => found.map(Some),
+        },
+    }
+}
+
+/// Where PaddleOCR's models list their characters.
+const PADDLES: &str = "character";
 
 /// The order of axes that the main graph's input of pictures has, where its dimensions tell.
 fn laid_out(image: ImageSpec, record: &ImportRecord) -> ImageSpec {

@@ -3,6 +3,7 @@
 //!
 //! The child is a program whose `main` begins with [`sandbox_main`]: `offshoot` itself, or any other.
 
+use super::alphabet::Alphabet;
 use super::export::ExportFolder;
 use super::packing::{GraphSource, PackOptions, pack_graphs};
 use super::summary::{self, OnnxSummary};
@@ -39,6 +40,10 @@ pub struct Request {
     pub audio: Option<AudioSpec>,
     /// Longest token sequence, before what an export folder says.
     pub max_tokens: Option<u32>,
+    /// Whether [`Files::labels`] are the symbols of an output that spells texts.
+    pub spells: bool,
+    /// The blank among them: as `PackOptions` has it.
+    pub blank: Option<String>,
     /// What inputs and outputs stand for, by name.
     pub roles: Vec<(String, Role)>,
     /// Whether to pack what runs on no made-up input.
@@ -76,6 +81,8 @@ impl Request {
             image: None,
             audio: None,
             max_tokens: None,
+            spells: false,
+            blank: None,
             roles: vec![],
             untried: false,
             graphs: vec![],
@@ -136,7 +143,7 @@ pub struct Files<'a> {
     pub graphs: &'a [PathBuf],
     /// tokenizer.json, before an export folder's.
     pub tokenizer: Option<&'a Path>,
-    /// Labels, one a line, before an export folder's.
+    /// Labels, one a line, before an export folder's; or an alphabet ([`Request::spells`]).
     pub labels: Option<&'a Path>,
 }
 
@@ -330,13 +337,18 @@ fn work(arguments: &[OsString]) -> Result<String> {
     let (mut graphs, export) = files.sources(&request.graphs)?;
     request.share(&mut graphs);
     let tokenizer = path(tokenizer).or(export.tokenizer);
-    let labels = path(labels).map(|p| read_labels(&p)).transpose()?;
+    let labels = path(labels);
+    let alphabet = labels.as_deref().filter(|_| request.spells).map(read_alphabet).transpose()?;
+    let labels = labels.filter(|_| !request.spells).map(|p| read_labels(&p)).transpose()?;
+    let named = labels.is_some();
     let options = PackOptions {
         scheme: request.scheme,
         tokenizer: tokenizer.map(|p| read_limited(&p, limits::TOKENIZER)).transpose()?,
         image: request.image.clone().or(export.image),
         audio: request.audio.clone().or(export.audio),
         problem: export.problem.filter(|_| labels.is_none()),
+        alphabet: alphabet.or(export.alphabet.filter(|_| !named)),
+        blank: request.blank.clone(),
         labels: labels.unwrap_or(export.labels),
         max_tokens: request.max_tokens.or(export.max_tokens),
         roles: request.roles.clone(),
@@ -351,6 +363,11 @@ fn work(arguments: &[OsString]) -> Result<String> {
 fn text(word: &OsStr) -> Result<String> {
     let text = word.to_str().ok_or_else(|| Error::usage("an argument is not UTF-8"))?;
     Ok(text.to_string())
+}
+
+fn read_alphabet(path: &Path) -> Result<Alphabet> {
+    let text = read_text(path, limits::LABELS)?;
+    Alphabet::parse(&text).map_err(|e| e.at(format_args!("'{}'", path.display())))
 }
 
 /// One label a line; empty lines at the end are dropped.
