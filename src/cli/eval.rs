@@ -4,13 +4,13 @@ use super::chosen::{self, Choice};
 use super::data::{inputs_of, measured, split};
 use super::open_engine;
 use super::output::{Out, table};
-use super::train::at_least_one;
+use super::train::{at_least_one, beam};
 use crate::adapter::Bound;
 use crate::error::{Error, Result};
 use crate::runtime::{Engine, Preprocessor};
 use crate::shape::Array;
 use crate::train::data::{SampleInput, Split};
-use crate::train::{Evaluation, Retention, evaluate, retention as compare};
+use crate::train::{Evaluation, Retention, evaluate_with, retention as compare};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,6 +38,9 @@ pub struct Args {
     /// Samples that run at once
     #[arg(long, default_value_t = 8, value_parser = at_least_one)]
     batch: usize,
+    /// As that of run
+    #[arg(long, value_name = "WIDTH", default_value_t = 1, value_parser = beam)]
+    beam: usize,
 }
 
 /// Measures and prints.
@@ -46,7 +49,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let bound = chosen::bind(&engine, &args.adapters)?;
     let head = bound.as_ref().and_then(|b| b.head.as_ref());
     let data = measured(&args.data, args.split.as_ref(), &engine, head)?;
-    let evaluation = evaluate(&engine, bound.as_ref(), &data, args.batch)?;
+    let evaluation = evaluate_with(&engine, bound.as_ref(), &data, args.batch, args.beam)?;
     let retention = match (&args.retention, &bound) {
         (Some(path), Some(bound)) => Some(retention(&engine, bound, path)?),
         _ => None,

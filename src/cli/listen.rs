@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::runtime::audio::Stream;
 use crate::runtime::{Preprocessor, apply_head, base_predictions, top_k};
 use crate::train::Task;
+use crate::train::tasks::Wanted;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -107,7 +108,9 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         let prediction = predictions.first().ok_or_else(|| {
             Error::usage("the base has no labels").hint("give an --adapter that has learned some")
         })?;
-        let answer = task.answer(head, prediction, None, prediction.labels.len(), args.reject)?;
+        let wanted =
+            Wanted { top: prediction.labels.len(), reject: args.reject, ..Wanted::default() };
+        let answer = task.answer(head, prediction, None, wanted)?;
         let time = passed as f64 / f64::from(rate);
         let shares = shares(&answer.json, &prediction.labels);
         if args.every {

@@ -4,7 +4,7 @@ use super::chosen::{self, Choice};
 use super::inputs::Source;
 use super::open_engine;
 use super::output::{Out, dims};
-use super::train::{at_least_one, share};
+use super::train::{at_least_one, beam, share};
 use crate::error::{Error, Result};
 use crate::fs::{peak_rss_bytes, unshared_bytes};
 use crate::host::Root;
@@ -13,6 +13,7 @@ use crate::pack::Role;
 use crate::runtime::{MemoryLimit, Named, Preprocessor, apply_head, base_predictions};
 use crate::shape::{Array, Data};
 use crate::train::Task;
+use crate::train::tasks::Wanted;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -50,6 +51,10 @@ pub struct Args {
     /// passes (0.01: one in a hundred)
     #[arg(long, value_name = "SHARE", value_parser = share)]
     reject: Option<f32>,
+    /// Of a base that spells texts: how many beginnings of a text a search for the likeliest one keeps;
+    /// 1: the likeliest symbol at each step
+    #[arg(long, value_name = "WIDTH", default_value_t = 1, value_parser = beam)]
+    beam: usize,
     /// How many labels to print
     #[arg(long, value_name = "K", default_value_t = 5)]
     top: usize,
@@ -93,9 +98,10 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         _ => None,
     };
     let sentence = sentence.as_ref().map(|(text, words)| (*text, words));
+    let wanted = Wanted { top: args.top, reject: args.reject, beam: args.beam };
     let answers = predictions
         .iter()
-        .map(|p| task.answer(head, p, sentence, args.top, args.reject))
+        .map(|p| task.answer(head, p, sentence, wanted))
         .collect::<Result<Vec<_>>>()?;
     if let Some(folder) = &args.output {
         write_outputs(folder, &outputs)?;

@@ -11,6 +11,7 @@ use crate::fs::{open_regular, peak_rss_bytes, remove_stale_temps_of};
 use crate::train::data::{Dataset, LoadOptions, Split, load};
 use crate::train::instant::InstantReport;
 use crate::train::schedule::Schedule;
+use crate::train::tasks::MAX_BEAM;
 use crate::train::{
     InstantHead, OptimizerKind, PrefixReport, TargetChoice, Task, TrainOptions, TrainReport, train,
 };
@@ -175,6 +176,12 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         "report": trained.report,
         "peak_rss_bytes": peak_rss_bytes(),
     }))
+}
+
+/// The width of a search: each step looks at all that it keeps.
+pub fn beam(text: &str) -> Result<usize> {
+    let width = text.parse().ok().filter(|width| (1..=MAX_BEAM).contains(width));
+    width.ok_or_else(|| Error::usage(format!("expected a number of 1 to {MAX_BEAM}")))
 }
 
 /// The report for people.

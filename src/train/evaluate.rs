@@ -54,8 +54,20 @@ pub fn evaluate(
     data: &Dataset,
     batch: usize,
 ) -> Result<Evaluation> {
+    evaluate_with(engine, adapter, data, batch, 1)
+}
+
+/// As [`evaluate`], with texts read as [`Wanted::beam`](super::tasks::Wanted::beam) says.
+pub fn evaluate_with(
+    engine: &Engine,
+    adapter: Option<&Arc<Bound>>,
+    data: &Dataset,
+    batch: usize,
+    beam: usize,
+) -> Result<Evaluation> {
     let labels = labels(engine, adapter, data.task)?;
-    let samples = Samples::new(engine, data, &labels, None)?;
+    let mut samples = Samples::new(engine, data, &labels, None)?;
+    samples.beam = beam;
     let all: Vec<usize> = (0..samples.len()).collect();
     let found = evaluate_samples(engine, adapter, &samples, &all, &labels, batch, &mut || true)?;
     found.ok_or_else(|| Error::failed("the evaluation was stopped"))
@@ -86,9 +98,14 @@ impl<'a> Answered<'a> {
             let known = name.and_then(|name| names.iter().position(|known| known == name));
             Some(known.unwrap_or(usize::MAX))
         };
-        let moved =
-            |s: &super::data::Sample| s.label.moved(&place).unwrap_or_else(|_| s.label.clone());
-        let labels = data.samples.iter().map(moved).collect();
+        let moved = |at: usize| {
+            let label = match data.task.rules().own_output() {
+                true => samples.label(at),
+                false => &data.samples[at].label,
+            };
+            label.moved(&place).unwrap_or_else(|_| label.clone())
+        };
+        let labels = (0..data.samples.len()).map(moved).collect();
         Answered { data, samples, labels, names, head, outputs }
     }
 
@@ -102,6 +119,9 @@ impl<'a> Answered<'a> {
 
     /// The places in the data set's labels of those that [`Score::labels`] tells of, in its order.
     pub fn places(&self, sample: usize) -> Vec<usize> {
+        if self.data.task.rules().own_output() {
+            return vec![];
+        }
         let label = &self.data.samples[sample].label;
         let output = vec![0.0; self.data.labels.len()];
         let given = self.samples.given(sample, Given::plain(&output, &self.data.labels));
@@ -173,12 +193,12 @@ fn head_of(engine: &Engine, adapter: Option<&Arc<Bound>>, task: Task) -> Result<
 }
 
 fn labels(engine: &Engine, adapter: Option<&Arc<Bound>>, task: Task) -> Result<Vec<String>> {
+    let own = &engine.base().preprocess().labels;
+    if task.rules().own_output() {
+        return Ok(own.clone());
+    }
     if let Some(head) = adapter.and_then(|a| a.head.as_ref()) {
         return Ok(head.labels.to_vec());
-    }
-    let own = &engine.base().preprocess().labels;
-    if own.is_empty() && task.rules().own_output() {
-        return Ok(vec![]);
     }
     if own.is_empty() {
         return Err(Error::usage("nothing answers: no head, and the base has no labels")
@@ -201,6 +221,8 @@ pub(super) fn evaluate_samples(
     let task = samples.task();
     let head = head_of(engine, adapter, task)?;
     let head = head.as_ref();
+    let own = task.rules().own_output();
+    let labels = if own { &engine.labels()[..] } else { labels };
     let mut meter = task.rules().meter(labels.len());
     let mut take = |sample: usize, row: &[f32]| -> Result<()> {
         let given = samples.given(sample, Given::of_head(row, labels, head));
@@ -216,7 +238,7 @@ pub(super) fn evaluate_samples(
         metrics: measured.metrics,
         confusion: measured.confusion,
         f1: measured.f1,
-        labels: labels.to_vec(),
+        labels: if own { vec![] } else { labels.to_vec() },
     }))
 }
 

@@ -141,7 +141,13 @@ fn default_output(engine: &Engine, per_token: bool) -> Result<Option<usize>> {
     }
     let [flat, tokens, maps] = of_rank;
     if per_token {
-        return Ok(tokens.first().copied());
+        // Of several that with a column for each symbol that the base spells with.
+        let symbols = engine.labels().len();
+        let spells = |output: &&usize| {
+            let fact = output_fact(engine, **output);
+            fact.is_ok_and(|f| f.shape.last().and_then(|d| d.to_usize().ok()) == Some(symbols))
+        };
+        return Ok(tokens.iter().find(spells).or(tokens.first()).copied());
     }
     let has_mask = engine.input(Role::Mask).is_some();
     if let (true, Some(&first)) = (has_mask, tokens.first()) {

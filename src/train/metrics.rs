@@ -98,6 +98,21 @@ pub fn r2(truth: &[f32], predicted: &[f32]) -> Result<f64> {
     Ok(1.0 - error / spread)
 }
 
+/// Insertions, deletions and substitutions that make one of the other, at least (Levenshtein 1966).
+pub(crate) fn edits<T: PartialEq>(one: &[T], other: &[T]) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (at, a) in one.iter().enumerate() {
+        let mut corner = at;
+        row[0] = at + 1;
+        for (to, b) in other.iter().enumerate() {
+            let changed = corner + usize::from(a != b);
+            corner = row[to + 1];
+            row[to + 1] = changed.min(corner + 1).min(row[to] + 1);
+        }
+    }
+    row[other.len()]
+}
+
 /// Least probability that a loss is taken of where answers are judged one by one: what one sample can
 /// weigh is bounded.
 pub(crate) const LEAST_PROBABILITY: f64 = 1e-4;

@@ -2,6 +2,8 @@
 //! metrics and checkpoints are plain Rust around it.
 
 pub mod checkpoint;
+#[cfg(all(test, feature = "import"))]
+mod ctc_tests;
 pub mod data;
 mod evaluate;
 mod features;
@@ -56,7 +58,7 @@ mod work;
 
 #[cfg(feature = "daemon")]
 pub(crate) use evaluate::{Answered, always, answers};
-pub use evaluate::{Evaluation, evaluate};
+pub use evaluate::{Evaluation, evaluate, evaluate_with};
 #[cfg(feature = "daemon")]
 pub(crate) use features::{Features, choose_features};
 pub use knowledge::KnowledgeKept;

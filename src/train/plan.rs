@@ -137,7 +137,7 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
         outlet = model.wire_node(format!("reading.{at}"), op, &[outlet]).map_err(failed)?[0];
     }
     if setup.task.rules().own_output() {
-        let loss = setup.task.rules().loss(&mut model, outlet)?;
+        let loss = setup.task.rules().loss(&mut model, outlet, engine.labels())?;
         return Ok(Wired { model, loss, penalty: None, logits: outlet, trained });
     }
     let map = model.outlet_fact(outlet).map_err(failed)?.rank() == 4;
@@ -156,7 +156,7 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
     let part = head::head(&mut model, pooled, setup.classes)?;
     trained.push((head::WEIGHT.to_string(), part.weight));
     trained.push((head::BIAS.to_string(), part.bias));
-    let loss = setup.task.rules().loss(&mut model, part.logits)?;
+    let loss = setup.task.rules().loss(&mut model, part.logits, engine.labels())?;
     Ok(Wired { model, loss, penalty, logits: part.logits, trained })
 }
 

@@ -1,6 +1,7 @@
 //! Samples as micro-batches: encoded once, put together as they are needed.
 
 use super::data::{Dataset, Label, Sample, SampleInput, StoredPicture};
+use super::features::choose_features;
 use super::tasks::{Given, Task};
 use super::trainer::Answers;
 use crate::error::{Error, Result};
@@ -8,7 +9,7 @@ use crate::pack::IoSpec;
 #[cfg(feature = "text")]
 use crate::runtime::Generator;
 use crate::runtime::text::Tokens;
-use crate::runtime::{Engine, Named, Preprocessor, Words, concat_axis};
+use crate::runtime::{Engine, Named, Preprocessor, Words, concat_axis, read};
 use crate::shape::Array;
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -23,11 +24,14 @@ pub(super) struct Samples<'a> {
     preprocessor: Preprocessor,
     items: Vec<Item<'a>>,
     labels: Vec<Label>,
+    data: &'a Dataset,
     task: Task,
     /// Of sentences, where the task needs them.
     sentences: Vec<(&'a str, Words)>,
     /// Outputs of the head.
     width: usize,
+    /// How texts are read: [`Wanted::beam`](super::tasks::Wanted::beam).
+    pub(super) beam: usize,
     /// Of each input that isn't cut along its first axis, which one the samples stand along.
     axes: Vec<(String, usize)>,
     /// Rows that every run must have, where the graph fixes that.
@@ -55,9 +59,22 @@ struct Cache {
     limit: u64,
 }
 
-/// Encodes one sample and asks the base for it. Errors: what training on it would say of it.
-pub fn try_sample(engine: &Engine, sample: &Sample, max_tokens: Option<usize>) -> Result<()> {
-    engine.run(&one_row(engine, sample, max_tokens)?, None).map(|_| ())
+/// Encodes one sample of `data` and asks the base for it. Errors: what training on it would say of it.
+pub fn try_sample(
+    engine: &Engine,
+    data: &Dataset,
+    sample: usize,
+    max_tokens: Option<usize>,
+) -> Result<()> {
+    let outputs = engine.run(&one_row(engine, &data.samples[sample], max_tokens)?, None)?;
+    if data.task.rules().own_output() {
+        let samples = Samples::new(engine, data, &data.labels, max_tokens)?;
+        let features = choose_features(engine, None, None, true)?;
+        let output = outputs.get(features.output).map(|(_, output)| output);
+        let output = output.map(|output| read(engine, &features.name, output)).transpose()?;
+        samples.fits(sample, output.and_then(|o| o.shape().get(1).copied()).unwrap_or(0))?;
+    }
+    Ok(())
 }
 
 /// The inputs of a sample alone.
@@ -114,7 +131,8 @@ impl<'a> Samples<'a> {
         let preprocessor = Preprocessor::new(engine).with_max_tokens(max_tokens);
         let rules = data.task.rules();
         #[cfg(feature = "text")]
-        let generator = rules.own_output().then(|| Generator::new(engine)).transpose()?;
+        let generator = rules.learns_texts().then(|| Generator::new(engine)).transpose()?;
+        let spell = rules.own_output().then(|| rules.speller(engine.labels())).transpose()?;
         let places: Vec<Option<usize>> =
             data.labels.iter().map(|l| labels.iter().position(|known| known == l)).collect();
         let mut items = Vec::with_capacity(data.samples.len());
@@ -147,6 +165,10 @@ impl<'a> Samples<'a> {
                 SampleInput::Arrays(arrays) => Ok(Item::Arrays(arrays)),
             };
             items.push(item.map_err(|e| e.at(&sample.place))?);
+            if let Some(spell) = &spell {
+                answers.push(spell(&sample.label).map_err(|e| e.at(&sample.place))?);
+                continue;
+            }
             let moved = sample.label.moved(&|place| places.get(place).copied().flatten());
             answers.push(moved.map_err(|place| {
                 let name = data.labels.get(place).map_or("?", String::as_str);
@@ -168,9 +190,11 @@ impl<'a> Samples<'a> {
             preprocessor,
             items,
             labels: answers,
+            data,
             task: data.task,
             sentences,
             width: labels.len(),
+            beam: 1,
             axes,
             fixed_rows,
             bytes: data.bytes(),
@@ -186,6 +210,12 @@ impl<'a> Samples<'a> {
         &self.labels[sample]
     }
 
+    /// An error that names the sample whose label no output of so many steps can say.
+    pub(super) fn fits(&self, sample: usize, steps: usize) -> Result<()> {
+        let found = self.task.rules().fits(&self.labels[sample], steps);
+        found.map_err(|e| e.at(&self.data.samples[sample].place))
+    }
+
     /// What is learned of them.
     pub(super) fn task(&self) -> Task {
         self.task
@@ -198,7 +228,7 @@ impl<'a> Samples<'a> {
 
     /// What a sample's output is read with, as `given` has it.
     pub(super) fn given<'g>(&'g self, sample: usize, given: Given<'g>) -> Given<'g> {
-        Given { sentence: self.sentence(sample), ..given }
+        Given { sentence: self.sentence(sample), beam: self.beam, ..given }
     }
 
     /// What the loss compares a sample's output with.

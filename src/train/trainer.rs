@@ -78,7 +78,9 @@ impl Trainer {
         let head_from = options.head_from.as_deref();
         let features = choose_features(engine, head_from, options.pool, per_token)?;
         let mut chosen = choose_targets(engine, &options.targets, features.output)?;
-        if own_output && matches!(options.targets, super::TargetChoice::AllLinear) {
+        if options.task.rules().learns_texts()
+            && matches!(options.targets, super::TargetChoice::AllLinear)
+        {
             // As PEFT has it: of a language model all layers but that of the vocabulary.
             let last = output_layer(engine, features.output)?;
             chosen.retain(|target| Some(*target) != last);
@@ -377,6 +379,15 @@ impl Trainer {
             }
         }
         Ok(Some(Gradients { loss: loss as f32, values: sums }))
+    }
+
+    /// Steps that the head's answer has, or the base's own.
+    pub(super) fn steps(&self, fed: &Fed<'_>) -> Result<usize> {
+        let binding = match fed {
+            Fed::Inputs(inputs) => Cow::Owned(self.engine.binding(&self.engine.ordered(inputs)?)?),
+            Fed::Above(above) => Cow::Borrowed(&above.binding),
+        };
+        Ok(self.plan_for(&binding)?.answer_shape().get(1).copied().unwrap_or(0))
     }
 
     fn parameter_tensors(&self) -> Result<Vec<Arc<Tensor>>> {

@@ -34,3 +34,4 @@ mod sounds;
 mod support;
 mod tasks;
 mod tcp;
+mod transcripts;

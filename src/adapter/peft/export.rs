@@ -26,7 +26,10 @@ pub fn export(adapter: &Adapter, targets: &[Target], dir: &Path) -> Result<Vec<S
     adapter.check()?;
     // One without labels stands for the base's own output, for which PEFT needs no head.
     let own: Vec<&Head> = adapter.heads.iter().filter(|head| head.labels.is_empty()).collect();
-    let task = if own.is_empty() { Value::Null } else { json!("CAUSAL_LM") };
+    let task = match own.iter().any(|head| head.task == "language") {
+        true => json!("CAUSAL_LM"),
+        false => Value::Null,
+    };
     let mut rest = adapter.clone();
     rest.heads.retain(|head| !head.labels.is_empty());
     let adapter = &rest;

@@ -58,7 +58,7 @@ pub fn measure(
     let Some(now) = ask(Some(&bound), &mut *go_on)? else { return Ok(None) };
     let own = &engine.base().preprocess().labels;
     let base_answers = held.task == Task::serving(None, engine.base())?
-        && held.labels.iter().any(|l| own.contains(l));
+        && (held.task.rules().own_output() || held.labels.iter().any(|l| own.contains(l)));
     let then = match &before {
         None if !base_answers => None,
         // Without a generation before it is the base that answers.

@@ -338,9 +338,8 @@ fn name_unusable(work: &Assignment, store: &Store, engine: &Engine, stop: &Arc<A
             return;
         }
         let tried = dataset(store, engine, &[id], None).and_then(|one| {
-            let sample = one.samples.first();
-            sample.map_or(Ok(()), |sample| try_sample(engine, sample, max_tokens))?;
-            Ok(sample.map_or(0, |sample| sample.label.width()))
+            try_sample(engine, &one, 0, max_tokens)?;
+            Ok(one.label_width())
         });
         match tried {
             Err(e) if of_a_sample(e.kind()) => {

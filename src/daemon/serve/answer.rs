@@ -18,6 +18,7 @@ use crate::runtime::{
 };
 use crate::shape::{Array, DType, Data};
 use crate::train::Task;
+use crate::train::tasks::Wanted;
 use axum::body::Bytes;
 use axum::http::StatusCode;
 use serde::Serialize;
@@ -58,8 +59,7 @@ pub struct Prepared {
     /// The sentence, where the head answers for its words.
     sentence: Option<(String, Words)>,
     served: Arc<Served>,
-    top: usize,
-    reject: Option<f32>,
+    wanted: Wanted,
     outputs: Option<bool>,
     /// What was asked, where the answer is to be kept, and how its picture looks.
     kept: Option<(Asked, Option<Look>)>,
@@ -137,13 +137,13 @@ impl Answerer {
         }
         let mut taken = self.memory.take(0)?;
         let question = raw.parse(|| self.roster.list(), &mut taken)?;
-        let Question { input, selection, top, reject, outputs } = question;
+        let Question { input, selection, wanted, outputs } = question;
         let served = self.roster.resolve(&selection)?;
         let head = served.bound.as_ref().and_then(|b| b.head.as_ref());
         let task = Task::serving(head, self.engine.base())?;
         let mut sentence = None;
-        let wanted = served.name.is_some() && self.recent.wants(&input);
-        let mut kept = wanted.then(|| (input.clone(), None));
+        let shown = served.name.is_some() && self.recent.wants(&input);
+        let mut kept = shown.then(|| (input.clone(), None));
         let work = match input {
             Asked::Text(text) => {
                 let _taken = self.memory.take(tokenizing_bytes(&text))?;
@@ -166,7 +166,7 @@ impl Answerer {
             }
             Asked::Tensors(named) => Work::Inputs(named),
         };
-        Ok(Prepared { work, sentence, served, top, reject, outputs, kept, taken: Some(taken) })
+        Ok(Prepared { work, sentence, served, wanted, outputs, kept, taken: Some(taken) })
     }
 
     fn picture(&self, bytes: &[u8]) -> Result<Array, Problem> {
@@ -271,7 +271,7 @@ impl Answerer {
                 let sentence =
                     prepared.sentence.as_ref().map(|(text, words)| (text.as_str(), words));
                 let said = |p: &Prediction| -> Result<serde_json::Value> {
-                    Ok(task.answer(head, p, sentence, prepared.top, prepared.reject)?.json)
+                    Ok(task.answer(head, p, sentence, prepared.wanted)?.json)
                 };
                 if let ([one], true) = (own, prepared.kept.is_some()) {
                     self.keep(prepared, &[said(one)?]);
@@ -334,9 +334,10 @@ impl Answerer {
             Work::Inputs(self.zeros()?)
         };
         let served = self.roster.resolve(&super::roster::Selection::Base)?;
-        let (kept, taken, reject) = (None, None, None);
+        let (kept, taken) = (None, None);
         let outputs = Some(false);
-        let probe = Prepared { work, sentence: None, served, top: 1, reject, outputs, kept, taken };
+        let wanted = Wanted { top: 1, ..Wanted::default() };
+        let probe = Prepared { work, sentence: None, served, wanted, outputs, kept, taken };
         self.least.store(probe.size(), Ordering::Relaxed);
         Ok(probe)
     }
@@ -423,6 +424,6 @@ fn one_row(array: &Array, row: usize) -> Result<Array> {
 
 impl std::fmt::Debug for Prepared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Prepared").field("top", &self.top).finish_non_exhaustive()
+        f.debug_struct("Prepared").field("wanted", &self.wanted).finish_non_exhaustive()
     }
 }

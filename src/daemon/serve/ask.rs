@@ -9,6 +9,7 @@ use crate::runtime::audio::media_type;
 use crate::runtime::{Named, Taken};
 use crate::shape::{Array, DType, Data};
 use crate::store::{Input, Reference, check_name};
+use crate::train::tasks::{MAX_BEAM, Wanted};
 use axum::body::Bytes;
 use axum::http::StatusCode;
 use base64::Engine as _;
@@ -83,6 +84,7 @@ pub struct AskQuery {
     adapter: Option<String>,
     top: Option<usize>,
     reject: Option<f32>,
+    beam: Option<usize>,
     outputs: Option<bool>,
 }
 
@@ -101,10 +103,8 @@ pub struct Question {
     pub input: Asked,
     /// Who answers.
     pub selection: Selection,
-    /// Labels in the answer.
-    pub top: usize,
-    /// What share of what was never taught may pass; what is not known gets no label.
-    pub reject: Option<f32>,
+    /// What of the answer.
+    pub wanted: Wanted,
     /// Whether the base's outputs are in the answer; `None`: where there are no labels.
     pub outputs: Option<bool>,
 }
@@ -132,6 +132,7 @@ struct PredictBody {
     lora: Option<Vec<LoraWeight>>,
     top: Option<usize>,
     reject: Option<f32>,
+    beam: Option<usize>,
     outputs: Option<bool>,
 }
 
@@ -331,10 +332,10 @@ impl Raw {
         taken: &mut Taken,
     ) -> Result<Question, Problem> {
         let raw = raw_input(&self.body, self.mime, taken)?;
-        let (input, adapter, lora, top, reject, outputs) = match raw {
+        let (input, adapter, lora, top, reject, beam, outputs) = match raw {
             Some(input) => {
                 let q = self.query.clone();
-                (input, q.adapter.map(Some), None, q.top, q.reject, q.outputs)
+                (input, q.adapter.map(Some), None, q.top, q.reject, q.beam, q.outputs)
             }
             None => {
                 if self.query.adapter.is_some() || self.query.top.is_some() {
@@ -344,7 +345,7 @@ impl Raw {
                 }
                 let b: PredictBody = object(&self.body)?;
                 let input = input(b.text, b.image, b.audio, b.inputs)?;
-                (input, b.adapter, b.lora, b.top, b.reject, b.outputs)
+                (input, b.adapter, b.lora, b.top, b.reject, b.beam, b.outputs)
             }
         };
         let selection = match (adapter, lora) {
@@ -365,7 +366,13 @@ impl Raw {
                 "reject: expected a share between 0 and 1, found {share}"
             )));
         }
-        Ok(Question { input, selection, top, reject, outputs })
+        let beam = beam.unwrap_or(1);
+        if !(1..=MAX_BEAM).contains(&beam) {
+            let error = format!("beam: expected 1 to {MAX_BEAM}, found {beam}");
+            return Err(Problem::invalid(error));
+        }
+        let wanted = Wanted { top, reject, beam };
+        Ok(Question { input, selection, wanted, outputs })
     }
 }
 
@@ -438,7 +445,8 @@ mod tests {
     #[test]
     fn questions_are_read_and_wrong_ones_named() {
         let q = parse(r#"{"text": "hi", "adapter": null, "top": 2}"#).unwrap();
-        assert!(matches!(q.input, Asked::Text(_)) && q.selection == Selection::Base && q.top == 2);
+        assert!(matches!(q.input, Asked::Text(_)) && q.selection == Selection::Base);
+        assert_eq!((q.wanted.top, q.wanted.beam), (2, 1));
         let q = parse(r#"{"text": "hi"}"#).unwrap();
         assert_eq!(q.selection, Selection::Default);
         let q = parse(r#"{"text": "hi", "lora": [{"id": 1, "scale": 0.5}]}"#).unwrap();
@@ -451,16 +459,17 @@ mod tests {
         for (text, status, part) in [
             ("", 400, "EOF"),
             ("[]", 400, "object"),
-            (r#"["hi", null, null, null, null, null, null]"#, 400, "object"),
             ("{}", 400, "exactly one"),
             (r#"{"text": "a", "image": "b"}"#, 400, "exactly one"),
             (r#"{"text": 3}"#, 400, "string"),
             (r#"{"text": " "}"#, 400, "empty"),
+            (r#"["hi", null]"#, 400, "object"),
             (r#"{"text": "a", "colour": 1}"#, 400, "colour"),
             (r#"{"text": "a", "adapter": "../x"}"#, 400, "adapter"),
             (r#"{"text": "a", "adapter": "x@0"}"#, 400, "generation"),
             (r#"{"text": "a", "top": -1}"#, 400, "-1"),
             (r#"{"text": "a", "top": 100000}"#, 400, "top"),
+            (r#"{"text": "a", "beam": 0}"#, 400, "beam"),
             (r#"{"text": "a", "lora": [{"id": 7, "scale": 1}]}"#, 404, "7"),
             (r#"{"text": "a", "lora": [{"id": 0, "scale": 1}], "adapter": "a"}"#, 400, "both"),
             (r#"{"image": "%%"}"#, 400, "base64"),

@@ -2,7 +2,7 @@
 
 use super::{
     Dataset, LoadOptions, MAX_LABEL_BYTES, MAX_LABELS, MAX_SAMPLES, OF_A_ROW, Place, Rough,
-    RoughLabel, RoughName, Row, Sample, SampleInput, Seen, canonical_split,
+    RoughLabel, RoughName, Row, Sample, SampleInput, Seen, Spelled, canonical_split,
 };
 use crate::error::{Error, Result};
 use crate::train::tasks::Task;
@@ -44,6 +44,7 @@ struct Held {
     names: Vec<u32>,
     spans: Vec<[u32; 2]>,
     values: Vec<f32>,
+    text: Option<Spelled>,
     place: Place,
 }
 
@@ -182,7 +183,7 @@ impl<'a> Collector<'a> {
         let wanted = self.options.split.takes(split);
         let reader = self.reader(&row).map_err(|e| e.at(&place))?;
         let rough = reader.rules().label(&row).map_err(|e| e.at(&place))?;
-        let RoughLabel { names, spans, values } = rough;
+        let RoughLabel { names, spans, values, text } = rough;
         self.lists += usize::from(!values.is_empty());
         let names = names.into_iter().map(|name| self.name(name)).collect::<Result<Vec<u32>>>();
         let names = names.map_err(|e| e.at(&place))?;
@@ -199,9 +200,11 @@ impl<'a> Collector<'a> {
             ))
             .at(place));
         }
-        let label = 4 * names.len() + 8 * spans.len() + 4 * values.len();
+        let letters =
+            text.as_ref().map_or(0, |spelled| spelled.text.len() + 8 * spelled.symbols.len());
+        let label = 4 * names.len() + 8 * spans.len() + 4 * values.len() + letters;
         self.take(size_of::<Held>() as u64 + OF_A_ROW + input.bytes() + label as u64)?;
-        self.rows.push(Held { input, names, spans, values, place });
+        self.rows.push(Held { input, names, spans, values, text, place });
         Ok(())
     }
 
@@ -340,8 +343,8 @@ impl<'a> Collector<'a> {
         let known: Vec<Option<usize>> = self.known.iter().zip(&classes).map(place).collect();
         let mut samples = Vec::with_capacity(self.rows.len());
         let mut width = None;
-        for Held { input, names, spans, values, place } in self.rows {
-            let mut rough = Rough { spans, values, ..Rough::default() };
+        for Held { input, names, spans, values, text, place } in self.rows {
+            let mut rough = Rough { spans, values, text, ..Rough::default() };
             for id in names {
                 let name = self.known.get(id as usize).map_or("", |k| k.name.as_str());
                 rough.names.push(name);

@@ -11,6 +11,17 @@ pub enum Label {
     Marks(Vec<Mark>),
     /// Finite numbers, as many for every sample.
     Values(Vec<f32>),
+    /// A text.
+    Text(Spelled),
+}
+
+/// A text and the symbols that spell it: a row gives one of them, the base's symbols the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spelled {
+    /// The text.
+    pub text: String,
+    /// Places among the base's symbols; where a row gives them, -1 is none.
+    pub symbols: Vec<i64>,
 }
 
 /// The label of a part of the input.
@@ -38,7 +49,7 @@ impl Label {
                     |mark: &Mark| Ok(Mark { label: to(mark.label).ok_or(mark.label)?, ..*mark });
                 Label::Marks(marks.iter().map(moved).collect::<Result<_, usize>>()?)
             }
-            Label::Values(values) => Label::Values(values.clone()),
+            Label::Values(_) | Label::Text(_) => self.clone(),
         })
     }
 
@@ -62,6 +73,10 @@ impl Label {
                 marks.iter().flat_map(words).flat_map(u64::to_le_bytes).collect()
             }
             Label::Values(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Label::Text(Spelled { text, symbols }) => {
+                let symbols = symbols.iter().flat_map(|symbol| symbol.to_le_bytes());
+                text.bytes().chain([0]).chain(symbols).collect()
+            }
         }
     }
 }

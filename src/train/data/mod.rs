@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::shape::Array;
 pub(crate) use collect::Collector;
 pub(crate) use folder::files_in;
-pub use label::{Label, Mark};
+pub use label::{Label, Mark, Spelled};
 pub use row::Row;
 pub(crate) use row::{Rough, RoughLabel, RoughName, Seen};
 use std::collections::BTreeSet;

@@ -1,5 +1,6 @@
 //! A row's fields, of whatever file, and its label before the names of the whole file are known.
 
+use super::Spelled;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -89,6 +90,8 @@ pub(crate) struct RoughLabel {
     /// of an array, the end not included.
     pub spans: Vec<[u32; 2]>,
     pub values: Vec<f32>,
+    /// Where the label is a text.
+    pub text: Option<Spelled>,
 }
 
 /// A label's name.
@@ -107,6 +110,7 @@ pub(crate) struct Rough<'a> {
     pub places: Vec<usize>,
     pub spans: Vec<[u32; 2]>,
     pub values: Vec<f32>,
+    pub text: Option<Spelled>,
 }
 
 /// What the labels of a whole file look like.

@@ -100,6 +100,10 @@ impl Run<'_> {
         let share = 1.0 / batch.rows.max(1) as f32;
         if let Some(group) = batch.groups.get(i) {
             let fed = self.fed(&self.samples, Set::Samples, group)?;
+            if self.options.task.rules().own_output() {
+                let steps = self.trainer.steps(&fed)?;
+                group.iter().try_for_each(|&sample| self.samples.fits(sample, steps))?;
+            }
             let answers = Cow::Owned(self.answers(group)?);
             let kept = keeping.map(|k| k.of_samples(group, self.micro, share));
             return Ok(Work { fed, answers, kept });

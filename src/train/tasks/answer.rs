@@ -18,6 +18,27 @@ pub struct Answer {
     pub lines: Vec<String>,
 }
 
+/// The greatest [`Wanted::beam`].
+pub const MAX_BEAM: usize = 100;
+
+/// What is asked of an answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Wanted {
+    /// Labels at most, where they are ranked.
+    pub top: usize,
+    /// What is not known gets no label, and so much at most of what was never taught passes; without it
+    /// 5 % of what was learned is called unknown.
+    pub reject: Option<f32>,
+    /// Prefixes that a search for the likeliest text keeps; 1: the likeliest symbol at each step.
+    pub beam: usize,
+}
+
+impl Default for Wanted {
+    fn default() -> Wanted {
+        Wanted { top: 5, reject: None, beam: 1 }
+    }
+}
+
 /// A measured value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metric {
@@ -114,6 +135,8 @@ pub(crate) struct Given<'a> {
     pub likeness: Option<(f32, f32)>,
     /// Whether what is not known gets no label.
     pub rejects: bool,
+    /// As [`Wanted::beam`].
+    pub beam: usize,
 }
 
 impl<'a> Given<'a> {
@@ -128,6 +151,7 @@ impl<'a> Given<'a> {
             sentence: None,
             likeness: None,
             rejects: false,
+            beam: 1,
         }
     }
 
@@ -138,7 +162,7 @@ impl<'a> Given<'a> {
             Some(head) => Given {
                 thresholds: &head.thresholds,
                 temperature: head.temperature,
-                width: if labels.is_empty() { head.features as usize } else { labels.len() },
+                width: if head.weight.is_empty() { head.features as usize } else { labels.len() },
                 ..plain
             },
             None => plain,
@@ -169,21 +193,19 @@ impl<'a> Given<'a> {
 impl super::Task {
     /// What a prediction says: `head` is the one that made it, none where the base's own labels did;
     /// `sentence` the text that was asked, with [`Preprocessor::words`](crate::runtime::Preprocessor),
-    /// where the task needs it. With `reject` what is not known gets no label, and so much at most of
-    /// what was never taught passes; without it 5 % of what was learned is called unknown.
+    /// where the task needs it.
     ///
     /// # Errors
-    /// Mismatch: a head that answers for tokens, where the task is about samples. Usage: `reject` for
+    /// Mismatch: a head that answers for tokens, where the task is about samples. Usage: a `reject` for
     /// what answers without having measured that.
     pub fn answer(
         self,
         head: Option<&Head>,
         prediction: &Prediction,
         sentence: Option<(&str, &Words)>,
-        top: usize,
-        reject: Option<f32>,
+        wanted: Wanted,
     ) -> Result<Answer> {
-        let task = self;
+        let (task, Wanted { top, reject, beam }) = (self, wanted);
         let (outputs, labels) = (prediction.logits.len(), prediction.labels.len());
         if !task.rules().per_token() && outputs != labels {
             return Err(Error::mismatch(format!(
@@ -200,7 +222,7 @@ impl super::Task {
         }
         let likeness = prediction.likeness.zip(least);
         let rejects = reject.is_some();
-        Ok(task.rules().answer(&Given { sentence, likeness, rejects, ..given }, top))
+        Ok(task.rules().answer(&Given { sentence, likeness, rejects, beam, ..given }, top))
     }
 
     /// The task of what serves: a head, or the base's own labels.

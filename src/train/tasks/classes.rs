@@ -61,7 +61,7 @@ impl TaskRules for Classes {
         Some(Form::OneOf)
     }
 
-    fn loss(&self, model: &mut TypedModel, output: OutletId) -> Result<Loss> {
+    fn loss(&self, model: &mut TypedModel, output: OutletId, _: &[String]) -> Result<Loss> {
         cross_entropy(model, output)
     }
 

@@ -90,6 +90,10 @@ impl TaskRules for Language {
         true
     }
 
+    fn learns_texts(&self) -> bool {
+        true
+    }
+
     #[cfg(feature = "text")]
     fn encode(
         &self,
@@ -139,7 +143,7 @@ impl TaskRules for Language {
         Ok((Tokens { ids, types }, Label::Values(next)))
     }
 
-    fn loss(&self, model: &mut TypedModel, output: OutletId) -> Result<Loss> {
+    fn loss(&self, model: &mut TypedModel, output: OutletId, _: &[String]) -> Result<Loss> {
         token_loss(model, output)
     }
 

@@ -11,8 +11,9 @@ mod numbers;
 mod rules;
 mod tags;
 mod tokens;
+mod transcribe;
 
-pub use answer::{Answer, Metric, Metrics};
+pub use answer::{Answer, MAX_BEAM, Metric, Metrics, Wanted};
 pub(crate) use answer::{Given, Score};
 pub(crate) use rules::TaskRules;
 
@@ -25,6 +26,7 @@ use std::fmt;
 /// Those with fields of their own first; of several that read a row, the first that claims the file's
 /// labels has them, and the last without a claim.
 const ALL: &[Task] = &[
+    Task(&transcribe::Transcribe),
     Task(&language::Language),
     Task(&tokens::Tokens),
     Task(&tags::Tags),
@@ -75,6 +77,7 @@ impl Task {
             Problem::Classes => "classes",
             Problem::Tags => "tags",
             Problem::Numbers => "numbers",
+            Problem::Text => "transcribe",
         })
     }
 

@@ -80,7 +80,7 @@ impl TaskRules for Numbers {
         Some(Form::Values)
     }
 
-    fn loss(&self, model: &mut TypedModel, output: OutletId) -> Result<Loss> {
+    fn loss(&self, model: &mut TypedModel, output: OutletId, _: &[String]) -> Result<Loss> {
         mean_squared_error(model, output)
     }
 

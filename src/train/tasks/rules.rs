@@ -15,6 +15,9 @@ use tract_core::internal::{OutletId, Tensor, TypedModel};
 /// A sentence's tokens as a task sees them, where it asks for them.
 pub(crate) type Sentence<'a> = Option<&'a Words>;
 
+/// Of a label one that names what the base's own output has.
+pub(crate) type Speller<'a> = Box<dyn Fn(&Label) -> Result<Label> + 'a>;
+
 /// A task's rules. What is called an output are the raw values of the head (or of the base's own
 /// output) for one sample: C of them, or C for each token that counts, row by row.
 pub(crate) trait TaskRules: Sync {
@@ -73,13 +76,17 @@ pub(crate) trait TaskRules: Sync {
         false
     }
 
-    /// Whether what is learned is the base's own output, of as many values as its vocabulary has tokens:
-    /// there is no head, and [`TaskRules::encode`] makes tokens and labels of texts.
+    /// Whether what is learned is the base's own output: there is no head.
     fn own_output(&self) -> bool {
         false
     }
 
-    /// The tokens of a text, `most` of them, and the label of these, where [`TaskRules::own_output`].
+    /// Whether [`TaskRules::encode`] makes tokens and labels of texts.
+    fn learns_texts(&self) -> bool {
+        false
+    }
+
+    /// The tokens of a text, `most` of them, and the label of these, where [`TaskRules::learns_texts`].
     #[cfg(feature = "text")]
     fn encode(
         &self,
@@ -89,6 +96,17 @@ pub(crate) trait TaskRules: Sync {
         _most: usize,
     ) -> Result<(Tokens, Label)> {
         Err(Error::failed("only a language model's texts are encoded by their task"))
+    }
+
+    /// What makes of a label one that says which of the names that the base has for its own output it
+    /// means, where [`TaskRules::own_output`].
+    fn speller<'a>(&self, _names: &'a [String]) -> Result<Speller<'a>> {
+        Ok(Box::new(|label| Ok(label.clone())))
+    }
+
+    /// An error for a label that no output of so many steps can say.
+    fn fits(&self, _label: &Label, _steps: usize) -> Result<()> {
+        Ok(())
     }
 
     /// Whether it must know where in a sentence each token stands.
@@ -106,8 +124,8 @@ pub(crate) trait TaskRules: Sync {
         None
     }
 
-    /// Wires the loss of `output` (B, C) or (B, T, C).
-    fn loss(&self, model: &mut TypedModel, output: OutletId) -> Result<Loss>;
+    /// Wires the loss of `output` (B, C) or (B, T, C); `names` are those that the base has for its own.
+    fn loss(&self, model: &mut TypedModel, output: OutletId, names: &[String]) -> Result<Loss>;
 
     /// What the loss compares a sample's output with.
     fn target(&self, label: &Label, width: usize, sentence: Sentence<'_>) -> Result<Vec<f32>>;

@@ -87,7 +87,7 @@ impl TaskRules for Tags {
         Some(Form::Each)
     }
 
-    fn loss(&self, model: &mut TypedModel, output: OutletId) -> Result<Loss> {
+    fn loss(&self, model: &mut TypedModel, output: OutletId, _: &[String]) -> Result<Loss> {
         binary_cross_entropy(model, output)
     }
 

@@ -96,7 +96,7 @@ impl TaskRules for Tokens {
         true
     }
 
-    fn loss(&self, model: &mut TypedModel, output: OutletId) -> Result<Loss> {
+    fn loss(&self, model: &mut TypedModel, output: OutletId, _: &[String]) -> Result<Loss> {
         cross_entropy(model, output)
     }
 
@@ -251,7 +251,8 @@ fn name(text: &str) -> RoughName {
 fn spans(row: &Row<'_>) -> Result<RoughLabel> {
     let wrong = || Error::bad_input("field 'spans' is no list of {start, end, label}");
     let items = row.get("spans").and_then(Value::as_array).ok_or_else(wrong)?;
-    let mut rough = RoughLabel { names: vec![name(OUTSIDE)], spans: vec![[0, 0]], values: vec![] };
+    let mut rough =
+        RoughLabel { names: vec![name(OUTSIDE)], spans: vec![[0, 0]], ..RoughLabel::default() };
     for item in items {
         let place =
             |key: &str| item.get(key).and_then(Value::as_u64).and_then(|v| u32::try_from(v).ok());

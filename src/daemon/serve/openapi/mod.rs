@@ -7,6 +7,7 @@ use super::api::{Need, TABLE};
 use crate::daemon::Role;
 use crate::store::MAX_NAME;
 use crate::train::Task;
+use crate::train::tasks::MAX_BEAM;
 use serde_json::{Map, Value, json};
 
 /// The document that is served at `/openapi.json`: OpenAPI 3.0.
@@ -72,7 +73,7 @@ fn paths() -> Value {
             .npz file as the body; then the query holds the rest")
             .query("adapter", json!({"type": "string"}))
             .query("top", json!({"type": "integer", "minimum": 0, "maximum": 1000}))
-            .query("reject", rate()).query("outputs", json!({"type": "boolean"}))
+            .query("reject", rate()).query("beam", beam()).query("outputs", json!({"type": "boolean"}))
             .takes("Question", true).gives(200, "Answer").refuses(&[404, 409, 422]).end()},
         "/v1/feedback": {"post": Operation::new("feedback", "Tell the right answer: kept for training when this \
             is answered. JSON, or a raw body with the rest in the query")
@@ -318,6 +319,10 @@ fn rate() -> Value {
     json!({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1})
 }
 
+fn beam() -> Value {
+    json!({"type": "integer", "minimum": 1, "maximum": MAX_BEAM})
+}
+
 fn limit() -> Value {
     json!({"type": "integer", "minimum": 1, "maximum": 1000})
 }
@@ -394,6 +399,7 @@ fn schemas() -> Value {
             "lora": nullable(json!({"type": "array", "maxItems": 16, "items": weight})),
             "top": nullable(json!({"type": "integer", "minimum": 0, "maximum": 1000})),
             "reject": nullable(rate()),
+            "beam": nullable(beam()),
             "outputs": nullable(json!({"type": "boolean"})),
         }))),
         "Answer": object(&["adapter", "generation", "predictions"], json!({
