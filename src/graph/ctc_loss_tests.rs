@@ -124,7 +124,8 @@ fn loss_and_gradients_are_those_of_pytorch() {
             to.iter_mut().for_each(|v| *v *= scale);
         }
         let apart = gradient.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
-        assert!(apart < 1e-6, "case {cases}: gradients differ by {apart}");
+        // Its own in f32 are 4e-6 from those in f64.
+        assert!(apart < 1e-5, "case {cases}: gradients differ by {apart}");
         cases += 1;
     }
     assert_eq!(cases, 8);
