@@ -41,7 +41,7 @@ fn texts_are_corrected_learned_proven_and_read() {
     for seed in [1, 2] {
         place.write(&format!("{seed}.adapter"), "");
     }
-    let daemon = Daemon::start_in(place, &BUSY.replace("min_steps = 30", "min_steps = 200"));
+    let daemon = Daemon::start_in(place, &BUSY.replace("min_steps = 12", "min_steps = 200"));
     let answer = ask(&daemon, question("abc", 1));
     let first = &answer["predictions"][0];
     assert!(first["transcript"].is_string() && first["confidence"].is_number(), "{answer}");

@@ -68,12 +68,12 @@ fn paths() -> Value {
         "/openapi.json": {"get": Operation::new("openapi", "This document").gives(200, "Any").end()},
         "/v1/status": {"get": Operation::new("status", "What is served, awaited and done").gives(200, "Status").end()},
         "/v1/events": {"get": Operation::new("events", "What happened, oldest first")
-            .query("limit", limit()).query("after", integer()).gives(200, "Events").end()},
+            .query("limit", up_to(1000)).query("after", integer()).gives(200, "Events").end()},
         "/v1/predict": {"post": Operation::new("predict", "Ask the base with an adapter. JSON, or a picture or \
             .npz file as the body; then the query holds the rest")
             .query("adapter", json!({"type": "string"}))
             .query("top", json!({"type": "integer", "minimum": 0, "maximum": 1000}))
-            .query("reject", rate()).query("beam", beam()).query("outputs", json!({"type": "boolean"}))
+            .query("reject", rate()).query("beam", up_to(MAX_BEAM)).query("outputs", json!({"type": "boolean"}))
             .takes("Question", true).gives(200, "Answer").refuses(&[404, 409, 422]).end()},
         "/v1/feedback": {"post": Operation::new("feedback", "Tell the right answer: kept for training when this \
             is answered. JSON, or a raw body with the rest in the query")
@@ -87,7 +87,7 @@ fn paths() -> Value {
             .query("since", unsigned()).query("until", unsigned())
             .query("part", json!({"type": "string", "enum": ["train", "hold_out"]}))
             .query("state", json!({"type": "string", "enum": ["kept", "quarantined"]}))
-            .query("limit", limit()).query("after", integer()).gives(200, "Samples").end()},
+            .query("limit", up_to(1000)).query("after", integer()).gives(200, "Samples").end()},
         "/v1/samples/{id}": {
             "parameters": [path_parameter("id", id())],
             "get": Operation::new("showSample", "A sample with its input").gives(200, "SampleDetails").refuses(&[404]).end(),
@@ -319,12 +319,8 @@ fn rate() -> Value {
     json!({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1})
 }
 
-fn beam() -> Value {
-    json!({"type": "integer", "minimum": 1, "maximum": MAX_BEAM})
-}
-
-fn limit() -> Value {
-    json!({"type": "integer", "minimum": 1, "maximum": 1000})
+fn up_to(most: usize) -> Value {
+    json!({"type": "integer", "minimum": 1, "maximum": most})
 }
 
 /// An object of these properties and no others.
@@ -399,7 +395,7 @@ fn schemas() -> Value {
             "lora": nullable(json!({"type": "array", "maxItems": 16, "items": weight})),
             "top": nullable(json!({"type": "integer", "minimum": 0, "maximum": 1000})),
             "reject": nullable(rate()),
-            "beam": nullable(beam()),
+            "beam": nullable(up_to(MAX_BEAM)),
             "outputs": nullable(json!({"type": "boolean"})),
         }))),
         "Answer": object(&["adapter", "generation", "predictions"], json!({
