@@ -14,8 +14,8 @@ skipped=(
     # Files are opened with flags that it doesn't know. Mapped files and SQLite it can't have at all: nothing
     # of pack::base, pack::mapping and the store's database is tried here.
     archives_stored_and_deflated a_file_is_written_whole adapter::file::tests::each_way_to_be_wrong adapter::peft::tests
-    # Hours of it: hundreds of rows, searches, threads over more than is worth sharing.
-    a_row_has_the_same_bits_in_every_batch the_q4_search quant::threads small_templates
+    # Hours of it: hundreds of rows, searches, megabytes, threads over more than is worth sharing.
+    a_row_has_the_same_bits_in_every_batch the_q4_search quant::threads small_templates bombs_and_odd_archives
 )
 export MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-deterministic-floats ${MIRIFLAGS:-}"
 cargo +nightly miri test --locked --lib -- "${skipped[@]/#/--skip=}" "$@"
