@@ -38,10 +38,10 @@ fn texts_are_corrected_learned_proven_and_read() {
     let packed = place
         .ok("pack {models}/ctc.onnx -o mlp.base --weights f32 --alphabet letters.txt --blank last");
     assert!(packed.contains("spells texts with 5 symbols, the blank is the last"), "{packed}");
-    for seed in [1, 2] {
-        place.write(&format!("{seed}.adapter"), "");
-    }
-    let daemon = Daemon::start_in(place, &BUSY.replace("min_steps = 12", "min_steps = 200"));
+    let patient = "min_steps = 1000\nlearning_rate = 0.005";
+    let config = BUSY.replace("min_steps = 12", patient).replace("learning_rate = 0.01\n", "");
+    assert!(config.contains(patient));
+    let daemon = Daemon::start_in(place, &config);
     let answer = ask(&daemon, question("abc", 1));
     let first = &answer["predictions"][0];
     assert!(first["transcript"].is_string() && first["confidence"].is_number(), "{answer}");
@@ -53,32 +53,51 @@ fn texts_are_corrected_learned_proven_and_read() {
         let told = and(question(text, variant), "transcript", json!(text));
         daemon.ok("POST", "/v1/feedback", Some(&and(told, "predicted", said.clone())))
     };
+    let mut before = 0;
     for variant in 0..8 {
         for text in texts {
             let said =
                 ask(&daemon, question(text, variant))["predictions"][0]["transcript"].clone();
+            if variant == 0 {
+                before += apart(said.as_str().unwrap(), text);
+            }
             tell(text, variant, &said);
         }
     }
-    let began = Instant::now();
     let read = |text: &str| {
         let answer = ask(&daemon, question(text, 50));
-        (answer["predictions"][0]["transcript"].clone(), answer["generation"].clone())
+        let said = answer["predictions"][0]["transcript"].as_str().unwrap().to_string();
+        (said, answer["generation"].as_u64())
     };
-    while read("bead").0 != "bead" {
-        assert!(began.elapsed() < PATIENCE, "{:?}: {}", read("bead"), daemon.log());
+    let wrong = || texts.map(|text| apart(&read(text).0, text)).iter().sum::<usize>();
+    assert!(before >= 8, "the base is wrong in {before} of 25 letters");
+    let began = Instant::now();
+    while wrong() * 2 > before {
+        assert!(began.elapsed() < PATIENCE, "{before} {}: {}", wrong(), daemon.log());
         std::thread::sleep(Duration::from_millis(200));
     }
-    assert!(read("bead").1.as_u64() >= Some(1), "{:?}", read("bead"));
-    assert_eq!(read("cab").0, "cab", "{}", daemon.log());
-    let told = tell("cab", 51, &json!("cab"));
+    assert!(read("bead").1 >= Some(1), "{:?}", read("bead"));
+    let (said, generation) = read("cab");
+    let told = and(question("cab", 51), "transcript", json!("cab"));
+    let told = and(and(told, "predicted", json!(said)), "generation", json!(generation));
+    let told = daemon.ok("POST", "/v1/feedback", Some(&told));
     let sample = daemon.ok("GET", &format!("/v1/samples/{}", told["id"]), None);
     assert_eq!(sample["answer"], json!({"transcript": "cab"}));
     let outcomes = &daemon.ok("GET", "/v1/status", None)["adapters"][0]["outcomes"];
     assert!(outcomes["total"].as_u64() > Some(0), "{outcomes}");
-    // What nobody can spell is set aside and stops nothing.
-    let wrong = and(question("ab", 60), "transcript", json!("xyz"));
-    daemon.ok("POST", "/v1/feedback", Some(&wrong));
     let wrong = and(question("ab", 60), "transcript", json!(7));
     assert_eq!(daemon.post("/v1/feedback", &wrong).status, 400);
+}
+
+/// Letters to take away, put in or change.
+fn apart(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let here = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = std::mem::replace(&mut row[j + 1], here);
+        }
+    }
+    row[b.len()]
 }
