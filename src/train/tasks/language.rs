@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::runtime::Generator;
 use crate::runtime::text::Tokens;
 use crate::runtime::{Message, argmax, softmax, top_k};
-use crate::train::data::{Dataset, Label, Rough, RoughLabel, Row};
+use crate::train::data::{Label, Rough, RoughLabel, Row};
 use crate::train::loss::{Loss, dense, token_loss};
 use crate::train::metrics::{LEAST_PROBABILITY, entropy};
 use serde_json::{Value, json};
@@ -70,20 +70,8 @@ impl TaskRules for Language {
         Ok(RoughLabel { values, ..RoughLabel::default() })
     }
 
-    fn has_names(&self) -> bool {
-        false
-    }
-
     fn settle(&self, rough: Rough<'_>) -> Result<Label> {
         Ok(Label::Values(rough.values))
-    }
-
-    fn outputs(&self, _: &Dataset, _: &[String]) -> Vec<String> {
-        vec![]
-    }
-
-    fn per_token(&self) -> bool {
-        true
     }
 
     fn own_output(&self) -> bool {

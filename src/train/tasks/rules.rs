@@ -59,7 +59,7 @@ pub(crate) trait TaskRules: Sync {
 
     /// Whether labels are names, which all samples of a data set share.
     fn has_names(&self) -> bool {
-        true
+        !self.own_output()
     }
 
     /// The label, once the names of the whole file are known.
@@ -67,13 +67,16 @@ pub(crate) trait TaskRules: Sync {
 
     /// Names of the head's outputs for `data`; `known` are those of the generation before.
     fn outputs(&self, data: &Dataset, known: &[String]) -> Vec<String> {
+        if self.own_output() {
+            return vec![];
+        }
         let new = data.labels.iter().filter(|label| !known.contains(label));
         known.iter().chain(new).cloned().collect()
     }
 
-    /// Whether the head answers for each token, not for each sample.
+    /// Whether the answer is one for each token or step, not one for each sample.
     fn per_token(&self) -> bool {
-        false
+        self.own_output()
     }
 
     /// Whether what is learned is the base's own output: there is no head.

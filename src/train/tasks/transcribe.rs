@@ -9,7 +9,7 @@ use super::rules::{Sentence, Speller, TaskRules};
 use crate::error::{Error, Result};
 use crate::graph::{ctc_loss, ctc_steps};
 use crate::runtime::ctc::{ReadText, beam, blank, greedy, log_probabilities};
-use crate::train::data::{Dataset, Label, Rough, RoughLabel, Row, Spelled};
+use crate::train::data::{Label, Rough, RoughLabel, Row, Spelled};
 use crate::train::loss::{Loss, ctc, dense};
 use crate::train::metrics::{LEAST_PROBABILITY, edits};
 use serde_json::{Map, Value, json};
@@ -68,20 +68,8 @@ impl TaskRules for Transcribe {
         Map::from_iter([(FIELD.to_string(), text.into())])
     }
 
-    fn has_names(&self) -> bool {
-        false
-    }
-
     fn settle(&self, rough: Rough<'_>) -> Result<Label> {
         Ok(Label::Text(rough.text.unwrap_or_default()))
-    }
-
-    fn outputs(&self, _: &Dataset, _: &[String]) -> Vec<String> {
-        vec![]
-    }
-
-    fn per_token(&self) -> bool {
-        true
     }
 
     fn own_output(&self) -> bool {

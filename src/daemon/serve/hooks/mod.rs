@@ -108,10 +108,13 @@ impl Hooks {
             .collect();
         let hooks = hooks?;
         // A new one is told of what happens from here on.
-        let newest = app.store.latest_events(1).ok().and_then(|events| Some(events.last()?.id));
-        hooks.iter().for_each(|hook| {
-            lock(&hook.queue).event.get_or_insert(newest.unwrap_or(0));
-        });
+        // Where the events can't be read now, from the first look on that can.
+        if let Ok(events) = app.store.latest_events(1) {
+            let newest = events.last().map_or(0, |event| event.id);
+            hooks.iter().for_each(|hook| {
+                lock(&hook.queue).event.get_or_insert(newest);
+            });
+        }
         let (answers, told) = mpsc::channel(ANSWERS);
         let (untold, thread) = (AtomicU64::new(0), Mutex::new(None));
         let all = Arc::new(Hooks { hooks, answers, untold, thread });
@@ -371,12 +374,16 @@ async fn run(app: &Arc<App>, hooks: &[Arc<Hook>], mut answers: mpsc::Receiver<By
 
 /// Looks at what happened, and whether there are other problems than those that were `told`.
 fn look_around(app: &App, hooks: &[Arc<Hook>], board: &Map<String, Value>, told: &mut Vec<String>) {
+    let mut found = problems(app);
     for hook in hooks {
         if let Err(e) = hook.happened(app, board) {
-            tracing::debug!("webhook '{}': the events can't be read: {e}", hook.config.name);
+            let problem = format!("webhook '{}': the events can't be read: {e}", hook.config.name);
+            if !told.contains(&problem) {
+                tracing::warn!("{problem}");
+            }
+            found.push(problem);
         }
     }
-    let found = problems(app);
     if found == *told {
         return;
     }

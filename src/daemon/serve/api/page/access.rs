@@ -28,7 +28,7 @@ impl Visitor {
     pub fn of(app: &App, parts: &Parts, now: u64) -> Option<Visitor> {
         if parts.extensions.get::<Transport>() != Some(&Transport::Tcp) {
             let who = parts.extensions.get::<Who>()?.clone();
-            return Some(Visitor { who, nonce: "socket".into(), key: own_key() });
+            return Some(Visitor { who, nonce: "socket".into(), key: own_key()? });
         }
         Visitor::of_cookie(app, &parts.headers, now)
     }
@@ -125,10 +125,15 @@ fn key(secret: &str) -> [u8; 32] {
     blake3::derive_key("offshoot page login v1", secret.as_bytes())
 }
 
-/// For the socket's users, who have no token: one of this process.
-fn own_key() -> [u8; 32] {
+/// For the socket's users, who have no token: one of this process. None where the system gives no random
+/// bytes.
+fn own_key() -> Option<[u8; 32]> {
     static OWN: OnceLock<[u8; 32]> = OnceLock::new();
-    *OWN.get_or_init(|| random().unwrap_or_default())
+    if let Some(own) = OWN.get() {
+        return Some(*own);
+    }
+    let made = random().inspect_err(|e| tracing::error!("the page can't be used: {e}")).ok()?;
+    Some(*OWN.get_or_init(|| made))
 }
 
 fn sign(key: &[u8; 32], text: &str) -> blake3::Hash {
