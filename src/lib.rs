@@ -111,6 +111,8 @@ mod cli;
 #[cfg(test)]
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[cfg(feature = "cli")]
+mod compare;
 #[cfg(feature = "daemon")]
 mod daemon;
 mod error;
@@ -123,6 +125,8 @@ mod import;
 mod limits;
 mod npy;
 mod pack;
+#[cfg(feature = "cli")]
+mod plot;
 mod quant;
 mod runtime;
 mod shape;

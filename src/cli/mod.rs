@@ -5,6 +5,7 @@ mod audio;
 mod backup;
 mod bench;
 mod chosen;
+mod compare;
 #[cfg(feature = "daemon")]
 mod daemon;
 mod data;
@@ -22,6 +23,7 @@ mod man;
 mod output;
 #[cfg(feature = "import")]
 mod pack;
+mod plot;
 mod progress;
 mod run;
 #[cfg(feature = "daemon")]
@@ -73,6 +75,8 @@ enum Verb {
     Train(Box<train::Args>),
     /// Measure a base or an adapter on labelled data
     Eval(eval::Args),
+    /// Learn one data set in every way there is: what each gains, leaves and costs
+    Compare(compare::Args),
     /// Keep adapters in a store and switch between them
     Adapter(adapter::Args),
     /// Make a backup of a state, also while its daemon runs
@@ -123,6 +127,9 @@ pub fn main() -> ExitCode {
         return ExitCode::from(code);
     }
     let arguments: Vec<OsString> = std::env::args_os().collect();
+    if crate::compare::is_worker_call(&arguments) {
+        return ExitCode::from(crate::compare::worker_main(&arguments));
+    }
     #[cfg(feature = "daemon")]
     if crate::daemon::learn::is_worker_call(&arguments) {
         return ExitCode::from(crate::daemon::learn::worker_main(&arguments));
@@ -182,6 +189,7 @@ fn dispatch(cli: Cli, out: &Out) -> Result<()> {
         Verb::Listen(args) => listen::run(&args, out),
         Verb::Train(args) => train::run(&args, out),
         Verb::Eval(args) => eval::run(&args, out),
+        Verb::Compare(args) => compare::run(&args, out),
         Verb::Adapter(args) => adapter::run(&args, out),
         Verb::Backup(args) => backup::backup(&args, out),
         Verb::Restore(args) => backup::restore(&args, out),

@@ -1,14 +1,14 @@
 //! `offshoot train`.
 
 use super::adapter::pool;
-use super::data::training;
 use super::open_engine;
 use super::output::{Out, bytes, count};
+use super::plot::Course;
 use super::progress::Bar;
 use crate::adapter::{Kind, Pool, TensorType};
 use crate::error::{Error, Result};
 use crate::fs::{open_regular, peak_rss_bytes, remove_stale_temps_of};
-use crate::train::data::{Dataset, LoadOptions, Split, load};
+use crate::train::data::{Dataset, LoadOptions, Split, load, training};
 use crate::train::instant::InstantReport;
 use crate::train::schedule::Schedule;
 use crate::train::tasks::MAX_BEAM;
@@ -133,11 +133,16 @@ pub struct Args {
     /// Go on from the checkpoint of a run that was stopped
     #[arg(long)]
     resume: bool,
+    /// Plot the loss, gain against what is kept of the base's knowledge, and which classes are taken for which
+    /// into this file; measures four times on the way
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
 }
 
 /// Trains and writes the adapter.
 pub fn run(args: &Args, out: &Out) -> Result<()> {
     check_out(&args.out)?;
+    args.plot.as_deref().map_or(Ok(()), check_out)?;
     check_kind(args)?;
     let engine = open_engine(&args.base)?;
     let data = training(&args.data, args.task.or(args.loss), args.ram)?;
@@ -157,9 +162,16 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
             out.remark(format!("warning: {e}"));
         }
     }
-    let mut bar = Bar::new("training", out.json());
-    let trained = train(&engine, &data, held_out.as_ref(), &options, &mut bar)?;
-    drop(bar);
+    if args.plot.is_some() && args.instant && held_out.is_none() && options.holdout == 0.0 {
+        return Err(Error::usage("an instant head takes no steps: there is nothing to plot")
+            .hint("--holdout 0.2 shows which classes it takes for which"));
+    }
+    let mut course = Course::new(Bar::new("training", out.json()));
+    let trained = train(&engine, &data, held_out.as_ref(), &options, &mut course)?;
+    if let Some(path) = &args.plot {
+        course.write(&trained.report, path)?;
+    }
+    drop(course);
     trained.adapter.write(&args.out, TensorType::F32)?;
     if let Some(checkpoint) = checkpoint.filter(|_| args.checkpoint.is_none()) {
         // Missing where the run was shorter than the first checkpoint.
@@ -168,6 +180,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let size = open_regular(&args.out, u64::MAX)?.len;
     summary(&trained.report, out);
     out.line(format!("{}: {}", args.out.display(), bytes(size)));
+    args.plot.iter().for_each(|path| out.line(format!("{}: the run's plots", path.display())));
     out.document(&json!({
         "out": args.out,
         "bytes": size,
@@ -288,7 +301,7 @@ fn below(prefix: &PrefixReport, out: &Out) {
 }
 
 /// Found before the training, not after it.
-fn check_out(out: &Path) -> Result<()> {
+pub fn check_out(out: &Path) -> Result<()> {
     if out.file_name().is_none() || std::fs::metadata(out).is_ok_and(|m| !m.is_file()) {
         return Err(Error::usage(format!("'{}' does not name a file to write", out.display())));
     }
@@ -353,6 +366,7 @@ fn options(args: &Args, data: &Dataset) -> TrainOptions {
         max_tokens: args.max_tokens,
         keep_knowledge: args.keep_knowledge,
         probes: args.probes.clone(),
+        watch: args.plot.is_some(),
         ..TrainOptions::default()
     }
 }
@@ -420,7 +434,7 @@ fn number(text: &str, fits: impl Fn(f32) -> bool, wanted: &str) -> Result<f32> {
     parsed.ok_or_else(|| Error::usage(format!("expected {wanted}")))
 }
 
-fn positive(text: &str) -> Result<f32> {
+pub fn positive(text: &str) -> Result<f32> {
     number(text, |v| v > 0.0, "a number above 0")
 }
 
@@ -432,7 +446,7 @@ pub fn share(text: &str) -> Result<f32> {
     number(text, |v| (0.0..1.0).contains(&v), "a number from 0 to below 1")
 }
 
-fn whole_share(text: &str) -> Result<f32> {
+pub fn whole_share(text: &str) -> Result<f32> {
     number(text, |v| (0.0..=1.0).contains(&v), "a number from 0 to 1")
 }
 

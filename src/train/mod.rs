@@ -61,6 +61,8 @@ pub(crate) use evaluate::{Answered, always, answers};
 pub use evaluate::{Evaluation, evaluate, evaluate_with};
 #[cfg(feature = "daemon")]
 pub(crate) use features::{Features, choose_features};
+#[cfg(feature = "cli")]
+pub(crate) use kind::suited_rate;
 pub use knowledge::KnowledgeKept;
 #[cfg(feature = "daemon")]
 pub(crate) use knowledge::sentences;

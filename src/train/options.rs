@@ -139,6 +139,9 @@ pub struct TrainOptions {
     /// file. Every second one is taught of, the others are measured on. Without them what is measured
     /// on ships with the program.
     pub probes: Option<PathBuf>,
+    /// Whether the hold-out and what is kept are measured four times on the way too, and told.
+    #[serde(skip)]
+    pub watch: bool,
 }
 
 impl TrainOptions {
@@ -235,6 +238,7 @@ impl Default for TrainOptions {
             keep: 0.0,
             keep_knowledge: 0.0,
             probes: None,
+            watch: false,
         }
     }
 }

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 /// Lowest first. The modules of layer 0 are single files that may use each other.
 const LAYERS: &[&[&str]] = &[
-    &["caught", "error", "shape", "fingerprint", "fs", "host", "limits", "npy"],
+    &["caught", "error", "shape", "fingerprint", "fs", "host", "limits", "npy", "plot"],
     &["quant", "adapter"],
     &["pack", "import"],
     &["graph"],
     &["runtime"],
     &["train"],
-    &["store", "daemon", "bench"],
+    &["store", "daemon", "bench", "compare"],
     &["cli"],
 ];
 

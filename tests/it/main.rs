@@ -6,6 +6,7 @@ mod bench;
 mod cli;
 #[path = "../common/mod.rs"]
 mod common;
+mod compare;
 mod doctor;
 mod faults;
 mod generate;

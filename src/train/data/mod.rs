@@ -12,6 +12,7 @@ mod row;
 mod table;
 #[cfg(test)]
 pub(super) mod tests;
+mod training;
 
 use super::tasks::Task;
 use crate::error::{Error, Result};
@@ -25,6 +26,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+pub(crate) use training::{HELD, training};
 
 /// Largest data file that is read, in bytes.
 pub const MAX_FILE_BYTES: u64 = 1 << 30;

@@ -21,6 +21,12 @@ impl Wiring for Full {
         Ok(tensors)
     }
 
+    // The best rate of low-rank matrices is ten times that of whole weights (Schulman and others, LoRA
+    // Without Regret, 2025).
+    fn rate(&self) -> f32 {
+        0.1
+    }
+
     fn wire(&self, layer: &mut Layer<'_>, _scaling: f32) -> Result<OutletId> {
         let product = layer.replaced(layer.tensor("weight")?)?;
         if !layer.has("bias") {

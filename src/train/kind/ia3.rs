@@ -18,6 +18,11 @@ impl Wiring for Ia3 {
         Ok(vec![NamedTensor::new("out", &[outputs], vec![1.0; outputs])])
     }
 
+    // 3e-3, where low-rank matrices have 1e-3 (Liu and others, T-Few, 2022).
+    fn rate(&self) -> f32 {
+        3.0
+    }
+
     fn wire(&self, layer: &mut Layer<'_>, _scaling: f32) -> Result<OutletId> {
         let scale = layer.along(layer.tensor("out")?, layer.y)?;
         layer.w.mul(layer.y, scale)

@@ -48,6 +48,11 @@ pub(crate) trait Wiring: Sync {
     /// none.
     fn wire(&self, layer: &mut Layer<'_>, scaling: f32) -> Result<OutletId>;
 
+    /// How many times the learning rate that suits low-rank matrices suits it.
+    fn rate(&self) -> f32 {
+        1.0
+    }
+
     /// Tensors whose gradients leave out a part that is held constant.
     #[cfg(test)]
     fn held_constant(&self) -> &'static [&'static str] {
@@ -127,6 +132,11 @@ impl<'a> Frozen<'a> {
         let frozen = base.weight(target.weight as usize)?;
         Ok(Start { target, frozen, bias, rank: options.rank as usize, seed: options.seed })
     }
+}
+
+/// How many times the learning rate that suits the first kind suits `kind`.
+pub(crate) fn suited_rate(kind: Kind) -> f32 {
+    wiring(kind).map_or(1.0, Wiring::rate)
 }
 
 /// How `kind` is trained.

@@ -65,21 +65,28 @@ impl Run<'_> {
         steps: u64,
         progress: &mut dyn Progress,
     ) -> Result<()> {
-        if self.options.keep_knowledge <= 0.0 || !is_look(so_far.step, steps) {
+        let keeping = self.options.keep_knowledge > 0.0;
+        if !(keeping || self.options.watch) || !is_look(so_far.step, steps) {
             return Ok(());
+        }
+        if self.options.watch {
+            let shown = self.evaluate(&self.trainer.adapter()?, &mut || true)?;
+            self.tell(so_far.step, &shown.unwrap_or_default().metrics, false, progress);
         }
         // To its end: a checkpoint can't say that a look is still to be done.
         let Some(found) = self.knowledge_of(&self.trainer.adapter()?, &mut || true)? else {
             return Ok(());
         };
         let Some(knowledge) = &mut self.knowledge else { return Ok(()) };
-        knowledge.weigh(found.kept);
-        so_far.keep_weight = Some(knowledge.weight);
+        if keeping {
+            knowledge.weigh(found.kept);
+            so_far.keep_weight = Some(knowledge.weight);
+        }
         progress.event(&Event::Knowledge {
             step: so_far.step,
             kept: found.kept.into(),
             wanted: found.wanted.into(),
-            weight: knowledge.weight.into(),
+            weight: if keeping { knowledge.weight.into() } else { 0.0 },
         });
         Ok(())
     }

@@ -9,7 +9,7 @@ mod report;
 mod state;
 
 use super::data::Dataset;
-use super::evaluate::evaluate_samples;
+use super::evaluate::{Evaluation, evaluate_samples};
 use super::knowledge::{Knowledge, Probes, probes};
 use super::lesson::{Lesson, Teacher};
 use super::mixer::Mixer;
@@ -110,6 +110,20 @@ pub fn misfit(
     }
 }
 
+/// What a hold-out shows: metrics by name, and all of it.
+#[derive(Default)]
+struct Shown {
+    metrics: Vec<(String, f32)>,
+    evaluation: Option<Evaluation>,
+}
+
+impl Shown {
+    fn of(evaluation: Evaluation) -> Shown {
+        let metrics = evaluation.metrics.0.iter().map(|m| (m.name.into(), m.value)).collect();
+        Shown { metrics, evaluation: Some(evaluation) }
+    }
+}
+
 /// A run's parts. `held` are places in `held_samples`, or in `samples` where there is no other.
 struct Run<'a> {
     engine: &'a Engine,
@@ -183,21 +197,21 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// The hold-out's metrics; none without one. `None` where `go_on` said stop.
+    /// What the hold-out shows; nothing without one. `None` where `go_on` said stop.
     fn evaluate(
         &self,
         adapter: &Adapter,
         go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<Option<Vec<(String, f32)>>> {
+    ) -> Result<Option<Shown>> {
         if self.held.is_empty() {
-            return Ok(Some(vec![]));
+            return Ok(Some(Shown::default()));
         }
         let bound = self.engine.bind(&[(adapter, 1.0)])?;
         let samples = self.held_samples.as_ref().unwrap_or(&self.samples);
         let labels = self.trainer.labels();
         let (engine, held, micro) = (self.engine, &self.held, self.micro);
         let found = evaluate_samples(engine, Some(&bound), samples, held, labels, micro, go_on)?;
-        Ok(found.map(|e| e.metrics.0.into_iter().map(|m| (m.name.into(), m.value)).collect()))
+        Ok(found.map(Shown::of))
     }
 
     fn sampler(&self) -> Result<Mixer> {
@@ -222,7 +236,7 @@ impl<'a> Run<'a> {
             Some(resumed) => Some(resumed),
             None => {
                 let before = self.evaluate(&self.trainer.adapter()?, &mut go_on)?;
-                before.map(|before| SoFar::new(options.patience, before))
+                before.map(|before| SoFar::new(options.patience, before.metrics))
             }
         };
         let Some(mut so_far) = begun else { return stopped(0) };
@@ -301,7 +315,9 @@ impl<'a> Run<'a> {
         if calibrated && !self.calibrate(&mut adapter, &mut || !progress.stop())? {
             return stopped(so_far.step);
         }
-        let Some(mut after) = self.evaluate(&adapter, &mut || !progress.stop())? else {
+        let Some(Shown { metrics: mut after, mut evaluation }) =
+            self.evaluate(&adapter, &mut || !progress.stop())?
+        else {
             return stopped(so_far.step);
         };
         let mut given_up = None;
@@ -309,7 +325,10 @@ impl<'a> Run<'a> {
             && worse(options.task, &after, &so_far.before)
         {
             given_up = Some(std::mem::replace(&mut after, so_far.before.clone()));
-            adapter = alone;
+            let Some(shown) = self.evaluate(&alone, &mut || !progress.stop())? else {
+                return stopped(so_far.step);
+            };
+            (adapter, evaluation) = (alone, shown.evaluation);
         }
         let effect = self.effect(&mut adapter, made.is_some())?;
         if effect == Some(0.0) {
@@ -330,6 +349,7 @@ impl<'a> Run<'a> {
             loss_last: so_far.mean_of_last(per_epoch),
             before: so_far.before,
             after,
+            evaluation,
             instant: made.map(|made| made.report),
             given_up,
             targets: adapter.targets.len(),
@@ -416,23 +436,25 @@ impl<'a> Run<'a> {
     /// Measures the hold-out; whether to stop.
     fn look(&self, so_far: &mut SoFar, progress: &mut dyn Progress) -> Result<bool> {
         // To its end: a checkpoint can't say that a look is still to be done.
-        let metrics = self.evaluate(&self.trainer.adapter()?, &mut || true)?.unwrap_or_default();
+        let shown = self.evaluate(&self.trainer.adapter()?, &mut || true)?.unwrap_or_default();
+        let metrics = shown.metrics;
         let loss = metrics.iter().find(|(name, _)| name == "loss");
         let Some(loss) = loss.map(|(_, v)| f64::from(*v)) else { return Ok(false) };
         let verdict = so_far.stopping.look(-loss, so_far.step);
         if verdict == Verdict::Best {
             so_far.best = Some(self.trainer.values().to_vec());
         }
-        if let Some((metric, value)) = metrics.get(1).or(metrics.first()) {
-            progress.event(&Event::HoldOut {
-                step: so_far.step,
-                metric: metric.clone(),
-                value: (*value).into(),
-                loss,
-                best: verdict == Verdict::Best,
-            });
-        }
+        self.tell(so_far.step, &metrics, verdict == Verdict::Best, progress);
         Ok(verdict == Verdict::Stop)
+    }
+
+    /// Tells what the hold-out shows after a step; nothing where there is none.
+    fn tell(&self, step: u64, found: &[(String, f32)], best: bool, progress: &mut dyn Progress) {
+        let loss = found.iter().find(|(name, _)| name == "loss");
+        if let (Some((_, loss)), Some((metric, value))) = (loss, found.get(1).or(found.first())) {
+            let (metric, value, loss) = (metric.clone(), (*value).into(), (*loss).into());
+            progress.event(&Event::HoldOut { step, metric, value, loss, best });
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a run gives.
 
 use crate::adapter::Adapter;
+use crate::train::evaluate::Evaluation;
 use crate::train::instant::InstantReport;
 use crate::train::knowledge::KnowledgeKept;
 use crate::train::prefix::PrefixReport;
@@ -40,6 +41,9 @@ pub struct TrainReport {
     pub before: Vec<(String, f32)>,
     /// Hold-out metrics of the adapter.
     pub after: Vec<(String, f32)>,
+    /// All that the hold-out shows of the adapter; none without one.
+    #[serde(skip)]
+    pub evaluation: Option<Evaluation>,
     /// How the instant head was made, where there is one.
     pub instant: Option<InstantReport>,
     /// What the steps came to, where that was worse than the instant head, which was kept instead, or
