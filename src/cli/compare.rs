@@ -195,11 +195,11 @@ fn people(found: &Comparison, rows: &[Row], out: &Out) {
             out.line(format!("{name} at {share}: of {runs} seeds alone, others failed: {why}"));
         }
     }
-    if rows.iter().filter_map(|row| row.figures.as_ref()).any(|f| f.given_up > 0) {
-        out.line("*: of so many seeds the steps made it worse, and the instant head was kept");
+    if rows.iter().filter_map(|row| row.figures.as_ref()).any(|f| f.worse > 0) {
+        out.line("*: of so many seeds the steps made it worse than it began: train writes the instant head then");
     }
     if let Some(kept) = rows.iter().find_map(|r| r.figures.as_ref()?.kept_of.as_ref()) {
-        out.line(format!("kept, here of one run: {kept}"));
+        out.line(format!("of one run: {kept}"));
     }
     if found.not_begun > 0 {
         out.line(format!("{} runs were not begun: the time was over", found.not_begun));
@@ -209,13 +209,13 @@ fn people(found: &Comparison, rows: &[Row], out: &Out) {
 
 fn line(row: &Row, figures: &Figures, metrics: &[String]) -> Vec<String> {
     let none = || "-".to_string();
-    let given_up = match figures.given_up {
+    let worse = match figures.worse {
         0 => String::new(),
         n => format!(" *{n}"),
     };
     let mut cells = vec![
         percent(row.share),
-        format!("{}{given_up}", row.method.name),
+        format!("{}{worse}", row.method.name),
         count(figures.parameters),
         bytes(figures.file_bytes),
         figures.step_ms.as_ref().map_or_else(none, |ms| format!("{:.1} ms", ms.mean)),

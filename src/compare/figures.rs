@@ -27,8 +27,8 @@ pub struct Outcome {
     pub kept: Option<f64>,
     /// What that counts, in words.
     pub kept_of: Option<String>,
-    /// Whether the steps made it worse, and the instant head was kept.
-    pub given_up: bool,
+    /// Whether it is worse on the hold-out than what it began with: the instant head, where there is one.
+    pub worse: bool,
 }
 
 /// A metric of the hold-out.
@@ -84,8 +84,8 @@ pub struct Metric {
 pub struct Figures {
     /// The seeds that ended well, in the order of all values.
     pub seeds: Vec<u64>,
-    /// Of these, those whose steps made it worse, so that the instant head was kept.
-    pub given_up: usize,
+    /// How many of these ended worse than they began.
+    pub worse: usize,
     /// Samples trained on and held out, in the first.
     pub samples: [usize; 2],
     /// Steps, in the first.
@@ -124,7 +124,7 @@ impl Figures {
         };
         Some(Figures {
             seeds: runs.iter().map(|(seed, _)| *seed).collect(),
-            given_up: outcomes.iter().filter(|o| o.given_up).count(),
+            worse: outcomes.iter().filter(|o| o.worse).count(),
             samples: [first.samples, first.held_out],
             steps: first.steps,
             parameters: first.parameters,

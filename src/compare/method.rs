@@ -110,6 +110,8 @@ impl Method {
             max_tokens: recipe.max_tokens,
             probes: recipe.probes.clone(),
             targets: TargetChoice::None,
+            // What a way comes to is to be seen.
+            even_if_worse: true,
             ..TrainOptions::default()
         };
         match &self.what {

@@ -63,63 +63,60 @@ impl<'a> Best<'a> {
     }
 }
 
-/// The verdict at the largest share, and where there are several at the smallest.
+/// The verdict at the largest share with what more costs, and where there are several that at the
+/// smallest.
 pub(super) fn verdict(rows: &[Row]) -> String {
     let largest = rows.iter().map(|r| r.share).fold(0.0, f32::max);
     let smallest = rows.iter().map(|r| r.share).fold(1.0, f32::min);
-    let mut text = at(rows, largest);
-    if smallest < largest {
-        text += &format!(" With {} of the data: {}", percent(smallest), at(rows, smallest));
+    let Levels { lora, kept, .. } = Levels::of(rows, largest);
+    let mut text = at(rows, largest, true);
+    if let Some(kept) = kept.filter(|kept| lora.is_some_and(|lora| lora.name() != kept.name()))
+        && let Some(share) = &kept.figures.kept
+    {
+        let share = share.mean * 100.0;
+        text += &format!(" {} and keeps {share:.0} % of what the base knows.", kept.says());
     }
-    let seeds =
-        rows.iter().filter_map(|r| Some(r.figures.as_ref()?.seeds.len())).max().unwrap_or(0);
-    if seeds == 1 {
+    if smallest < largest {
+        text += &format!(" With {} of the data {}", percent(smallest), at(rows, smallest, false));
+    }
+    let seeds = rows.iter().filter_map(|r| Some(r.figures.as_ref()?.seeds.len())).max();
+    if seeds == Some(1) {
         text += " One seed says little about chance: --seeds 3 says more.";
     }
     text
 }
 
-fn at(rows: &[Row], share: f32) -> String {
-    let levels = Levels::of(rows, share);
-    let Levels { head, lora, other, kept } = levels;
+fn at(rows: &[Row], share: f32, with_cost: bool) -> String {
+    let Levels { head, lora, other, kept } = Levels::of(rows, share);
     let Some(lora) = lora.or(kept) else {
         return "nothing can be said of LoRA: no run of it ended well.".into();
     };
-    let enough = enough(&lora, head, other);
-    let knowledge = kept.and_then(|kept| {
-        let share = kept.figures.kept.as_ref()?.mean * 100.0;
-        Some(format!(" {}, and keeps {share:.0} % of what the base knows.", kept.says()))
-    });
-    enough
-        + &knowledge.filter(|_| kept.is_some_and(|k| k.name() != lora.name())).unwrap_or_default()
-}
-
-fn enough(lora: &Best<'_>, head: Option<Best<'_>>, other: Option<Best<'_>>) -> String {
+    let takes = |what: &str, one: &Best<'_>, than: &Best<'_>| match with_cost {
+        true => format!(" {what} takes {}.", cost(one, than)),
+        false => String::new(),
+    };
     if let Some(head) = head
         && !lora.over(&head).1
         && !other.is_some_and(|other| other.over(&head).1)
     {
-        return format!(
-            "{}, {}: a head alone is enough, and the base stays as it is. LoRA takes {}.",
-            head.says(),
-            beside(lora, &head),
-            cost(lora, &head)
-        );
+        let (head_says, lora_says) = (head.says(), beside(&lora, &head));
+        let takes = takes("LoRA", &lora, &head);
+        return format!("a head alone is enough: {head_says}, {lora_says}.{takes}");
     }
     let gain = head.map_or(String::new(), |head| format!(", where {}", head.says()));
-    match other.map(|other| (other, other.over(lora).1)) {
+    match other.map(|other| (other, other.over(&lora).1)) {
         Some((other, true)) => format!(
-            "LoRA is not all that can be had: {}, {}{gain}. It takes {}.",
+            "LoRA is not all that can be had: {}, {}{gain}.{}",
             other.says(),
             lora.says(),
-            cost(&other, lora)
+            takes(other.name(), &other, &lora)
         ),
         Some((other, false)) => format!(
-            "LoRA is enough: {}{gain}; the best of the others, '{}', has {}, no more than chance. It takes {}.",
+            "LoRA is enough: {}{gain}; the best other kind, '{}', has {}, no more than chance.{}",
             lora.says(),
             other.name(),
             number(other.mean()),
-            cost(&other, lora)
+            takes(other.name(), &other, &lora)
         ),
         None => format!("{}{gain}; no other kind was tried.", lora.says()),
     }
@@ -174,12 +171,14 @@ fn cost(one: &Best<'_>, other: &Best<'_>) -> String {
     if let (Some(x), Some(y)) = (a.peak_rss_bytes, b.peak_rss_bytes) {
         parts.push(times(x as f64, y as f64, "memory"));
     }
-    let mut text = parts.join(", ");
-    if let (Some(x), Some(y)) = (&a.kept, &b.kept) {
-        let [x, y] = [x.mean, y.mean].map(|share| share * 100.0);
-        text += &format!(", and keeps {x:.0} % of what the base knows instead of {y:.0} %");
+    let shares = a.kept.as_ref().zip(b.kept.as_ref());
+    let [x, y] = shares.map_or([0.0; 2], |(x, y)| [x.mean, y.mean].map(|s| (s * 100.0).round()));
+    match x == y {
+        true => parts.join(", "),
+        false => {
+            format!("{}, and keeps {x} % of what the base knows instead of {y} %", parts.join(", "))
+        }
     }
-    text
 }
 
 fn times(one: f64, other: f64, what: &str) -> String {

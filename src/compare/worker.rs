@@ -98,6 +98,14 @@ fn outcome(trained: &Trained, file_bytes: u64, took: Duration) -> Outcome {
         value: m.value.into(),
         higher_is_better: m.higher_is_better,
     };
+    let metrics: Vec<Value> = shown.filter(|m| m.name != "loss").map(value).collect();
+    let is_worse = |metric: &Value| {
+        let before = report.before.iter().find(|(name, _)| *name == metric.name);
+        before.is_some_and(|(_, before)| match metric.higher_is_better {
+            true => metric.value < (*before).into(),
+            false => metric.value > (*before).into(),
+        })
+    };
     // Its own output is what the base knows: nothing is left of it where that is what is learned.
     let head_alone = report.targets == 0 && !report.labels.is_empty();
     let (kept, kept_of) = match &report.knowledge {
@@ -114,10 +122,10 @@ fn outcome(trained: &Trained, file_bytes: u64, took: Duration) -> Outcome {
         step_ms: (report.steps > 0).then_some(report.step_ms_median),
         seconds: took.as_secs_f64(),
         peak_rss_bytes: peak_rss_bytes(),
-        metrics: shown.filter(|m| m.name != "loss").map(value).collect(),
+        worse: metrics.first().is_some_and(is_worse),
+        metrics,
         kept,
         kept_of,
-        given_up: report.given_up.is_some(),
     }
 }
 

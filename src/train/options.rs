@@ -142,6 +142,10 @@ pub struct TrainOptions {
     /// Whether the hold-out and what is kept are measured four times on the way too, and told.
     #[serde(skip)]
     pub watch: bool,
+    /// Whether what was trained is the result also where it is worse than the instant head: for
+    /// comparisons.
+    #[serde(skip)]
+    pub even_if_worse: bool,
 }
 
 impl TrainOptions {
@@ -239,6 +243,7 @@ impl Default for TrainOptions {
             keep_knowledge: 0.0,
             probes: None,
             watch: false,
+            even_if_worse: false,
         }
     }
 }

@@ -60,7 +60,7 @@ fn ways_are_compared_on_the_same_samples() {
     assert!((size - written).abs() < 200.0, "{size} for {written}");
     let values = |name| of(&found, name, 1.0)["parameters"].as_u64().unwrap();
     assert!(values("instant") < values("lora-2") && values("lora-2") < values("full"));
-    assert!(found["verdict"].as_str().unwrap().contains("With 25 % of the data"), "{found}");
+    assert!(found["verdict"].as_str().unwrap().contains("With 25 % of the data "), "{found}");
     let plot = String::from_utf8(place.read("gain.svg")).unwrap();
     assert!(plot.starts_with("<svg ") && plot.contains("<title>lora-2: "), "{plot}");
     assert_eq!(plot.matches("Gain against what is kept").count(), 2);
@@ -172,4 +172,20 @@ fn a_run_is_plotted() {
     let plot = String::from_utf8(place.read("i.svg")).unwrap();
     assert!(plot.contains("answered as") && !plot.contains(">Loss<"));
     place.fails(&format!("{line} --out two.adapter --plot no/such/run.svg"), 1);
+}
+
+#[test]
+fn knowledge_is_asked_for_without_a_number_by_the_recipe_that_was_measured() {
+    let place = Place::new();
+    learnable(&place);
+    let line = "train mlp.base --data two.npz --out two.adapter --steps 4";
+    let wanted = |more: &str| {
+        let found = place.json(&format!("{line} {more}"));
+        found["report"]["knowledge"]["wanted"].as_f64().unwrap()
+    };
+    assert_eq!(wanted(""), 0.0);
+    for (more, share) in [("--keep-knowledge", 0.85), ("--keep-knowledge 0.9", 0.9)] {
+        assert!((wanted(more) - share).abs() < 1e-6, "{more}");
+    }
+    place.fails(&format!("{line} --keep-knowledge 2"), 2);
 }

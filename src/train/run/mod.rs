@@ -321,7 +321,8 @@ impl<'a> Run<'a> {
             return stopped(so_far.step);
         };
         let mut given_up = None;
-        if let Some(alone) = alone.filter(|_| !only && self.begins_instantly())
+        let may_fall_back = !only && !options.even_if_worse && self.begins_instantly();
+        if let Some(alone) = alone.filter(|_| may_fall_back)
             && worse(options.task, &after, &so_far.before)
         {
             given_up = Some(std::mem::replace(&mut after, so_far.before.clone()));
