@@ -87,8 +87,8 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     args.svg.as_deref().map_or(Ok(()), check_out)?;
     let plan = plan(args)?;
     // Said once and at once, not by each run.
-    open_engine(&args.base)?;
-    let data = training(&args.data, args.task, None)?;
+    let engine = open_engine(&args.base)?;
+    let data = training(&args.data, engine.base(), args.task, None)?;
     if args.holdout == 0.0 && data.held_out.is_none() {
         return Err(Error::usage("--holdout 0 leaves nothing to compare by")
             .hint("data with a split 'test' have their own hold-out"));
@@ -97,7 +97,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     if let Some(why) = &data.data.why {
         out.line(format!("task {task}: {why}"));
     }
-    drop(data);
+    drop((data, engine));
     let mut bar: Option<Bar> = None;
     let found = compare(&plan, &mut |news| match news {
         News::Begun(at, all, run) => {

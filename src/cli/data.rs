@@ -18,13 +18,14 @@ pub fn split(text: &str) -> Result<Split> {
     }
 }
 
-/// Reads a file to measure on, its labels those of what answers: a head, or the base itself. Where no
-/// split is named: `test` if it has one, else `validation`, else all.
+/// Reads a file to measure on, its labels those of what answers: a head, or the base itself, unless another
+/// task is asked for. Where no split is named: `test` if it has one, else `validation`, else all.
 ///
 /// # Errors
 /// As [`load`]. Unsupported: a head of a task that this version doesn't know.
 pub fn measured(
     path: &Path,
+    task: Option<Task>,
     chosen: Option<&Split>,
     engine: &Engine,
     head: Option<&Head>,
@@ -33,7 +34,7 @@ pub fn measured(
     let labels = head.map_or(own.as_slice(), |head| &head.labels[..]);
     let options = LoadOptions {
         split: Split::All,
-        task: Some(Task::serving(head, engine.base())?),
+        task: Some(task.map_or_else(|| Task::serving(head, engine.base()), Ok)?),
         labels: (!labels.is_empty()).then(|| labels.to_vec()),
         memory: None,
     };

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::runtime::{Engine, Preprocessor};
 use crate::shape::Array;
 use crate::train::data::{SampleInput, Split};
-use crate::train::{Evaluation, Retention, evaluate_with, retention as compare};
+use crate::train::{Evaluation, Retention, Task, evaluate_with, retention as compare};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +29,9 @@ pub struct Args {
     /// An adapter: its name in the store, NAME@GENERATION, or a file; several are summed
     #[arg(long = "adapter", value_name = "NAME|FILE[:WEIGHT]", value_parser = Choice::parse)]
     adapters: Vec<Choice>,
+    /// What is asked [default: what answers has learned]
+    #[arg(long, value_parser = Task::parse)]
+    task: Option<Task>,
     /// Which rows: all, train, test or another split's name [default: test if there is one]
     #[arg(long, value_parser = split)]
     split: Option<Split>,
@@ -48,7 +51,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let engine = open_engine(&args.base)?;
     let bound = chosen::bind(&engine, &args.adapters)?;
     let head = bound.as_ref().and_then(|b| b.head.as_ref());
-    let data = measured(&args.data, args.split.as_ref(), &engine, head)?;
+    let data = measured(&args.data, args.task, args.split.as_ref(), &engine, head)?;
     let evaluation = evaluate_with(&engine, bound.as_ref(), &data, args.batch, args.beam)?;
     let retention = match (&args.retention, &bound) {
         (Some(path), Some(bound)) => Some(retention(&engine, bound, path)?),

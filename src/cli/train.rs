@@ -150,7 +150,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     args.plot.as_deref().map_or(Ok(()), check_out)?;
     check_kind(args)?;
     let engine = open_engine(&args.base)?;
-    let data = training(&args.data, args.task.or(args.loss), args.ram)?;
+    let data = training(&args.data, engine.base(), args.task.or(args.loss), args.ram)?;
     if let Some(why) = &data.data.why {
         out.line(format!("task {}: {why}", data.data.task));
     }

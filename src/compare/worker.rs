@@ -78,7 +78,7 @@ fn learn(recipe: &Recipe, run: &Run) -> Result<Outcome> {
     prepare_heap();
     let engine = Engine::open(&recipe.base)?;
     let task = recipe.task.as_deref().map(Task::parse).transpose()?;
-    let read = training(&recipe.data, task, None)?;
+    let read = training(&recipe.data, engine.base(), task, None)?;
     let (data, held) = match read.held_out {
         Some(held) => (read.data, held),
         None => split(read.data, recipe.holdout.into(), run.seed)?,

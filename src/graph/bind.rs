@@ -103,7 +103,7 @@ pub fn substitute(model: &TypedModel, subs: &HashMap<Symbol, TDim>) -> TractResu
 
 /// tract's own substitution leaves the bodies of `IfThenElse` as they are.
 #[derive(Debug)]
-struct Substitution<'a>(&'a HashMap<Symbol, TDim>);
+pub(super) struct Substitution<'a>(pub(super) &'a HashMap<Symbol, TDim>);
 
 impl Translate<TypedFact, Box<dyn TypedOp>, TypedFact, Box<dyn TypedOp>> for Substitution<'_> {
     fn translate_node(

@@ -1,14 +1,15 @@
 //! A base made runnable: its graph, and plans for the dimensions it has been run with.
 
-use super::convert::{constant, to_array, to_tensor};
+use super::convert::{to_array, to_tensor};
+use super::graphs::Graph;
 use super::memory::{MemoryLimit, Taken, more};
 use super::plans::{Binding, Plan, Plans};
 use crate::adapter::{Adapter, Bound, bind};
 use crate::error::{Cause, Error, ErrorKind, Result};
 use crate::fs::available_bytes;
 use crate::graph::{
-    ActiveAdapter, FrozenWeights, Halt, RowAdapters, Stop, Watch, bind_dims, read_graph,
-    run_watched, solve, tract_error,
+    ActiveAdapter, FrozenWeights, Halt, RowAdapters, Stop, Watch, bind_dims, run_watched, solve,
+    tract_error,
 };
 use crate::pack::{Base, GraphRecord, IoSpec, Role};
 use crate::quant::{PackedRef, Threads, WeightSource, check_kernels};
@@ -36,13 +37,6 @@ struct Shared {
     weights: FrozenWeights,
     /// Those that have been asked for.
     graphs: Mutex<Vec<Arc<Graph>>>,
-}
-
-struct Graph {
-    /// Its number in the base.
-    index: usize,
-    model: TypedModel,
-    plans: Plans,
 }
 
 /// A run's outputs, with the memory that is taken for them.
@@ -115,6 +109,13 @@ impl Engine {
         Ok(Engine { graph, ..self.clone() })
     }
 
+    /// The same base with a graph made of its own ones.
+    pub(super) fn with_graph(&self, model: TypedModel, record: GraphRecord) -> Engine {
+        let (index, plans) = (self.graph.index, Plans::default());
+        let graph = Graph { index, record: Some(record), model, plans };
+        Engine { graph: Arc::new(graph), ..self.clone() }
+    }
+
     /// The name of the graph that this one runs.
     pub fn graph_name(&self) -> &str {
         self.shared.base.graphs().nth(self.graph.index).unwrap_or_default()
@@ -154,7 +155,8 @@ impl Engine {
 
     /// What was decided about the graph when it was packed.
     pub(crate) fn record(&self) -> Option<&GraphRecord> {
-        self.shared.base.record().graphs.get(self.graph.index)
+        let own = || self.shared.base.record().graphs.get(self.graph.index);
+        self.graph.record.as_ref().or_else(own)
     }
 
     /// Names of the base's own classes; none where it was packed without.
@@ -463,33 +465,5 @@ impl Engine {
             }
         }
         named
-    }
-}
-
-impl Graph {
-    fn read(base: &Base, weights: &FrozenWeights, index: usize) -> Result<Graph> {
-        let read = || -> Result<TypedModel> {
-            let mut constants = vec![];
-            for c in base.constants(index)? {
-                constants.push((c.name.to_string(), constant(&c)?));
-            }
-            let graph = read_graph(base.graph(index)?, constants, weights)?;
-            let record = base.graph_record(index)?;
-            let (ins, outs) = (record.inputs.len(), record.outputs.len());
-            if graph.inputs.len() != ins || graph.outputs.len() != outs {
-                return Err(Error::bad_input(format!(
-                    "the graph has {} inputs and {} outputs, the record names {ins} and {outs}",
-                    graph.inputs.len(),
-                    graph.outputs.len(),
-                )));
-            }
-            Ok(graph)
-        };
-        let name = base.graphs().nth(index).unwrap_or_default();
-        let place = match base.graphs().count() {
-            1 => base.path().display().to_string(),
-            _ => format!("{}: graph '{name}'", base.path().display()),
-        };
-        Ok(Graph { index, model: read().map_err(|e| e.at(place))?, plans: Plans::default() })
     }
 }

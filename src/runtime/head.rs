@@ -55,8 +55,14 @@ pub fn apply_head(
 ) -> Result<Vec<Prediction>> {
     let (_, output) = outputs.iter().find(|(name, _)| *name == head.output).ok_or_else(|| {
         let names: Vec<&str> = outputs.iter().map(|(n, _)| n.as_str()).collect();
-        Error::mismatch(format!("head '{}' reads the output '{}'", head.name, head.output))
-            .hint(format!("the base's outputs are {}", names.join(", ")))
+        let mut others = engine.base().record().graphs.iter().flat_map(|graph| &graph.outputs);
+        let decodes = others.any(|other| other.name == head.output);
+        Error::mismatch(format!("head '{}' reads the output '{}'", head.name, head.output)).hint(
+            match decodes {
+                true => "a decoder gives it: generate runs that".to_string(),
+                false => format!("the base's outputs are {}", names.join(", ")),
+            },
+        )
     })?;
     let width = head.features as usize;
     let output = &*read(engine, &head.output, output)?;

@@ -278,7 +278,7 @@ fn no_past(spec: &IoSpec, batch: usize) -> Result<Array> {
 }
 
 /// Whole numbers as the graph takes them: a mask may be a bool or a float.
-fn of_type(array: &Array, dtype: DType) -> Result<Array> {
+pub(crate) fn of_type(array: &Array, dtype: DType) -> Result<Array> {
     let values = array.as_i64()?;
     let data = match dtype {
         DType::F32 => Data::F32(values.iter().map(|&v| v as f32).collect()),

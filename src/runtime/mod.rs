@@ -17,8 +17,10 @@ mod fitting;
 mod free;
 #[cfg(feature = "text")]
 mod generate;
+mod graphs;
 mod head;
 mod inputs;
+mod joined;
 mod library;
 #[cfg(feature = "import")]
 mod made_up;
@@ -69,6 +71,8 @@ pub(crate) use head::{LEAST_COUNT, MASKED, as_tokens, counted, feature_axis, rea
 pub use head::{Prediction, apply_head, base_predictions, pool};
 pub use inputs::Preprocessor;
 pub(crate) use inputs::concat_axis;
+#[cfg(feature = "text")]
+pub(crate) use inputs::of_type;
 pub use library::{LibraryKernels, library_kernels};
 pub use memory::{MemoryLimit, Taken};
 pub use message::Message;

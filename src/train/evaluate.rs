@@ -268,6 +268,15 @@ pub(super) fn each_row(
             "the samples are labelled for the task {asked}, what answers has learned {answering}"
         )));
     }
+    if samples.writes() {
+        for &sample in which {
+            if !go_on() {
+                return Ok(false);
+            }
+            take(sample, &samples.written(sample, adapter)?)?;
+        }
+        return Ok(true);
+    }
     // One shape for all groups of a form and a length, those that are not full included.
     let head = head_of(engine, adapter, asked)?;
     let head = head.as_ref();

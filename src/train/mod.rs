@@ -52,9 +52,13 @@ pub mod tasks;
 #[cfg(test)]
 mod testing;
 mod trainer;
+#[cfg(all(test, feature = "import", feature = "text"))]
+mod translate_tests;
 pub mod vjp;
 pub mod wires;
 mod work;
+#[cfg_attr(not(feature = "text"), path = "no_writing.rs")]
+mod writing;
 
 #[cfg(feature = "daemon")]
 pub(crate) use evaluate::{Answered, always, answers};

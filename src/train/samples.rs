@@ -2,8 +2,10 @@
 
 use super::data::{Dataset, Label, Sample, SampleInput, StoredPicture};
 use super::features::choose_features;
-use super::tasks::{Given, Task};
+use super::tasks::{Given, Speller, Task};
 use super::trainer::Answers;
+use super::writing::Writing;
+use crate::adapter::Bound;
 use crate::error::{Error, Result};
 use crate::pack::IoSpec;
 #[cfg(feature = "text")]
@@ -26,6 +28,8 @@ pub(super) struct Samples<'a> {
     labels: Vec<Label>,
     data: &'a Dataset,
     task: Task,
+    /// What writes texts, where the task's answers are written.
+    writing: Option<Writing>,
     /// Of sentences, where the task needs them.
     sentences: Vec<(&'a str, Words)>,
     /// Outputs of the head.
@@ -128,11 +132,19 @@ impl<'a> Samples<'a> {
         labels: &[String],
         max_tokens: Option<usize>,
     ) -> Result<Samples<'a>> {
-        let preprocessor = Preprocessor::new(engine).with_max_tokens(max_tokens);
         let rules = data.task.rules();
+        // What is written is written of what the encoder reads.
+        let encoder = rules.writes().then(|| engine.graph_named("encoder")).transpose()?;
+        let engine = encoder.as_ref().unwrap_or(engine);
+        let preprocessor = Preprocessor::new(engine).with_max_tokens(max_tokens);
+        let writing = rules.writes().then(|| Writing::new(engine, max_tokens)).transpose()?;
         #[cfg(feature = "text")]
         let generator = rules.learns_texts().then(|| Generator::new(engine)).transpose()?;
         let spell = rules.own_output().then(|| rules.speller(engine.labels())).transpose()?;
+        let spell = match &writing {
+            Some(writing) => Some(Box::new(|label: &Label| writing.spell(label)) as Speller<'_>),
+            None => spell,
+        };
         let places: Vec<Option<usize>> =
             data.labels.iter().map(|l| labels.iter().position(|known| known == l)).collect();
         let mut items = Vec::with_capacity(data.samples.len());
@@ -152,6 +164,12 @@ impl<'a> Samples<'a> {
                 continue;
             }
             let item = match &sample.input {
+                SampleInput::Text(_) | SampleInput::Arrays(_) if rules.writes() => {
+                    Err(Error::unsupported(format!(
+                        "the task {} learns of sounds and pictures",
+                        data.task
+                    )))
+                }
                 SampleInput::Text(text) if rules.needs_words() => {
                     preprocessor.words(text).map(|(tokens, words)| {
                         sentences.push((text.as_str(), words));
@@ -177,6 +195,7 @@ impl<'a> Samples<'a> {
                     .hint(format!("it knows {}", labels.join(", ")))
             })?);
         }
+        drop(spell);
         let first = engine.inputs().iter().find_map(|s| s.dims.first());
         let batch = first.filter(|d| d.parse::<u64>().is_err());
         let axis = |spec: &IoSpec| {
@@ -192,6 +211,7 @@ impl<'a> Samples<'a> {
             labels: answers,
             data,
             task: data.task,
+            writing,
             sentences,
             width: labels.len(),
             beam: 1,
@@ -241,8 +261,28 @@ impl<'a> Samples<'a> {
         self.fixed_rows
     }
 
+    /// Whether answers are written by a decoder.
+    pub(super) fn writes(&self) -> bool {
+        self.task.rules().writes()
+    }
+
+    /// What is written of a sample, in the form of an output.
+    ///
+    /// # Errors
+    /// As [`Generator::generate_from`](crate::runtime::Generator::generate_from).
+    pub(super) fn written(&self, sample: usize, adapter: Option<&Arc<Bound>>) -> Result<Vec<f32>> {
+        let writing = self.writing.as_ref();
+        let writing = writing.ok_or_else(|| Error::failed("nothing writes of these samples"))?;
+        writing.output(&self.media(&[sample])?, &self.labels[sample], adapter)
+    }
+
     pub(super) fn has_pictures(&self) -> bool {
         matches!(self.items.first(), Some(Item::Picture(_) | Item::Sound(_) | Item::Stored(_)))
+    }
+
+    /// Whether batches of as many rows have the same sizes: pictures and sounds without a text beside them.
+    pub(super) fn is_of_one_size(&self) -> bool {
+        self.has_pictures() && !self.writes()
     }
 
     pub(super) fn has_text(&self) -> bool {
@@ -253,8 +293,12 @@ impl<'a> Samples<'a> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner).limit = bytes;
     }
 
-    /// Tokens of a sentence, values of arrays, 0 for pictures: what batches are sorted by.
+    /// Tokens of a sentence or of the text that is written, values of arrays, 0 for pictures: what batches
+    /// are sorted by.
     pub(super) fn length(&self, sample: usize) -> usize {
+        if let (true, Label::Text(spelled)) = (self.writes(), &self.labels[sample]) {
+            return spelled.symbols.len();
+        }
         match &self.items[sample] {
             Item::Tokens(tokens) => tokens.ids.len(),
             Item::Arrays(arrays) => arrays.iter().map(|(_, a)| a.data().len()).sum(),
@@ -328,8 +372,13 @@ impl<'a> Samples<'a> {
                 self.preprocessor.batch_as_with(&rows, longest)
             }
             Item::Picture(_) | Item::Sound(_) | Item::Stored(_) => {
-                let pictures = rows.iter().map(|&s| self.picture(s)).collect::<Result<Vec<_>>>()?;
-                self.preprocessor.stack(&pictures.iter().map(|p| &**p).collect::<Vec<_>>())
+                let mut inputs = self.media(rows)?;
+                if let Some(writing) = &self.writing {
+                    let longest = group.iter().map(|&s| self.length(s)).max().unwrap_or(0);
+                    let labels: Vec<&Label> = rows.iter().map(|&s| &self.labels[s]).collect();
+                    inputs.push(writing.ids(&labels, longest)?);
+                }
+                Ok(inputs)
             }
             Item::Arrays(arrays) => {
                 let column = |name: &str| -> Result<Array> {
@@ -345,6 +394,12 @@ impl<'a> Samples<'a> {
                 arrays.iter().map(|(name, _)| Ok((name.clone(), column(name)?))).collect()
             }
         }
+    }
+
+    /// Pictures or sounds as the base's input.
+    fn media(&self, samples: &[usize]) -> Result<Named> {
+        let pictures = samples.iter().map(|&s| self.picture(s)).collect::<Result<Vec<_>>>()?;
+        self.preprocessor.stack(&pictures.iter().map(|p| &**p).collect::<Vec<_>>())
     }
 
     fn picture(&self, sample: usize) -> Result<Arc<Array>> {

@@ -71,6 +71,9 @@ impl Trainer {
     pub fn new(engine: &Engine, options: &TrainOptions, labels: Vec<String>) -> Result<Trainer> {
         options.check()?;
         let own_output = options.task.rules().own_output();
+        // What is written is taught through both graphs at once.
+        let joined = options.task.rules().writes().then(|| engine.joined()).transpose()?;
+        let engine = joined.as_ref().unwrap_or(engine);
         if labels.is_empty() && !own_output {
             return Err(Error::usage("a head needs one label at least"));
         }
@@ -78,9 +81,8 @@ impl Trainer {
         let head_from = options.head_from.as_deref();
         let features = choose_features(engine, head_from, options.pool, per_token)?;
         let mut chosen = choose_targets(engine, &options.targets, features.output)?;
-        if options.task.rules().learns_texts()
-            && matches!(options.targets, super::TargetChoice::AllLinear)
-        {
+        let texts = options.task.rules().learns_texts() || options.task.rules().writes();
+        if texts && matches!(options.targets, super::TargetChoice::AllLinear) {
             // As PEFT has it: of a language model all layers but that of the vocabulary.
             let last = output_layer(engine, features.output)?;
             chosen.retain(|target| Some(*target) != last);

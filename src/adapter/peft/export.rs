@@ -26,9 +26,11 @@ pub fn export(adapter: &Adapter, targets: &[Target], dir: &Path) -> Result<Vec<S
     adapter.check()?;
     // One without labels stands for the base's own output, for which PEFT needs no head.
     let own: Vec<&Head> = adapter.heads.iter().filter(|head| head.labels.is_empty()).collect();
-    let task = match own.iter().any(|head| head.task == "language") {
-        true => json!("CAUSAL_LM"),
-        false => Value::Null,
+    let of_own = |task: &str| own.iter().any(|head| head.task == task);
+    let task = match (of_own("language"), of_own("translate")) {
+        (true, _) => json!("CAUSAL_LM"),
+        (_, true) => json!("SEQ_2_SEQ_LM"),
+        _ => Value::Null,
     };
     let mut rest = adapter.clone();
     rest.heads.retain(|head| !head.labels.is_empty());

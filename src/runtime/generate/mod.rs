@@ -193,6 +193,55 @@ impl Generator {
         self.text()?.ids(text, false)
     }
 
+    /// The tokens of a text as a decoder behind an encoder writes it, its end last.
+    ///
+    /// # Errors
+    /// As [`Generator::tokens`]. Unsupported: nothing says how a text ends.
+    pub(crate) fn written(&self, text: &str) -> Result<Vec<u32>> {
+        let text = text.trim();
+        let end = *self.ends().first().ok_or_else(|| {
+            Error::unsupported("the base doesn't say which token ends a text")
+                .hint("pack a folder with generation_config.json, which names eos_token_id")
+        })?;
+        // Whisper, of a byte-level vocabulary, writes a blank first (openai/whisper encodes texts so); others add
+        // their own.
+        let hears = self.decoder.encoder.as_ref().is_some_and(|encoder| {
+            encoder.inputs().iter().any(|s| matches!(s.role, Role::Mel | Role::Samples))
+        });
+        let blank = self.text()?.id_of("\u{120}");
+        let leads = hears
+            && !text.is_empty()
+            && blank.is_some_and(|id| self.bare_tokens(" ").is_ok_and(|ids| ids == [id]));
+        let mut ids = match leads {
+            true => self.bare_tokens(&format!(" {text}"))?,
+            false => self.bare_tokens(text)?,
+        };
+        ids.push(end);
+        Ok(ids)
+    }
+
+    /// Feeds `ids` in behind `prompt` one by one; `take` gets each with the logits that it follows on.
+    ///
+    /// # Errors
+    /// As [`Generator::generate_from`].
+    pub(crate) fn follow(
+        &self,
+        encoded: Option<Array>,
+        prompt: &[u32],
+        ids: &[u32],
+        adapter: Option<&Arc<Bound>>,
+        take: &mut dyn FnMut(u32, &[f32]),
+    ) -> Result<()> {
+        let (mut past, mut logits) = (self.decoder.begin(encoded)?, vec![]);
+        let mut new = prompt;
+        for (at, id) in ids.iter().enumerate() {
+            self.decoder.feed(&mut past, new, adapter, &mut logits)?;
+            take(*id, &logits);
+            new = &ids[at..at + 1];
+        }
+        Ok(())
+    }
+
     /// The text of tokens, special ones left out.
     ///
     /// # Errors
@@ -220,8 +269,7 @@ impl Generator {
             .as_ref()
             .ok_or_else(|| Error::usage("the base has no encoder that takes inputs"))?;
         let mut outputs = encoder.run(inputs, adapter)?;
-        let features = |role: Role| role == Role::Features;
-        let at = encoder.outputs().iter().position(|spec| features(spec.role));
+        let at = encoder.outputs().iter().position(|spec| spec.role == Role::Features);
         let at = at.ok_or_else(|| Error::unsupported("the encoder has no output of features"))?;
         let array = outputs.swap_remove(at).1;
         match array.shape() {

@@ -16,6 +16,11 @@ pub(super) struct Settings {
     pub(super) names: Vec<(String, String)>,
 }
 
+/// What a decoder begins with where no file says it: the English Whispers, whose end is token 50256, know only one
+/// language and task (openai/whisper, `tokenizer.py`).
+const ENGLISH: (&str, u32, [&str; 2]) =
+    ("<|endoftext|>", 50256, ["<|startoftranscript|>", "<|notimestamps|>"]);
+
 /// Names of tokens that end a text or a turn, where no file names them.
 const ENDS: [&str; 7] =
     ["<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<eos>"];
@@ -58,6 +63,11 @@ impl Settings {
                 Some([id]) if at == Some(starts.len() as u64) => starts.push(*id),
                 _ => break,
             }
+        }
+        let (end, number, names) = ENGLISH;
+        if starts.is_empty() && token(end) == Some(number) {
+            starts =
+                names.iter().map(|name| token(name)).collect::<Option<_>>().unwrap_or_default();
         }
         let named =
             ["bos_token", "eos_token", "pad_token", "unk_token"].iter().filter_map(|name| {

@@ -16,6 +16,7 @@ mod training;
 
 use super::tasks::Task;
 use crate::error::{Error, Result};
+use crate::pack::Base;
 use crate::shape::Array;
 pub(crate) use collect::Collector;
 pub(crate) use folder::files_in;
@@ -198,6 +199,16 @@ impl Dataset {
     /// Bytes that the samples take.
     pub fn bytes(&self) -> u64 {
         self.samples.iter().map(Sample::bytes).sum()
+    }
+
+    /// Its task as the base learns it, where nobody asked for one.
+    pub(crate) fn on(mut self, base: &Base) -> Dataset {
+        let task = self.task.on(base);
+        if self.why.is_some() && task != self.task {
+            self.task = task;
+            self.why = Some("the base's decoder writes its texts".into());
+        }
+        self
     }
 
     /// Numbers per label; 0 where labels are names.

@@ -2,6 +2,7 @@
 
 use super::{Dataset, LoadOptions, Split, load};
 use crate::error::{Error, Result};
+use crate::pack::Base;
 use crate::train::tasks::Task;
 use std::path::Path;
 
@@ -16,13 +17,19 @@ pub(crate) struct Training {
     pub held_out: Option<Dataset>,
 }
 
-/// Reads a file to train on, within `memory` bytes: its split `validation` is held out, else its split `test`.
+/// Reads a file to train on the base, within `memory` bytes: its split `validation` is held out, else its split `test`.
 ///
 /// # Errors
 /// As [`load`]. Bad input: a split of another name, of which nothing says whether it may be trained
 /// on.
-pub(crate) fn training(path: &Path, task: Option<Task>, memory: Option<u64>) -> Result<Training> {
-    let read = |split| load(path, &LoadOptions { split, task, labels: None, memory });
+pub(crate) fn training(
+    path: &Path,
+    base: &Base,
+    task: Option<Task>,
+    memory: Option<u64>,
+) -> Result<Training> {
+    let options = |split| LoadOptions { split, task, labels: None, memory };
+    let read = |split| Ok::<_, Error>(load(path, &options(split))?.on(base));
     let all = read(Split::All)?;
     let unknown = all.splits.iter().find(|s| !["train", HELD, "test"].contains(&s.as_str()));
     if let Some(split) = unknown {

@@ -77,7 +77,7 @@ impl Prefix {
         rows: usize,
     ) -> Result<Fed<'static>> {
         let engine = trainer.engine();
-        let known = self.of_media.get().filter(|_| samples.has_pictures());
+        let known = self.of_media.get().filter(|_| samples.is_of_one_size());
         let (binding, inputs) = match known {
             Some(binding) => (binding.clone(), None),
             None => {
@@ -109,7 +109,7 @@ impl Prefix {
         if let Some(first) = found.first().cloned() {
             found.resize(rows.max(found.len()), first);
         }
-        if samples.has_pictures() {
+        if samples.is_of_one_size() {
             self.of_media.get_or_init(|| binding.clone());
         }
         let inputs = inputs.filter(|_| trainer.is_per_token());

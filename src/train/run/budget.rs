@@ -40,7 +40,7 @@ impl Run<'_> {
         let tensors = 4 * self.trainer.parameter_count() as u64;
         // The values, a copy as inputs, the sum of the gradients, the best values.
         let state = 4 * tensors + self.trainer.optimizer().state_bytes() as u64;
-        let (process, share) = match self.samples.has_pictures() {
+        let (process, share) = match self.samples.is_of_one_size() {
             true => (PROCESS_BYTES_PICTURES, SCRATCH_SHARE_PICTURES),
             false => (PROCESS_BYTES, SCRATCH_SHARE),
         };

@@ -79,8 +79,9 @@ impl Run<'_> {
         for &sample in self.train.iter().take(PROBES) {
             let rows = self.samples.fixed_rows().unwrap_or(1);
             let inputs = self.samples.inputs(&[sample], rows)?;
-            let base = self.engine.run(&inputs, None)?;
-            let adapted = self.engine.run(&inputs, Some(&bound))?;
+            let engine = self.trainer.engine();
+            let base = engine.run(&inputs, None)?;
+            let adapted = engine.run(&inputs, Some(&bound))?;
             let values = |named: &'_ crate::runtime::Named| -> Result<Vec<f32>> {
                 let found = named.iter().find(|(name, _)| name == output);
                 let (_, array) =
@@ -92,9 +93,10 @@ impl Run<'_> {
             let effect = (moved / base.len().max(1) as f64) as f32;
             // NaN stays.
             most = if effect > most || effect.is_nan() { effect } else { most };
-            // A picture would be most of the file: its effect is measured but not kept.
+            // A picture would be most of the file, and a text that is written goes through no one graph of
+            // the base: their effect is measured but not kept.
             let bytes: usize = inputs.iter().map(|(_, a)| 8 * a.data().len()).sum();
-            if effect > 0.0 && bytes <= MAX_PROBE_BYTES {
+            if effect > 0.0 && bytes <= MAX_PROBE_BYTES && !self.samples.writes() {
                 probes.push(ProbeEffect { inputs, output: output.to_string(), effect });
             }
         }

@@ -43,7 +43,7 @@ impl Run<'_> {
             }
         };
         let setup = &self.trainer.setup;
-        let found = match Below::try_rows(self.engine, setup, &inputs, &alone, ram) {
+        let found = match Below::try_rows(self.trainer.engine(), setup, &inputs, &alone, ram) {
             Err(e) if e.kind() == ErrorKind::Unsupported => Err((0, e.message().to_string())),
             Err(e) => return Err(e),
             Ok(None) => return Ok(()),
@@ -83,8 +83,9 @@ impl Run<'_> {
     pub(super) fn give_room(&self, spare: u64, longest: usize) -> Result<u64> {
         let Some(prefix) = &self.prefix else { return Ok(0) };
         let row = self.trainer.row_bytes(&self.samples.inputs(&[longest], self.micro)?)?;
-        // A sentence is met with two padded lengths or so.
-        let lengths = if self.samples.has_text() { 2 } else { 1 };
+        // A text is met with two padded lengths or so.
+        let texts = self.samples.has_text() || self.samples.writes();
+        let lengths = if texts { 2 } else { 1 };
         let probes = self.probes.map_or(0, |probes| probes.data.samples.len());
         let room = spare.min(row * lengths * (self.train.len() + probes) as u64);
         prefix.allow(room);

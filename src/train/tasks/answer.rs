@@ -225,6 +225,14 @@ impl super::Task {
         Ok(task.rules().answer(&Given { sentence, likeness, rejects, beam, ..given }, top))
     }
 
+    /// The task that learns such labels on this base.
+    pub(crate) fn on(self, base: &Base) -> super::Task {
+        match self.rules().could_be_written() && is_decoder(base) {
+            true => super::Task::of_decoders(),
+            false => self,
+        }
+    }
+
     /// The task of what serves: a head, or the base's own labels.
     ///
     /// # Errors
@@ -233,10 +241,17 @@ impl super::Task {
         match (head, base.preprocess().problem) {
             (Some(head), _) => super::Task::of_head(&head.task),
             (None, Some(problem)) => super::Task::of_problem(problem),
+            (None, None) if is_decoder(base) => Ok(super::Task::of_decoders()),
             (None, None) if is_language_model(base) => Ok(super::Task::of_texts()),
             (None, None) => Ok(super::Task::default()),
         }
     }
+}
+
+/// Whether a decoder stands behind the main graph, and nothing says that that has labels of its own.
+fn is_decoder(base: &Base) -> bool {
+    let has = |name: &str| base.graph_index(name).is_some();
+    base.preprocess().labels.is_empty() && has("encoder") && has("decoder")
 }
 
 /// Whether the main graph gives logits over its vocabulary for each token, and nothing says that they are

@@ -10,12 +10,16 @@ mod language;
 mod numbers;
 mod rules;
 mod tags;
+mod texts;
 mod tokens;
 mod transcribe;
+mod translate;
 
 pub use answer::{Answer, MAX_BEAM, Metric, Metrics, Wanted};
 pub(crate) use answer::{Given, Score};
-pub(crate) use rules::TaskRules;
+pub(crate) use rules::{Speller, TaskRules};
+#[cfg(feature = "text")]
+pub(crate) use translate::written;
 
 use super::data::{Row, Seen};
 use crate::error::{Error, Result};
@@ -26,6 +30,7 @@ use std::fmt;
 /// Those with fields of their own first; of several that read a row, the first that claims the file's
 /// labels has them, and the last without a claim.
 const ALL: &[Task] = &[
+    Task(&translate::Translate),
     Task(&transcribe::Transcribe),
     Task(&language::Language),
     Task(&tokens::Tokens),
@@ -69,6 +74,11 @@ impl Task {
     /// The task of plain texts, and of bases that are language models.
     pub(crate) fn of_texts() -> Task {
         Task(&language::Language)
+    }
+
+    /// The task of bases with a decoder behind an encoder.
+    pub(crate) fn of_decoders() -> Task {
+        Task(&translate::Translate)
     }
 
     /// The task of a base's own labels.

@@ -89,6 +89,16 @@ pub(crate) trait TaskRules: Sync {
         false
     }
 
+    /// Whether an answer is a text that a decoder writes behind an encoder, which no run of one graph gives.
+    fn writes(&self) -> bool {
+        false
+    }
+
+    /// Whether such labels are what a decoder writes, where the base has one behind an encoder.
+    fn could_be_written(&self) -> bool {
+        false
+    }
+
     /// The tokens of a text, `most` of them, and the label of these, where [`TaskRules::learns_texts`].
     #[cfg(feature = "text")]
     fn encode(

@@ -4,14 +4,15 @@
 //! A target has 1 + the symbol for each symbol of the text; behind them may stand zeros, and -1 for each step at
 //! the end of its row that counts for nothing.
 
-use super::answer::{Answer, Given, Measured, Meter, Metric, Metrics, Score};
+use super::answer::{Answer, Given, Measured, Meter, Score};
 use super::rules::{Sentence, Speller, TaskRules};
+use super::texts::{Rates, characters_right};
 use crate::error::{Error, Result};
 use crate::graph::{ctc_loss, ctc_steps};
 use crate::runtime::ctc::{ReadText, beam, blank, greedy, log_probabilities};
 use crate::train::data::{Label, Rough, RoughLabel, Row, Spelled};
 use crate::train::loss::{Loss, ctc, dense};
-use crate::train::metrics::{LEAST_PROBABILITY, edits};
+use crate::train::metrics::LEAST_PROBABILITY;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use tract_core::internal::{OutletId, Tensor, TypedModel};
@@ -73,6 +74,10 @@ impl TaskRules for Transcribe {
     }
 
     fn own_output(&self) -> bool {
+        true
+    }
+
+    fn could_be_written(&self) -> bool {
         true
     }
 
@@ -164,12 +169,7 @@ impl TaskRules for Transcribe {
         let Label::Text(spelled) = label else {
             return Score { loss: most_loss(), right: Some(0.0), labels: vec![] };
         };
-        let (wrong, count) = characters(&spelled.text, &read(given).text);
-        let right = match (wrong, count) {
-            (0, _) => 1.0,
-            (_, 0) => 0.0,
-            _ => (1.0 - wrong as f64 / count as f64).max(0.0),
-        };
+        let right = characters_right(&spelled.text, &read(given).text);
         Score { loss: loss_of(label, given).min(most_loss()), right: Some(right), labels: vec![] }
     }
 
@@ -325,56 +325,22 @@ fn loss_of(label: &Label, given: &Given<'_>) -> f64 {
     loss / symbols.len().max(1) as f64
 }
 
-/// Edits between the characters of both, and characters of the first.
-fn characters(text: &str, read: &str) -> (usize, usize) {
-    let [text, read] = [text, read].map(|t| t.chars().collect::<Vec<char>>());
-    (edits(&text, &read), text.len())
-}
-
 #[derive(Default)]
 struct Gathered {
-    samples: usize,
-    exact: usize,
     loss: f64,
-    /// Edits, and how much there was to read.
-    characters: [usize; 2],
-    words: [usize; 2],
-}
-
-impl Gathered {
-    fn count(&mut self, text: &str, read: &str) {
-        let (wrong, count) = characters(text, read);
-        let [said, heard] = [text, read].map(|t| t.split_whitespace().collect::<Vec<&str>>());
-        self.samples += 1;
-        self.exact += usize::from(wrong == 0);
-        self.characters = [self.characters[0] + wrong, self.characters[1] + count];
-        self.words = [self.words[0] + edits(&said, &heard), self.words[1] + said.len()];
-    }
-
-    /// Of characters and of words: edits of all samples over the length of all texts.
-    fn rates(&self) -> [f64; 2] {
-        [self.characters, self.words].map(|[wrong, count]| wrong as f64 / count.max(1) as f64)
-    }
+    rates: Rates,
 }
 
 impl Meter for Gathered {
     fn add(&mut self, label: &Label, given: &Given<'_>) -> Result<()> {
-        self.count(&spelled(label)?.text, &read(given).text);
+        self.rates.count(&spelled(label)?.text, &read(given).text);
         let loss = loss_of(label, given);
         self.loss += if loss.is_finite() { loss } else { most_loss() };
         Ok(())
     }
 
     fn finish(self: Box<Self>) -> Measured {
-        let [cer, wer] = self.rates();
-        let samples = self.samples.max(1) as f64;
-        let metrics = Metrics(vec![
-            Metric::lower("loss", self.loss / samples),
-            Metric::lower("cer", cer),
-            Metric::lower("wer", wer),
-            Metric::higher("exact", self.exact as f64 / samples),
-        ]);
-        Measured { metrics, ..Measured::default() }
+        self.rates.measured(self.loss / self.rates.samples.max(1) as f64)
     }
 }
 

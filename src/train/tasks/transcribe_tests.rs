@@ -180,12 +180,12 @@ fn error_rates_are_jiwers() {
         ("lights on", "lights on", 0.000000, 0.000000),
         ("nothing was said", "", 1.000000, 1.000000),
     ];
-    let mut all = Gathered::default();
+    let mut all = Rates::default();
     let near = |rates: [f64; 2], want: [f64; 2]| {
         assert!(rates.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-6), "{rates:?} {want:?}");
     };
     for (text, heard, cer, wer) in pairs {
-        let mut one = Gathered::default();
+        let mut one = Rates::default();
         one.count(text, heard);
         near(one.rates(), [cer, wer]);
         all.count(text, heard);
