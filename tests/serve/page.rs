@@ -87,6 +87,14 @@ impl Browser {
         format!("form={}&adapter=home", between(&page, "name=\"form\" value=\"", "\""))
     }
 
+    /// Says what is right of an answer.
+    fn judges(&self, fields: &str) {
+        let answer = self.post("/page/answer", &format!("{}&{fields}", self.form()), "");
+        assert_eq!(answer.status, 303, "{fields}: {answer:?}");
+        let there = header(&answer, "location").unwrap();
+        assert!(there.starts_with("/?adapter=home") && there.ends_with("#check"), "{there}");
+    }
+
     fn does(&self, path: &str, fields: &str) {
         let answer = self.post(path, &format!("{}&{fields}", self.form()), "");
         assert_eq!(answer.status, 303, "{path} {fields}: {answer:?}");
@@ -240,20 +248,22 @@ fn answers_are_confirmed_and_corrected_and_samples_forgotten() {
     let places: Vec<usize> = sentences[..4].iter().map(|s| page.find(&s[..7]).unwrap()).collect();
     assert!(places[3] < places[0] || places[3] < places[2], "{page}");
 
-    browser.does("/page/answer", &format!("id={}&verdict=right", card(&page, "lamp on")));
-    browser.does("/page/answer", &format!("id={}&other=sound", card(&page, "radio on")));
-    // Enter in the field presses the first button: what was typed counts.
+    browser.judges(&format!("id={}&verdict=right", card(&page, "lamp on")));
+    browser.judges(&format!("id={}&other=sound", card(&page, "radio on")));
+    // Enter in the field presses the first button of the form, which takes what was typed.
+    let first = between(&page[page.find("berlin red").unwrap()..], "<button ", ">");
+    assert!(first.contains("value=\"typed\""), "{first}");
     let berlin = card(&page, "berlin red");
-    browser.does("/page/answer", &format!("id={berlin}&verdict=right&label=city"));
+    browser.judges(&format!("id={berlin}&verdict=typed&label=city"));
     // A slip of the finger is asked back.
     let slip = format!("{}&id={}&label=Dorr", browser.form(), card(&page, "door open"));
     let asked = browser.post("/page/answer", &slip, "");
     let text = String::from_utf8(asked.body).unwrap();
     assert!(asked.status == 200 && text.contains("I mean door"), "{text}");
-    browser.does("/page/answer", &format!("id={}&other=door&sure=1", card(&page, "door open")));
+    browser.judges(&format!("id={}&other=door&sure=1", card(&page, "door open")));
     assert!(!browser.page("/").contains("class=\"card\""));
     // A second tap, from another device.
-    browser.does("/page/answer", &format!("id={berlin}&verdict=right"));
+    browser.judges(&format!("id={berlin}&verdict=right"));
 
     let list = daemon.ok("GET", "/v1/samples?adapter=home", None);
     let told: Vec<(&str, &str, u64)> = list["samples"]
@@ -292,4 +302,96 @@ fn answers_are_confirmed_and_corrected_and_samples_forgotten() {
     browser.does("/page/train", "");
     let jobs = daemon.ok("GET", "/v1/train", None);
     assert_eq!(jobs["jobs"][0]["name"], "home", "{jobs}");
+}
+
+/// The page of an adapter that was trained on `data`, and the card of each of `texts`.
+fn taught(data: &[serde_json::Value], texts: &[&str]) -> (Daemon, Browser, Vec<String>) {
+    let place = base();
+    place.write("data.jsonl", rows(data));
+    train(&place, "data.jsonl", "--epochs 20");
+    let (daemon, browser) = start(place, "");
+    let bytes = daemon.place.read("a.adapter");
+    daemon.send("POST", "/v1/adapters/home", "application/octet-stream", &bytes);
+    daemon.activate(1);
+    for text in texts {
+        daemon.ok("POST", "/v1/predict", Some(&json!({"text": text})));
+    }
+    let start = Instant::now();
+    loop {
+        let page = browser.page("/?adapter=home");
+        if page.matches("class=\"card\"").count() == texts.len() {
+            let card = |text: &&str| {
+                let of = page.split("<li class=\"card\">").find(|card| card.contains(*text));
+                of.unwrap().to_string()
+            };
+            let cards = texts.iter().map(card).collect();
+            return (daemon, browser, cards);
+        }
+        assert!(start.elapsed() < PATIENCE, "{page}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn id(card: &str) -> u64 {
+    between(card, "name=\"id\" value=\"", "\"").parse().unwrap()
+}
+
+/// What the newest sample says.
+fn newest(daemon: &Daemon) -> serde_json::Value {
+    let list = daemon.ok("GET", "/v1/samples?adapter=home", None);
+    let last = list["samples"].as_array().unwrap().last().unwrap()["id"].as_u64().unwrap();
+    daemon.ok("GET", &format!("/v1/samples/{last}"), None)
+}
+
+#[test]
+fn tags_are_ticked_and_others_typed() {
+    let data = [
+        json!({"text": "lamp on", "labels": ["light"]}),
+        json!({"text": "door open", "labels": ["door"]}),
+        json!({"text": "lamp on door open", "labels": ["door", "light"]}),
+        json!({"text": "radio on", "labels": []}),
+    ];
+    let (daemon, browser, cards) = taught(&data, &["lamp on", "berlin red"]);
+    assert!(cards[0].contains("value=\"light\" checked") && cards[0].contains("value=\"door\">"));
+    let (lamp, berlin) = (id(&cards[0]), id(&cards[1]));
+    let kept = browser.post(
+        "/page/answer",
+        &format!("{}&id={lamp}&tag=light&label=&verdict=right", browser.form()),
+        "",
+    );
+    let there = header(&kept, "location").unwrap();
+    let page = browser.page(there.split('#').next().unwrap());
+    assert!(there.ends_with("#check") && page.contains("“light”: kept to"), "{there} {page}");
+    assert_eq!(newest(&daemon)["answer"], json!({"labels": ["light"]}));
+    // It counts as a right answer.
+    assert!(page.contains("people judged 1 of its answers, 1 right"), "{page}");
+    // A slip in one of several is asked back, and the others stay.
+    let sent = format!("{}&id={berlin}&tag=light&label=city,+Dorr", browser.form());
+    let asked = String::from_utf8(browser.post("/page/answer", &sent, "").body).unwrap();
+    assert!(asked.contains("I mean door") && asked.contains("name=\"tag\" value=\"city\""));
+    let sent = format!("id={berlin}&sure=1&tag=city&tag=light&tag=door");
+    browser.judges(&sent);
+    assert_eq!(newest(&daemon)["answer"], json!({"labels": ["city", "door", "light"]}));
+    assert!(browser.page("/").contains("people judged 2 of its answers, 1 right"));
+}
+
+#[test]
+fn numbers_are_typed_over() {
+    let data = [
+        json!({"text": "lamp on", "values": [1.5, 0.25]}),
+        json!({"text": "door open", "values": [0.5, 2.0]}),
+        json!({"text": "radio on", "values": [0.1, 0.2]}),
+    ];
+    let (daemon, browser, cards) = taught(&data, &["lamp on"]);
+    let given = between(&cards[0], "name=\"label\" value=\"", "\"").to_string();
+    assert_eq!(given.split(' ').count(), 2, "{given}");
+    let lamp = id(&cards[0]);
+    for wrong in ["1.5", "a+b", "1,5+2,5", ""] {
+        let sent = format!("{}&id={lamp}&label={wrong}&verdict=right", browser.form());
+        let refused = browser.post("/page/answer", &sent, "");
+        assert_eq!(refused.status, 400, "{wrong}: {refused:?}");
+    }
+    browser.judges(&format!("id={lamp}&label=3.5+-1&verdict=right"));
+    assert_eq!(newest(&daemon)["values"], json!([3.5, -1.0]));
+    assert!(!browser.page("/").contains("class=\"card\""));
 }

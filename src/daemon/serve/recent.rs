@@ -58,6 +58,33 @@ impl Item {
     pub fn label(&self) -> Option<&str> {
         self.answer["label"].as_str()
     }
+
+    /// Whether the input is like nothing that was learned.
+    pub fn unknown(&self) -> bool {
+        self.answer["known"] == Value::Bool(false)
+    }
+
+    /// How sure the answer is, 0 to 1, where it says so.
+    pub fn sure(&self) -> Option<f64> {
+        sure(&self.answer)
+    }
+
+    /// For tests: an answer to a sentence.
+    #[cfg(test)]
+    pub fn of(answer: Value) -> Item {
+        Item {
+            id: 1,
+            time: 0,
+            name: "home".into(),
+            generation: Some(1),
+            doubt: doubt(&answer),
+            answer,
+            kind: "text".into(),
+            look: 0,
+            bytes: 2,
+            text: Some("hi".into()),
+        }
+    }
 }
 
 /// What is offered to be kept.
@@ -263,13 +290,18 @@ fn excess(items: &[Item], max_bytes: u64) -> Option<usize> {
     least.map(|(at, _)| at)
 }
 
-/// 1 of what is not known, else what is missing to certainty; of an answer without a probability half.
+/// 1 of what is not known, else what is missing to certainty; of an answer that does not say it half.
 fn doubt(answer: &Value) -> f32 {
     if answer["known"] == Value::Bool(false) {
         return 1.0;
     }
-    let best = answer["probability"].as_f64().or_else(|| answer["top"][0]["probability"].as_f64());
-    best.map_or(0.5, |p| (1.0 - p).clamp(0.0, 1.0) as f32)
+    sure(answer).map_or(0.5, |sure| (1.0 - sure) as f32)
+}
+
+/// The probability of an answer or of its likeliest label, or the confidence in a text.
+fn sure(answer: &Value) -> Option<f64> {
+    let said = [&answer["probability"], &answer["confidence"], &answer["top"][0]["probability"]];
+    said.into_iter().find_map(Value::as_f64).map(|sure| sure.clamp(0.0, 1.0))
 }
 
 /// Equal for sentences that differ in case, spaces and punctuation alone.

@@ -2,7 +2,7 @@
 
 use super::UNKNOWN;
 use super::answer::{Answer, Given, Measured, Meter, Score};
-use super::rules::{Sentence, TaskRules};
+use super::rules::{ByHand, Sentence, TaskRules};
 use crate::error::{Error, Result};
 use crate::runtime::{argmax, softmax, top_k};
 use crate::train::data::{Label, Rough, RoughLabel, Row, Seen};
@@ -153,6 +153,10 @@ impl TaskRules for Classes {
 
     fn right(&self, row: &Row<'_>, predicted: &Value) -> Option<bool> {
         Some(row.get("label")?.as_str()? == predicted.as_str()?)
+    }
+
+    fn by_hand(&self) -> Option<(&'static str, ByHand)> {
+        Some(("label", ByHand::Name))
     }
 
     fn schema(&self) -> Value {

@@ -17,6 +17,7 @@ mod translate;
 
 pub use answer::{Answer, MAX_BEAM, Metric, Metrics, Wanted};
 pub(crate) use answer::{Given, Score};
+pub use rules::ByHand;
 pub(crate) use rules::{Speller, TaskRules};
 #[cfg(feature = "text")]
 pub(crate) use translate::written;
@@ -25,6 +26,7 @@ use super::data::{Row, Seen};
 use crate::error::{Error, Result};
 use crate::pack::Problem;
 use serde::{Serialize, Serializer};
+use serde_json::Value;
 use std::fmt;
 
 /// Those with fields of their own first; of several that read a row, the first that claims the file's
@@ -151,7 +153,27 @@ impl Task {
     /// (bad input).
     pub(crate) fn stored(self, row: &Row<'_>) -> Result<String> {
         self.0.label(row)?;
-        Ok(serde_json::Value::Object(self.0.stored(row)).to_string())
+        Ok(Value::Object(self.0.stored(row)).to_string())
+    }
+
+    /// Of an answer that people can correct: the task that gave it, the field that says the answer and
+    /// takes the right one, and how they fill it in.
+    pub(crate) fn by_hand(answer: &Value) -> Option<(Task, &'static str, ByHand)> {
+        ALL.iter().rev().find_map(|task| {
+            let (field, how) = task.0.by_hand()?;
+            answer.get(field).map(|_| (*task, field, how))
+        })
+    }
+
+    /// What was typed for the field of [`Task::by_hand`], where that is a line. Errors: it is none of
+    /// its answers (bad input).
+    pub(crate) fn typed(self, line: &str, answered: &Value) -> Result<Value> {
+        self.0.typed(line, answered)
+    }
+
+    /// An answer in a few words, where it has a short form.
+    pub(crate) fn said(answer: &Value) -> Option<String> {
+        ALL.iter().rev().find_map(|task| task.0.said(answer))
     }
 
     /// Which of `candidates` a file's labels are for, and why. `None` where there is no candidate.
@@ -171,7 +193,7 @@ impl Task {
     }
 
     /// JSON schemas of [`Task::label_fields`].
-    pub(crate) fn field_schemas() -> Vec<(&'static str, serde_json::Value)> {
+    pub(crate) fn field_schemas() -> Vec<(&'static str, Value)> {
         let schema = |field: &'static str| {
             let task = ALL.iter().rev().find(|task| task.0.fields().contains(&field));
             (field, task.map_or_else(|| serde_json::json!({}), |task| task.0.field_schema(field)))
@@ -180,7 +202,7 @@ impl Task {
     }
 
     /// JSON schemas of one answer of each task.
-    pub(crate) fn answer_schemas() -> Vec<serde_json::Value> {
+    pub(crate) fn answer_schemas() -> Vec<Value> {
         ALL.iter().rev().map(|task| task.0.schema()).collect()
     }
 }

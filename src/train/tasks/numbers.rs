@@ -1,7 +1,7 @@
 //! `numbers`: values to meet, one or several a sample. Mean squared error.
 
 use super::answer::{Answer, Given, Measured, Meter, Metric, Metrics, Score};
-use super::rules::{Sentence, TaskRules};
+use super::rules::{ByHand, Sentence, TaskRules};
 use crate::error::{Error, Result};
 use crate::train::data::{Dataset, Label, Rough, RoughLabel, Row, Seen};
 use crate::train::instant::Form;
@@ -136,6 +136,29 @@ impl TaskRules for Numbers {
     /// Nobody says how near is right.
     fn right(&self, _: &Row<'_>, _: &Value) -> Option<bool> {
         None
+    }
+
+    fn by_hand(&self) -> Option<(&'static str, ByHand)> {
+        Some(("values", ByHand::Line))
+    }
+
+    /// As many numbers as were answered, with spaces or semicolons between.
+    fn typed(&self, line: &str, answered: &Value) -> Result<Value> {
+        let parts = line.split(|c: char| c.is_whitespace() || c == ';');
+        let parts = parts.map(|part| part.trim_end_matches(',')).filter(|part| !part.is_empty());
+        let values = parts.map(number).collect::<Result<Vec<f32>>>()?;
+        let expected = answered["values"].as_array().map_or(values.len(), Vec::len);
+        if values.is_empty() || values.len() != expected {
+            return Err(Error::bad_input(format!(
+                "expected {}, with spaces between, found {}",
+                match expected {
+                    0 | 1 => "1 number".into(),
+                    n => format!("{n} numbers"),
+                },
+                values.len()
+            )));
+        }
+        Ok(json!(values))
     }
 
     fn schema(&self) -> Value {

@@ -18,6 +18,17 @@ pub(crate) type Sentence<'a> = Option<&'a Words>;
 /// Of a label one that names what the base's own output has.
 pub(crate) type Speller<'a> = Box<dyn Fn(&Label) -> Result<Label> + 'a>;
 
+/// How people say what the right answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByHand {
+    /// One name.
+    Name,
+    /// Any number of names.
+    Names,
+    /// A line that is typed: a text, numbers.
+    Line,
+}
+
 /// A task's rules. What is called an output are the raw values of the head (or of the base's own
 /// output) for one sample: C of them, or C for each token that counts, row by row.
 pub(crate) trait TaskRules: Sync {
@@ -204,6 +215,28 @@ pub(crate) trait TaskRules: Sync {
 
     /// Whether what was answered (`predicted`, as feedback tells it) is what the row says.
     fn right(&self, row: &Row<'_>, predicted: &Value) -> Option<bool>;
+
+    /// The field that answers and labels have in common, and how people fill it in; none: they can't.
+    fn by_hand(&self) -> Option<(&'static str, ByHand)> {
+        None
+    }
+
+    /// What was typed for the field of [`TaskRules::by_hand`], where that is [`ByHand::Line`].
+    fn typed(&self, line: &str, _answered: &Value) -> Result<Value> {
+        Ok(line.trim().into())
+    }
+
+    /// An answer in a few words; `None`: it has no short form.
+    fn said(&self, answer: &Value) -> Option<String> {
+        match answer.get(self.by_hand()?.0)? {
+            Value::String(text) => Some(text.clone()),
+            Value::Array(all) => {
+                let word = |v: &Value| v.as_str().map_or_else(|| v.to_string(), String::from);
+                Some(all.iter().map(word).collect::<Vec<String>>().join(", "))
+            }
+            _ => None,
+        }
+    }
 
     /// The JSON schema of an answer.
     fn schema(&self) -> Value;

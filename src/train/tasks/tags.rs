@@ -1,7 +1,7 @@
 //! `tags`: any number of labels at once. Binary cross-entropy, a threshold a label, F1.
 
 use super::answer::{Answer, Given, Measured, Meter, Metric, Metrics, Score};
-use super::rules::{Sentence, TaskRules};
+use super::rules::{ByHand, Sentence, TaskRules};
 use crate::error::{Error, Result};
 use crate::runtime::{sigmoid, top_k};
 use crate::train::data::{Label, Rough, RoughLabel, RoughName, Row, Seen};
@@ -208,6 +208,10 @@ impl TaskRules for Tags {
             predicted.as_array()?.iter().map(Value::as_str).collect();
         let label = self.label(row).ok()?;
         Some(label.names.iter().map(|name| name.text.as_str()).collect::<BTreeSet<_>>() == said?)
+    }
+
+    fn by_hand(&self) -> Option<(&'static str, ByHand)> {
+        Some(("labels", ByHand::Names))
     }
 
     fn schema(&self) -> Value {

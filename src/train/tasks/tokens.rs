@@ -227,6 +227,15 @@ impl TaskRules for Tokens {
         Some(row.get("tags").or(row.get("spans"))? == predicted)
     }
 
+    fn said(&self, answer: &Value) -> Option<String> {
+        let word = |token: &Value| {
+            let label = token["label"].as_str().filter(|label| *label != OUTSIDE)?;
+            Some(format!("{}: {label}", token["text"].as_str()?))
+        };
+        let words: Vec<String> = answer["tokens"].as_array()?.iter().filter_map(word).collect();
+        Some(words.join(", "))
+    }
+
     fn schema(&self) -> Value {
         json!({
             "type": "object", "required": ["tokens"],

@@ -5,7 +5,7 @@
 //! the end of its row that counts for nothing.
 
 use super::answer::{Answer, Given, Measured, Meter, Score};
-use super::rules::{Sentence, Speller, TaskRules};
+use super::rules::{ByHand, Sentence, Speller, TaskRules};
 use super::texts::{Rates, characters_right};
 use crate::error::{Error, Result};
 use crate::graph::{ctc_loss, ctc_steps};
@@ -205,6 +205,10 @@ impl TaskRules for Transcribe {
 
     fn right(&self, row: &Row<'_>, predicted: &Value) -> Option<bool> {
         Some(self.label(row).ok()?.text?.text == predicted.as_str()?.trim())
+    }
+
+    fn by_hand(&self) -> Option<(&'static str, ByHand)> {
+        Some((FIELD, ByHand::Line))
     }
 
     fn schema(&self) -> Value {

@@ -226,6 +226,14 @@ struct Told<'a> {
 }
 
 fn record(app: &App, feedback: Feedback) -> Answer {
+    match keep(app, feedback)? {
+        Some(recorded) => with(StatusCode::CREATED, &Told { stored: true, recorded: &recorded }),
+        None => ok(&json!({"stored": false, "outcome": "no_consent"})),
+    }
+}
+
+/// Keeps a sample, or what is said of an answer alone where the input may not be kept.
+fn keep(app: &App, feedback: Feedback) -> Result<Option<Recorded>, Problem> {
     let Feedback { input, label, right, predicted, rest } = feedback;
     let name = match (&rest.adapter, app.roster.default_selection()) {
         (Some(name), _) => ask::name(name)?.to_string(),
@@ -254,7 +262,7 @@ fn record(app: &App, feedback: Feedback) -> Answer {
             app.store.record_outcome(&name, generation, right, time)?;
             told(Some(right));
         }
-        return ok(&json!({"stored": false, "outcome": "no_consent"}));
+        return Ok(None);
     }
     let sample = NewSample {
         name: name.clone(),
@@ -278,7 +286,7 @@ fn record(app: &App, feedback: Feedback) -> Answer {
     if let Some(learning) = app.learning() {
         learning.wake();
     }
-    with(StatusCode::CREATED, &Told { stored: true, recorded: &recorded })
+    Ok(Some(recorded))
 }
 
 #[derive(Deserialize)]
@@ -436,10 +444,10 @@ pub(super) struct Said {
     pub name: String,
     /// What was asked.
     pub input: Asked,
-    /// The right label.
-    pub label: String,
-    /// What was answered.
-    pub predicted: Option<String>,
+    /// The field of the label, and the right one.
+    pub label: (&'static str, Value),
+    /// What was answered, in the label's form.
+    pub predicted: Option<Value>,
     /// The generation that answered.
     pub generation: Option<u64>,
     /// When.
@@ -448,9 +456,10 @@ pub(super) struct Said {
     pub source: String,
 }
 
-/// Records feedback that came through the page.
-pub(super) fn judged(app: &App, said: Said) -> Result<(), Problem> {
-    let right = said.predicted.as_ref().map(|predicted| *predicted == said.label);
+/// Records feedback that came through the page: the sample's number.
+pub(super) fn judged(app: &App, said: Said) -> Result<Option<i64>, Problem> {
+    let fields = Map::from_iter([(said.label.0.to_string(), said.label.1)]);
+    let Judged { label, right, predicted } = judge(&fields, Row::typed(&fields), said.predicted)?;
     let rest = FeedbackBody {
         adapter: Some(said.name),
         generation: said.generation,
@@ -458,7 +467,6 @@ pub(super) fn judged(app: &App, said: Said) -> Result<(), Problem> {
         time: Some(said.time),
         ..FeedbackBody::default()
     };
-    let label = Some(Label::Class(said.label));
-    let feedback = Feedback { input: said.input, label, right, predicted: said.predicted, rest };
-    record(app, feedback).map(drop)
+    let feedback = Feedback { input: said.input, label, right, predicted, rest };
+    Ok(keep(app, feedback)?.map(|recorded| recorded.id))
 }

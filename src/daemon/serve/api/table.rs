@@ -1,7 +1,7 @@
 //! The table of all routes: method, path, what it needs, its handler. A route without a role can't be
 //! written down; the OpenAPI document takes the roles from here.
 
-use super::page::{self, acts};
+use super::page::{self, acts, judge};
 use super::{adapters, predict, samples, status, tokens, train};
 use crate::daemon::roles::Role::{self, Administer, Answer, Teach};
 use crate::daemon::serve::app::App;
@@ -103,7 +103,7 @@ pub static TABLE: &[Route] = &[
     route("GET", "/page/icon.svg", Nothing, |m| on(m, page::icon)),
     route("GET", "/page/input/{id}", Page(Teach), |m| on(m, page::input)),
     route("GET", "/page/sample/{id}", Page(Administer), |m| on(m, page::sample)),
-    route("POST", "/page/answer", Page(Teach), |m| on(m, acts::answer)),
+    route("POST", "/page/answer", Page(Teach), |m| on(m, judge::answer)),
     route("POST", "/page/train", Page(Administer), |m| on(m, acts::train)),
     route("GET", "/page/rollback", Page(Administer), |m| on(m, acts::ask_rollback)),
     route("POST", "/page/rollback", Page(Administer), |m| on(m, acts::rollback)),

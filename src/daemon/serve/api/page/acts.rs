@@ -1,135 +1,20 @@
 //! What the page's forms do, and what they ask before.
 
 use super::html::{document, escaped, in_query};
-use super::{Shown, form, guarded, place_of, see, visitor};
+use super::{Shown, fields, guarded, place_of, see, visitor};
 use crate::daemon::Serving;
 use crate::daemon::serve::api::Call;
-use crate::daemon::serve::api::samples::{self, Said};
+use crate::daemon::serve::api::samples;
 use crate::daemon::serve::api::table::did;
 use crate::daemon::serve::app::App;
-use crate::daemon::serve::ask::{self, Asked};
+use crate::daemon::serve::ask;
 use crate::daemon::serve::problem::Problem;
-use crate::daemon::serve::who::Who;
 use crate::store::{ForgetReport, Reason, Selector};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use std::sync::Arc;
-
-/// Longest label that is typed, in bytes.
-const MAX_LABEL: usize = 200;
-
-#[derive(Clone, Deserialize)]
-pub(super) struct AnswerForm {
-    form: String,
-    id: u64,
-    adapter: String,
-    /// `right` or `skip`.
-    verdict: Option<String>,
-    /// A label that is there already.
-    other: Option<String>,
-    /// A label that was typed.
-    label: Option<String>,
-    /// Whether a new label that is like an old one is meant.
-    sure: Option<String>,
-}
-
-/// `POST /page/answer`: an answer is confirmed, corrected or put away.
-pub async fn answer(State(app): State<Arc<App>>, call: Call) -> Shown {
-    let visitor = visitor(&app, &call)?;
-    let sent: AnswerForm = form(&call)?;
-    visitor.check(&call.parts, &sent.form)?;
-    let back = place_of(&sent.adapter);
-    let token = visitor.form_token();
-    let question = app.blocking(move |app| judge(app, &sent, &token, &visitor.who)).await?;
-    Ok(match question {
-        Some(page) => (guarded(), page).into_response(),
-        None => see(&back),
-    })
-}
-
-/// Gives the question to ask back, if there is one.
-fn judge(app: &App, sent: &AnswerForm, token: &str, by: &Who) -> Result<Option<String>, Problem> {
-    // Another device was quicker.
-    let Some((item, bytes)) = app.recent.get(sent.id) else { return Ok(None) };
-    let typed = sent.label.as_deref().map(str::trim).filter(|l| !l.is_empty());
-    if sent.verdict.as_deref() == Some("skip") {
-        app.recent.remove(sent.id);
-        return Ok(None);
-    }
-    let label = match (&sent.other, typed, sent.verdict.as_deref()) {
-        (Some(other), ..) => other.as_str(),
-        // Enter in the field presses the first button: what was typed is meant.
-        (None, Some(typed), _) => typed,
-        (None, None, Some("right")) => match item.label() {
-            Some(label) => label,
-            None => return Err(Problem::invalid("there is no label to confirm")),
-        },
-        _ => return Err(Problem::invalid("say which label is right")),
-    };
-    if label.len() > MAX_LABEL {
-        return Err(Problem::invalid(format!("a label has {MAX_LABEL} bytes at most")));
-    }
-    let known = super::view::labels(app, &item.name)?;
-    let like = known.iter().find(|k| k.as_str() != label && similar(k, label));
-    if let (Some(like), false, None) = (like, known.iter().any(|k| k == label), &sent.sure) {
-        return Ok(Some(ask_label(sent, label, like, token)));
-    }
-    let label = label.to_string();
-    let input = match item.kind.as_str() {
-        "text" => Asked::Text(String::from_utf8_lossy(&bytes).into_owned()),
-        _ => Asked::File(bytes.into()),
-    };
-    let predicted = item.label().map(String::from);
-    samples::judged(
-        app,
-        Said {
-            name: item.name,
-            input,
-            label,
-            predicted,
-            generation: item.generation,
-            time: item.time,
-            source: by.source(None, "page"),
-        },
-    )?;
-    app.recent.remove(sent.id);
-    Ok(None)
-}
-
-/// Equal but for the case, or one letter apart (another, one more, two swapped).
-fn similar(a: &str, b: &str) -> bool {
-    let (a, b): (Vec<char>, Vec<char>) =
-        (a.to_lowercase().chars().collect(), b.to_lowercase().chars().collect());
-    let start = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
-    let (a, b) = (&a[start..], &b[start..]);
-    let end = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count();
-    let (a, b) = (&a[..a.len() - end], &b[..b.len() - end]);
-    let swapped = a.len() == 2 && b.len() == 2 && a[0] == b[1] && a[1] == b[0];
-    swapped || (a.len() <= 1 && b.len() <= 1 && start + end >= 2) || (a.is_empty() && b.is_empty())
-}
-
-fn ask_label(sent: &AnswerForm, label: &str, like: &str, token: &str) -> String {
-    let button = |label: &str, class: &str, words: &str| {
-        format!(
-            "<form method=\"post\" action=\"/page/answer\">{}<input type=\"hidden\" name=\"sure\" \
-             value=\"1\"><input type=\"hidden\" name=\"id\" value=\"{}\"><button name=\"other\" \
-             value=\"{}\" class=\"{class}\">{words}</button></form>",
-            hidden(token, &sent.adapter),
-            sent.id,
-            escaped(label)
-        )
-    };
-    let (label_text, like_text) = (escaped(label), escaped(like));
-    let body = format!(
-        "<main class=\"login box\"><h1>A new label?</h1><p>Nothing is called <strong>{label_text}\
-         </strong> yet, but there is <strong>{like_text}</strong>.</p><div class=\"row\">{}{}</div></main>",
-        button(like, "yes", &format!("I mean {like_text}")),
-        button(label, "", &format!("{label_text} is a new label"))
-    );
-    document("Offshoot: a new label?", &body)
-}
 
 /// The fields that every form has.
 pub(super) fn hidden(token: &str, adapter: &str) -> String {
@@ -150,7 +35,7 @@ pub(super) struct NameForm {
 /// `POST /page/train`: trains now.
 pub async fn train(State(app): State<Arc<App>>, call: Call) -> Shown {
     let visitor = visitor(&app, &call)?;
-    let sent: NameForm = form(&call)?;
+    let sent: NameForm = fields(&call)?;
     visitor.check(&call.parts, &sent.form)?;
     let name = ask::name(&sent.adapter)?.to_string();
     let back = place_of(&name);
@@ -229,7 +114,7 @@ pub async fn ask_rollback(State(app): State<Arc<App>>, call: Call) -> Shown {
 /// `POST /page/rollback`: goes back, if the generation of the question still serves.
 pub async fn rollback(State(app): State<Arc<App>>, call: Call) -> Shown {
     let visitor = visitor(&app, &call)?;
-    let sent: NameForm = form(&call)?;
+    let sent: NameForm = fields(&call)?;
     visitor.check(&call.parts, &sent.form)?;
     let name = ask::name(&sent.adapter)?.to_string();
     let back = place_of(&name);
@@ -321,7 +206,7 @@ fn takes_away(report: &ForgetReport) -> String {
 /// `POST /page/forget`.
 pub async fn forget(State(app): State<Arc<App>>, call: Call) -> Shown {
     let visitor = visitor(&app, &call)?;
-    let sent: ForgetQuery = form(&call)?;
+    let sent: ForgetQuery = fields(&call)?;
     visitor.check(&call.parts, &sent.form)?;
     let selector = sent.selector()?;
     let report = app.blocking(move |app| samples::forget_now(app, &selector)).await?;
@@ -332,25 +217,4 @@ pub async fn forget(State(app): State<Arc<App>>, call: Call) -> Shown {
 /// The address of a question about forgetting.
 pub(super) fn forget_place(name: &str, what: &str, value: &str) -> String {
     format!("/page/forget?adapter={}&{what}={}", in_query(name), in_query(value))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::similar;
-
-    #[test]
-    fn slips_of_the_finger_are_similar_and_other_words_are_not() {
-        for (a, b) in [
-            ("open", "opne"),
-            ("open", "Open"),
-            ("open", "opem"),
-            ("open", "opens"),
-            ("a b", "A B"),
-        ] {
-            assert!(similar(a, b) && similar(b, a), "{a} {b}");
-        }
-        for (a, b) in [("open", "close"), ("on", "off"), ("cat", "dog"), ("a", "b"), ("on", "up")] {
-            assert!(!similar(a, b), "{a} {b}");
-        }
-    }
 }

@@ -5,7 +5,9 @@
 
 mod access;
 pub(super) mod acts;
+mod card;
 mod html;
+pub(super) mod judge;
 mod view;
 
 use super::Call;
@@ -124,7 +126,7 @@ fn visitor(app: &App, call: &Call) -> Result<Visitor, Stop> {
 }
 
 /// A form's fields.
-fn form<T: DeserializeOwned>(call: &Call) -> Result<T, Problem> {
+fn fields<T: DeserializeOwned>(call: &Call) -> Result<T, Problem> {
     let kind = call.parts.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
     let is_form = kind.is_some_and(|k| k.starts_with("application/x-www-form-urlencoded"));
     let text = std::str::from_utf8(&call.body).ok().filter(|t| t.len() <= MAX_FORM && is_form);
@@ -137,12 +139,14 @@ fn form<T: DeserializeOwned>(call: &Call) -> Result<T, Problem> {
 #[derive(Deserialize)]
 struct PageQuery {
     adapter: Option<String>,
+    /// The sample that a form before this has made.
+    kept: Option<i64>,
 }
 
 pub(super) async fn page(State(app): State<Arc<App>>, call: Call) -> Shown {
     let visitor = visitor(&app, &call)?;
-    let PageQuery { adapter } = call.query()?;
-    let by = view::Viewer { token: visitor.form_token(), who: visitor.who };
+    let PageQuery { adapter, kept } = call.query()?;
+    let by = view::Viewer { token: visitor.form_token(), who: visitor.who, kept };
     let body = app.blocking(move |app| view::main(app, adapter.as_deref(), &by)).await?;
     Ok((guarded(), body).into_response())
 }
@@ -172,7 +176,7 @@ struct LoginForm {
 
 pub(super) async fn login(State(app): State<Arc<App>>, call: Call) -> Shown {
     access::same_origin(&call.parts.headers)?;
-    let LoginForm { token } = form(&call)?;
+    let LoginForm { token } = fields(&call)?;
     let Some(who) = app.keeper.by_token(token.trim()) else {
         app.guesses.wrong().await;
         let page = login_page(Some("That is not the token."));

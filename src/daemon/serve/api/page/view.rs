@@ -1,6 +1,7 @@
 //! The page itself.
 
 use super::acts::{forget_place, hidden};
+use super::card::card;
 use super::html::{Point, ago, curve, document, escaped, in_query, percent};
 use super::place_of;
 use crate::daemon::learn::NameStatus;
@@ -8,17 +9,21 @@ use crate::daemon::roles::Role;
 use crate::daemon::serve::api::now;
 use crate::daemon::serve::app::App;
 use crate::daemon::serve::problem::Problem;
-use crate::daemon::serve::recent::Item;
 use crate::daemon::serve::roster::Selection;
 use crate::daemon::serve::who::Who;
-use crate::store::{Filter, Generation, GenerationState, NameEntry, Reference};
+use crate::store::{
+    Filter, Form, Generation, GenerationState, Label, NameEntry, Part, Reference, SampleInfo,
+};
+use crate::train::Task;
 use serde_json::Value;
 use std::fmt::Write;
 
 /// Answers that are shown at once.
 const CARDS: usize = 24;
-/// Labels with a button of their own on a card.
-const BUTTONS: usize = 6;
+/// For who has a keyboard.
+const KEYS: &str = "<p class=\"soft keys\">By keyboard: <kbd>j</kbd> <kbd>k</kbd> go to the next and the one \
+                    before, <kbd>y</kbd> says right, <kbd>1</kbd>–<kbd>9</kbd> another label, \
+                    <kbd>n</kbd> goes to the field, <kbd>s</kbd> skips.</p>";
 /// Samples that are listed.
 const SAMPLES: u32 = 40;
 /// Generations in the curve and the table.
@@ -29,6 +34,8 @@ pub(super) struct Viewer {
     /// What forms carry.
     pub token: String,
     pub who: Who,
+    /// The sample that they have just made.
+    pub kept: Option<i64>,
 }
 
 impl Viewer {
@@ -112,7 +119,7 @@ fn adapter(app: &App, entry: &NameEntry, by: &Viewer, body: &mut String) -> Resu
     let state = learner.as_ref().and_then(|l| l.names.iter().find(|n| n.name == entry.name));
     serving(app, entry, &generations, state, body)?;
     if by.may(Role::Teach) {
-        to_check(app, entry, &by.token, body)?;
+        to_check(app, entry, by, body)?;
     }
     let running = learner.as_ref().and_then(|l| l.job.as_ref()).filter(|j| j.name == entry.name);
     let progress = running.map(|job| match (job.measuring, job.steps) {
@@ -164,10 +171,32 @@ fn serving(
     Ok(())
 }
 
-fn to_check(app: &App, entry: &NameEntry, token: &str, body: &mut String) -> Result<(), Problem> {
+/// What has just been kept, in words.
+fn kept(app: &App, entry: &NameEntry, id: i64) -> Option<String> {
+    let sample = app.store.sample(id).ok().filter(|sample| sample.info.name == entry.name)?;
+    let told = match sample.label? {
+        Label::Class(name) => name,
+        Label::Values(values) => {
+            values.iter().map(f32::to_string).collect::<Vec<String>>().join(" ")
+        }
+        Label::Answer(text) => Task::said(&serde_json::from_str(&text).ok()?)?,
+    };
+    let told = if told.is_empty() { "nothing".to_string() } else { format!("“{told}”") };
+    let held = match sample.info.part {
+        Part::HoldOut => "kept to test with",
+        _ => "kept to learn from",
+    };
+    Some(format!("{told}: {held}."))
+}
+
+fn to_check(app: &App, entry: &NameEntry, by: &Viewer, body: &mut String) -> Result<(), Problem> {
     let items = app.recent.of(&entry.name);
     let labels = labels(app, &entry.name)?;
     body.push_str("<h2 id=\"check\">Answers to check</h2>");
+    if let Some(kept) = by.kept.and_then(|id| kept(app, entry, id)) {
+        let _ =
+            write!(body, "<p class=\"kept-now\" role=\"status\">\u{2713} {}</p>", escaped(&kept));
+    }
     if items.is_empty() {
         let why = match app.config().recent.text {
             true => "What is asked from now on is here, the doubtful first.",
@@ -184,12 +213,13 @@ fn to_check(app: &App, entry: &NameEntry, token: &str, body: &mut String) -> Res
             labels.iter().map(|l| format!("<option>{}</option>", escaped(l))).collect::<String>()
         );
         for item in items.iter().take(CARDS) {
-            card(item, &labels, token, body);
+            card(item, &labels, &by.token, body);
         }
         body.push_str("</ul>");
         if items.len() > CARDS {
             let _ = write!(body, "<p class=\"soft\">{} more wait.</p>", items.len() - CARDS);
         }
+        body.push_str(KEYS);
     }
     let left: Vec<String> =
         app.recent.left_out().iter().map(|(why, n)| format!("{n} {why}")).collect();
@@ -198,71 +228,6 @@ fn to_check(app: &App, entry: &NameEntry, token: &str, body: &mut String) -> Res
             write!(body, "<p class=\"soft\">Not kept since the start: {}.</p>", left.join(", "));
     }
     Ok(())
-}
-
-fn card(item: &Item, labels: &[String], token: &str, body: &mut String) {
-    body.push_str("<li class=\"card\">");
-    match item.kind.as_str() {
-        "text" => {
-            let text = item.text.as_deref().unwrap_or_default();
-            let _ = write!(body, "<blockquote>{}</blockquote>", escaped(text));
-        }
-        kind if kind.starts_with("audio/") => {
-            let _ = write!(
-                body,
-                "<audio controls preload=\"none\" src=\"/page/input/{}\"></audio>",
-                item.id
-            );
-        }
-        _ => {
-            let _ = write!(
-                body,
-                "<img src=\"/page/input/{}\" alt=\"The picture that was asked about\" loading=\"lazy\">",
-                item.id
-            );
-        }
-    }
-    let unknown = item.answer["known"] == Value::Bool(false);
-    let answer = item.label().map_or_else(|| item.answer.to_string(), String::from);
-    let said = match unknown {
-        true => "<strong class=\"unknown\">unknown</strong>".to_string(),
-        false => format!("<strong>{}</strong>", escaped(&answer)),
-    };
-    let sure = f64::from(1.0 - item.doubt);
-    let _ = write!(
-        body,
-        "<div class=\"said\">{said} <span class=\"soft\">{} · {}{}</span><meter min=\"0\" max=\"1\" \
-         low=\"0.5\" high=\"0.8\" optimum=\"1\" value=\"{sure:.3}\">{}</meter></div>",
-        percent(sure),
-        ago(item.time, now()),
-        item.generation.map_or(String::new(), |g| format!(" · generation {g}")),
-        percent(sure)
-    );
-    let _ = write!(
-        body,
-        "<form method=\"post\" action=\"/page/answer\">{}<input type=\"hidden\" name=\"id\" \
-         value=\"{}\">",
-        hidden(token, &item.name),
-        item.id
-    );
-    if let (Some(label), false) = (item.label(), unknown) {
-        let _ = write!(
-            body,
-            "<button class=\"yes\" name=\"verdict\" value=\"right\" aria-label=\"Right, {0}\">\
-             \u{2713} Right</button>",
-            escaped(label)
-        );
-    }
-    let others = labels.iter().filter(|l| unknown || item.label() != Some(l));
-    for label in others.take(BUTTONS) {
-        let shown = escaped(label);
-        let _ = write!(body, "<button name=\"other\" value=\"{shown}\">{shown}</button>");
-    }
-    body.push_str(
-        "<input name=\"label\" list=\"labels\" maxlength=\"200\" placeholder=\"Another label\" \
-         aria-label=\"Another label\" autocomplete=\"off\"><button>Save</button>\
-         <button name=\"verdict\" value=\"skip\">Skip</button></form></li>",
-    );
 }
 
 fn next_training(
@@ -364,7 +329,7 @@ fn learned(entry: &NameEntry, generations: &[Generation], by: &Viewer, body: &mu
             ago(g.created, now()),
             share("accuracy"),
             share("retention"),
-            escaped(&became(entry, g))
+            folded(&became(entry, g))
         );
     }
     body.push_str("</tbody></table></div>");
@@ -376,6 +341,16 @@ fn learned(entry: &NameEntry, generations: &[Generation], by: &Viewer, body: &mu
         );
     }
     body.push_str("</div>");
+}
+
+/// A long sentence's first part, the others behind it.
+fn folded(sentence: &str) -> String {
+    match sentence.split_once("; ") {
+        Some((first, rest)) => {
+            format!("<details><summary>{}</summary>{}</details>", escaped(first), escaped(rest))
+        }
+        None => escaped(sentence),
+    }
 }
 
 /// What became of a generation, in words.
@@ -409,15 +384,15 @@ fn samples(app: &App, entry: &NameEntry, by: &Viewer, body: &mut String) -> Resu
          <th></th></tr></thead><tbody>",
     );
     for class in &counts.classes {
-        let Some(label) = &class.label else { continue };
-        let forget = match by.may(Role::Administer) {
-            true => format!(
+        let forget = match class.label.as_deref().filter(|_| by.may(Role::Administer)) {
+            Some(label) => format!(
                 "<a href=\"{}\" aria-label=\"Forget all called {}\">Forget</a>",
                 forget_place(&entry.name, "label", label),
                 escaped(label)
             ),
-            false => String::new(),
+            None => String::new(),
         };
+        let label = class.label.as_deref().unwrap_or("no class: tags, numbers, texts");
         let _ = write!(
             body,
             "<tr><td>{}</td><td>{}</td><td>{}</td><td>{forget}</td></tr>",
@@ -435,7 +410,7 @@ fn samples(app: &App, entry: &NameEntry, by: &Viewer, body: &mut String) -> Resu
     let list = app.store.newest_samples(&filter)?;
     body.push_str("<details><summary>The newest samples</summary><ul class=\"samples\">");
     for sample in list {
-        let label = sample.label.as_deref().unwrap_or("no label");
+        let label = labelled(&sample);
         let _ = write!(
             body,
             "<li>{} <span class=\"soft\">{} · from {}</span> <a href=\"{}\">Forget</a></li>",
@@ -452,4 +427,14 @@ fn samples(app: &App, entry: &NameEntry, by: &Viewer, body: &mut String) -> Resu
         in_query(&entry.name)
     );
     Ok(())
+}
+
+/// A sample's class, or the sort of its label.
+fn labelled(sample: &SampleInfo) -> &str {
+    match (&sample.label, sample.form) {
+        (Some(label), _) => label,
+        (None, Form::Values) => "numbers",
+        (None, Form::None) => "no label",
+        (None, Form::Class | Form::Answer) => "an answer",
+    }
 }
