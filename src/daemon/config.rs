@@ -8,6 +8,7 @@ use super::learn::{
 };
 use super::mqtt::MqttConfig;
 use super::roles::PeersConfig;
+use super::wyoming::WyomingConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::read_text;
 use crate::quant::Threads;
@@ -57,6 +58,9 @@ pub struct Config {
     /// The broker of a home.
     #[serde(default)]
     pub mqtt: MqttConfig,
+    /// Where Home Assistant's voice asks.
+    #[serde(default)]
+    pub wyoming: WyomingConfig,
     /// Servers that are told what happens.
     #[serde(default, rename = "webhook", skip_serializing_if = "Vec::is_empty")]
     pub webhooks: Vec<HookConfig>,
@@ -257,6 +261,7 @@ impl Config {
             recent: RecentConfig::default(),
             samples: SampleConfig::default(),
             mqtt: MqttConfig::default(),
+            wyoming: WyomingConfig::default(),
             webhooks: vec![],
             log: LogConfig::default(),
             train: TrainSettings::default(),
@@ -310,6 +315,7 @@ impl Config {
     /// An error that names the first value out of its range (bad input).
     pub fn check(&self) -> Result<()> {
         self.mqtt.check()?;
+        self.wyoming.check()?;
         super::hooks::check(&self.webhooks)?;
         let l = &self.limits;
         number("limits.connections", l.connections as u64, 1, 4096)?;
@@ -408,6 +414,7 @@ impl Config {
             ("serve.workers", put_back(&mut new.workers, &old.workers)),
             ("serve.threads", put_back(&mut new.threads, &old.threads)),
             ("mqtt", put_back(&mut self.mqtt, &running.mqtt)),
+            ("wyoming", put_back(&mut self.wyoming, &running.wyoming)),
             ("webhook", put_back(&mut self.webhooks, &running.webhooks)),
             ("recent", put_back(&mut self.recent, &running.recent)),
             ("samples.key_file", put_back(&mut self.samples.key_file, &running.samples.key_file)),

@@ -38,6 +38,13 @@ fn wrong_values_are_named() {
         ("base = \"m.base\"\n[serve]\ntcp = \"0.0.0.0:80\"\ntoken_file = \"t\"", "loopback"),
         ("base = \"m.base\"\n[peers]\nothers = \"owner\"", "owner"),
         ("base = \"m.base\"\n[mqtt]\nrole = \"owner\"", "owner"),
+        (
+            "base = \"m.base\"\n[wyoming]\nlisten = \"0.0.0.0:10400\"",
+            "wyoming.listen: expected a loopback",
+        ),
+        ("base = \"m.base\"\n[wyoming]\nlanguages = []", "wyoming.languages"),
+        ("base = \"m.base\"\n[wyoming]\nadapter = \"../x\"", "wyoming.adapter"),
+        ("base = \"m.base\"\n[wyoming]\nprobability = nan", "wyoming.probability"),
         ("base = \"m.base\"\n[serve]\ntcp = \"example.org\"", "line 3"),
         ("base = \"m.base\"\n[log]\nlevel = \"loud\"", "loud"),
         ("base = \"m.base\"\n[samples]\nmax_generations = 1", "max_generations"),

@@ -13,6 +13,7 @@ mod mqtt;
 mod roles;
 pub mod serve;
 mod tokens;
+mod wyoming;
 
 pub use client::Client;
 pub use config::{Config, Level, SYSTEM_CONFIG, read_token};

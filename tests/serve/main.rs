@@ -35,3 +35,4 @@ mod support;
 mod tasks;
 mod tcp;
 mod transcripts;
+mod wyoming;

@@ -31,6 +31,7 @@ mod served;
 mod waiting;
 mod who;
 mod written;
+mod wyoming;
 
 pub use in_process::{InProcess, recent_answers};
 #[cfg(feature = "mqtt")]

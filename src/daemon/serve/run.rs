@@ -206,6 +206,7 @@ async fn serve(app: &Arc<App>, source: &Source, mut listeners: Listeners) -> Res
     if let Some(unix) = listeners.unix.take() {
         tasks.push(tokio::spawn(accept(app.clone(), unix, app.stop.subscribe())));
     }
+    let wyoming = super::wyoming::bind(app).await?;
 
     let checked = tokio::select! {
         checked = app.self_check(FIRST_PROBE) => checked,
@@ -232,6 +233,9 @@ async fn serve(app: &Arc<App>, source: &Source, mut listeners: Listeners) -> Res
     if let Some((client, teller)) = super::mqtt::MqttClient::new(app)? {
         app.set_teller(teller);
         tasks.push(tokio::spawn(client.run()));
+    }
+    if let Some(listener) = wyoming {
+        tasks.push(tokio::spawn(super::wyoming::serve(app.clone(), listener)));
     }
     app.start_hooks()?;
     tasks.push(tokio::spawn(settle(app.clone())));
