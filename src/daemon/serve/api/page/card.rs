@@ -29,11 +29,11 @@ pub(super) fn card(item: &Item, labels: &[String], token: &str, body: &mut Strin
         Some((_, _, ByHand::Names)) => names(item, labels, body),
         Some((_, field, ByHand::Line)) => line(field, item, body),
         None => body.push_str(
-            "<p class=\"soft\">What it should have said is told by <code>POST /v1/feedback</code>.</p>",
+            "<div class=\"own\"><p class=\"soft\">What it should have said is told by <code>POST /v1/feedback</code>.</p>",
         ),
     }
     body.push_str(
-        "<button class=\"quiet\" name=\"verdict\" value=\"skip\">Skip</button></form></li>",
+        "<button class=\"quiet\" name=\"verdict\" value=\"skip\">Skip</button></div></form></li>",
     );
 }
 
@@ -142,7 +142,7 @@ fn line(field: &str, item: &Item, body: &mut String) {
     };
     let _ = write!(
         body,
-        "<input class=\"whole\" name=\"label\" value=\"{}\" aria-label=\"What is right\" \
+        "<div class=\"own\"><input name=\"label\" value=\"{}\" aria-label=\"What is right\" \
          autocomplete=\"off\"><button class=\"yes\" name=\"verdict\" value=\"right\">\u{2713} Right</button>",
         escaped(&answered)
     );
@@ -151,7 +151,7 @@ fn line(field: &str, item: &Item, body: &mut String) {
 fn typed(what: &str, save: &str, body: &mut String) {
     let _ = write!(
         body,
-        "<input name=\"label\" list=\"labels\" maxlength=\"200\" placeholder=\"{what}\" \
+        "<div class=\"own\"><input name=\"label\" list=\"labels\" maxlength=\"200\" placeholder=\"{what}\" \
          aria-label=\"{what}\" autocomplete=\"off\">"
     );
     if !save.is_empty() {
