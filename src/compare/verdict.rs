@@ -29,6 +29,10 @@ impl<'a> Best<'a> {
         &self.row.method.name
     }
 
+    fn quoted(&self) -> String {
+        format!("'{}'", self.name())
+    }
+
     fn mean(&self) -> f64 {
         self.figures.first().map_or(0.0, |m| m.figure.mean)
     }
@@ -59,7 +63,7 @@ impl<'a> Best<'a> {
 
     fn says(&self) -> String {
         let metric = self.figures.first().map_or("", |m| &m.name);
-        format!("'{}' has {} {}", self.name(), words(metric), number(self.mean()))
+        format!("{} has {} {}", self.quoted(), words(metric), number(self.mean()))
     }
 }
 
@@ -109,25 +113,24 @@ fn at(rows: &[Row], share: f32, with_cost: bool) -> String {
             "LoRA is not all that can be had: {}, {}{gain}.{}",
             other.says(),
             lora.says(),
-            takes(other.name(), &other, &lora)
+            takes(&other.quoted(), &other, &lora)
         ),
         Some((other, false)) => format!(
-            "LoRA is enough: {}{gain}; the best other kind, '{}', has {}, no more than chance.{}",
+            "LoRA is enough: {}{gain}; the best other kind, {}.{}",
             lora.says(),
-            other.name(),
-            number(other.mean()),
-            takes(other.name(), &other, &lora)
+            beside(&other, &lora),
+            takes(&other.quoted(), &other, &lora)
         ),
         None => format!("{}{gain}; no other kind was tried.", lora.says()),
     }
 }
 
-/// `lora` beside a head that is as good.
-fn beside(lora: &Best<'_>, head: &Best<'_>) -> String {
-    let (by, _) = lora.over(head);
+/// `one` beside another that is as good.
+fn beside(one: &Best<'_>, other: &Best<'_>) -> String {
+    let (by, _) = one.over(other);
     match by > 0.0 {
-        true => format!("{}, no more than chance", lora.says()),
-        false => format!("{}, no better", lora.says()),
+        true => format!("{}, no more than chance", one.says()),
+        false => format!("{}, no better", one.says()),
     }
 }
 
