@@ -114,8 +114,9 @@ fn learns_as_theirs(
     assert!(whole < 0.6 * near && single < near, "{whole} {single}");
     assert!(losses.len() == 10 && of_losses < 1e-3, "losses differ by {of_losses}");
     for (name, values) in trainer.parameters() {
-        let off = off(values, &theirs("after10", name));
-        assert!(off < 2e-2, "{name} after ten steps: {off}");
+        // Where a gradient is next to nothing, its sign alone decides a whole step of AdamW.
+        let found = apart(values, &theirs("after10", name));
+        assert!(found < 1e-2, "{name} after ten steps: {found}");
     }
 }
 
