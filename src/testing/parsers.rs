@@ -75,6 +75,12 @@ pub fn config(text: &str) -> bool {
     crate::daemon::Config::parse(text).is_ok()
 }
 
+/// Events of Home Assistant's voice.
+#[cfg(feature = "daemon")]
+pub fn events(bytes: &[u8]) -> usize {
+    crate::daemon::serve::events(bytes)
+}
+
 /// The topic of an MQTT message.
 #[cfg(feature = "mqtt")]
 pub fn topic(text: &str) -> bool {

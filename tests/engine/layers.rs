@@ -248,6 +248,7 @@ const PARSERS: &[&str] = &[
     "adapter/tensor.rs",
     "daemon/serve/ask.rs",
     "daemon/serve/mqtt/topics.rs",
+    "daemon/serve/wyoming/event.rs",
     "graph/nnef/guard.rs",
     "graph/nnef/parse.rs",
     "host/elf.rs",

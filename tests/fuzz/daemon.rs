@@ -43,6 +43,17 @@ pub fn topic(_: Place) -> Ready {
     })
 }
 
+pub fn voice(_: Place) -> Ready {
+    let seeds = [
+        "{\"type\":\"describe\"}\n{\"type\":\"ping\",\"data\":{\"text\":\"x\"}}\n",
+        "{\"type\":\"recognize\",\"version\":\"1.8.0\",\"data_length\":14}\n{\"text\":\"hi\"}\n{\"type\":\"a\"}\n",
+        "{\"type\":\"audio-chunk\",\"data\":{\"rate\":16000},\"payload_length\":4}\nabcd{\"type\":\"audio-stop\"}\n",
+    ];
+    ready(seeds.map(|seed| seed.as_bytes().to_vec()).to_vec(), |bytes| {
+        parsers::events(bytes);
+    })
+}
+
 fn sample(number: u64) -> NewSample {
     let input = match number % 3 {
         0 => Input::Text(format!("sentence {number}")),

@@ -153,5 +153,5 @@ macro_rules! targets {
 
 targets! {
     adapter backup base chat checkpoint children config csv export http jsonl log npy npz onnx peft
-    picture program recent sound state text tokenizer topic
+    picture program recent sound state text tokenizer topic voice
 }

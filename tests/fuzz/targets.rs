@@ -56,6 +56,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "text", smoke: 2000, memory: 32 * MB, ready: files::text },
     Target { name: "tokenizer", smoke: 400, memory: 512 * MB, ready: files::tokenizer },
     Target { name: "topic", smoke: 10_000, memory: 16 * MB, ready: daemon::topic },
+    Target { name: "voice", smoke: 10_000, memory: 16 * MB, ready: daemon::voice },
 ];
 
 /// A target of these seeds.

@@ -37,3 +37,4 @@ pub use in_process::{InProcess, recent_answers};
 #[cfg(feature = "mqtt")]
 pub use mqtt::Topics;
 pub use run::{Overrides, Source, check, run};
+pub use wyoming::events;

@@ -1,5 +1,7 @@
 //! An event as it passes: a line of JSON, perhaps more data, perhaps bytes.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::io::{
@@ -51,13 +53,13 @@ impl Event {
 /// Reads an event. Errors say what can't be understood; nothing can be read after one.
 pub async fn read<R: AsyncBufRead + Unpin>(reader: &mut R) -> Result<Read, String> {
     let mut line = vec![];
-    let mut limited = (&mut *reader).take(MAX_DATA as u64 + 1);
+    let mut limited = (&mut *reader).take(MAX_DATA as u64);
     let read = limited.read_until(b'\n', &mut line).await;
     if read.is_err() || line.is_empty() {
         return Ok(Read::End);
     }
     if line.last() != Some(&b'\n') {
-        return if line.len() > MAX_DATA {
+        return if line.len() >= MAX_DATA {
             Err(format!("a line has {MAX_DATA} bytes at most"))
         } else {
             Ok(Read::End)

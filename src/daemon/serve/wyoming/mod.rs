@@ -26,6 +26,19 @@ const CONNECTIONS: usize = 16;
 const IDLE: Duration = Duration::from_secs(60);
 /// Longest that a client may take to read what it is sent.
 const SENDING: Duration = Duration::from_secs(10);
+/// How many events bytes hold, up to what can't be understood; for tests.
+pub fn events(bytes: &[u8]) -> usize {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().build() else { return 0 };
+    let mut reader = bytes;
+    runtime.block_on(async {
+        let mut count = 0;
+        while let Ok(Read::Event(_)) = event::read(&mut reader).await {
+            count += 1;
+        }
+        count
+    })
+}
+
 /// Pause after a connection could not be taken: the process has no more files.
 const PAUSE: Duration = Duration::from_millis(100);
 
