@@ -82,3 +82,5 @@ pub use samples::try_sample;
 pub(crate) use samples::{answering_bytes, longest_sentence};
 pub use tasks::Task;
 pub use trainer::{Answers, Gradients, MicroBatch, Trainer};
+#[cfg(feature = "daemon")]
+pub(crate) use writing::Writing;

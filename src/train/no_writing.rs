@@ -8,7 +8,7 @@ use crate::shape::Array;
 use std::sync::Arc;
 
 /// There is none.
-pub(super) enum Writing {}
+pub(crate) enum Writing {}
 
 impl Writing {
     pub fn new(_: &Engine, _: Option<usize>) -> Result<Writing> {
@@ -24,6 +24,16 @@ impl Writing {
     }
 
     pub fn output(&self, _: &Named, _: &Label, _: Option<&Arc<Bound>>) -> Result<Vec<f32>> {
+        match *self {}
+    }
+
+    #[cfg(feature = "daemon")]
+    pub fn answer(
+        &self,
+        _: Named,
+        _: Option<&Arc<Bound>>,
+        _: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<f32>> {
         match *self {}
     }
 }

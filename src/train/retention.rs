@@ -99,8 +99,10 @@ pub(super) struct Lens {
 }
 
 impl Lens {
-    /// What `head` reads; without one, the base's last output.
+    /// What `head` reads; without one, or where another graph of the base gives that, the base's last output.
     pub fn new(engine: &Engine, head: Option<&Head>) -> Result<Lens> {
+        let gives = |head: &&Head| engine.outputs().iter().any(|spec| spec.name == head.output);
+        let head = head.filter(gives);
         let output = match head {
             Some(head) => head.output.clone(),
             None => match engine.outputs().last() {

@@ -4,10 +4,10 @@ use super::data::{Label, Spelled};
 use super::metrics::entropy;
 use super::tasks::written;
 use crate::adapter::Bound;
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::pack::Role;
 use crate::runtime::text::bucket;
-use crate::runtime::{Engine, GenerateOptions, Generator, Named, Preprocessor, of_type};
+use crate::runtime::{Ended, Engine, GenerateOptions, Generator, Named, Preprocessor, of_type};
 use crate::shape::{Array, DType};
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use std::sync::Arc;
 const MOST: usize = 224;
 
 /// A base's decoder, and how it begins.
-pub(super) struct Writing {
+pub(crate) struct Writing {
     generator: Generator,
     starts: Vec<u32>,
     /// The decoder's input of tokens.
@@ -90,16 +90,38 @@ impl Writing {
         let mut loss = 0.0;
         let mut take = |id: u32, logits: &[f32]| loss += entropy(logits, id as usize);
         self.generator.follow(Some(encoded.clone()), &self.starts, &ids, adapter, &mut take)?;
-        let text = self.write(encoded, adapter)?;
+        let text = self.write(encoded, adapter, &mut || true)?;
         Ok(written(loss / ids.len().max(1) as f64, &text))
     }
 
-    fn write(&self, encoded: Array, adapter: Option<&Arc<Bound>>) -> Result<String> {
+    /// What is written of all that the encoder gave, in the form of an output; its loss is nobody's. `go_on` is
+    /// asked at each token.
+    #[cfg(feature = "daemon")]
+    pub fn answer(
+        &self,
+        encoded: Named,
+        adapter: Option<&Arc<Bound>>,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<f32>> {
+        Ok(written(0.0, &self.write(self.generator.features(encoded)?, adapter, go_on)?))
+    }
+
+    fn write(
+        &self,
+        encoded: Array,
+        adapter: Option<&Arc<Bound>>,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<String> {
         let options = GenerateOptions { tokens: MOST.min(self.most), ..GenerateOptions::default() };
-        let mut hear = |_: &str| true;
+        let mut hear = |_: &str| go_on();
         let (generator, starts) = (&self.generator, &self.starts);
         let found = generator.generate_from(Some(encoded), starts, adapter, &options, &mut hear)?;
-        Ok(found.text.trim().to_string())
+        match found.ended {
+            Ended::Listener => {
+                Err(Error::refused("nobody waits for the text").because(Cause::Stopped))
+            }
+            _ => Ok(found.text.trim().to_string()),
+        }
     }
 }
 

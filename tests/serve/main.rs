@@ -8,6 +8,7 @@ mod bad_input;
 mod common;
 mod corpus;
 mod damaged;
+mod dictations;
 mod docs;
 mod faults;
 mod heavy;

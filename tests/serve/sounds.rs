@@ -6,7 +6,7 @@ use base64::Engine as _;
 use serde_json::json;
 
 /// A second of a tone, 16 kHz, one channel, 16 bits.
-fn wav(hertz: f32) -> Vec<u8> {
+pub fn wav(hertz: f32) -> Vec<u8> {
     let turn = 2.0 * std::f32::consts::PI * hertz / 16_000.0;
     let samples = (0..16_000).map(|i| ((turn * i as f32).sin() * 12_000.0) as i16);
     let data: Vec<u8> = samples.flat_map(i16::to_le_bytes).collect();

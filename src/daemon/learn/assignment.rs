@@ -209,7 +209,7 @@ pub fn dataset(store: &Store, engine: &Engine, ids: &[i64], task: Option<Task>) 
         let input = input(store, engine, sample).map_err(|e| e.at(&place))?;
         rows.add(input, Row::typed(&fields), None, place)?;
     }
-    rows.finish()
+    Ok(rows.finish()?.on(engine.base()))
 }
 
 /// A stored label as the fields of a row.

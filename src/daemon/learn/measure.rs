@@ -124,7 +124,9 @@ pub fn measure(
         metric: held.task.score_name().into(),
         held: rows_found,
         lessons,
-        effect: (!candidate.targets.is_empty()).then_some(f64::from(found.moved)),
+        // What a decoder writes may change where the encoder's output doesn't.
+        effect: (!candidate.targets.is_empty() && !held.task.rules().writes())
+            .then_some(f64::from(found.moved)),
         kept: Kept {
             samples: found.samples,
             sentence: found.sentence(),

@@ -6,6 +6,7 @@ use super::look::Look;
 use super::problem::Problem;
 use super::recent::{Offer, Recent};
 use super::roster::{Instead, Roster, Served};
+use super::writer::Writer;
 use super::written::{Each, written};
 use crate::daemon::Tensor;
 use crate::error::{ErrorKind, Result};
@@ -45,6 +46,8 @@ pub struct Answerer {
     preprocessor: Preprocessor,
     roster: Arc<Roster>,
     recent: Arc<Recent>,
+    /// What writes texts behind the base's encoder, where that is its task.
+    writer: Writer,
     /// Whether sentences of one length may share a run.
     batches: bool,
     /// Decoding takes up to 192 MiB: one picture or sound at a time.
@@ -118,7 +121,8 @@ impl Answerer {
         let preprocessor = Preprocessor::new(&engine);
         let decoding = Mutex::new(());
         let least = AtomicUsize::new(0);
-        Answerer { engine, memory, preprocessor, roster, recent, batches, decoding, least }
+        let writer = Writer::new(engine.clone().with_memory(memory.clone()));
+        Answerer { engine, memory, preprocessor, roster, recent, writer, batches, decoding, least }
     }
 
     /// What requests take their memory of.
@@ -235,6 +239,9 @@ impl Answerer {
         let head = bound.and_then(|b| b.head.as_ref());
         let task = Task::serving(head, self.engine.base())?;
         let predictions = match head {
+            _ if task.rules().writes() && !own => {
+                vec![self.writer.write(outputs.clone(), bound, stop)?]
+            }
             Some(head) => {
                 let mask = self.engine.given(inputs, Role::Mask);
                 apply_head(&self.engine, head, mask, &outputs)?
@@ -313,7 +320,8 @@ impl Answerer {
     pub fn probe(&self) -> Result<Prepared, Problem> {
         let base = self.engine.base();
         let spec = base.preprocess().image.as_ref();
-        let work = if base.tokenizer().is_ok_and(|t| t.is_some()) {
+        let reads = self.engine.input(Role::Ids).is_some();
+        let work = if reads && base.tokenizer().is_ok_and(|t| t.is_some()) {
             let tokens = self.preprocessor.tokens("ready")?;
             let length = self.preprocessor.padded_length(tokens.ids.len());
             Work::Tokens(tokens, length)

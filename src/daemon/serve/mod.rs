@@ -30,6 +30,7 @@ mod run;
 mod served;
 mod waiting;
 mod who;
+mod writer;
 mod written;
 mod wyoming;
 

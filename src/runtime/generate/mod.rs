@@ -9,7 +9,7 @@ mod stream;
 pub(crate) use chat::rendered as chat_text;
 pub use sampling::Sampling;
 
-use super::engine::Engine;
+use super::engine::{Engine, Named};
 use super::message::Message;
 use super::text::{TextEncoder, UNLIMITED};
 use crate::adapter::Bound;
@@ -268,8 +268,15 @@ impl Generator {
             .encoder
             .as_ref()
             .ok_or_else(|| Error::usage("the base has no encoder that takes inputs"))?;
-        let mut outputs = encoder.run(inputs, adapter)?;
-        let at = encoder.outputs().iter().position(|spec| spec.role == Role::Features);
+        self.features(encoder.run(inputs, adapter)?)
+    }
+
+    /// As [`Generator::encode`], of all that the encoder gave.
+    pub(crate) fn features(&self, mut outputs: Named) -> Result<Array> {
+        let encoder = self.decoder.encoder.as_ref();
+        let specs = encoder.map_or(&[][..], Engine::outputs);
+        let at = specs.iter().position(|spec| spec.role == Role::Features);
+        let at = at.filter(|at| *at < outputs.len());
         let at = at.ok_or_else(|| Error::unsupported("the encoder has no output of features"))?;
         let array = outputs.swap_remove(at).1;
         match array.shape() {
