@@ -6,7 +6,8 @@
 #   cross/aarch64.sh tools               installs what the others need
 #   cross/aarch64.sh test [CPU…]         the tests on emulated processors: cortex-a53, cortex-a76, max;
 #                                        the first named runs all of them, the others all
-#                                        but the slow and those that know no processor
+#                                        of the library and its engine but the slow and
+#                                        those that know no processor
 #   cross/aarch64.sh kernels [CPU…]      of them those of the kernels alone, built in a minute
 #   cross/aarch64.sh run [CPU] ARGS…     the binary on an emulated processor, cortex-a76 if none is named
 #
@@ -81,6 +82,7 @@ case $verb in
         for cpu in ${*:-$cpus}; do
             all_tests "$cpu" "${skipped[@]}"
             skipped=("${not_emulated[@]}" "${slow[@]}" "${of_no_processor[@]}")
+            suites=("${of_each_processor[@]}")
         done
         printf '%s' "$hung"
         ;;
@@ -104,7 +106,7 @@ case $verb in
         exec $emulator "$binary" "$@"
         ;;
     *)
-        sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
+        sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
         exit 2
         ;;
 esac

@@ -9,6 +9,8 @@
 mod daemon;
 #[path = "../tests/fuzz/files.rs"]
 mod files;
+#[path = "../tests/fuzz/home.rs"]
+mod home;
 #[path = "../tests/fuzz/kept.rs"]
 mod kept;
 #[path = "../tests/fuzz/mend.rs"]

@@ -10,7 +10,7 @@ use std::path::Path;
 #[cfg(feature = "daemon")]
 pub use crate::daemon::learn::heard_and_judged;
 #[cfg(feature = "daemon")]
-pub use crate::daemon::serve::{InProcess, recent_answers};
+pub use crate::daemon::serve::{InProcess, hook_queue, recent_answers, tokens};
 
 /// A picture, as an input of 32 × 24.
 pub fn picture(bytes: &[u8]) -> bool {

@@ -245,14 +245,22 @@ pub fn http(place: Place) -> Ready {
     let config = "base = 'x'\n[serve]\nworkers = 1\n[limits]\nmemory_bytes = 67108864\n[samples]\nmax_samples = 50\n";
     let daemon = parsers::InProcess::new(config, engine, store).unwrap();
     ready(seeds, move |bytes| {
-        let end = bytes.windows(2).position(|w| w == b"\n\n").unwrap_or(bytes.len());
-        let (head, body) = (&bytes[..end], bytes.get(end + 2..).unwrap_or_default());
-        let head = String::from_utf8_lossy(head);
-        let mut lines = head.lines();
-        let (method, uri) = lines.next().and_then(|line| line.split_once(' ')).unwrap_or_default();
-        let headers: Vec<(&str, &str)> =
-            lines.filter_map(|line| line.split_once(": ")).take(64).collect();
         // A panic in a handler would be one of these.
-        assert_ne!(daemon.ask(method, uri, &headers, body), Some(500));
+        assert_ne!(answer(&daemon, bytes), Some(500));
     })
+}
+
+/// The status of the answer to a request, or to a broker's message: its method is MQTT, its address the topic.
+pub fn answer(daemon: &parsers::InProcess, request: &[u8]) -> Option<u16> {
+    let end = request.windows(2).position(|w| w == b"\n\n").unwrap_or(request.len());
+    let (head, body) = (&request[..end], request.get(end + 2..).unwrap_or_default());
+    let head = String::from_utf8_lossy(head);
+    let mut lines = head.lines();
+    let (method, uri) = lines.next().and_then(|line| line.split_once(' ')).unwrap_or_default();
+    if method == "MQTT" {
+        return daemon.message(uri, body);
+    }
+    let headers: Vec<(&str, &str)> =
+        lines.filter_map(|line| line.split_once(": ")).take(64).collect();
+    daemon.ask(method, uri, &headers, body)
 }

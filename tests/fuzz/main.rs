@@ -4,6 +4,7 @@
 
 mod daemon;
 mod files;
+mod home;
 mod kept;
 mod mend;
 mod mutate;
@@ -152,6 +153,6 @@ macro_rules! targets {
 }
 
 targets! {
-    adapter backup base chat checkpoint children config csv export http jsonl log npy npz onnx peft
-    picture program recent sound state text tokenizer topic voice
+    adapter backup base chat checkpoint children config csv export home hooks http jsonl log npy npz
+    onnx peft picture program recent sound state text tokenizer tokens topic voice
 }

@@ -69,13 +69,22 @@ impl Place {
 
     /// A base of the repository's ONNX file.
     pub fn packed(&self, source: &str) -> PathBuf {
+        self.packed_with(source, &PackOptions::default())
+    }
+
+    fn packed_with(&self, source: &str, options: &PackOptions) -> PathBuf {
         let path = self.path("packed.base");
-        pack(&repo(source), &path, &PackOptions::default()).unwrap();
+        pack(&repo(source), &path, options).unwrap();
         path
     }
 
     /// The same, opened.
     pub fn engine(&self, source: &str) -> Engine {
-        Engine::open(self.packed(source)).unwrap()
+        self.engine_with(source, &PackOptions::default())
+    }
+
+    /// The same with these options.
+    pub fn engine_with(&self, source: &str, options: &PackOptions) -> Engine {
+        Engine::open(self.packed_with(source, options)).unwrap()
     }
 }

@@ -2,7 +2,7 @@
 //! with an input. What must hold of any bytes: no panic, no abort, no time or memory out of proportion.
 
 use crate::place::Place;
-use crate::{daemon, files, kept};
+use crate::{daemon, files, home, kept};
 
 /// A form of bytes from outside.
 pub struct Target {
@@ -40,6 +40,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "config", smoke: 2000, memory: 32 * MB, ready: daemon::config },
     Target { name: "csv", smoke: 2000, memory: 32 * MB, ready: files::csv },
     Target { name: "export", smoke: 1000, memory: 32 * MB, ready: files::export },
+    Target { name: "home", smoke: 1500, memory: 128 * MB, ready: home::home },
+    Target { name: "hooks", smoke: 3000, memory: 32 * MB, ready: home::hooks },
     Target { name: "http", smoke: 2000, memory: 128 * MB, ready: daemon::http },
     Target { name: "jsonl", smoke: 2000, memory: 32 * MB, ready: files::jsonl },
     Target { name: "log", smoke: 3000, memory: 32 * MB, ready: daemon::log },
@@ -55,6 +57,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "state", smoke: 60, memory: 64 * MB, ready: daemon::state },
     Target { name: "text", smoke: 2000, memory: 32 * MB, ready: files::text },
     Target { name: "tokenizer", smoke: 400, memory: 512 * MB, ready: files::tokenizer },
+    Target { name: "tokens", smoke: 3000, memory: 32 * MB, ready: home::tokens },
     Target { name: "topic", smoke: 10_000, memory: 16 * MB, ready: daemon::topic },
     Target { name: "voice", smoke: 10_000, memory: 16 * MB, ready: daemon::voice },
 ];

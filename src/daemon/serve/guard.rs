@@ -241,6 +241,7 @@ struct Guessed {
     all: u64,
     logged: u64,
     at: Option<Instant>,
+    at_once: bool,
 }
 
 impl Guesses {
@@ -251,11 +252,18 @@ impl Guesses {
 
     /// One more: one a connection and second, and the log says so.
     pub async fn wrong(&self) {
-        self.note();
-        tokio::time::sleep(GUESS_PAUSE).await;
+        if !self.note() {
+            tokio::time::sleep(GUESS_PAUSE).await;
+        }
     }
 
-    fn note(&self) {
+    /// From now on none waits, for tests.
+    pub fn answer_at_once(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).at_once = true;
+    }
+
+    /// Whether it is answered at once.
+    fn note(&self) -> bool {
         let mut guessed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         guessed.all += 1;
         if guessed.at.is_none_or(|at| at.elapsed() >= GUESS_LOG) {
@@ -264,6 +272,7 @@ impl Guesses {
             guessed.logged = guessed.all;
             guessed.at = Some(Instant::now());
         }
+        guessed.at_once
     }
 }
 

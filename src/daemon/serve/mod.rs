@@ -34,7 +34,7 @@ mod writer;
 mod written;
 mod wyoming;
 
-pub use in_process::{InProcess, recent_answers};
+pub use in_process::{InProcess, hook_queue, recent_answers, tokens};
 #[cfg(feature = "mqtt")]
 pub use mqtt::Topics;
 pub use run::{Overrides, Source, check, run};

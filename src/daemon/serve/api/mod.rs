@@ -23,7 +23,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 
-pub use page::{has_login, logged_in};
+pub use page::{has_login, logged_in, socket_form};
 #[cfg(feature = "mqtt")]
 pub use samples::feedback_to;
 pub use status::problems;

@@ -15,7 +15,8 @@ use crate::daemon::hooks::{Address, Happening, HookConfig};
 use crate::daemon::tokens::random;
 use crate::error::{Error, Result};
 use axum::body::Bytes;
-use queue::{Message, Queue};
+use queue::Message;
+pub use queue::Queue;
 use send::{Failure, send};
 use serde_json::{Map, Value, json};
 use std::os::unix::fs::DirBuilderExt;
@@ -184,8 +185,8 @@ impl Hook {
         let path = folder.map(|folder| folder.join(format!("{}.json", config.name)));
         let queue = path.as_deref().map_or_else(|| Ok(Queue::new()), Queue::read);
         let queue = queue.unwrap_or_else(|e| {
-            tracing::error!("what waited for webhook '{}' is lost: {e}", config.name);
-            Queue::new()
+            tracing::error!("what waited for webhook '{}' can't be used: {e}", config.name);
+            path.as_deref().map_or_else(Queue::new, Queue::put_aside)
         });
         let saved = Saved { queue: queue.clone(), at: Instant::now(), failed: false };
         Ok(Hook {

@@ -75,6 +75,16 @@ impl Queue {
         }
     }
 
+    /// An empty one, beside which a file that can't be used stays under another name, where it can.
+    pub fn put_aside(path: &Path) -> Queue {
+        let aside = path.with_extension("damaged");
+        match std::fs::rename(path, &aside) {
+            Ok(()) => tracing::warn!("its file is '{}' now", aside.display()),
+            Err(e) => tracing::error!("'{}' can't be put aside: {e}", path.display()),
+        }
+        Queue::new()
+    }
+
     /// Writes it as a whole, for its owner alone.
     ///
     /// # Errors
@@ -187,5 +197,17 @@ mod tests {
             std::fs::write(&path, bad).unwrap();
             assert!(Queue::read(&path).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("home.hall.json");
+        std::fs::write(&path, b"{\"version\":1,").unwrap();
+        assert!(Queue::read(&path).is_err());
+        assert_eq!(Queue::put_aside(&path), Queue::new());
+        assert!(!path.exists());
+        let aside = std::fs::read(folder.path().join("home.hall.damaged")).unwrap();
+        assert_eq!(aside, b"{\"version\":1,");
     }
 }

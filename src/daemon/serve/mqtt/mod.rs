@@ -172,6 +172,17 @@ impl MqttClient {
         true
     }
 
+    /// Does what a message asks for and tells nobody, for tests.
+    ///
+    /// # Errors
+    /// What would be told as a problem.
+    pub async fn done(&self, topic: &str, payload: &[u8]) -> Result<(), Problem> {
+        let (client, _unconnected) = AsyncClient::new(self.options.clone(), PACKETS);
+        let mut outbox = Outbox { client, connected: Arc::default(), told: BTreeMap::new() };
+        let message = Publish::new(topic, QoS::AtLeastOnce, payload);
+        self.act(&mut outbox, &message).await.map(drop)
+    }
+
     async fn act(&self, outbox: &mut Outbox, message: &Publish) -> Result<Done, Problem> {
         let Some(wish) = self.topics.wish(&message.topic) else {
             return Err(Problem::invalid(

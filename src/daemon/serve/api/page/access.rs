@@ -15,6 +15,9 @@ const COOKIE: &str = "offshoot";
 /// How long a login lasts, in seconds.
 const LASTS: u64 = 30 * 24 * 3600;
 
+/// In the place of a login's random number, for the socket's users.
+const SOCKET: &str = "socket";
+
 /// Who has logged in, or asks through the socket, which only who may use it reaches.
 pub struct Visitor {
     /// Who it is.
@@ -28,7 +31,7 @@ impl Visitor {
     pub fn of(app: &App, parts: &Parts, now: u64) -> Option<Visitor> {
         if parts.extensions.get::<Transport>() != Some(&Transport::Tcp) {
             let who = parts.extensions.get::<Who>()?.clone();
-            return Some(Visitor { who, nonce: "socket".into(), key: own_key()? });
+            return Some(Visitor { who, nonce: SOCKET.into(), key: own_key()? });
         }
         Visitor::of_cookie(app, &parts.headers, now)
     }
@@ -50,7 +53,7 @@ impl Visitor {
     }
 
     fn form_hash(&self) -> blake3::Hash {
-        sign(&self.key, &format!("form {}", self.nonce))
+        form_hash(&self.key, &self.nonce)
     }
 
     /// What forms carry.
@@ -134,6 +137,15 @@ fn own_key() -> Option<[u8; 32]> {
     }
     let made = random().inspect_err(|e| tracing::error!("the page can't be used: {e}")).ok()?;
     Some(*OWN.get_or_init(|| made))
+}
+
+/// What forms of the socket's users carry, for tests.
+pub fn socket_form() -> Option<String> {
+    Some(form_hash(&own_key()?, SOCKET).to_hex().to_string())
+}
+
+fn form_hash(key: &[u8; 32], nonce: &str) -> blake3::Hash {
+    sign(key, &format!("form {nonce}"))
 }
 
 fn sign(key: &[u8; 32], text: &str) -> blake3::Hash {

@@ -15,6 +15,7 @@ use crate::daemon::serve::app::App;
 use crate::daemon::serve::problem::Problem;
 use crate::daemon::serve::who::Who;
 use access::Visitor;
+pub use access::socket_form;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
