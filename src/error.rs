@@ -83,6 +83,7 @@ struct Inner {
     message: String,
     hint: Option<String>,
     cause: Option<Cause>,
+    only: Option<(String, i64)>,
 }
 
 /// The crate's result.
@@ -92,7 +93,7 @@ impl Error {
     /// An error of `kind`; `message` is lower case, without a period, on one line.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
         let message = one_line(&message.into());
-        Error(Box::new(Inner { kind, message, hint: None, cause: None }))
+        Error(Box::new(Inner { kind, message, hint: None, cause: None, only: None }))
     }
 
     /// [`ErrorKind::Failed`].
@@ -140,6 +141,18 @@ impl Error {
     pub fn because(mut self, cause: Cause) -> Error {
         self.0.cause = Some(cause);
         self
+    }
+
+    /// States that a free dimension can have one size alone.
+    pub(crate) fn with_only(mut self, dimension: &str, size: i64) -> Error {
+        self = self.at(format!("it runs with '{dimension}' = {size} only"));
+        self.0.only = Some((dimension.into(), size));
+        self
+    }
+
+    /// What [`with_only`](Error::with_only) stated.
+    pub(crate) fn only(&self) -> Option<(&str, i64)> {
+        self.0.only.as_ref().map(|(dimension, size)| (dimension.as_str(), *size))
     }
 
     /// Puts a place (a file, a node, a tensor) before the message: `place: message`.

@@ -98,15 +98,22 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         report.generations.iter().map(|g| format!("{}@{}", g.name, g.generation)).collect();
     let forgot = if args.dry_run { "nothing is changed; it would forget" } else { "forgot" };
     out.line(format!("{forgot} {} samples ({})", count(report.samples), bytes(report.bytes)));
+    let would = |done: &str, later: &str| if args.dry_run { later } else { done }.to_string();
     if !generations.is_empty() {
-        out.line(format!("retired {}, which had learned from them", generations.join(", ")));
+        let retired = would("retired", "would retire");
+        out.line(format!("{retired} {}, which had learned from them", generations.join(", ")));
     }
     if report.lost > 0 {
-        out.line(format!("removed {} lost files, which may have learned from them", report.lost));
+        let removed = would("removed", "would remove");
+        let lost = report.lost;
+        out.line(format!(
+            "{removed} the {lost} files in 'lost', which may have learned from them (a former database \
+             among them, after a restore or a salvage)"
+        ));
     }
     for f in &report.fallbacks {
         let to = f.to.map_or("the base".into(), |g| format!("generation {g}"));
-        out.line(format!("'{}' serves {to} now", f.name));
+        out.line(format!("'{}' {} {to}", f.name, would("serves now:", "would be served by:")));
     }
     if !report.jobs_queued.is_empty() {
         out.line("training anew is queued");

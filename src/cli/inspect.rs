@@ -194,6 +194,9 @@ fn base(base: &Base, verify: bool, out: &Out) -> Result<()> {
             let rows: Vec<Vec<String>> = specs.iter().map(io_row).collect();
             block(out, title, &rows);
         }
+        for bound in &graph.bound {
+            out.line(format!("  bound {}={}: {}", bound.name, bound.to, bound.why));
+        }
     }
     if let Some(image) = &preprocess.image {
         let [h, w] = image.size;
@@ -218,7 +221,8 @@ fn base(base: &Base, verify: bool, out: &Out) -> Result<()> {
     if let Some(alphabet) = alphabet(base) {
         out.line(alphabet);
     } else if !preprocess.labels.is_empty() {
-        out.line(format!("{} labels", preprocess.labels.len()));
+        let of_tokens = if preprocess.problem == Some(Problem::Tokens) { " of tokens" } else { "" };
+        out.line(format!("{} labels{of_tokens}", preprocess.labels.len()));
     }
     let rows: Vec<Vec<String>> = base
         .targets()

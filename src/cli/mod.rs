@@ -34,7 +34,7 @@ mod stages;
 mod token;
 mod train;
 
-use crate::caught::meaning;
+use crate::caught::{meaning, refused_by_system};
 use crate::error::{Error, ErrorKind, Result};
 use crate::pack::{prepare_heap, say_cut_files};
 use crate::runtime::Engine;
@@ -135,15 +135,20 @@ pub fn main() -> ExitCode {
         return ExitCode::from(crate::daemon::learn::worker_main(&arguments));
     }
     std::panic::set_hook(Box::new(|info| {
-        if let Some(error) = meaning(info) {
+        let text = info.payload_as_str().unwrap_or("no message");
+        let refused = refused_by_system(text);
+        let said = refused.is_some();
+        if let Some(error) = meaning(info).or(refused) {
             // Where a panic can't be caught, this is the end.
             if cfg!(panic = "abort") {
                 Out::new(false).error(&error);
                 std::process::exit(error.kind().exit_code().into());
             }
+            if said {
+                Out::new(false).error(&error);
+            }
             return;
         }
-        let text = info.payload_as_str().unwrap_or("no message");
         let at = info.location().map(|l| format!(" at {}:{}", l.file(), l.line()));
         output::error_line(&format!(
             "internal error: {text}{}: please report it with the command that you ran",

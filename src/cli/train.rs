@@ -59,8 +59,7 @@ pub struct Args {
     /// How tokens are pooled for the head: mean, cls, max or none
     #[arg(long, value_parser = pool)]
     pool: Option<Pool>,
-    /// What to learn: classes, numbers, ... [default: what the data look like]
-    #[arg(long, value_parser = Task::parse)]
+    #[arg(long, value_parser = Task::parse, help = tasks())]
     task: Option<Task>,
     /// The same by its loss: cross-entropy (classes) or mse (numbers)
     #[arg(long, value_parser = loss, conflicts_with = "task")]
@@ -399,6 +398,10 @@ fn kind_names() -> String {
 
 fn kinds() -> String {
     format!("The kind of adapter: {}", kind_names())
+}
+
+fn tasks() -> String {
+    format!("What to learn: {} [default: what the data look like]", Task::names().join(", "))
 }
 
 fn kind(text: &str) -> Result<Chosen> {

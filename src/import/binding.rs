@@ -9,15 +9,14 @@ use crate::error::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
 use tract_onnx::pb::tensor_shape_proto::dimension::Value as Dim;
 use tract_onnx::pb::type_proto::Value as TypeValue;
 use tract_onnx::pb::{GraphProto, TensorProto, ValueInfoProto};
 
-/// No further way is tried after so many times the first one's time, within these limits.
-const MAX_TIMES: u32 = 8;
-const LEAST_TIME: Duration = Duration::from_secs(10);
-const MAX_TIME: Duration = Duration::from_secs(120);
+/// Attempts in all: of so many nodes together, within these limits. No clock decides, so that a file gives the same
+/// base on a slow or busy machine; what takes too long there is ended by the child's deadline, with an error.
+const MAX_TRIED_NODES: usize = 60_000;
+const ATTEMPTS: (usize, usize) = (12, 48);
 /// Dimensions that the graph itself says are equal, one after the other.
 const MAX_EQUALS: usize = 16;
 /// Texts from the importer are cut here where they become a reason.
@@ -56,29 +55,31 @@ pub fn fit<T>(
     mut attempt: impl FnMut(&Prepared) -> Result<T>,
 ) -> Result<(T, Vec<Bound>)> {
     let mut attempt = |prepared: &Prepared| caught(|| attempt(prepared));
-    let start = Instant::now();
+    let nodes = prepared.model.graph.as_ref().map_or(1, |graph| graph.node.len().max(1));
+    let mut left = (MAX_TRIED_NODES / nodes).clamp(ATTEMPTS.0, ATTEMPTS.1);
     let first = match attempt(prepared) {
         Ok(made) => return Ok((made, vec![])),
         Err(e) if matches!(e.kind(), ErrorKind::Failed | ErrorKind::Refused) => return Err(e),
         Err(e) => e,
     };
-    let end = Instant::now() + (start.elapsed() * MAX_TIMES).clamp(LEAST_TIME, MAX_TIME);
-    if let Some(found) = fit_dims(prepared, &mut attempt, &first, end) {
+    if let Some(found) = fit_dims(prepared, &mut attempt, &first, &mut left) {
         return Ok(found);
     }
     let Some(graph) = prepared.model.graph.as_ref() else { return Err(first) };
     let inputs = graph.input.clone();
-    for (name, value) in compared_scalars(graph) {
+    let scalars = compared_scalars(graph);
+    for (name, value) in scalars.clone() {
         let graph = prepared.model.graph.as_mut();
         let fixed = graph.and_then(|graph| options::make_constant(graph, &name, &value).ok());
-        if fixed.is_none() || Instant::now() > end {
+        if fixed.is_none() || left == 0 {
             continue;
         }
         let now: Vec<ValueInfoProto> = inputs.iter().filter(|i| i.name != name).cloned().collect();
         put(prepared, now);
+        left -= 1;
         let found = match attempt(prepared) {
             Ok(made) => Some((made, vec![])),
-            Err(e) => fit_dims(prepared, &mut attempt, &e, end),
+            Err(e) => fit_dims(prepared, &mut attempt, &e, &mut left),
         };
         if let Some((made, mut bound)) = found {
             let why = format!(
@@ -93,7 +94,18 @@ pub fn fit<T>(
         }
     }
     put(prepared, inputs);
-    Err(first)
+    Err(match scalars.first() {
+        Some((name, value)) if first.hint_text().is_none() => {
+            let of: Vec<&str> =
+                scalars.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str()).collect();
+            first.hint(format!(
+                "the graph branches on its input '{name}' (by {}): --const {name}={value} builds it for one of \
+                 them; --input says the sizes of the others",
+                of.join(", ")
+            ))
+        }
+        _ => first,
+    })
 }
 
 /// Gives what `work` gives, and a panic as an error (unsupported): tract panics over some sizes and
@@ -110,10 +122,10 @@ fn fit_dims<T>(
     prepared: &mut Prepared,
     attempt: &mut dyn FnMut(&Prepared) -> Result<T>,
     error: &Error,
-    end: Instant,
+    left: &mut usize,
 ) -> Option<(T, Vec<Bound>)> {
     let original = prepared.model.graph.as_ref()?.input.clone();
-    let mut search = Search { original, prepared, attempt, end };
+    let mut search = Search { original, prepared, attempt, left };
     let found = search.run(error);
     if found.is_none() {
         let original = std::mem::take(&mut search.original);
@@ -126,7 +138,7 @@ struct Search<'a, T> {
     original: Vec<ValueInfoProto>,
     prepared: &'a mut Prepared,
     attempt: &'a mut dyn FnMut(&Prepared) -> Result<T>,
-    end: Instant,
+    left: &'a mut usize,
 }
 
 impl<T> Search<'_, T> {
@@ -137,14 +149,15 @@ impl<T> Search<'_, T> {
         }
         let why = reason(first);
         let mut equal: Changes = vec![];
-        let mut error = first.message().to_string();
+        let mut last: Option<Error> = None;
         while equal.len() < MAX_EQUALS {
-            let step = equal_by(&error, &axes, &equal);
-            let Some(step) = step.or_else(|| only_by(&error, &axes, &equal)) else { break };
+            let error = last.as_ref().unwrap_or(first);
+            let step = equal_by(error.message(), &axes, &equal);
+            let Some(step) = step.or_else(|| only_by(error, &axes, &equal)) else { break };
             equal.push(step);
             match self.try_with(&equal)? {
                 Ok(made) => return Some((made, said(&equal, "the graph takes nothing else"))),
-                Err(e) => error = e,
+                Err(e) => last = Some(e),
             }
         }
         for with in [equal.clone(), vec![]] {
@@ -194,16 +207,19 @@ impl<T> Search<'_, T> {
         ways
     }
 
-    /// What `attempt` says of the changed inputs; `None` when the time is over.
-    fn try_with(&mut self, changes: &Changes) -> Option<Result<T, String>> {
-        if Instant::now() > self.end {
-            return None;
-        }
-        put(self.prepared, changed(&self.original, changes));
-        Some((self.attempt)(self.prepared).map_err(|e| e.message().to_string()))
+    /// What `attempt` says of the changed inputs; `None` when no attempt is left.
+    fn try_with(&mut self, changes: &Changes) -> Option<Result<T>> {
+        *self.left = self.left.checked_sub(1)?;
+        Some(self.with(changes))
     }
 
-    /// Takes back each change that isn't needed, the last first.
+    fn with(&mut self, changes: &Changes) -> Result<T> {
+        put(self.prepared, changed(&self.original, changes));
+        (self.attempt)(self.prepared)
+    }
+
+    /// Takes back each change that isn't needed, the last first. They are few: all are looked at, whatever
+    /// the search has taken.
     fn freed(&mut self, mut made: T, mut changes: Changes, why: &str) -> (T, Vec<Bound>) {
         for at in (0..changes.len()).rev() {
             if changes.len() == 1 {
@@ -211,7 +227,7 @@ impl<T> Search<'_, T> {
             }
             let mut fewer = changes.clone();
             fewer.remove(at);
-            if let Some(Ok(better)) = self.try_with(&fewer) {
+            if let Ok(better) = self.with(&fewer) {
                 (made, changes) = (better, fewer);
             }
         }
@@ -282,19 +298,11 @@ fn aligned(axes: &[Axis], known: &Changes) -> Changes {
     changes
 }
 
-/// What an attempt says of a dimension that can have one size: what [`fit`] then binds.
-pub fn only(name: &str, size: i64) -> String {
-    format!("it runs with '{name}' = {size} only")
-}
-
-/// The size that an error states by [`only`].
-fn only_by(error: &str, axes: &[Axis], known: &Changes) -> Option<(String, Dim)> {
-    let found = |a: &&Axis| !known.iter().any(|(n, _)| *n == a.name);
-    axes.iter().filter(found).find_map(|a| {
-        let (_, rest) = error.split_once(&format!("it runs with '{}' = ", a.name))?;
-        let size: i64 = rest.split_once(" only")?.0.parse().ok()?;
-        Some((a.name.clone(), Dim::DimValue(size)))
-    })
+/// The size that an error states as the only one of a dimension.
+fn only_by(error: &Error, axes: &[Axis], known: &Changes) -> Option<(String, Dim)> {
+    let (name, size) = error.only()?;
+    let free = axes.iter().any(|a| a.name == name) && !known.iter().any(|(n, _)| n == name);
+    free.then(|| (name.to_string(), Dim::DimValue(size)))
 }
 
 /// The equality that an error states: "Impossible to unify Sym(a) with Sym(b)" or with "Val(3)".

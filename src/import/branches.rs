@@ -1,16 +1,19 @@
 //! Branches on a constant: the one that is taken stands in the graph itself, so that its layers are
 //! found and its weights quantized. optimum's merged decoders are one `If` on `use_cache_branch`.
 
-use super::tensor::int_values;
+use super::tensor::{float_values, int_values};
 use super::validate::{attribute, label};
 use crate::error::{Error, Result};
 use std::collections::HashSet;
+use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::{GraphProto, NodeProto, TensorProto};
 
 /// Branches within each other that are opened.
 const MAX_DEPTH: usize = 16;
+/// Nodes in a row that are followed to a condition's constants.
+const MAX_STEPS: usize = 16;
 
-/// Puts the branch taken in the place of every `If` whose condition is an initializer. Inputs that
+/// Puts the branch taken in the place of every `If` whose condition constants decide. Inputs that
 /// nothing reads then are no inputs any more.
 ///
 /// # Errors
@@ -52,14 +55,54 @@ pub(super) fn take_constant_branches(graph: &mut GraphProto) -> Result<()> {
     Ok(())
 }
 
-/// The value of an `If`'s condition, where it is a constant of this graph.
+/// The value of an `If`'s condition, where constants of this graph decide it.
 fn condition(graph: &GraphProto, node: &NodeProto) -> Option<bool> {
     if node.op_type != "If" {
         return None;
     }
-    let name = node.input.first()?;
-    let stated = |t: &TensorProto| int_values(t)?.first().map(|v| *v != 0);
-    graph.initializer.iter().find(|t| t.name == *name).and_then(stated)
+    number(graph, node.input.first()?, MAX_STEPS).map(|value| value != 0.0)
+}
+
+/// A value of one element that constants alone decide: a constant, one that is brought into another form, or
+/// several that are compared.
+fn number(graph: &GraphProto, name: &str, steps: usize) -> Option<f64> {
+    let steps = steps.checked_sub(1)?;
+    let stated = |t: &TensorProto| match (int_values(t), float_values(t)) {
+        (Some(v), _) if v.len() == 1 => Some(v[0] as f64),
+        (None, Some(v)) if v.len() == 1 => Some(f64::from(v[0])),
+        _ => None,
+    };
+    if let Some(constant) = graph.initializer.iter().find(|t| t.name == name) {
+        return stated(constant);
+    }
+    let node = graph.node.iter().find(|n| n.output.first().is_some_and(|o| o == name))?;
+    let input = |at: usize| number(graph, node.input.get(at)?, steps);
+    let truth = |value: bool| f64::from(u8::from(value));
+    match node.op_type.as_str() {
+        "Constant" => stated(attribute(node, "value")?.t.as_ref()?),
+        "Identity" | "Squeeze" | "Unsqueeze" | "Reshape" => input(0),
+        "Cast" => {
+            let to = attribute(node, "to")?.i as i32;
+            let value = input(0)?;
+            match to {
+                _ if to == DataType::Bool as i32 => Some(truth(value != 0.0)),
+                _ if to == DataType::Int64 as i32 || to == DataType::Int32 as i32 => {
+                    Some(value.trunc())
+                }
+                _ if to == DataType::Float as i32 || to == DataType::Double as i32 => Some(value),
+                _ => None,
+            }
+        }
+        "Equal" => Some(truth(input(0)? == input(1)?)),
+        "Greater" => Some(truth(input(0)? > input(1)?)),
+        "GreaterOrEqual" => Some(truth(input(0)? >= input(1)?)),
+        "Less" => Some(truth(input(0)? < input(1)?)),
+        "LessOrEqual" => Some(truth(input(0)? <= input(1)?)),
+        "And" => Some(truth(input(0)? != 0.0 && input(1)? != 0.0)),
+        "Or" => Some(truth(input(0)? != 0.0 || input(1)? != 0.0)),
+        "Not" => Some(truth(input(0)? == 0.0)),
+        _ => None,
+    }
 }
 
 /// All names that a graph's nodes read, those of graphs within too, and its outputs.
@@ -77,7 +120,6 @@ fn reads(graph: &GraphProto, names: &mut HashSet<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tract_onnx::pb::tensor_proto::DataType;
     use tract_onnx::pb::{AttributeProto, ValueInfoProto};
 
     fn value(name: &str) -> ValueInfoProto {
@@ -143,5 +185,33 @@ mod tests {
         let mut short = merged(1);
         short.node[0].output.push("more".into());
         assert!(take_constant_branches(&mut short).unwrap_err().message().contains("outputs"));
+    }
+
+    #[test]
+    fn constants_that_are_compared_decide_a_branch() {
+        let constant = |name: &str, value: i64| TensorProto {
+            name: name.into(),
+            data_type: DataType::Int64 as i32,
+            raw_data: value.to_le_bytes().to_vec(),
+            ..TensorProto::default()
+        };
+        for (rate, op) in [(16000, "Neg"), (8000, "Abs")] {
+            let mut graph = merged(1);
+            graph.initializer = vec![constant("sr", rate), constant("wanted", 16000)];
+            let mut equal = node("Equal", "sr", "same");
+            equal.input.push("wanted".into());
+            graph.node.splice(0..0, [equal, node("Identity", "same", "use_cache")]);
+            take_constant_branches(&mut graph).unwrap();
+            assert!(graph.node.iter().any(|n| n.op_type == op), "{rate}");
+            assert!(graph.node.iter().all(|n| n.op_type != "If"));
+        }
+        // An input decides.
+        let mut graph = merged(1);
+        graph.initializer = vec![constant("wanted", 16000)];
+        let mut equal = node("Equal", "sr", "use_cache");
+        equal.input.push("wanted".into());
+        graph.node.insert(0, equal);
+        take_constant_branches(&mut graph).unwrap();
+        assert!(graph.node.iter().any(|n| n.op_type == "If"));
     }
 }

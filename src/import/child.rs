@@ -340,7 +340,9 @@ pub fn failure_of(stderr: &[u8]) -> Error {
 
 /// The error of a worker that did not end well.
 fn failure(status: ExitStatus, stderr: &str, limits: &Limits, source: &str) -> Error {
-    let mib = limits.memory_bytes >> 20;
+    // This process's own limit (`ulimit -v`) is the child's too.
+    let own = rustix::process::getrlimit(rustix::process::Resource::As).current;
+    let mib = limits.memory_bytes.min(own.unwrap_or(u64::MAX)) >> 20;
     let memory = stderr.contains("memory allocation of");
     if let Some(signal) = status.signal() {
         let overflow = stderr.contains("overflowed its stack");

@@ -21,7 +21,7 @@ mod tensor;
 mod validate;
 mod weights;
 
-pub use binding::{Bound, caught, fit, only};
+pub use binding::{Bound, caught, fit};
 pub use child::{Limits, built, enter_worker, failure_of, run_limited, run_worker};
 pub use confine::confine;
 pub use options::{ImportOptions, InputSpec};

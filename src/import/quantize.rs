@@ -19,6 +19,11 @@ pub struct Quantized {
 }
 
 impl FrozenMatrix {
+    /// Whether the file has integers of 8 bits, which q8 keeps.
+    pub fn keeps_integers(&self) -> bool {
+        matches!(self.values, MatrixValues::Int8 { .. })
+    }
+
     /// The values as floats, row-major.
     pub fn floats(&self) -> Vec<f32> {
         match &self.values {

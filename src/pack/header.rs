@@ -224,7 +224,10 @@ impl Header {
             return Err(Error::unsupported(format!(
                 "base has format version {version}, this program reads version {VERSION}"
             ))
-            .hint("pack the ONNX file again with this program"));
+            .hint(match version > VERSION {
+                true => "a newer program made it: use that, or pack the ONNX file again",
+                false => "pack the ONNX file again with this program",
+            }));
         }
         let stated = u64_at(prefix, FILE_LEN_AT);
         let found = file.len() as u64;

@@ -191,10 +191,16 @@ impl Mapping {
 pub fn prepare_heap() {
     const LARGEST: usize = (32 << 20) - (64 << 10);
     const ON_HUGE_PAGES: usize = 16 << 20;
-    drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGEST)));
+    // Where there is no room for it, runs go on without.
+    let reserved = |bytes: usize| {
+        let mut block = Vec::<u8>::new();
+        block.try_reserve_exact(bytes).ok().map(|()| std::hint::black_box(block))
+    };
+    drop(reserved(LARGEST));
     // Below the threshold now, so from the heap, whose end the block becomes.
-    let mut block = std::hint::black_box(Vec::<u8>::with_capacity(ON_HUGE_PAGES));
-    ask_for_huge_pages(block.spare_capacity_mut());
+    if let Some(mut block) = reserved(ON_HUGE_PAGES) {
+        ask_for_huge_pages(block.spare_capacity_mut());
+    }
 }
 
 /// Has all threads share one of glibc's heaps; by itself it makes eight for each processor, each of

@@ -89,6 +89,8 @@ pub enum Problem {
     Numbers,
     /// At each step one of the symbols of a text, or the blank, whose label is empty (CTC).
     Text,
+    /// One class of several for each token.
+    Tokens,
 }
 
 /// How raw inputs become tensors and outputs become names. The tokenizer has a section of its own.

@@ -128,6 +128,8 @@ fn choose(
         .copied()
         .filter(|&i| mixed.coarse[i].scheme() == scheme && mixed.exact[i].is_some())
         .filter(|&i| decided.get(i) != Some(&true))
+        // The file's own integers: nothing finer is nearer to them.
+        .filter(|&i| scheme != Scheme::Q8 || !prepared.matrices[i].keeps_integers())
         .collect();
     let run = |probe: usize| trial.outputs(probe);
     let allowed = allowed(scheme) * if trial.looped { LOOPED_PART } else { 1.0 };

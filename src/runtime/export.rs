@@ -209,7 +209,11 @@ impl ExportFolder {
             }
         }
         self.labels = labels.into_iter().flatten().collect();
+        let tokens = config.get("architectures").and_then(Value::as_array).is_some_and(|names| {
+            names.iter().filter_map(Value::as_str).any(|n| n.ends_with("ForTokenClassification"))
+        });
         self.problem = match config.get("problem_type").and_then(Value::as_str) {
+            _ if tokens => Some(Problem::Tokens),
             Some("single_label_classification") => Some(Problem::Classes),
             Some("multi_label_classification") => Some(Problem::Tags),
             Some("regression") => Some(Problem::Numbers),
@@ -219,6 +223,7 @@ impl ExportFolder {
         let what = match self.problem {
             Some(Problem::Tags) => "tags",
             Some(Problem::Numbers) => "numbers",
+            Some(Problem::Tokens) => "classes of tokens",
             _ => "classes",
         };
         self.say(&format!("{} {what}", self.labels.len()), "config.json");

@@ -112,11 +112,12 @@ pub(crate) fn read<'a>(engine: &Engine, name: &str, output: &'a Array) -> Result
 }
 
 /// The base's own classes, where it has label names: the last output with one row of as many values; of a
-/// base that spells texts the last with such a row a step.
+/// base that spells texts or labels tokens the last with such a row a step.
 pub fn base_predictions(engine: &Engine, outputs: &[(String, Array)]) -> Vec<Prediction> {
     let labels = engine.labels();
-    let spells = engine.base().preprocess().problem == Some(Problem::Text);
-    let row = |shape: &[usize]| match (spells, shape) {
+    let problem = engine.base().preprocess().problem;
+    let steps = matches!(problem, Some(Problem::Text | Problem::Tokens));
+    let row = |shape: &[usize]| match (steps, shape) {
         (false, &[_, classes]) if classes == labels.len() => classes,
         (true, &[_, steps, symbols]) if symbols == labels.len() => steps * symbols,
         _ => 0,

@@ -190,12 +190,14 @@ impl Making {
         };
         #[cfg(feature = "text")]
         if let Some(tokenizer) = &options.tokenizer {
-            try_tokenizer(tokenizer, max_tokens)?;
+            try_tokenizer(tokenizer, max_tokens, largest_table(&targets))?;
         }
         writer.targets(targets);
         let (labels, problem) = match spelled(&record, options)? {
             Some(symbols) => (symbols, Some(Problem::Text)),
-            None => (options.labels.clone(), options.problem),
+            None => {
+                (options.labels.clone(), options.problem.or_else(|| per_token(&record, options)))
+            }
         };
         let image = options.image.clone().map(|image| laid_out(image, &record));
         writer.preprocess(Preprocess { image, labels, problem, max_tokens });
@@ -209,6 +211,16 @@ impl Making {
         writer.record(record);
         writer.write(out)
     }
+}
+
+/// [`Problem::Tokens`], where only an output (batch, tokens, classes) has as many columns as there are labels.
+fn per_token(record: &ImportRecord, options: &PackOptions) -> Option<Problem> {
+    let columns = options.labels.len().to_string();
+    let main = record.graphs.first().filter(|_| columns != "0")?;
+    let has = |axes: usize| {
+        main.outputs.iter().any(|o| o.dims.len() == axes && o.dims.last() == Some(&columns))
+    };
+    (has(3) && !has(2)).then_some(Problem::Tokens)
 }
 
 /// The names of the columns of the output that spells texts, the blank's empty, where there is an alphabet:
@@ -257,9 +269,20 @@ const TRIED: [&str; 6] = ["a", "room ", " ", "17", "-+", "\u{623f}\u{fdfa}\u{1f9
 #[cfg(feature = "text")]
 const TRIED_IN: Duration = Duration::from_secs(5);
 
-/// An error for what is no tokenizer, or one that is past the limits, or slow.
+/// Its tokens must have rows.
 #[cfg(feature = "text")]
-fn try_tokenizer(json: &[u8], max_tokens: Option<u32>) -> Result<()> {
+const SENTENCE: &str = "Please turn on the light in the kitchen, and play 17 songs!";
+
+/// Rows of the largest table of embeddings.
+#[cfg(feature = "text")]
+fn largest_table(targets: &[Target]) -> Option<u32> {
+    targets.iter().filter(|t| t.kind == TargetKind::Embedding).map(|t| t.in_features).max()
+}
+
+/// An error for what is no tokenizer, or one that is past the limits, or slow, or whose tokens have no row
+/// among `rows`.
+#[cfg(feature = "text")]
+fn try_tokenizer(json: &[u8], max_tokens: Option<u32>, rows: Option<u32>) -> Result<()> {
     let max_tokens = max_tokens.map_or(DEFAULT_MAX_TOKENS, |n| n as usize);
     let encoder = TextEncoder::from_bytes(json, max_tokens)?;
     for part in TRIED {
@@ -274,6 +297,13 @@ fn try_tokenizer(json: &[u8], max_tokens: Option<u32>) -> Result<()> {
                 text.len()
             )));
         }
+    }
+    let largest = encoder.ids(SENTENCE, true)?.into_iter().max().unwrap_or(0);
+    if let Some(rows) = rows.filter(|rows| largest >= *rows) {
+        return Err(Error::mismatch(format!(
+            "the tokenizer gives the token {largest}, the largest table of embeddings has {rows} rows"
+        ))
+        .hint("is it the tokenizer of another model?"));
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use super::packing::{GraphSource, PackOptions, pack_graphs};
 use super::summary::{self, OnnxSummary};
 use crate::error::{Error, Result};
 use crate::fs::{Staged, open_regular, read_limited, read_text, remove_stale_temps};
+use crate::host::Root;
 use crate::import::{ImportOptions, InputSpec, Limits, Stage};
 use crate::import::{confine, enter_worker, run_limited, run_worker};
 use crate::limits;
@@ -281,23 +282,31 @@ impl Sandbox {
     }
 }
 
-/// 2 GiB of address space or twelve times the files, 64 MiB of stack; two minutes of CPU time to
-/// look at a file, twenty to pack it (it runs the network some dozens of times: EfficientNet-Lite0
-/// takes a minute on an emulated Cortex-A76), and more for large files: one second for each 100 KiB.
-/// Of that eight seconds until the graph is built, and one for each 32 KiB, or what
-/// `OFFSHOOT_IMPORT_SECONDS` says.
+/// 2 GiB of address space or twelve times the files, but no more than three quarters of what the board or
+/// its control group has, and 64 MiB of stack; two minutes of CPU time, and one second for each 100 KiB of
+/// the files to look at them, for each 10 KiB to pack them (it runs the network some dozens of times:
+/// EfficientNet-Lite0, 18 MB, takes a minute on an emulated Cortex-A76). Of that eight seconds until the
+/// graph is built, and one for each 32 KiB. `OFFSHOOT_IMPORT_SECONDS` says more for both.
 fn limits_for(bytes: u64, packing: bool) -> Limits {
-    let minutes = if packing { 20 } else { 2 };
-    let seconds = minutes * 60 + bytes / (100 << 10);
+    let asked = asked_seconds();
+    let size = if packing { 10 << 10 } else { 100 << 10 };
+    let seconds = (120 + bytes / size).max(asked.unwrap_or(0));
+    let wanted = (2u64 << 30).max(bytes.saturating_mul(12));
+    let memory = crate::host::memory(&Root::system());
+    let all = memory.total.map(|total| total.saturating_add(memory.swap.unwrap_or(0)));
+    let most = all.into_iter().chain(memory.limit).min().map_or(u64::MAX, |all| all / 4 * 3);
     Limits {
-        memory_bytes: (2u64 << 30).max(bytes.saturating_mul(12)),
+        memory_bytes: wanted.min(most.max(LEAST_MEMORY)),
         stack_bytes: 64 << 20,
         cpu_seconds: seconds,
-        building_seconds: asked_seconds().unwrap_or(8 + bytes / (32 << 10)),
+        building_seconds: asked.unwrap_or(8 + bytes / (32 << 10)),
         // More than the CPU time: other work may be going on.
         deadline: Duration::from_secs(seconds + seconds / 2),
     }
 }
+
+/// Of address space: the program itself and its stacks take a part of it.
+const LEAST_MEMORY: u64 = 192 << 20;
 
 /// What a slow machine may need.
 fn asked_seconds() -> Option<u64> {

@@ -6,10 +6,9 @@ use crate::error::{Cause, Error, ErrorKind, Result};
 use crate::graph::{
     Halt, More, Watch, bind_dims, memory, optimized, run_watched, symbol_values, tract_error,
 };
-use crate::import::{Prepared, caught, only};
+use crate::import::{Prepared, caught};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 use tract_core::internal::*;
 
 /// Sizes of free dimensions other than the batch, small ones first; the second is for the second run.
@@ -18,8 +17,10 @@ const SIZES: [(i64, i64); 4] = [(24, 40), (96, 160), (320, 256), (16000, 24000)]
 const LONG: i64 = 1000;
 /// Graphs of more nodes run once only: tract's making of a plan takes time by their square.
 const MAX_NODES: usize = 6000;
-/// No further way is tried after this; what fails does so early.
-const MAX_TIME: Duration = Duration::from_secs(3);
+/// Ways that are tried: so many nodes in all, within these limits. What fails does so early. No clock decides, so
+/// that a file gives the same base on a slow or busy machine.
+const MAX_TRIED_NODES: usize = 60_000;
+const WAYS: (usize, usize) = (8, 32);
 /// Bytes that a run may take, or so many times those of the weights, if that is more.
 const MAX_BYTES: u64 = 256 << 20;
 const TIMES_WEIGHTS: u64 = 4;
@@ -87,7 +88,6 @@ pub(super) fn try_out(graph: &TypedModel, prepared: &Prepared) -> Result<Tried> 
         sizes.iter().copied().flat_map(of_size).collect::<Vec<_>>()
     });
     let mut first = None;
-    let start = Instant::now();
     let works = |(filling, size, _, (lead, _)): &(Filling, i64, i64, (i64, i64))| match run(
         graph,
         prepared,
@@ -100,7 +100,8 @@ pub(super) fn try_out(graph: &TypedModel, prepared: &Prepared) -> Result<Tried> 
             false
         }
     };
-    let mut ways = ways.into_iter().take_while(|_| start.elapsed() < MAX_TIME);
+    let most = (MAX_TRIED_NODES / graph.nodes.len().max(1)).clamp(WAYS.0, WAYS.1);
+    let mut ways = ways.into_iter().take(most);
     let Some((filling, size, second, (lead, more))) = ways.find(works) else {
         let none = || Error::unsupported("no made-up inputs");
         return Ok(Tried::Never(first.unwrap_or_else(none)));
@@ -125,7 +126,7 @@ pub(super) fn try_out(graph: &TypedModel, prepared: &Prepared) -> Result<Tried> 
         for other in std::iter::once(second).chain(others.filter(|s| *s != second)) {
             let run = run(graph, prepared, &dims(lead, other, 2), filling);
             last = or_too_large(run).map_err(|e| match named {
-                Some(name) => e.at(only(name, size)),
+                Some(name) => e.with_only(name, size),
                 None => e.at(format!("with sizes of {other}")),
             });
             if last.is_ok() {

@@ -99,6 +99,11 @@ impl Store {
         if !parent.is_dir() {
             return Err(Error::usage(format!("folder of '{}' does not exist", to.display())));
         }
+        let whole = |path: &Path| std::fs::canonicalize(path).map_err(|e| Error::io(path, e));
+        if whole(parent)?.starts_with(whole(&self.inner.root)?) {
+            return Err(Error::usage(format!("'{}' lies in the state itself", to.display()))
+                .hint("a backup belongs into another folder, best on another medium"));
+        }
         let name = to.file_name().unwrap_or_default().to_string_lossy();
         let staged = Staged(parent.join(format!(".{name}.backup")));
         for again in (0..TRIES).rev() {

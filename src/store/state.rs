@@ -158,7 +158,8 @@ impl Store {
     pub fn open_existing(root: impl Into<PathBuf>, options: Options) -> Result<Option<Store>> {
         let root = root.into();
         folder::refuse_old(&root, &root.join(DATABASE))?;
-        if !root.join(DATABASE).exists() {
+        // A record of what was acknowledged without the database: that one is lost, and it is said.
+        if !root.join(DATABASE).exists() && !root.join(witness::FILE).exists() {
             return Ok(None);
         }
         Store::open_with(root, options).map(Some)
@@ -371,6 +372,10 @@ impl Store {
     pub(super) fn unlocked(&self, c: &Connection) -> Outcome<Unlocked<'_>> {
         let secrets = self.secrets();
         let (Some(hash_key), id) = (&secrets.hash_key, db::meta(c, "key")?) else {
+            if let Some(why) = self.doubt() {
+                let e = Error::refused(format!("no sample can be read: {why}"));
+                return Err(Fault::Ours(e.hint(db::DECIDE).because(Cause::Doubtful)));
+            }
             return Err(Fault::Ours(
                 Error::refused(format!(
                     "the samples in '{}' are encrypted",

@@ -24,7 +24,7 @@ use axum::body::Bytes;
 use axum::http::StatusCode;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Memory for the prediction of a row beside its values.
@@ -54,6 +54,8 @@ pub struct Answerer {
     decoding: Mutex<()>,
     /// The size of the last [`Answerer::probe`], as [`Prepared::size`] has it.
     least: AtomicUsize,
+    /// Whether the log says that the base's file has changed.
+    told_changed: AtomicBool,
 }
 
 /// A question ready to run.
@@ -122,7 +124,18 @@ impl Answerer {
         let decoding = Mutex::new(());
         let least = AtomicUsize::new(0);
         let writer = Writer::new(engine.clone().with_memory(memory.clone()));
-        Answerer { engine, memory, preprocessor, roster, recent, writer, batches, decoding, least }
+        Answerer {
+            engine,
+            memory,
+            preprocessor,
+            roster,
+            recent,
+            writer,
+            batches,
+            decoding,
+            least,
+            told_changed: AtomicBool::new(false),
+        }
     }
 
     /// What requests take their memory of.
@@ -136,6 +149,9 @@ impl Answerer {
         if let Err(e) = self.engine.base().check_unchanged()
             && e.kind() == ErrorKind::BadInput
         {
+            if !self.told_changed.swap(true, Ordering::Relaxed) {
+                tracing::error!("nothing is answered any more: {e}");
+            }
             return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", e.message())
                 .hint("restart the daemon, on a base that is whole"));
         }

@@ -11,6 +11,7 @@ use super::line::{Line, Place};
 use super::metrics::{Metrics, count};
 use super::problem::Problem;
 use super::waiting::{Reply, Waiting, nobody_waits, pair};
+use crate::caught::refused_by_system;
 use crate::pack::release_heap;
 use crate::runtime::Stop;
 use axum::body::Bytes;
@@ -418,8 +419,12 @@ impl Shared {
 
 /// A panic in the engine is one request's failure.
 fn guarded<T>(work: impl FnOnce() -> Result<T, Problem>) -> Result<T, Problem> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err(Problem::failed("internal error: the answer panicked")))
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or_default();
+        let refused = refused_by_system(text).map(Problem::from);
+        Err(refused.unwrap_or_else(|| Problem::failed("internal error: the answer panicked")))
+    })
 }
 
 #[cfg(test)]

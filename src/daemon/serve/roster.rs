@@ -127,7 +127,11 @@ impl Roster {
         match selection {
             Selection::Default => match self.unborn() {
                 Some(name) => {
-                    let silence = Some(format!("'{name}' has learned nothing yet").into());
+                    let silence = match self.store.doubt() {
+                        Some(why) => format!("nothing of '{name}' can be read: {why}"),
+                        None => format!("'{name}' has learned nothing yet"),
+                    };
+                    let silence = Some(silence.into());
                     Ok(Arc::new(Served { name: Some(name), silence, ..Served::default() }))
                 }
                 None => self.resolve_given(&self.default_selection()),

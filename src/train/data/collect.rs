@@ -1,8 +1,8 @@
 //! Gathers rows, whatever file they come from, and settles what their labels are.
 
 use super::{
-    Dataset, LoadOptions, MAX_LABEL_BYTES, MAX_LABELS, MAX_SAMPLES, OF_A_ROW, Place, Rough,
-    RoughLabel, RoughName, Row, Sample, SampleInput, Seen, Spelled, canonical_split,
+    Dataset, LoadOptions, MAX_LABEL_BYTES, MAX_LABELS, MAX_SAMPLES, OF_A_NAME, OF_A_ROW, Place,
+    Rough, RoughLabel, RoughName, Row, Sample, SampleInput, Seen, Spelled, canonical_split,
 };
 use crate::error::{Error, Result};
 use crate::train::tasks::Task;
@@ -270,9 +270,12 @@ impl<'a> Collector<'a> {
                 text.len()
             )));
         }
-        if self.known.len() >= MAX_LABELS && self.task.is_some() {
+        // Numbers are names until it is known that they are values.
+        if self.known.len() >= MAX_LABELS && (self.task.is_some() || looks == Looks::Word) {
             return Err(Error::bad_input(format!("more than {MAX_LABELS} labels")));
         }
+        // It is kept twice.
+        self.take((2 * text.len() + OF_A_NAME) as u64)?;
         let id = self.known.len() as u32;
         self.ids.insert(text.clone(), id);
         self.known.push(Known { name: text, looks });

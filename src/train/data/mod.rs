@@ -178,6 +178,8 @@ impl Sample {
 
 /// Bytes that training keeps of each sample: its label, its tokens' places, its place in the orders.
 const OF_A_ROW: u64 = 160;
+/// Bytes that a label's name takes beside its text: two strings and a table's place.
+const OF_A_NAME: usize = 96;
 
 /// Samples of one kind of input and one kind of label; at least one.
 #[derive(Clone, Debug, PartialEq)]

@@ -90,6 +90,7 @@ impl Task {
             Problem::Tags => "tags",
             Problem::Numbers => "numbers",
             Problem::Text => "transcribe",
+            Problem::Tokens => "tokens",
         })
     }
 

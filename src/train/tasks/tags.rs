@@ -58,7 +58,10 @@ impl TaskRules for Tags {
                 }
                 names
             }
-            _ => return Err(Error::bad_input("no field 'labels'")),
+            _ => {
+                let other = if row.get("label").is_some() { ": 'label' holds no list" } else { "" };
+                return Err(Error::bad_input(format!("no field 'labels'{other}")));
+            }
         };
         let name = |text| RoughName { text, scalar: false };
         Ok(RoughLabel { names: names.into_iter().map(name).collect(), ..RoughLabel::default() })
