@@ -2,6 +2,7 @@
 //! processor and half a gigabyte.
 
 use crate::common::{emulated, shared};
+use crate::mend;
 use crate::support::{Place, repo};
 use std::io::Read;
 use std::path::Path;
@@ -124,6 +125,66 @@ fn nothing_that_did_harm_does_it_again() {
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// The bases in `../shared/hostile` are of format version 1, which is refused before anything is read of them: what
+/// they did harm with, tokenizers, comes in bases of today.
+#[test]
+fn tokenizers_that_did_harm_do_none_within_a_base() {
+    let Some(shared) = shared().filter(|_| !emulated()) else { return };
+    let place = Place::new();
+    let tiny = repo("models/tiny-lm").display().to_string();
+    place.ok(&format!("pack {tiny}/model.onnx -o lm.base --tokenizer {tiny}/tokenizer.json"));
+    let whole = mend::pieces(&std::fs::read(place.path("lm.base")).unwrap());
+    let own = std::fs::read(repo("models/tiny-lm/tokenizer.json")).unwrap();
+    let long = "a".repeat(100_000);
+    let (mut faults, mut tried) = (vec![], 0);
+    for entry in std::fs::read_dir(shared.join("hostile")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if !name.contains(".tokenizer.json") && !name.contains(".base") {
+            continue;
+        }
+        let bytes = std::fs::read(unpacked(&place, &shared.join("hostile"), &name)).unwrap();
+        let found = if name.contains(".base") { tokenizer_in(&bytes) } else { Some(bytes) };
+        let Some(hostile) = found else { continue };
+        let mut pieces = mend::parts(&whole);
+        let at = pieces.iter().position(|piece| *piece == own).unwrap();
+        pieces[at] = &hostile;
+        mend::base(&mend::joined(&pieces), &place.path("hostile.base")).unwrap();
+        for words in
+            [["run", "hostile.base", "--text", &long], ["run", "hostile.base", "--text", "so 5"]]
+        {
+            let mut command = Command::new("sh");
+            command.args(["-c", "ulimit -v 1000000; exec \"$@\"", "sh"]);
+            let offshoot = place.command(&words);
+            command.arg(offshoot.get_program()).args(offshoot.get_args());
+            command.current_dir(place.path("."));
+            let took = took(command);
+            // The tokenizer was read: nothing else is wrong with the base.
+            assert!(
+                !took.stderr.contains("hash") && !took.stderr.contains("version"),
+                "{}",
+                took.stderr
+            );
+            judge(&name, &took, &mut faults);
+            tried += 1;
+        }
+    }
+    assert!(tried >= 16, "{tried}");
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// A tokenizer that stands as JSON in a file, or what begins as one.
+fn tokenizer_in(bytes: &[u8]) -> Option<Vec<u8>> {
+    let begin = b"{\"version\"";
+    let start = bytes.windows(begin.len()).position(|w| w == begin)?;
+    let mut values =
+        serde_json::Deserializer::from_slice(&bytes[start..]).into_iter::<serde_json::Value>();
+    let len = match values.next() {
+        Some(Ok(_)) => values.byte_offset(),
+        _ => bytes[start..].iter().rposition(|b| *b != 0)? + 1,
+    };
+    Some(bytes[start..start + len].to_vec())
 }
 
 /// The file as it is used.

@@ -12,6 +12,9 @@ mod faults;
 mod generate;
 mod harm;
 mod hostile;
+#[allow(dead_code)]
+#[path = "../fuzz/mend.rs"]
+mod mend;
 #[path = "../preload/mod.rs"]
 mod preload;
 mod support;
