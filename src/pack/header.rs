@@ -3,7 +3,7 @@
 
 #![warn(clippy::arithmetic_side_effects)]
 
-use super::record::{ConstType, WeightSpec};
+use super::record::{ConstType, NEWER, OLDER, WeightSpec};
 use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;
 use crate::limits;
@@ -224,10 +224,7 @@ impl Header {
             return Err(Error::unsupported(format!(
                 "base has format version {version}, this program reads version {VERSION}"
             ))
-            .hint(match version > VERSION {
-                true => "a newer program made it: use that, or pack the ONNX file again",
-                false => "pack the ONNX file again with this program",
-            }));
+            .hint(if version > VERSION { NEWER } else { OLDER }));
         }
         let stated = u64_at(prefix, FILE_LEN_AT);
         let found = file.len() as u64;
@@ -304,7 +301,7 @@ impl Header {
                     "base has a section of kind {}, which must be understood and isn't known here",
                     section.kind
                 ))
-                .hint("a newer program made it: use that, or pack the ONNX file again"));
+                .hint(NEWER));
             }
             let expected = align_up(end, SECTION_ALIGN);
             if expected != Some(section.offset) {

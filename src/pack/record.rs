@@ -12,6 +12,10 @@ use crate::quant::{Scheme, packed_len};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
+/// What to do with a base of another version.
+pub(super) const NEWER: &str = "a newer program made it: use that, or pack the ONNX file again";
+pub(super) const OLDER: &str = "pack the ONNX file again with this program";
+
 /// Element type of a constant, little-endian in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(missing_docs)]
