@@ -1,5 +1,5 @@
-//! The largest of everything that is read from outside, stated once: what one part of the program
-//! writes another one reads.
+//! The largest of what several parts of the program read, or one writes and another reads, stated once. A
+//! limit of one reader alone stands with it.
 
 /// Header of a base.
 pub const HEADER: usize = 1 << 20;
@@ -20,3 +20,6 @@ pub const ONNX: u64 = 1 << 31;
 pub const LABELS: u64 = 4 << 20;
 /// config.json and its like in an export folder.
 pub const CONFIG: u64 = 4 << 20;
+/// Arrays of a command: a `.npy` or `.npz` file.
+#[cfg(feature = "cli")]
+pub const ARRAYS: u64 = 4 << 30;

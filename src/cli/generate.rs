@@ -15,9 +15,6 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Largest `.npy` and `.npz` input.
-const MAX_ARRAYS: u64 = 1 << 30;
-
 /// `offshoot generate`'s arguments.
 #[derive(clap::Args)]
 pub struct Args {
@@ -178,8 +175,8 @@ fn arrays(given: &[String]) -> Result<Named> {
     for text in given {
         // Names may hold '=' signs; for file names that do, there is the folder './'.
         match text.rsplit_once('=') {
-            Some((name, file)) => named.push((name.into(), npy::read(file, MAX_ARRAYS)?)),
-            None => named.extend(npy::read_npz(text, MAX_ARRAYS)?),
+            Some((name, file)) => named.push((name.into(), npy::read(file, limits::ARRAYS)?)),
+            None => named.extend(npy::read_npz(text, limits::ARRAYS)?),
         }
     }
     let mut names: Vec<&String> = named.iter().map(|(name, _)| name).collect();

@@ -1,13 +1,11 @@
 //! A base's inputs from the command line: a sentence, a picture, a clip, or `.npy` files.
 
 use crate::error::{Error, Result};
+use crate::limits;
 use crate::npy;
 use crate::runtime::{Engine, Named, Preprocessor};
 use std::ffi::OsString;
 use std::path::PathBuf;
-
-/// Longest `.npy` input.
-const MAX_NPY: u64 = 4 << 30;
 
 /// What goes into the base.
 #[derive(clap::Args)]
@@ -87,7 +85,7 @@ impl Source {
             if named.iter().any(|(n, _)| n == name) {
                 return Err(Error::usage(format!("input '{name}' is given twice")));
             }
-            named.push((name.clone(), npy::read(path, MAX_NPY)?));
+            named.push((name.clone(), npy::read(path, limits::ARRAYS)?));
         }
         Ok(named)
     }

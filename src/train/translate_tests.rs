@@ -10,7 +10,9 @@ use crate::error::ErrorKind;
 use crate::npy::read_npz;
 use crate::pack::AudioSpec;
 use crate::quant::Scheme;
-use crate::runtime::{Engine, ExportFolder, GenerateOptions, Generator, PackOptions, pack_graphs};
+use crate::runtime::{
+    Engine, ExportFolder, GenerateOptions, Generator, PackOptions, Preprocessor, pack_graphs,
+};
 use crate::shape::Array;
 use std::collections::HashMap;
 use std::f32::consts::TAU;
@@ -225,7 +227,7 @@ fn clips_are_learned_by_heart_and_written_down() {
     assert!(metric(&after, "loss") < 0.3, "{:?}", after.metrics);
     assert_eq!((metric(&after, "wer"), metric(&after, "exact")), (0.0, 1.0));
     let generator = Generator::new(&engine).unwrap();
-    let encoder = crate::Preprocessor::new(&engine.graph_named("encoder").unwrap());
+    let encoder = Preprocessor::new(&engine.graph_named("encoder").unwrap());
     let clip = encoder.audio(&place.path().join("1.wav")).unwrap();
     let encoded = generator.encode(&encoder.stack(&[&clip]).unwrap(), Some(&bound)).unwrap();
     let options = GenerateOptions { tokens: 20, ..GenerateOptions::default() };
