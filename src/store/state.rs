@@ -374,7 +374,7 @@ impl Store {
         let (Some(hash_key), id) = (&secrets.hash_key, db::meta(c, "key")?) else {
             if let Some(why) = self.doubt() {
                 let e = Error::refused(format!("no sample can be read: {why}"));
-                return Err(Fault::Ours(e.hint(db::DECIDE).because(Cause::Doubtful)));
+                return Err(Fault::Ours(e.hint(db::DECIDE).because(Cause::Unreadable)));
             }
             return Err(Fault::Ours(
                 Error::refused(format!(
