@@ -136,15 +136,16 @@ pub fn main() -> ExitCode {
     }
     std::panic::set_hook(Box::new(|info| {
         let text = info.payload_as_str().unwrap_or("no message");
-        let refused = refused_by_system(text);
-        let said = refused.is_some();
-        if let Some(error) = meaning(info).or(refused) {
+        let known = meaning(info);
+        // What somebody has thought of is said where it is caught.
+        let unsaid = known.is_none();
+        if let Some(error) = known.or_else(|| refused_by_system(text)) {
             // Where a panic can't be caught, this is the end.
             if cfg!(panic = "abort") {
                 Out::new(false).error(&error);
                 std::process::exit(error.kind().exit_code().into());
             }
-            if said {
+            if unsaid {
                 Out::new(false).error(&error);
             }
             return;

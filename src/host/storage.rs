@@ -367,8 +367,8 @@ mod tests {
         let card = "32 30 179:2 / /media/root-rw rw - ext4 /dev/mmcblk0p2 rw";
         let kept = seen(upper, card);
         assert_eq!((kept.medium, kept.sync), (Medium::SdCard, Sync::Yes));
-        let unsafe_below = seen(upper, &format!("{card},barrier=0\n"));
-        assert_eq!(unsafe_below.sync, Sync::No("it is mounted with 'barrier=0'".into()));
+        let without_barrier = seen(upper, &format!("{card},barrier=0\n"));
+        assert_eq!(without_barrier.sync, Sync::No("it is mounted with 'barrier=0'".into()));
         // raspi-config before Debian 12 mounts in the initramfs, containers on their host: the path is
         // none of this system's.
         for upper in ["upperdir=/upper/data", "upperdir=upper", "upperdir=/media", "ro"] {

@@ -1,7 +1,16 @@
 //! How near one text is to another: edits of characters and words.
 
 use super::answer::{Measured, Metric, Metrics};
+use crate::error::Result;
+use crate::train::data::RoughLabel;
 use crate::train::metrics::edits;
+use serde_json::{Map, Value};
+
+/// What is kept of a row whose label is a text: that under the name of `field`, whatever the row called it.
+pub(super) fn stored(field: &str, label: Result<RoughLabel>) -> Map<String, Value> {
+    let text = label.ok().and_then(|rough| rough.text).unwrap_or_default().text;
+    Map::from_iter([(field.to_string(), text.into())])
+}
 
 /// Error rates over many texts.
 #[derive(Default)]

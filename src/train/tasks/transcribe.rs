@@ -6,7 +6,7 @@
 
 use super::answer::{Answer, Given, Measured, Meter, Score};
 use super::rules::{ByHand, Sentence, Speller, TaskRules};
-use super::texts::{Rates, characters_right};
+use super::texts::{Rates, characters_right, stored};
 use crate::error::{Error, Result};
 use crate::graph::{ctc_loss, ctc_steps};
 use crate::runtime::ctc::{ReadText, beam, blank, greedy, log_probabilities};
@@ -65,8 +65,7 @@ impl TaskRules for Transcribe {
     }
 
     fn stored(&self, row: &Row<'_>) -> Map<String, Value> {
-        let text = self.label(row).ok().and_then(|rough| rough.text).unwrap_or_default().text;
-        Map::from_iter([(FIELD.to_string(), text.into())])
+        stored(FIELD, self.label(row))
     }
 
     fn settle(&self, rough: Rough<'_>) -> Result<Label> {

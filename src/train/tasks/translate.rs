@@ -8,7 +8,7 @@
 
 use super::answer::{Answer, Given, Measured, Meter, Score};
 use super::rules::{Sentence, TaskRules};
-use super::texts::{Rates, characters_right, spoken};
+use super::texts::{Rates, characters_right, spoken, stored};
 use crate::error::{Error, Result};
 use crate::train::data::{Label, Rough, RoughLabel, Row, Spelled};
 use crate::train::loss::{Loss, dense, token_loss};
@@ -64,8 +64,7 @@ impl TaskRules for Translate {
     }
 
     fn stored(&self, row: &Row<'_>) -> Map<String, Value> {
-        let text = self.label(row).ok().and_then(|rough| rough.text).unwrap_or_default().text;
-        Map::from_iter([(FIELD.to_string(), text.into())])
+        stored(FIELD, self.label(row))
     }
 
     fn settle(&self, rough: Rough<'_>) -> Result<Label> {
