@@ -5,7 +5,7 @@ use super::open_engine;
 use super::output::Out;
 use super::train::{at_least_one, share};
 use crate::error::{Error, Result};
-use crate::runtime::audio::Stream;
+use crate::runtime::audio::{Agreement, Stream};
 use crate::runtime::{Preprocessor, apply_head, base_predictions, top_k};
 use crate::train::Task;
 use crate::train::tasks::Wanted;
@@ -161,73 +161,5 @@ fn say(out: &Out, what: &str, time: f64, said: Option<(&str, f32)>) {
         let (label, p) = said.unwrap_or(("unknown", 0.0));
         let mark = if what == "event" { "" } else { "  (window)" };
         out.line(format!("{time:9.2} s  {:5.1} %  {label}{mark}", 100.0 * p));
-    }
-}
-
-/// Makes events of windows: a label is heard where the mean of the last windows says so often enough in
-/// a row, once until something else is.
-struct Agreement {
-    smooth: usize,
-    agree: usize,
-    threshold: f32,
-    recent: VecDeque<Vec<f32>>,
-    /// What the last windows said, and how many of them.
-    said: Option<usize>,
-    times: usize,
-    /// What is going on.
-    on: Option<usize>,
-}
-
-impl Agreement {
-    fn new(smooth: usize, agree: usize, threshold: f32) -> Agreement {
-        let recent = VecDeque::new();
-        Agreement { smooth, agree, threshold, recent, said: None, times: 0, on: None }
-    }
-
-    /// Takes the probabilities of one window; gives the label that begins with it, and its mean.
-    fn hear(&mut self, shares: &[f32]) -> Option<(usize, f32)> {
-        if self.recent.len() == self.smooth {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(shares.to_vec());
-        let sum = |at: usize| self.recent.iter().map(|s: &Vec<f32>| s[at]).sum::<f32>();
-        let means: Vec<f32> =
-            (0..shares.len()).map(|at| sum(at) / self.recent.len() as f32).collect();
-        let best = top_k(&means, 1).first().copied().filter(|(_, p)| *p >= self.threshold);
-        let now = best.map(|(at, _)| at);
-        self.times = if now == self.said { self.times + 1 } else { 1 };
-        self.said = now;
-        if self.times < self.agree || self.on == now {
-            return None;
-        }
-        self.on = now;
-        best
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn events(agreement: &mut Agreement, windows: &[f32]) -> Vec<usize> {
-        let heard = windows.iter().enumerate().filter_map(|(i, p)| {
-            agreement.hear(&[*p, 0.9 - p]).filter(|(at, _)| *at == 0).map(|_| i)
-        });
-        heard.collect()
-    }
-
-    #[test]
-    fn an_event_is_told_once() {
-        let mut plain = Agreement::new(1, 1, 0.5);
-        assert_eq!(events(&mut plain, &[0.1, 0.6, 0.8, 0.2, 0.7, 0.7]), [1, 4]);
-        let mut twice = Agreement::new(1, 2, 0.5);
-        assert_eq!(events(&mut twice, &[0.6, 0.1, 0.6, 0.6, 0.6, 0.1, 0.6, 0.6]), [3]);
-        let mut smooth = Agreement::new(3, 1, 0.5);
-        assert_eq!(events(&mut smooth, &[0.0, 0.9, 0.9, 0.9]), [2]);
-        // What is not known is no label: the event ends.
-        let mut unknown = Agreement::new(1, 1, 0.5);
-        assert!(unknown.hear(&[0.9, 0.1]).is_some());
-        assert!(unknown.hear(&[0.0, 0.0]).is_none());
-        assert!(unknown.hear(&[0.9, 0.1]).is_some());
     }
 }

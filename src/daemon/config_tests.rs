@@ -45,6 +45,7 @@ fn wrong_values_are_named() {
         ("base = \"m.base\"\n[wyoming]\nlanguages = []", "wyoming.languages"),
         ("base = \"m.base\"\n[wyoming]\nadapter = \"../x\"", "wyoming.adapter"),
         ("base = \"m.base\"\n[wyoming]\nprobability = nan", "wyoming.probability"),
+        ("base = \"m.base\"\n[wyoming]\nreject = 1.0", "wyoming.reject"),
         ("base = \"m.base\"\n[serve]\ntcp = \"example.org\"", "line 3"),
         ("base = \"m.base\"\n[log]\nlevel = \"loud\"", "loud"),
         ("base = \"m.base\"\n[samples]\nmax_generations = 1", "max_generations"),

@@ -1,4 +1,4 @@
-//! `[wyoming]`: where Home Assistant's voice asks what a sentence means.
+//! `[wyoming]`: where Home Assistant's voice asks what a sentence means, and has a stream of sound heard.
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -17,8 +17,14 @@ pub struct WyomingConfig {
     pub adapter: Option<String>,
     /// Languages that clients are told of.
     pub languages: Vec<String>,
-    /// An answer below it is no intent.
+    /// An answer below it is no intent, and nothing that is heard.
     pub probability: f32,
+    /// Whether labels of sounds are people, not words that wake.
+    pub speakers: bool,
+    /// Labels of sounds that nobody is told of: other speech, silence.
+    pub ignore: Vec<String>,
+    /// Share of sounds like nothing that was learned that may pass for a label; 0: as the head says by itself.
+    pub reject: f32,
 }
 
 impl Default for WyomingConfig {
@@ -29,6 +35,9 @@ impl Default for WyomingConfig {
             adapter: None,
             languages: vec!["en".into()],
             probability: 0.5,
+            speakers: false,
+            ignore: vec!["other".into()],
+            reject: 0.0,
         }
     }
 }
@@ -62,6 +71,9 @@ impl WyomingConfig {
         }
         if !(0.0..=1.0).contains(&self.probability) {
             return Err(wrong("probability", "expected 0 to 1"));
+        }
+        if !(0.0..1.0).contains(&self.reject) {
+            return Err(wrong("reject", "expected 0 to less than 1"));
         }
         Ok(())
     }

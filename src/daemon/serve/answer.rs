@@ -162,7 +162,7 @@ impl Answerer {
         let head = served.bound.as_ref().and_then(|b| b.head.as_ref());
         let task = Task::serving(head, self.engine.base())?;
         let mut sentence = None;
-        let shown = served.name.is_some() && self.recent.wants(&input);
+        let shown = served.name.is_some() && !raw.query.aside && self.recent.wants(&input);
         let mut kept = shown.then(|| (input.clone(), None));
         let work = match input {
             Asked::Text(text) => {
@@ -193,6 +193,12 @@ impl Answerer {
         let _one = self.decoding.lock().unwrap_or_else(PoisonError::into_inner);
         let _taken = self.memory.take(self.preprocessor.media_memory(bytes)?)?;
         Ok(self.preprocessor.media_bytes(bytes)?)
+    }
+
+    /// Seconds of sound that the base takes at once: 0 for any number, `None` where it takes no sound.
+    pub fn hears(&self) -> Option<f32> {
+        let spec = self.engine.base().audio().ok()??;
+        Some(spec.seconds().unwrap_or(0.0))
     }
 
     /// An error if the base can't take `input`, without running it.

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 /// Labels in an answer where the request does not say.
 const DEFAULT_TOP: usize = 5;
 /// Most labels in an answer.
-const MAX_TOP: usize = 1000;
+pub const MAX_TOP: usize = 1000;
 /// Most bytes that a `.npz` body unpacks to.
 pub const MAX_UNPACKED: u64 = 256 << 20;
 /// Memory for a number of a JSON body: as it was read, in a list that grows, and in its array.
@@ -81,11 +81,14 @@ pub struct Raw {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AskQuery {
-    adapter: Option<String>,
-    top: Option<usize>,
-    reject: Option<f32>,
-    beam: Option<usize>,
-    outputs: Option<bool>,
+    pub adapter: Option<String>,
+    pub top: Option<usize>,
+    pub reject: Option<f32>,
+    pub beam: Option<usize>,
+    pub outputs: Option<bool>,
+    /// Whether the answer is not kept for people to look at.
+    #[serde(skip)]
+    pub aside: bool,
 }
 
 #[cfg(feature = "mqtt")]

@@ -1,5 +1,7 @@
 //! Sound (WAV files, samples) to the float tensors that a base takes.
 
+#[cfg(feature = "cli")]
+mod agreement;
 mod mel;
 mod resample;
 mod stream;
@@ -8,6 +10,8 @@ mod wav;
 use crate::error::{Error, Result};
 use crate::pack::{AudioSpec, Front};
 use crate::shape::Array;
+#[cfg(feature = "cli")]
+pub use agreement::Agreement;
 use mel::Mel;
 use resample::Resampler;
 use std::borrow::Cow;

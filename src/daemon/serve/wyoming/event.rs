@@ -4,21 +4,23 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokio::io::{
-    AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt,
-};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Longest line, and most bytes of data behind it.
 const MAX_DATA: usize = 64 << 10;
-/// Most bytes of sound with one event. They are read and dropped.
+/// Most bytes with one event.
 const MAX_PAYLOAD: u64 = 1 << 20;
+/// The event whose bytes are kept; those of others are read and dropped.
+pub const SOUND: &str = "audio-chunk";
 
-/// An event without its bytes.
+/// An event.
 #[derive(Debug, PartialEq)]
 pub struct Event {
     /// Its type.
     pub kind: String,
     pub data: Map<String, Value>,
+    /// The bytes of [`SOUND`].
+    pub payload: Vec<u8>,
 }
 
 /// What was read.
@@ -46,7 +48,7 @@ struct Line<'a> {
 
 impl Event {
     pub fn new(kind: &str, data: Map<String, Value>) -> Event {
-        Event { kind: kind.into(), data }
+        Event { kind: kind.into(), data, payload: vec![] }
     }
 }
 
@@ -85,16 +87,17 @@ pub async fn read<R: AsyncBufRead + Unpin>(reader: &mut R) -> Result<Read, Strin
     if payload > MAX_PAYLOAD {
         return Err(format!("an event has {MAX_PAYLOAD} bytes of sound at most"));
     }
-    if !skip(reader, payload).await {
+    let mut kept = vec![];
+    let rest = &mut (&mut *reader).take(payload);
+    let came = match head.r#type == SOUND {
+        // Grows as bytes come, not by what the client says.
+        true => rest.read_to_end(&mut kept).await.map(|n| n as u64),
+        false => tokio::io::copy(rest, &mut tokio::io::sink()).await,
+    };
+    if !came.is_ok_and(|came| came == payload) {
         return Ok(Read::End);
     }
-    Ok(Read::Event(Event { kind: head.r#type, data }))
-}
-
-/// Whether so many bytes came.
-async fn skip<R: AsyncRead + Unpin>(reader: &mut R, bytes: u64) -> bool {
-    let copied = tokio::io::copy(&mut reader.take(bytes), &mut tokio::io::sink()).await;
-    copied.is_ok_and(|copied| copied == bytes)
+    Ok(Read::Event(Event { kind: head.r#type, data, payload: kept }))
 }
 
 /// Writes an event.
@@ -133,18 +136,20 @@ mod tests {
     }
 
     #[test]
-    fn data_come_in_the_line_and_behind_it_and_bytes_are_dropped() {
+    fn data_come_in_the_line_and_behind_it_and_bytes_are_kept_of_sound() {
         let bytes = b"{\"type\":\"a\",\"data\":{\"x\":1},\"version\":\"9\"}\n\
             {\"type\":\"b\",\"data\":{\"x\":1},\"data_length\":7,\"payload_length\":3}\n{\"y\":2}\n\0\n\
-            {\"type\":\"c\"}\n";
+            {\"type\":\"audio-chunk\",\"payload_length\":3}\nabc{\"type\":\"c\"}\n";
+        let sound = Event { payload: b"abc".to_vec(), ..Event::new(SOUND, Map::new()) };
         let expected = [
             event("a", json!({"x": 1})),
             event("b", json!({"x": 1, "y": 2})),
+            Ok(Read::Event(sound)),
             event("c", json!({})),
         ];
         let read = all(bytes);
-        assert_eq!(read[..3], expected);
-        assert_eq!(read[3], Ok(Read::End));
+        assert_eq!(read[..4], expected);
+        assert_eq!(read[4], Ok(Read::End));
     }
 
     #[test]

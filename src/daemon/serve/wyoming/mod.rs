@@ -1,9 +1,11 @@
-//! The protocol of Home Assistant's voice, as far as it asks what a sentence means: `describe` is answered
-//! with `info`, `recognize` and `transcript` with `intent` or `not-recognized`.
+//! The protocol of Home Assistant's voice, as far as it asks what a sentence means and what is heard:
+//! `describe` is answered with `info`, `recognize` and `transcript` with `intent` or `not-recognized`, `detect`
+//! and a stream of sound with `detection`s or `not-detected`.
 //!
 //! Whoever reaches the port may ask, and nothing else.
 
 mod event;
+mod sound;
 
 use super::app::App;
 use super::ask::{AskQuery, Mime, Raw};
@@ -13,6 +15,7 @@ use crate::daemon::wyoming::WyomingConfig;
 use crate::error::{Error, Result};
 use event::{Event, Read};
 use serde_json::{Map, Value, json};
+use sound::Hearing;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::BufReader;
@@ -26,6 +29,10 @@ const CONNECTIONS: usize = 16;
 const IDLE: Duration = Duration::from_secs(60);
 /// Longest that a client may take to read what it is sent.
 const SENDING: Duration = Duration::from_secs(10);
+
+/// What an event is answered with.
+type Said = std::result::Result<Vec<Event>, Problem>;
+
 /// How many events bytes hold, up to what can't be understood; for tests.
 pub fn events(bytes: &[u8]) -> usize {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().build() else { return 0 };
@@ -81,32 +88,44 @@ pub async fn serve(app: Arc<App>, listener: TcpListener) {
 async fn talk(app: &App, stream: TcpStream) {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
+    let mut hearing = Hearing::new();
     loop {
-        let (answer, last) = match timeout(IDLE, event::read(&mut reader)).await {
-            Ok(Ok(Read::Event(event))) => match heed(app, event).await {
-                Some(answer) => (answer, false),
-                None => continue,
-            },
+        let (answers, last) = match timeout(IDLE, event::read(&mut reader)).await {
+            Ok(Ok(Read::Event(event))) => heed(app, &mut hearing, event).await,
             Ok(Ok(Read::End)) | Err(_) => return,
-            Ok(Err(why)) => (error(&why, "invalid_request"), true),
+            Ok(Err(why)) => (vec![error(&why, "invalid_request")], true),
         };
-        let sent = timeout(SENDING, event::write(&mut writer, &answer)).await;
-        if last || !matches!(sent, Ok(Ok(()))) {
+        for answer in &answers {
+            let sent = timeout(SENDING, event::write(&mut writer, answer)).await;
+            if !matches!(sent, Ok(Ok(()))) {
+                return;
+            }
+        }
+        if last {
             return;
         }
     }
 }
 
-/// The answer to an event, where it wants one. Others are dropped, as the protocol has it.
-async fn heed(app: &App, event: Event) -> Option<Event> {
+/// The answers to an event, and whether they are the last. Events that want none are dropped, as the protocol
+/// has it.
+async fn heed(app: &App, hearing: &mut Hearing, event: Event) -> (Vec<Event>, bool) {
+    let failed = |problem: Problem| vec![error(&problem.message, problem.kind)];
     match event.kind.as_str() {
-        "describe" => Some(info(app)),
-        "ping" => Some(Event::new("pong", event.data)),
-        "recognize" | "transcript" => Some(match recognize(app, &event.data).await {
-            Ok(answer) => answer,
-            Err(problem) => error(&problem.message, problem.kind),
-        }),
-        _ => None,
+        "describe" => (vec![info(app)], false),
+        "ping" => (vec![Event::new("pong", event.data)], false),
+        "recognize" | "transcript" => match recognize(app, &event.data).await {
+            Ok(answer) => (vec![answer], false),
+            Err(problem) => (failed(problem), false),
+        },
+        // Who goes on sending sound that nobody hears would wait for ever.
+        "detect" | "audio-start" | event::SOUND | "audio-stop" => {
+            match hearing.heed(app, &event).await {
+                Ok(answers) => (answers, false),
+                Err(problem) => (failed(problem), true),
+            }
+        }
+        _ => (vec![], false),
     }
 }
 
@@ -136,15 +155,41 @@ fn info(app: &App) -> Event {
             "attribution": {"name": "Offshoot", "url": env!("CARGO_PKG_REPOSITORY")},
         })
     };
+    let model = |name: &str, description: &str| {
+        let mut model = of(name, description);
+        model["languages"] = json!(config.wyoming.languages);
+        model
+    };
+    let program = |description: &str, models: Vec<Value>| {
+        let mut program = of("offshoot", description);
+        program["models"] = json!(models);
+        json!([program])
+    };
     let name = name(app, &config.wyoming).unwrap_or_else(|| "base".into());
-    let mut model = of(&name, "Sentences that were taught");
-    model["languages"] = json!(config.wyoming.languages);
-    let mut program = of("offshoot", "What a sentence means, learned on this device");
-    program["models"] = json!([model]);
-    let mut data = Map::from_iter([("intent".to_string(), json!([program]))]);
-    for other in ["asr", "tts", "handle", "wake", "mic", "snd"] {
-        data.insert(other.into(), json!([]));
-    }
+    let (service, program) = match sound::window(app) {
+        None => {
+            let models = vec![model(&name, "Sentences that were taught")];
+            ("intent", program("What a sentence means, learned on this device", models))
+        }
+        Some(_) if config.wyoming.speakers => {
+            let mut model = model(&name, "People whose voices were taught");
+            model["phrase"] = Value::Null;
+            ("wake", program("Who is speaking, learned on this device", vec![model]))
+        }
+        Some(_) => {
+            let labels = sound::labels(app);
+            let models = labels.iter().map(|label| {
+                let mut model = model(label, "A word that was taught");
+                model["phrase"] = label.replace(['_', '-'], " ").into();
+                model
+            });
+            ("wake", program("Words that wake, learned on this device", models.collect()))
+        }
+    };
+    let services = ["asr", "tts", "handle", "intent", "wake", "mic", "snd"];
+    let mut data: Map<String, Value> =
+        services.into_iter().map(|service| (service.into(), json!([]))).collect();
+    data.insert(service.into(), program);
     Event::new("info", data)
 }
 
@@ -158,15 +203,8 @@ async fn recognize(app: &App, data: &Map<String, Value>) -> Result<Event, Proble
         body["adapter"] = name.as_str().into();
     }
     let body = body.to_string().into();
-    let asked = app.pool.ask(Raw { body, mime: Mime::Json, query: AskQuery::default() })?;
-    let answer = match timeout(config.limits.request(), asked).await {
-        Ok(Ok(answer)) => answer?,
-        Ok(Err(_)) => return Err(Problem::failed("a worker has gone")),
-        Err(_) => return Err(Problem::failed("it took longer than limits.request_seconds")),
-    };
-    app.tell(&answer);
-    let answer: Value = serde_json::from_slice(&answer)
-        .map_err(|e| Problem::failed(format!("the answer can't be read: {e}")))?;
+    let raw = Raw { body, mime: Mime::Json, query: AskQuery::default() };
+    let answer = ask(app, raw, true).await?;
     let (kind, mut said) = match intent(&answer, config.wyoming.probability) {
         Ok(intent) => ("intent", json!({"name": intent})),
         Err(why) => ("not-recognized", json!({"text": why})),
@@ -177,6 +215,21 @@ async fn recognize(app: &App, data: &Map<String, Value>) -> Result<Event, Proble
     }
     let Value::Object(said) = said else { return Err(Problem::failed("no object was made")) };
     Ok(Event::new(kind, said))
+}
+
+/// A worker's answer; the home is told of it as of others.
+async fn ask(app: &App, raw: Raw, tell: bool) -> Result<Value, Problem> {
+    let asked = app.pool.ask(raw)?;
+    let answer = match timeout(app.config().limits.request(), asked).await {
+        Ok(Ok(answer)) => answer?,
+        Ok(Err(_)) => return Err(Problem::failed("a worker has gone")),
+        Err(_) => return Err(Problem::failed("it took longer than limits.request_seconds")),
+    };
+    if tell {
+        app.tell(&answer);
+    }
+    serde_json::from_slice(&answer)
+        .map_err(|e| Problem::failed(format!("the answer can't be read: {e}")))
 }
 
 /// The label of a sure answer, or why there is none.
