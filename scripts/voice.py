@@ -3,11 +3,11 @@
 
     python3 -m venv v && v/bin/pip install wyoming
     v/bin/python scripts/voice.py target/release/offshoot
-    v/bin/python scripts/voice.py target/release/offshoot MODEL.onnx FRONT FOLDER wake|speakers [STRANGER|KEY=VALUE]…
+    v/bin/python scripts/voice.py target/release/offshoot MODEL.onnx FRONT FOLDER wake|speakers [CLIPS|STRANGER|KEY=VALUE]…
 
 Teaches twelve sentences on MiniLM, then asks for three intents and for one that was never taught. With a model that
-hears: FOLDER has a folder of WAV files for each word or speaker (and `other`, which is told to nobody); five of each but
-the strangers are taught, the others are asked as streams. KEY=VALUE is of [wyoming]: reject=0.01.
+hears: FOLDER has a folder of WAV files for each word or speaker (and `other`, which is told to nobody); CLIPS (5) of each
+but the strangers are taught, the others are asked as streams. KEY=VALUE is of [wyoming]: reject=0.01.
 """
 import asyncio
 import collections
@@ -50,7 +50,6 @@ listen = "127.0.0.1:{port}"
 probability = {probability}
 {more}
 """
-TAUGHT_CLIPS = 5
 
 
 def free_port():
@@ -112,18 +111,21 @@ def chunks(clip):
     yield AudioStop().event()
 
 
-async def hear(folder, port, clips, what, strangers):
-    client = await connected(port)
+async def hear(folder, port, clips, what, more):
+    # Who says nothing for a minute is let go: for the questions there is another connection.
+    await (await connected(port)).disconnect()
     asked = {}
+    taught_of_each = next((int(word) for word in more if word.isdigit()), 5)
     for label in sorted(p.name for p in clips.iterdir() if p.is_dir()):
         files = sorted((clips / label).glob("*.wav"))
-        taught = files[:: max(1, len(files) // TAUGHT_CLIPS)][:0 if label in strangers else TAUGHT_CLIPS]
+        taught = files[:: max(1, len(files) // taught_of_each)][:0 if label in more else taught_of_each]
         for file in taught:
             command = ["feedback", "--host", f"unix://{folder}/s", "--adapter", "commands", "--label", label, "--audio", file]
             subprocess.run([PROGRAM, *command], cwd=folder, check=True, stdout=subprocess.DEVNULL)
         asked[label] = [file for file in files if file not in taught]
     # The head is made of all that was taught a moment after it.
     await asyncio.sleep(5)
+    client = await connected(port)
     info = Info.from_event(await ask(client, Describe().event()))
     models = [model.name for model in info.wake[0].models]
     print(f"{info.wake[0].name} hears {models}")
@@ -146,7 +148,7 @@ async def hear(folder, port, clips, what, strangers):
             counts[label, said] += 1
     for (label, said), count in sorted(counts.items()):
         print(f"{label}: {count} times {'nobody' if said == 'other' else said}")
-    right = sum(count for (label, said), count in counts.items() if said == ("other" if label in strangers else label))
+    right = sum(count for (label, said), count in counts.items() if said == ("other" if label in more else label))
     print(f"{right} of {sum(counts.values())} right; {1000 * sum(took) / len(took):.0f} ms a clip, all sent at once")
     await client.disconnect()
 
