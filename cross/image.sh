@@ -174,17 +174,20 @@ for arch in "$@"; do
     images+=("$name:$arch")
 done
 
-# One name for all processors; whoever pulls or loads it gets his own.
+# The same layout gives the same bytes: archive FILE, of the folder "$storage/layout".
+archive() {
+    tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$made" --mode=go-w -C "$storage/layout" -cf "$1" .
+    rm -rf "$storage/layout"
+}
+
+# One name for all processors; whoever pulls it gets his own.
 buildah manifest create "$name:$version" "${images[@]}" >/dev/null
-rm -rf "$out/offshoot-$version.oci"
-buildah manifest push --quiet --all "$name:$version" "oci:$out/offshoot-$version.oci:$version" >/dev/null
-tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$made" -C "$out/offshoot-$version.oci" \
-    -cf "$out/offshoot-$version.oci.tar" .
-rm -rf "$out/offshoot-$version.oci"
+buildah manifest push --quiet --all "$name:$version" "oci:$storage/layout:$version" >/dev/null
+archive "$out/offshoot-$version.oci.tar"
 for image in "${images[@]}"; do
+    buildah push --quiet "$image" "oci:$storage/layout:$name:latest"
     file=$out/offshoot-$version-${image##*:}.oci.tar
-    rm -f "$file"
-    buildah push --quiet "$image" "oci-archive:$file:$name:latest"
+    archive "$file"
     size=$(stat -c %s "$file")
     echo "$file: $size bytes (at most $most_bytes)"
     [ "$size" -le $most_bytes ]
