@@ -38,7 +38,7 @@ fn main() {
     let word = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
     println!("kernels: {}", kernel_name());
     for (name, m, cols, rows) in SHAPES {
-        for scheme in [Scheme::F32, Scheme::F16, Scheme::Q8, Scheme::Q4] {
+        for scheme in [Scheme::F32, Scheme::F16, Scheme::Q8, Scheme::Q8Wide, Scheme::Q4] {
             let packed = match Packed::pack(scheme, rows, cols, &values(rows * cols)) {
                 Ok(packed) => packed,
                 Err(error) => return eprintln!("{error}"),

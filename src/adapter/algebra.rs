@@ -7,7 +7,7 @@ use super::sum::Sum;
 use super::target::Target;
 use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;
-use crate::quant::{Change, WeightSource};
+use crate::quant::{Change, Scheme, WeightSource};
 use std::collections::HashMap;
 
 /// Adapters tied to a base. One that [`Engine::bind`](crate::Engine::bind) returned proves that every
@@ -72,7 +72,9 @@ pub fn bind(
     let bound = |(target, sum): (&Target, Sum)| {
         let features = [target.in_features as usize, target.out_features as usize];
         let place = |e: Error| e.at(format_args!("target '{}'", shown(&target.module_path)));
-        sum.bound(features).map_err(place)
+        // Where no weights are at hand nothing is multiplied either.
+        let frozen = weights.weight(target.weight as usize).map_or(Scheme::F32, |w| w.scheme());
+        sum.bound(frozen, features).map_err(place)
     };
     let targets = targets.iter().zip(sums).map(bound).collect::<Result<Vec<_>>>()?;
     let names = adapters.iter().map(|(a, weight)| (a.name.clone(), *weight)).collect();

@@ -1,7 +1,7 @@
 //! What several adapters together do to one layer.
 
 use crate::error::{Error, Result};
-use crate::quant::{Bottleneck, Change, LowRank, Rows};
+use crate::quant::{Bottleneck, Change, LowRank, Rows, Scheme};
 
 /// A sum of what adapters add to a layer's output. Starts at nothing; [`Sum::bound`] makes it ready
 /// for the kernels.
@@ -120,11 +120,15 @@ impl Sum {
         (rank, a, b)
     }
 
-    /// Ready for a layer of these in and out features; `None` where it changes nothing.
+    /// Ready for a layer whose weight has this scheme, of these in and out features; `None` where it changes nothing.
     ///
     /// # Errors
     /// Unsupported: parts that have no sum.
-    pub(crate) fn bound(self, [inputs, outputs]: [usize; 2]) -> Result<Option<Change>> {
+    pub(crate) fn bound(
+        self,
+        frozen: Scheme,
+        [inputs, outputs]: [usize; 2],
+    ) -> Result<Option<Change>> {
         if self.is_empty() {
             return Ok(None);
         }
@@ -144,7 +148,7 @@ impl Sum {
                 if let Some(scale) = &scale {
                     unscale(&mut b, scale)?;
                 }
-                Some(LowRank::new(rank, [inputs, outputs], &a, &b)?)
+                Some(LowRank::new(frozen, rank, [inputs, outputs], &a, &b)?)
             }
         };
         let Sum { keep, shift, input, rows, after, .. } = self;

@@ -90,6 +90,6 @@ fn what_has_no_sum_is_refused_by_name() {
 fn an_adapter_that_changes_nothing_leaves_nothing() {
     let mut bound = adapter("bias", vec![vector("bias", OUTPUTS, 5)]);
     bound.targets[0].tensors[0].values.fill(0.0);
-    assert!(Sum::default().bound([INPUTS, OUTPUTS]).unwrap().is_none());
+    assert!(Sum::default().bound(Scheme::F32, [INPUTS, OUTPUTS]).unwrap().is_none());
     assert_eq!(answer(&[(&bound, 0.0)]).unwrap(), answer(&[]).unwrap());
 }

@@ -35,7 +35,7 @@ pub fn matrix(rows: usize, cols: usize, values: &[f32]) -> Packed {
 #[allow(clippy::type_complexity)]
 pub fn bound(targets: Vec<Option<(usize, &[f32], &[f32])>>) -> Arc<Bound> {
     let lora = |(rank, a, b): (usize, &[f32], &[f32])| {
-        LowRank::new(rank, [a.len() / rank, b.len() / rank], a, b).unwrap().into()
+        LowRank::new(Scheme::F32, rank, [a.len() / rank, b.len() / rank], a, b).unwrap().into()
     };
     let targets = targets.into_iter().map(|t| t.map(lora)).collect();
     Arc::new(Bound { targets, head: None, names: vec![("test".into(), 1.0)] })

@@ -42,13 +42,13 @@ impl FrozenMatrix {
 pub fn quantize(matrix: &FrozenMatrix, wanted: Scheme, embedding: bool) -> Result<Quantized> {
     let FrozenMatrix { name, rows, cols, values } = matrix;
     let scheme = match wanted {
-        Scheme::Q4 | Scheme::Q8 if rows * cols < SMALL => Scheme::F32,
+        Scheme::Q4 | Scheme::Q8 | Scheme::Q8Wide if rows * cols < SMALL => Scheme::F32,
         Scheme::Q4 if embedding => Scheme::Q8,
         other => other,
     };
     let floats = matrix.floats();
-    if let (MatrixValues::Int8 { ints, scales }, Scheme::Q8) = (values, scheme)
-        && let Ok(packed) = Packed::pack_int8(*rows, *cols, ints, scales)
+    if let (MatrixValues::Int8 { ints, scales }, Scheme::Q8 | Scheme::Q8Wide) = (values, scheme)
+        && let Ok(packed) = Packed::pack_int8(scheme, [*rows, *cols], ints, scales)
     {
         return Ok(measure(packed, &floats));
     }

@@ -15,7 +15,7 @@ pub(super) fn values(count: usize) -> Vec<f32> {
 /// Integers and a scale that f16 holds, so that its bytes depend on the layout alone.
 pub(super) fn matrix() -> Packed {
     let ints: Vec<i8> = (0..800).map(|i| (i * 37 % 255 - 127) as i8).collect();
-    Packed::pack_int8(20, 40, &ints, &[0.25]).unwrap()
+    Packed::pack_int8(Scheme::Q8, [20, 40], &ints, &[0.25]).unwrap()
 }
 
 pub(super) fn target(

@@ -1,7 +1,6 @@
 //! What an adapter does to a layer.
 
 use super::kernels::{Job, Kernels, Piece, Quantized, Start};
-use super::layout::BLOCK;
 use super::low_rank::{LowRank, Room};
 use super::{Packed, PackedRef, Scheme};
 use crate::error::{Error, Result};
@@ -301,7 +300,7 @@ impl Room {
                     row.iter_mut().zip(input).for_each(|(x, s)| *x *= s);
                 }
                 let quantized = x.quantized.map(|_| {
-                    let mut fresh = Quantized::empty(cols.div_ceil(BLOCK));
+                    let mut fresh = Quantized::empty(w.scheme(), cols);
                     k.quantize(&scaled, cols, &mut fresh);
                     fresh
                 });

@@ -1,5 +1,6 @@
 use super::*;
 use crate::quant::Inputs;
+use crate::quant::layout::block_len;
 use crate::quant::testing::{noise, on_the_grid, some};
 
 struct Plain {
@@ -8,8 +9,8 @@ struct Plain {
     bottleneck: Option<[Vec<f32>; 4]>,
 }
 
-/// The parts that `mask` names, for a layer of these features, and their tensors.
-fn made(mask: u32, cols: usize, outputs: usize) -> (Change, Plain) {
+/// The parts that `mask` names, for a layer of this scheme and these features, and their tensors.
+fn made(frozen: Scheme, mask: u32, [cols, outputs]: [usize; 2]) -> (Change, Plain) {
     let on = |bit: u32| mask & 1 << bit != 0;
     let vector = |bit: u32, len: usize| on(bit).then(|| noise(len, 20 + u64::from(bit)));
     let pair = (on(0) && !on(1)).then(|| (3, noise(3 * cols, 3), noise(outputs * 3, 4)));
@@ -23,7 +24,9 @@ fn made(mask: u32, cols: usize, outputs: usize) -> (Change, Plain) {
         [noise(4 * outputs, 11), noise(4, 12), noise(outputs * 4, 13), noise(outputs, 14)]
     });
     let change = Change {
-        low_rank: pair.as_ref().map(|(r, a, b)| LowRank::new(*r, [cols, outputs], a, b).unwrap()),
+        low_rank: pair
+            .as_ref()
+            .map(|(r, a, b)| LowRank::new(frozen, *r, [cols, outputs], a, b).unwrap()),
         input: vector(1, cols),
         scale: vector(2, outputs),
         keep: vector(3, outputs),
@@ -42,10 +45,20 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
-/// One row in f64, by the formula of [`Change`].
-fn slow(w: &[f32], bias: &[f32], x: &[f32], c: &Change, p: &Plain, integers: bool) -> Vec<f64> {
+/// One row in f64, by the formula of [`Change`]; of x in integers where it has blocks.
+fn slow(
+    w: &[f32],
+    bias: &[f32],
+    x: &[f32],
+    c: &Change,
+    p: &Plain,
+    block: Option<usize>,
+) -> Vec<f64> {
     let cols = x.len();
-    let grid = |x: Vec<f32>| if integers { on_the_grid(&x, cols) } else { x };
+    let grid = |x: Vec<f32>| match block {
+        Some(len) => on_the_grid(&x, cols, len),
+        None => x,
+    };
     let scaled = match &c.input {
         Some(input) => x.iter().zip(input).map(|(x, s)| x * s).collect(),
         None => x.to_vec(),
@@ -86,8 +99,8 @@ fn every_kernel_agrees_with_the_formula() {
     let masks = [1, 2, 4, 8, 16, 32, 96, 128, 0b1_1101, 0b1_1110, 0b10_1100, 0b1001_1101];
     for (cols, outputs) in some([(31, 5), (64, 16), (70, 33)], 3) {
         for mask in some(masks, 8) {
-            let (change, plain) = made(mask, cols, outputs);
             for scheme in Scheme::ALL {
+                let (change, plain) = made(scheme, mask, [cols, outputs]);
                 let w = Packed::pack(scheme, outputs, cols, &noise(outputs * cols, 1)).unwrap();
                 let held = w.view().dequantize();
                 let (m, bias) = (9, noise(outputs, 7));
@@ -108,7 +121,8 @@ fn every_kernel_agrees_with_the_formula() {
                     assert_eq!(alone, y[3 * outputs..4 * outputs], "{what}");
                     for row in 2..6 {
                         let x = &x[row * cols..(row + 1) * cols];
-                        let want = slow(&held, &bias, x, &change, &plain, k.quantizes(w.view()));
+                        let block = k.quantizes(w.view()).then(|| block_len(scheme));
+                        let want = slow(&held, &bias, x, &change, &plain, block);
                         for (y, want) in y[row * outputs..].iter().zip(&want) {
                             let off = (f64::from(*y) - want).abs();
                             assert!(off < 2e-4 * (want.abs() + cols as f64), "{what}: {y} {want}");
@@ -122,11 +136,11 @@ fn every_kernel_agrees_with_the_formula() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let (change, _) = made(0b1001_1101, 6, 4);
+    let (change, _) = made(Scheme::Q8, 0b1001_1101, [6, 4]);
     assert!(change.check(6, 4).is_ok());
     assert!(change.check(5, 4).is_err() && change.check(6, 5).is_err());
     assert!(Rows::new(vec![1, 1], 2, &[0.0; 4]).is_err());
     assert!(Rows::new(vec![1], 2, &[0.0; 4]).is_err());
-    let (change, _) = made(32, 6, 4);
+    let (change, _) = made(Scheme::Q8, 32, [6, 4]);
     assert!(change.check(6, 3).is_err());
 }

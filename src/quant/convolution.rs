@@ -4,7 +4,7 @@ use super::change::{Operand, Update};
 use super::conv::stretches;
 use super::dispatch::kernels;
 use super::kernels::{Kernels, Quantized};
-use super::layout::BLOCK;
+use super::layout::block_len;
 use super::low_rank::Room;
 use super::threads::piece;
 use super::{ConvGeometry, PackedRef, im2col};
@@ -14,7 +14,7 @@ const STRETCH: usize = 1 << 18;
 
 /// y \[N·OH·OW, rows\] from x \[N, H, W, C\] by filters (rows, kh·kw·C), channels innermost.
 ///
-/// Where integer kernels run and a block lies in one input pixel (C is a multiple of 32), every pixel
+/// Where integer kernels run and a block lies in one input pixel (C is a multiple of its columns), every pixel
 /// is quantized once and patches are gathered from its integers; else patches are gathered as floats.
 /// The bits are the same.
 pub struct Convolution<'a> {
@@ -53,9 +53,9 @@ impl<'a> Convolution<'a> {
         assert_eq!(w.cols(), g.patch_len(), "W has kh·kw·C columns");
         // With strides beyond the kernel some pixels are in no patch.
         let reused = g.kernel[0] * g.kernel[1] > g.stride[0] * g.stride[1];
-        let whole = g.channels > 0 && g.channels.is_multiple_of(BLOCK);
+        let whole = g.channels > 0 && g.channels.is_multiple_of(block_len(w.scheme()));
         let pixels = (reused && whole && kernels.quantizes(w)).then(|| {
-            let mut pixels = Quantized::empty(g.channels / BLOCK);
+            let mut pixels = Quantized::empty(w.scheme(), g.channels);
             kernels.quantize(x, g.channels, &mut pixels);
             pixels
         });
@@ -92,9 +92,8 @@ impl<'a> Convolution<'a> {
         assert!(first + count <= g.pixels(), "the pixels lie inside the output");
         let layer = (self.w, bias);
         let Patches { rows, floats, room } = patches;
-        let blocks = g.patch_len().div_ceil(BLOCK);
-        if rows.blocks != blocks {
-            *rows = Quantized::empty(blocks);
+        if !rows.fits(self.w) {
+            *rows = Quantized::empty(self.w.scheme(), g.patch_len());
         }
         let floats_too = updates.iter().any(|u| u.change.needs_floats());
         if let (Some(pixels), false) = (&self.pixels, floats_too) {
@@ -125,7 +124,7 @@ impl<'a> Convolution<'a> {
 fn gather(g: &ConvGeometry, first: usize, count: usize, pixels: &Quantized, rows: &mut Quantized) {
     rows.reserve(count);
     stretches(g, first, count, |to, from, len| {
-        let (block, blocks) = (to / BLOCK, len / BLOCK);
+        let (block, blocks) = (to / pixels.block, len / pixels.block);
         let Some(from) = from else {
             rows.x[to..to + len].fill(0);
             rows.scales[block..block + blocks].fill(0.0);
@@ -133,7 +132,7 @@ fn gather(g: &ConvGeometry, first: usize, count: usize, pixels: &Quantized, rows
             return;
         };
         rows.x[to..to + len].copy_from_slice(&pixels.x[from..from + len]);
-        let from = from / BLOCK;
+        let from = from / pixels.block;
         rows.scales[block..block + blocks].copy_from_slice(&pixels.scales[from..from + blocks]);
         rows.starts[block..block + blocks].copy_from_slice(&pixels.starts[from..from + blocks]);
     });
@@ -155,7 +154,7 @@ mod tests {
                 let x = noise(g.batch * g.height * g.width * channels, 1);
                 let mut patches = vec![0.0; g.pixels() * g.patch_len()];
                 im2col(&g, &x, 0, g.pixels(), &mut patches);
-                for (scheme, rows) in Scheme::ALL.into_iter().zip([33, 17, 16, 5]) {
+                for (scheme, rows) in Scheme::ALL.into_iter().zip([33, 17, 19, 16, 5]) {
                     let values = noise(rows * g.patch_len(), 2);
                     let w = Packed::pack(scheme, rows, g.patch_len(), &values).unwrap();
                     let bias = noise(rows, 3);
@@ -163,7 +162,7 @@ mod tests {
                     let (one, two): (Change, Change) = [(2, 5), (9, 6)]
                         .map(|(rank, seed)| {
                             let (a, b) = (noise(rank * cols, seed), noise(rows * rank, seed));
-                            LowRank::new(rank, [cols, rows], &a, &b).unwrap().into()
+                            LowRank::new(scheme, rank, [cols, rows], &a, &b).unwrap().into()
                         })
                         .into();
                     let half = g.pixels() / 2;

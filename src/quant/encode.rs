@@ -1,7 +1,7 @@
 //! From floats (or ready integers) to packed bytes.
 
 use super::Scheme;
-use super::layout::{BLOCK, PANEL, panel_len, q4_at, q8_at, scale_at};
+use super::layout::{BLOCK, PANEL, WIDE, block_len, panel_len, q4_at, q8_at, scale_at};
 use crate::error::{Error, Result};
 use half::f16;
 
@@ -24,12 +24,13 @@ pub(super) fn encode(scheme: Scheme, cols: usize, values: &[f32], out: &mut [u8]
         )));
     }
     match scheme {
-        Scheme::Q8 => check_range(scheme, cols, values, 127.0)?,
+        Scheme::Q8 | Scheme::Q8Wide => check_range(scheme, cols, values, 127.0)?,
         Scheme::Q4 => check_range(scheme, cols, values, 8.0)?,
         Scheme::F16 => check_f16(cols, values)?,
         Scheme::F32 => {}
     }
-    let blocks = cols.div_ceil(BLOCK);
+    let step = block_len(scheme);
+    let blocks = cols.div_ceil(step);
     let len = panel_len(scheme, cols).unwrap_or(0);
     if scheme == Scheme::Q4 {
         fill_q4(blocks, len, out);
@@ -38,22 +39,22 @@ pub(super) fn encode(scheme: Scheme, cols: usize, values: &[f32], out: &mut [u8]
         let lane = row % PANEL;
         let panel = &mut out[row / PANEL * len..][..len];
         match scheme {
-            Scheme::Q8 | Scheme::Q4 => {
-                for (block, values) in values.chunks(BLOCK).enumerate() {
-                    let (scale, quants) = if scheme == Scheme::Q8 {
-                        quantize_q8(values)
-                    } else {
-                        quantize_q4(values)
-                    };
+            Scheme::Q8 | Scheme::Q8Wide => {
+                for (block, values) in values.chunks(step).enumerate() {
+                    let (scale, quants) = quantize_q8(values);
                     put(panel, scale_at(scheme, blocks, block, lane), &scale.to_le_bytes());
                     for (i, q) in quants[..values.len()].iter().enumerate() {
-                        let col = block * BLOCK + i;
-                        if scheme == Scheme::Q8 {
-                            panel[q8_at(lane, col)] = *q as u8;
-                        } else {
-                            let (at, shift) = q4_at(lane, col);
-                            panel[at] = panel[at] & !(15 << shift) | ((q + 8) as u8) << shift;
-                        }
+                        panel[q8_at(lane, block * step + i)] = *q as u8;
+                    }
+                }
+            }
+            Scheme::Q4 => {
+                for (block, values) in values.chunks(step).enumerate() {
+                    let (scale, quants) = quantize_q4(values);
+                    put(panel, scale_at(scheme, blocks, block, lane), &scale.to_le_bytes());
+                    for (i, q) in quants[..values.len()].iter().enumerate() {
+                        let (at, shift) = q4_at(lane, block * step + i);
+                        panel[at] = panel[at] & !(15 << shift) | ((q + 8) as u8) << shift;
                     }
                 }
             }
@@ -73,8 +74,9 @@ pub(super) fn encode(scheme: Scheme, cols: usize, values: &[f32], out: &mut [u8]
     Ok(())
 }
 
-/// Writes row-major integers as q8 into zeroed `out` of the packed length.
+/// Writes row-major integers as q8 or q8-64 into zeroed `out` of the packed length.
 pub(super) fn encode_int8(
+    scheme: Scheme,
     cols: usize,
     ints: &[i8],
     row_scales: &[f32],
@@ -83,8 +85,8 @@ pub(super) fn encode_int8(
     if cols == 0 {
         return Ok(());
     }
-    let blocks = cols.div_ceil(BLOCK);
-    let len = panel_len(Scheme::Q8, cols).unwrap_or(0);
+    let blocks = cols.div_ceil(block_len(scheme));
+    let len = panel_len(scheme, cols).unwrap_or(0);
     for (row, ints) in ints.chunks_exact(cols).enumerate() {
         let wanted = row_scales[if row_scales.len() == 1 { 0 } else { row }];
         let scale = f16::from_f32(wanted);
@@ -98,7 +100,7 @@ pub(super) fn encode_int8(
         let lane = row % PANEL;
         let panel = &mut out[row / PANEL * len..][..len];
         for block in 0..blocks {
-            put(panel, scale_at(Scheme::Q8, blocks, block, lane), &scale.to_le_bytes());
+            put(panel, scale_at(scheme, blocks, block, lane), &scale.to_le_bytes());
         }
         for (col, q) in ints.iter().enumerate() {
             panel[q8_at(lane, col)] = *q as u8;
@@ -129,7 +131,7 @@ fn check_range(scheme: Scheme, cols: usize, values: &[f32], levels: f32) -> Resu
             "{} scale {scale:e} of the block at row {}, column {} can't be held in f16",
             scheme.name(),
             at / cols,
-            at % cols / BLOCK * BLOCK
+            at % cols / block_len(scheme) * block_len(scheme)
         ))
         .hint("use f32 for this matrix"));
     }
@@ -156,10 +158,10 @@ fn largest(values: &[f32]) -> Option<(usize, f32)> {
     values.iter().map(magnitude).enumerate().reduce(|a, b| if b.1 > a.1 { b } else { a })
 }
 
-/// Scale and integers of up to 32 weights: max|w| is 127, against the scale as f16 holds it. The
+/// Scale and integers of up to 64 weights: max|w| is 127, against the scale as f16 holds it. The
 /// rounded scale is never so small that the largest weight is clipped by more than rounding.
-fn quantize_q8(values: &[f32]) -> (f16, [i8; BLOCK]) {
-    let mut quants = [0; BLOCK];
+fn quantize_q8(values: &[f32]) -> (f16, [i8; WIDE]) {
+    let mut quants = [0; WIDE];
     let max = values.iter().fold(0f32, |m, v| m.max(v.abs()));
     if max == 0.0 {
         return (f16::ZERO, quants);
@@ -251,7 +253,7 @@ fn q4_at_scale(block: &[f32; BLOCK], scale: f32) -> ([i8; BLOCK], f32) {
 
 #[cfg(test)]
 mod tests {
-    use crate::quant::layout::BLOCK;
+    use crate::quant::layout::{BLOCK, block_len};
     use crate::quant::testing::{noise, some};
     use crate::quant::{Packed, Scheme};
 
@@ -264,10 +266,11 @@ mod tests {
                 let packed = Packed::pack(scheme, rows, cols, &values).unwrap();
                 let back = packed.view().dequantize();
                 for (row, (w, b)) in values.chunks(cols).zip(back.chunks(cols)).enumerate() {
-                    for (block, (w, b)) in w.chunks(BLOCK).zip(b.chunks(BLOCK)).enumerate() {
+                    let len = block_len(scheme);
+                    for (block, (w, b)) in w.chunks(len).zip(b.chunks(len)).enumerate() {
                         let max = w.iter().fold(0f32, |m, v| m.max(v.abs()));
                         let bound = match scheme {
-                            Scheme::Q8 => max / 127.0 * 0.5 * 1.005,
+                            Scheme::Q8 | Scheme::Q8Wide => max / 127.0 * 0.5 * 1.005,
                             // The search may clip the largest weight for the sake of the others.
                             Scheme::Q4 => max * 0.25,
                             Scheme::F16 => max / 2048.0,
@@ -302,22 +305,26 @@ mod tests {
         let (rows, cols) = (19, 45);
         let ints: Vec<i8> = (0..rows * cols).map(|i| (i * 37 % 256) as u8 as i8).collect();
         let scales: Vec<f32> = (0..rows).map(|r| (r as f32 - 9.0) / 64.0).collect();
-        let back = Packed::pack_int8(rows, cols, &ints, &scales).unwrap().view().dequantize();
-        for (i, (q, b)) in ints.iter().zip(&back).enumerate() {
-            assert_eq!(f32::from(*q) * scales[i / cols], *b);
+        for scheme in [Scheme::Q8, Scheme::Q8Wide] {
+            let pack =
+                |ints: &[i8], scales: &[f32]| Packed::pack_int8(scheme, [rows, cols], ints, scales);
+            let back = pack(&ints, &scales).unwrap().view().dequantize();
+            for (i, (q, b)) in ints.iter().zip(&back).enumerate() {
+                assert_eq!(f32::from(*q) * scales[i / cols], *b);
+            }
+            let one = pack(&ints, &[0.25]).unwrap().view().dequantize();
+            assert_eq!(one[5], f32::from(ints[5]) * 0.25);
+            for bad in [f32::NAN, f32::INFINITY, 1e6, 1e-7] {
+                assert!(pack(&ints, &[bad]).is_err(), "{bad}");
+            }
+            assert!(pack(&ints, &[1.0; 3]).is_err());
+            assert!(pack(&ints[1..], &[1.0]).is_err());
         }
-        let one = Packed::pack_int8(rows, cols, &ints, &[0.25]).unwrap().view().dequantize();
-        assert_eq!(one[5], f32::from(ints[5]) * 0.25);
-        for bad in [f32::NAN, f32::INFINITY, 1e6, 1e-7] {
-            assert!(Packed::pack_int8(rows, cols, &ints, &[bad]).is_err(), "{bad}");
-        }
-        assert!(Packed::pack_int8(rows, cols, &ints, &[1.0; 3]).is_err());
-        assert!(Packed::pack_int8(rows, cols, &ints[1..], &[1.0]).is_err());
     }
 
     #[test]
     fn what_f16_cannot_hold_is_named() {
-        for scheme in [Scheme::Q8, Scheme::Q4, Scheme::F16] {
+        for scheme in [Scheme::Q8, Scheme::Q8Wide, Scheme::Q4, Scheme::F16] {
             for bad in [1e30, -1e30, 1e-12] {
                 let mut values = vec![0.0; 3 * 70];
                 values[2 * 70 + 40] = bad;
@@ -333,7 +340,7 @@ mod tests {
 
     #[test]
     fn tiny_blocks_beside_large_ones_are_packed_to_half_the_smallest_scale() {
-        for scheme in [Scheme::Q8, Scheme::Q4] {
+        for scheme in [Scheme::Q8, Scheme::Q8Wide, Scheme::Q4] {
             let mut values = noise(4 * 64, 3);
             for (i, v) in values.iter_mut().enumerate() {
                 *v *= [1.0, 1e-4, 1e-6, 1e-9][i / 64];

@@ -4,7 +4,6 @@ use super::PackedRef;
 use super::change::{Operand, Update};
 use super::dispatch::kernels;
 use super::kernels::{Kernels, Quantized};
-use super::layout::BLOCK;
 use super::low_rank::Room;
 use super::threads::piece;
 
@@ -14,7 +13,8 @@ pub struct Inputs<'a> {
     kernels: &'static Kernels,
     x: &'a [f32],
     cols: usize,
-    quantized: Option<Quantized>,
+    /// For each size of block that was asked for.
+    quantized: Vec<Quantized>,
     room: Room,
 }
 
@@ -32,7 +32,7 @@ impl<'a> Inputs<'a> {
 
     pub(super) fn with(kernels: &'static Kernels, x: &'a [f32], cols: usize) -> Inputs<'a> {
         assert!(x.is_empty() || x.len().is_multiple_of(cols.max(1)), "x is whole rows");
-        Inputs { kernels, x, cols, quantized: None, room: Room::default() }
+        Inputs { kernels, x, cols, quantized: vec![], room: Room::default() }
     }
 
     /// Rows that are best computed together where `threads` share `rows` of them; at most
@@ -59,12 +59,14 @@ impl<'a> Inputs<'a> {
             let x = Operand { quantized: None, floats: self.x };
             return self.room.changed(self.kernels, (w, bias), x, updates, y);
         }
-        let quantized = self.quantized.get_or_insert_with(|| {
-            let mut fresh = Quantized::empty(self.cols.div_ceil(BLOCK));
+        let known = self.quantized.iter().position(|q| q.fits(w));
+        let at = known.unwrap_or_else(|| {
+            let mut fresh = Quantized::empty(w.scheme(), self.cols);
             self.kernels.quantize(self.x, self.cols, &mut fresh);
-            fresh
+            self.quantized.push(fresh);
+            self.quantized.len() - 1
         });
-        let x = Operand { quantized: Some(quantized), floats: self.x };
+        let x = Operand { quantized: self.quantized.get(at), floats: self.x };
         self.room.changed(self.kernels, (w, bias), x, updates, y);
     }
 }
@@ -81,7 +83,7 @@ mod tests {
             let x = noise(m * 70, 1);
             let mut inputs = Inputs::new(&x, 70);
             for (scheme, rows) in
-                [(Scheme::Q8, 33), (Scheme::Q4, 20), (Scheme::F32, 5), (Scheme::Q4, 16)]
+                [(Scheme::Q8, 33), (Scheme::Q4, 20), (Scheme::Q8Wide, 17), (Scheme::F32, 5)]
             {
                 let w = Packed::pack(scheme, rows, 70, &noise(rows * 70, 2)).unwrap();
                 let bias = noise(rows, 3);

@@ -4,8 +4,10 @@ use super::Scheme;
 
 /// Rows of a panel: the lanes of the kernels.
 pub const PANEL: usize = 16;
-/// Columns that share a scale.
+/// Columns that share a scale, of q8 and q4; the kernels' step.
 pub const BLOCK: usize = 32;
+/// Columns that share a scale of q8-64: two steps.
+pub const WIDE: usize = 2 * BLOCK;
 /// Consecutive columns of one row that lie side by side.
 pub const GROUP: usize = 4;
 /// Every panel starts at a multiple of this many bytes, and a matrix must too.
@@ -14,10 +16,19 @@ pub(crate) const ALIGN: usize = 64;
 /// Bytes of one block's scales: 16 × f16.
 pub(crate) const SCALES: usize = PANEL * 2;
 
+/// Columns of a block: those that share a scale. Of f16 and f32, which have none, the kernels' step.
+pub(crate) const fn block_len(scheme: Scheme) -> usize {
+    match scheme {
+        Scheme::Q8Wide => WIDE,
+        Scheme::Q8 | Scheme::Q4 | Scheme::F16 | Scheme::F32 => BLOCK,
+    }
+}
+
 /// Bytes of one block's quants in a panel.
 pub(crate) const fn block_bytes(scheme: Scheme) -> usize {
     match scheme {
         Scheme::Q8 => PANEL * BLOCK,
+        Scheme::Q8Wide => PANEL * WIDE,
         Scheme::Q4 => PANEL * BLOCK / 2,
         Scheme::F16 => PANEL * BLOCK * 2,
         Scheme::F32 => PANEL * BLOCK * 4,
@@ -26,9 +37,9 @@ pub(crate) const fn block_bytes(scheme: Scheme) -> usize {
 
 /// Bytes of one panel of `cols` columns; `None` on overflow.
 pub(crate) fn panel_len(scheme: Scheme, cols: usize) -> Option<usize> {
-    let blocks = cols.div_ceil(BLOCK);
+    let blocks = cols.div_ceil(block_len(scheme));
     match scheme {
-        Scheme::Q8 | Scheme::Q4 => {
+        Scheme::Q8 | Scheme::Q4 | Scheme::Q8Wide => {
             let quants = blocks.checked_mul(block_bytes(scheme))?;
             quants.checked_add(pad(blocks.checked_mul(SCALES)?)?)
         }
@@ -43,7 +54,7 @@ pub fn packed_len(scheme: Scheme, rows: usize, cols: usize) -> Option<usize> {
     (len <= isize::MAX as usize).then_some(len)
 }
 
-/// Byte of (row, col) among the quants of a q8 panel.
+/// Byte of (row, col) among the quants of a q8 or q8-64 panel.
 pub(crate) fn q8_at(row: usize, col: usize) -> usize {
     (col / BLOCK) * block_bytes(Scheme::Q8)
         + (col % BLOCK) / GROUP * ALIGN
@@ -76,6 +87,7 @@ mod tests {
     fn lengths_of_the_documented_layout() {
         assert_eq!(packed_len(Scheme::Q8, 16, 32), Some(512 + 64));
         assert_eq!(packed_len(Scheme::Q8, 17, 65), Some(2 * (3 * 512 + 128)));
+        assert_eq!(packed_len(Scheme::Q8Wide, 17, 65), Some(2 * (2 * 1024 + 64)));
         assert_eq!(packed_len(Scheme::Q4, 1, 64), Some(2 * 256 + 64));
         assert_eq!(packed_len(Scheme::F16, 16, 3), Some(128));
         assert_eq!(packed_len(Scheme::F32, 16, 3), Some(192));

@@ -11,7 +11,7 @@ const FINER: f32 = 256.0;
 
 /// y += (x · aᵀ) · bᵀ beside a frozen matrix, ready for the kernels.
 ///
-/// Where the frozen product quantizes x, x · aᵀ takes the same integers. `a` is then held as q8 twice,
+/// Where the frozen product quantizes x, x · aᵀ takes the same integers. `a` is then held as q8 (or q8-64) twice,
 /// rounded and what the rounding left, side by side in a panel whose other half would be empty at rank
 /// 8: within 2⁻¹⁶ of a row's largest value, so that only x is rounded noticeably, as it is for the
 /// frozen weights. Elsewhere both products are in f32.
@@ -27,18 +27,24 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    /// `a` is row-major (rank, inputs), `b` (outputs, rank) with every factor folded in.
+    /// Beside a matrix of the scheme `frozen`: `a` is row-major (rank, inputs), `b` (outputs, rank) with
+    /// every factor folded in.
     ///
     /// # Errors
     /// Bad input: lengths that don't fit, or values that are not finite.
     pub fn new(
+        frozen: Scheme,
         rank: usize,
         [inputs, outputs]: [usize; 2],
         a: &[f32],
         b: &[f32],
     ) -> Result<LowRank> {
         let whole = Packed::pack(Scheme::F32, rank, inputs, a)?;
-        let (parts, sizes) = parts(rank, inputs, a)?;
+        let scheme = match frozen {
+            Scheme::Q8Wide => Scheme::Q8Wide,
+            Scheme::Q8 | Scheme::Q4 | Scheme::F16 | Scheme::F32 => Scheme::Q8,
+        };
+        let (parts, sizes) = parts(scheme, rank, inputs, a)?;
         Ok(LowRank { a: whole, b: Packed::pack(Scheme::F32, outputs, rank, b)?, parts, sizes })
     }
 
@@ -88,7 +94,7 @@ impl LowRank {
 }
 
 /// `a` as [`LowRank::parts`], and the largest magnitude of each row.
-fn parts(rank: usize, inputs: usize, a: &[f32]) -> Result<(Packed, Vec<f32>)> {
+fn parts(scheme: Scheme, rank: usize, inputs: usize, a: &[f32]) -> Result<(Packed, Vec<f32>)> {
     let row = |r: usize| &a[r * inputs..(r + 1) * inputs];
     let largest = |r: usize| row(r).iter().fold(0f32, |m, v| m.max(v.abs()));
     let mut sizes: Vec<f32> = (0..rank).map(largest).collect();
@@ -96,7 +102,7 @@ fn parts(rank: usize, inputs: usize, a: &[f32]) -> Result<(Packed, Vec<f32>)> {
     for (row, size) in unit.chunks_exact_mut(inputs.max(1)).zip(&sizes) {
         row.iter_mut().for_each(|v| *v = if *size > 0.0 { *v / size } else { 0.0 });
     }
-    let high = Packed::pack(Scheme::Q8, rank, inputs, &unit)?.view().dequantize();
+    let high = Packed::pack(scheme, rank, inputs, &unit)?.view().dequantize();
     let mut both = vec![0.0; rank.div_ceil(RANKS) * PANEL * inputs];
     for r in 0..rank {
         let (from, to) = (r * inputs, (r / RANKS * PANEL + r % RANKS) * inputs);
@@ -107,7 +113,7 @@ fn parts(rank: usize, inputs: usize, a: &[f32]) -> Result<(Packed, Vec<f32>)> {
             *low = (unit - high) * FINER;
         }
     }
-    let packed = Packed::pack(Scheme::Q8, rank.div_ceil(RANKS) * PANEL, inputs, &both)?;
+    let packed = Packed::pack(scheme, rank.div_ceil(RANKS) * PANEL, inputs, &both)?;
     sizes.resize(rank.next_multiple_of(RANKS), 0.0);
     Ok((packed, sizes))
 }
@@ -173,13 +179,13 @@ impl Room {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::layout::BLOCK;
+    use crate::quant::layout::{BLOCK, WIDE, block_len};
     use crate::quant::testing::{noise, on_the_grid, some};
     use crate::quant::{Change, Inputs, Update};
 
-    fn low_rank(rank: usize, inputs: usize, outputs: usize, seed: u64) -> LowRank {
+    fn low_rank(frozen: Scheme, rank: usize, [inputs, outputs]: [usize; 2], seed: u64) -> LowRank {
         let (a, b) = (noise(rank * inputs, seed), noise(outputs * rank, seed + 1));
-        LowRank::new(rank, [inputs, outputs], &a, &b).unwrap()
+        LowRank::new(frozen, rank, [inputs, outputs], &a, &b).unwrap()
     }
 
     fn run(
@@ -232,10 +238,12 @@ mod tests {
         let sizes =
             [(1, 31, 5), (4, 64, 16), (8, 70, 33), (9, 33, 17), (16, 100, 40), (21, 32, 48)];
         for (rank, cols, outputs) in some(sizes, 3) {
-            let (one, two) = (low_rank(rank, cols, outputs, 3), low_rank(3, cols, outputs, 9));
             for (scheme, m) in
                 some(Scheme::ALL.into_iter().flat_map(|s| [1, 5, 40].map(|m| (s, m))), 5)
             {
+                let shape = [cols, outputs];
+                let one = low_rank(scheme, rank, shape, 3);
+                let two = low_rank(scheme, 3, shape, 9);
                 let w = Packed::pack(scheme, outputs, cols, &noise(outputs * cols, 1)).unwrap();
                 let (x, bias) = (noise(m * cols, 2), noise(outputs, 7));
                 // Rows of one, rows of none, rows of the other, rows of none.
@@ -256,7 +264,7 @@ mod tests {
                         };
                         let mut x = x[row * cols..(row + 1) * cols].to_vec();
                         if integers {
-                            x = on_the_grid(&x, cols);
+                            x = on_the_grid(&x, cols, block_len(scheme));
                         }
                         let want = slow(update.1, &x, integers);
                         for ((y, plain), (add, bound)) in y.iter().zip(plain).zip(want) {
@@ -274,29 +282,34 @@ mod tests {
     #[test]
     fn a_row_has_the_same_bits_whatever_the_others_carry() {
         let (cols, outputs, m) = (70, 40, 30);
-        let w = Packed::pack(Scheme::Q8, outputs, cols, &noise(outputs * cols, 1)).unwrap();
-        let (x, bias) = (noise(m * cols, 2), noise(outputs, 7));
-        let (one, two) = (low_rank(8, cols, outputs, 3), low_rank(2, cols, outputs, 9));
-        for k in Kernels::available() {
-            let layer = (w.view(), &bias[..]);
-            let all = run(k, layer, &x, &[(0..m, &one)]);
-            let updates = [(0..7, &two), (7..20, &one), (25..29, &two)];
-            let mixed = run(k, layer, &x, &updates);
-            assert_eq!(all[7 * outputs..20 * outputs], mixed[7 * outputs..20 * outputs]);
-            let alone = run(k, layer, &x[9 * cols..10 * cols], &[(0..1, &one)]);
-            assert_eq!(all[9 * outputs..10 * outputs], alone, "{}", k.name);
+        for scheme in [Scheme::Q8, Scheme::Q8Wide] {
+            let w = Packed::pack(scheme, outputs, cols, &noise(outputs * cols, 1)).unwrap();
+            let (x, bias) = (noise(m * cols, 2), noise(outputs, 7));
+            let shape = [cols, outputs];
+            let (one, two) = (low_rank(scheme, 8, shape, 3), low_rank(scheme, 2, shape, 9));
+            for k in Kernels::available() {
+                let layer = (w.view(), &bias[..]);
+                let all = run(k, layer, &x, &[(0..m, &one)]);
+                let updates = [(0..7, &two), (7..20, &one), (25..29, &two)];
+                let mixed = run(k, layer, &x, &updates);
+                assert_eq!(all[7 * outputs..20 * outputs], mixed[7 * outputs..20 * outputs]);
+                let alone = run(k, layer, &x[9 * cols..10 * cols], &[(0..1, &one)]);
+                assert_eq!(all[9 * outputs..10 * outputs], alone, "{}", k.name);
+            }
         }
     }
 
     #[test]
     fn both_parts_together_are_a_to_fifteen_bits_whatever_its_size() {
-        for scale in [1e-40, 1e-30, 1e-6, 1.0, 1e30] {
+        let schemes = [(Scheme::Q8, BLOCK), (Scheme::Q8Wide, WIDE)];
+        let scales = [1e-40, 1e-30, 1e-6, 1.0, 1e30];
+        for ((scheme, block), scale) in schemes.iter().flat_map(|s| scales.map(|f| (*s, f))) {
             let (rank, cols) = (11, 70);
             let mut a: Vec<f32> = noise(rank * cols, 3).iter().map(|v| v * scale).collect();
             // A row of zeros, and one whose second block is far smaller than the first.
             a[..cols].fill(0.0);
-            a[cols + BLOCK..2 * cols].iter_mut().for_each(|v| *v *= 1e-4);
-            let low = LowRank::new(rank, [cols, 1], &a, &noise(rank, 1)).unwrap();
+            a[cols + block..2 * cols].iter_mut().for_each(|v| *v *= 1e-4);
+            let low = LowRank::new(scheme, rank, [cols, 1], &a, &noise(rank, 1)).unwrap();
             let held = low.parts.view().dequantize();
             for r in 0..rank {
                 let at = r / RANKS * PANEL + r % RANKS;
@@ -314,7 +327,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let new = |a: &[f32], b: &[f32]| LowRank::new(2, [3, 2], a, b);
+        let new = |a: &[f32], b: &[f32]| LowRank::new(Scheme::Q8, 2, [3, 2], a, b);
         assert!(new(&[1.0; 6], &[1.0; 4]).is_ok());
         assert!(new(&[1.0; 5], &[1.0; 4]).is_err());
         assert!(new(&[1.0; 6], &[1.0; 5]).is_err());

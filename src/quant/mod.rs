@@ -7,20 +7,21 @@
 //! starts and ends on a multiple of 64 bytes from the start of the matrix, so with a 64-byte aligned
 //! matrix every 64-byte group below is one aligned load. Rows past `rows` are zero.
 //!
-//! `q8` and `q4` pad the columns with zeros to blocks of [`BLOCK`] = 32; `blocks = ceil(cols / 32)`.
-//! A block is 8 groups of [`GROUP`] = 4 columns. Column `c` of a block is byte `c % 4` of group
-//! `c / 4`.
+//! `q8` and `q4` pad the columns with zeros to blocks of [`BLOCK`] = 32, `q8-64` to blocks of [`WIDE`] = 64;
+//! `blocks` is how many. A block is 8 or 16 groups of [`GROUP`] = 4 columns. Column `c` of a block is byte
+//! `c % 4` of group `c / 4`.
 //!
 //! | scheme | a panel | bytes of a panel |
 //! |---|---|---|
 //! | `q8` | `blocks` × 512 bytes of quants, then the scales | `512·blocks + pad64(32·blocks)` |
+//! | `q8-64` | `blocks` × 1024 bytes of quants, then the scales | `1024·blocks + pad64(32·blocks)` |
 //! | `q4` | `blocks` × 256 bytes of quants, then the scales | `256·blocks + pad64(32·blocks)` |
 //! | `f16` | for each column 16 × f16 (columns not padded) | `pad64(32·cols)` |
 //! | `f32` | for each column 16 × f32 (columns not padded) | `64·cols` |
 //!
 //! - **scales**: for each block 16 × f16, one a row; after the last block zeros up to a multiple of
 //!   64. A scale is finite; it may be negative.
-//! - **q8 quants** of a block: 8 groups × 64 bytes. Byte `4·row + k` of group `g` is the `i8` of
+//! - **q8 and q8-64 quants** of a block: 8 or 16 groups × 64 bytes. Byte `4·row + k` of group `g` is the `i8` of
 //!   column `4·g + k`; the weight is `scale · q`.
 //! - **q4 quants** of a block: 4 vectors × 64 bytes. The low nibble of byte `4·row + k` of vector `v`
 //!   belongs to column `4·v + k`, the high nibble to column `4·(v + 4) + k`. A nibble is `q + 8` with

@@ -1,7 +1,9 @@
 //! Packed matrices: owned, and views into a mapped file.
 
 use super::kernels::AlignedBytes;
-use super::layout::{ALIGN, BLOCK, GROUP, PANEL, packed_len, panel_len, q4_at, q8_at, scale_at};
+use super::layout::{
+    ALIGN, BLOCK, GROUP, PANEL, block_len, packed_len, panel_len, q4_at, q8_at, scale_at,
+};
 use super::{Scheme, encode};
 use crate::error::{Error, Result};
 use half::f16;
@@ -33,15 +35,24 @@ impl Packed {
         Ok(packed)
     }
 
-    /// Packs integers that are already quantized, as q8, keeping every integer. `ints` is row-major
+    /// Packs integers that are already quantized, as q8 or q8-64, keeping every integer. `ints` is row-major
     /// (rows, cols); `row_scales` has one scale a row, or one for all. A scale is rounded to f16,
     /// which is exact where f16 holds it and within 2⁻¹¹ of it in f16's normal range.
     ///
     /// # Errors
     /// Lengths that don't fit; a scale that is not finite, or that f16 holds only to worse than
     /// 2⁻⁸ (too large or too small): pack the dequantized values then.
-    pub fn pack_int8(rows: usize, cols: usize, ints: &[i8], row_scales: &[f32]) -> Result<Packed> {
-        let mut packed = Packed::zeroed(Scheme::Q8, rows, cols)?;
+    ///
+    /// # Panics
+    /// If `scheme` is another.
+    pub fn pack_int8(
+        scheme: Scheme,
+        [rows, cols]: [usize; 2],
+        ints: &[i8],
+        row_scales: &[f32],
+    ) -> Result<Packed> {
+        assert!(matches!(scheme, Scheme::Q8 | Scheme::Q8Wide), "a scheme of 8-bit integers");
+        let mut packed = Packed::zeroed(scheme, rows, cols)?;
         if rows.checked_mul(cols) != Some(ints.len()) {
             return Err(Error::bad_input(format!(
                 "{} integers for a matrix of ({rows}, {cols})",
@@ -54,7 +65,7 @@ impl Packed {
                 row_scales.len()
             )));
         }
-        encode::encode_int8(cols, ints, row_scales, packed.bytes.bytes_mut())?;
+        encode::encode_int8(scheme, cols, ints, row_scales, packed.bytes.bytes_mut())?;
         Ok(packed)
     }
 
@@ -71,6 +82,7 @@ impl Packed {
             cols: self.cols,
             bytes: self.bytes.bytes(),
             keep_inputs: false,
+            round_inputs: false,
         }
     }
 
@@ -111,6 +123,7 @@ pub struct PackedRef<'a> {
     cols: usize,
     bytes: &'a [u8],
     keep_inputs: bool,
+    round_inputs: bool,
 }
 
 impl<'a> PackedRef<'a> {
@@ -130,18 +143,34 @@ impl<'a> PackedRef<'a> {
         if len > 0 && !bytes.as_ptr().addr().is_multiple_of(ALIGN) {
             return Err(Error::bad_input("weights do not start at a multiple of 64 bytes"));
         }
-        Ok(PackedRef { scheme, rows, cols, bytes, keep_inputs: false })
+        Ok(PackedRef { scheme, rows, cols, bytes, keep_inputs: false, round_inputs: false })
     }
 
     /// The same matrix, with products in f32 on every processor: integer kernels, which quantize their
     /// inputs too, are left aside. Slower; for judging what the weights alone cost.
     pub fn keeping_inputs(self) -> PackedRef<'a> {
-        PackedRef { keep_inputs: true, ..self }
+        PackedRef { keep_inputs: true, round_inputs: false, ..self }
+    }
+
+    /// As [`PackedRef::keeping_inputs`], of inputs that are rounded first as integer kernels round them; for
+    /// judging what products cost in all, on every processor alike.
+    pub fn rounding_inputs(self) -> PackedRef<'a> {
+        let round_inputs = !PackedRef { keep_inputs: false, ..self }.keeps_inputs();
+        PackedRef { keep_inputs: true, round_inputs, ..self }
+    }
+
+    /// Whether products round their inputs and go on in f32.
+    pub(crate) fn rounds_inputs(&self) -> bool {
+        self.round_inputs
     }
 
     /// Whether products leave their inputs unquantized.
     pub(crate) fn keeps_inputs(&self) -> bool {
-        self.keep_inputs || !matches!(self.scheme, Scheme::Q8 | Scheme::Q4)
+        let integers = match self.scheme {
+            Scheme::Q8 | Scheme::Q4 | Scheme::Q8Wide => true,
+            Scheme::F16 | Scheme::F32 => false,
+        };
+        self.keep_inputs || !integers
     }
 
     /// out_features.
@@ -173,13 +202,14 @@ impl<'a> PackedRef<'a> {
         assert_eq!(out.len(), self.cols, "a row has cols values");
         let panel = self.panel(row / PANEL);
         let lane = row % PANEL;
-        let blocks = self.cols.div_ceil(BLOCK);
+        let len = block_len(self.scheme);
+        let blocks = self.cols.div_ceil(len);
         match self.scheme {
-            Scheme::Q8 => {
-                for (block, out) in out.chunks_mut(BLOCK).enumerate() {
-                    let scale = f16_at(panel, scale_at(Scheme::Q8, blocks, block, lane));
+            Scheme::Q8 | Scheme::Q8Wide => {
+                for (block, out) in out.chunks_mut(len).enumerate() {
+                    let scale = f16_at(panel, scale_at(self.scheme, blocks, block, lane));
                     for (group, out) in out.chunks_mut(GROUP).enumerate() {
-                        let at = q8_at(lane, block * BLOCK + group * GROUP);
+                        let at = q8_at(lane, block * len + group * GROUP);
                         for (out, q) in out.iter_mut().zip(&panel[at..at + GROUP]) {
                             *out = f32::from(*q as i8) * scale;
                         }

@@ -33,6 +33,7 @@ fn transposed_with(k: &Kernels, w: PackedRef<'_>, dy: &[f32], dx: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::layout::block_len;
     use crate::quant::testing::{noise, on_the_grid, some};
     use crate::quant::{Packed, Scheme};
 
@@ -40,7 +41,9 @@ mod tests {
     fn sizes() -> Vec<(usize, usize, usize)> {
         let mut sizes = Vec::new();
         for m in [1, 2, 3, 5, 7, 8, 9, 17] {
-            for (rows, cols) in [(1, 1), (8, 31), (16, 32), (17, 33), (31, 65), (40, 300)] {
+            for (rows, cols) in
+                [(1, 1), (8, 31), (16, 32), (17, 33), (31, 65), (40, 300), (20, 128)]
+            {
                 sizes.push((m, rows, cols));
             }
         }
@@ -89,7 +92,7 @@ mod tests {
                 for k in Kernels::available() {
                     let quantized = k.quantizes(view);
                     let plain = match quantized {
-                        true => slow(&w, cols, &on_the_grid(&x, cols), false),
+                        true => slow(&w, cols, &on_the_grid(&x, cols, block_len(scheme)), false),
                         false => slow(&w, cols, &x, false),
                     };
                     let mut biased = plain.clone();
@@ -101,6 +104,12 @@ mod tests {
                     close(&y, &plain, cols, &what);
                     product_with(k, view.keeping_inputs(), &x, Start::Zero, &mut y);
                     close(&y, &slow(&w, cols, &x, false), cols, &what);
+                    let rounded = match view.keeps_inputs() {
+                        true => x.clone(),
+                        false => on_the_grid(&x, cols, block_len(scheme)),
+                    };
+                    product_with(k, view.rounding_inputs(), &x, Start::Zero, &mut y);
+                    close(&y, &slow(&w, cols, &rounded, false), cols, &what);
                     product_with(k, view, &x, Start::Bias(&bias), &mut y);
                     close(&y, &biased, cols, &what);
                     let mut y: Vec<f32> = bias.iter().copied().cycle().take(m * rows).collect();

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How a frozen weight is quantized. Blocks are 32 consecutive columns (in_features) of one row.
+/// How a frozen weight is quantized. Blocks are consecutive columns (in_features) of one row. The order of
+/// variants is part of the file format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheme {
@@ -14,11 +15,14 @@ pub enum Scheme {
     F16,
     /// 32-bit floats.
     F32,
+    /// 8-bit integers, one f16 scale per block of 64: fewer steps around the products, somewhat coarser.
+    #[serde(rename = "q8-64")]
+    Q8Wide,
 }
 
 impl Scheme {
     /// All of them, smallest error last.
-    pub const ALL: [Scheme; 4] = [Scheme::Q4, Scheme::Q8, Scheme::F16, Scheme::F32];
+    pub const ALL: [Scheme; 5] = [Scheme::Q4, Scheme::Q8Wide, Scheme::Q8, Scheme::F16, Scheme::F32];
 
     /// The name used on the command line and in files.
     pub fn name(self) -> &'static str {
@@ -27,6 +31,7 @@ impl Scheme {
             Scheme::Q4 => "q4",
             Scheme::F16 => "f16",
             Scheme::F32 => "f32",
+            Scheme::Q8Wide => "q8-64",
         }
     }
 

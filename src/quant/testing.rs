@@ -30,12 +30,12 @@ pub fn slow_erf(x: f64) -> f64 {
     sum * (-x * x).exp() * 2.0 / std::f64::consts::PI.sqrt()
 }
 
-/// x as the integer products see it: each block of 32 columns on a grid of its largest / 127.
-pub fn on_the_grid(x: &[f32], cols: usize) -> Vec<f32> {
+/// x as the integer products see it: each block of columns on a grid of its largest / 127.
+pub fn on_the_grid(x: &[f32], cols: usize, len: usize) -> Vec<f32> {
     let block = |x: &[f32]| {
         let largest = x.iter().fold(0f32, |a, v| a.max(v.abs()));
         let (inverse, scale) = (127.0 / largest, largest / 127.0);
         x.iter().map(|v| (v * inverse).round_ties_even() * scale).collect::<Vec<_>>()
     };
-    x.chunks(cols).flat_map(|row| row.chunks(32).flat_map(block)).collect()
+    x.chunks(cols).flat_map(|row| row.chunks(len).flat_map(block)).collect()
 }

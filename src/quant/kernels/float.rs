@@ -10,7 +10,7 @@
 //! zero, or y), with the same instruction in every tile shape: a row's result has the same bits
 //! whatever other rows the batch has.
 
-use super::super::layout::{BLOCK, PANEL, SCALES, block_bytes};
+use super::super::layout::{BLOCK, PANEL, SCALES, block_bytes, block_len};
 use super::super::{PackedRef, Scheme};
 use super::lanes::Lanes;
 use std::mem::MaybeUninit;
@@ -198,11 +198,11 @@ unsafe fn fill<I: Isa, const T: bool>(
             Scheme::F16 if pass.half => {
                 *decoded = w.panel(pass.panel + i)[pass.first * PANEL * 2..].as_ptr().cast();
             }
-            Scheme::Q8 | Scheme::Q4 | Scheme::F16 if pass.len > 0 => {
+            Scheme::Q8 | Scheme::Q8Wide | Scheme::Q4 | Scheme::F16 if pass.len > 0 => {
                 // SAFETY: first is a multiple of 32 inside the columns, and chunk · 16 floats fit.
                 unsafe { I::decode(w, pass.panel + i, pass.first, pass.len, out) }
             }
-            Scheme::Q8 | Scheme::Q4 | Scheme::F16 => {}
+            Scheme::Q8 | Scheme::Q8Wide | Scheme::Q4 | Scheme::F16 => {}
         }
     }
     decoded
@@ -349,7 +349,7 @@ pub(super) unsafe fn decode<V: Lanes>(
 ) {
     let panel = w.panel(panel).as_ptr();
     match w.scheme() {
-        Scheme::Q8 => {
+        Scheme::Q8 | Scheme::Q8Wide => {
             for i in 0..len.div_ceil(BLOCK) {
                 // SAFETY: the block and 32 · 16 floats of `out` are there.
                 unsafe {
@@ -390,15 +390,19 @@ pub(super) unsafe fn decode<V: Lanes>(
     }
 }
 
-/// The quants of a block of q8 or q4 in a panel, and the scales of its rows.
+/// The quants of 32 columns of q8 or q4 in a panel, and the scales of its rows there.
 ///
 /// # Safety
-/// The processor has `V`; the block lies inside the matrix.
+/// The processor has `V`; the columns lie inside the matrix.
 #[inline(always)]
-unsafe fn quantized<V: Lanes>(w: PackedRef<'_>, panel: *const u8, block: usize) -> (*const u8, V) {
-    let (blocks, size) = (w.cols().div_ceil(BLOCK), block_bytes(w.scheme()));
+unsafe fn quantized<V: Lanes>(w: PackedRef<'_>, panel: *const u8, step: usize) -> (*const u8, V) {
+    let (len, size) = (block_len(w.scheme()), block_bytes(w.scheme()));
+    let (blocks, steps) = (w.cols().div_ceil(len), len / BLOCK);
     // SAFETY: as the caller says; scales stand behind all quants.
-    unsafe { (panel.add(block * size), V::load_f16(panel.add(blocks * size + block * SCALES))) }
+    unsafe {
+        let scales = panel.add(blocks * size + step / steps * SCALES);
+        (panel.add(step * (size / steps)), V::load_f16(scales))
+    }
 }
 
 /// Four columns to `[4][16]`.
@@ -455,7 +459,7 @@ pub(super) unsafe fn decode_transposed<V: Lanes>(
             let mut v = [V::splat(0.0); 16];
             let column = block * BLOCK + half * PANEL;
             match w.scheme() {
-                Scheme::Q8 => {
+                Scheme::Q8 | Scheme::Q8Wide => {
                     let (quants, scale) = quantized::<V>(w, panel, block);
                     for g in 0..4 {
                         let words = V::words(quants.add(64 * (4 * half + g)));

@@ -1,5 +1,5 @@
-//! The integer products of q8 and q4: rows of x are quantized to int8 with a scale for each block of
-//! 32, blocks are summed in 32-bit integers, exactly, and the sums are scaled and added up in f32.
+//! The integer products of q8, q8-64 and q4: rows of x are quantized to int8 with a scale for each block,
+//! of as many columns as W's have (32 or 64); blocks are summed in 32-bit integers, exactly, and the sums are scaled and added up in f32.
 //!
 //! Products of bytes are unsigned by signed on x86 (vpdpbusd, vpmaddubsw), so a weight enters as
 //! `q + OFFSET` and each block's sum starts at `-OFFSET · Σx`, which is known when x is quantized; so
@@ -12,7 +12,7 @@
 
 #![cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 
-use super::super::layout::{BLOCK, PANEL};
+use super::super::layout::{BLOCK, PANEL, WIDE, block_len};
 use super::super::{PackedRef, Scheme};
 use super::float::{Job, Start};
 use std::ops::Range;
@@ -24,15 +24,15 @@ const MAX_ROWS: usize = 12;
 /// Ranks of an update that lie side by side for each row.
 pub(crate) const RANKS: usize = 8;
 
-/// The arguments of a tile: y\[rows, 16\] = start + u\[rows, rank\] · b + x\[rows, 32·blocks\] · one
-/// panel.
+/// The arguments of a tile: y\[rows, 16\] = start + u\[rows, rank\] · b + x\[rows, columns of the blocks\] ·
+/// one panel.
 pub(super) struct Tile {
     pub(super) blocks: usize,
-    /// \[rows\]\[blocks\]\[32\].
+    /// \[rows\]\[blocks\]\[columns of a block\].
     pub(super) x: *const i8,
     /// Scale of each block, \[rows\]\[blocks\].
     pub(super) scales: *const f32,
-    /// What each block's sum of q8 starts at, \[rows\]\[blocks\]; a sixteenth of it for q4.
+    /// What each block's sum starts at, \[rows\]\[blocks\]; a sixteenth of it for q4.
     pub(super) offsets: *const i32,
     /// The panel's quants, then its scales.
     pub(super) panel: *const u8,
@@ -84,7 +84,7 @@ pub(super) trait Isa {
     const ROWS: usize;
     /// Rows of the largest tile over two panels; 0: there is none.
     const PAIR_ROWS: usize = 0;
-    /// A tile of 1..=ROWS rows of a q8 or q4 panel.
+    /// A tile of 1..=ROWS rows of a panel of integers.
     ///
     /// # Safety
     /// Every pointer is good for what [`Tile`] says.
@@ -97,24 +97,29 @@ pub(super) trait Isa {
     unsafe fn pair(_scheme: Scheme, _rows: usize, _tile: &Tile, _second: &Second) {
         unreachable!("no tiles over two panels");
     }
-    /// [`quantize`].
+    /// [`quantize`], in blocks of 64 or else of 32.
     ///
     /// # Safety
     /// None beyond the instructions.
-    unsafe fn quantize(x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]);
+    unsafe fn quantize(wide: bool, x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]);
 }
 
-/// Quantizes one row: for each block of 32 values the scale max|x| / 127, the values over it rounded
+/// Quantizes one row: for each block of B values the scale max|x| / 127, the values over it rounded
 /// to the nearest (ties to even), and -128 times their sum. The last block is padded with zeros.
 /// A block that holds a value that is not finite gets the scale NaN, so that it shows in the answer.
 #[inline(always)]
-pub(super) fn quantize(x: &[f32], out: &mut [i8], scales: &mut [f32], starts: &mut [i32]) {
+pub(super) fn quantize<const B: usize>(
+    x: &[f32],
+    out: &mut [i8],
+    scales: &mut [f32],
+    starts: &mut [i32],
+) {
     /// 1.5 · 2²³: adding it rounds to an integer, which stands in the last bits then.
     const ROUND: f32 = 12_582_912.0;
-    let blocks = out.as_chunks_mut::<BLOCK>().0.iter_mut().zip(scales).zip(starts);
-    for (x, ((out, scale), start)) in x.chunks(BLOCK).zip(blocks) {
-        let mut padded = [0f32; BLOCK];
-        let x: &[f32; BLOCK] = match x.try_into() {
+    let blocks = out.as_chunks_mut::<B>().0.iter_mut().zip(scales).zip(starts);
+    for (x, ((out, scale), start)) in x.chunks(B).zip(blocks) {
+        let mut padded = [0f32; B];
+        let x: &[f32; B] = match x.try_into() {
             Ok(x) => x,
             Err(_) => {
                 padded[..x.len()].copy_from_slice(x);
@@ -134,23 +139,25 @@ pub(super) fn quantize(x: &[f32], out: &mut [i8], scales: &mut [f32], starts: &m
         let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
         *scale = if bits < f32::INFINITY.to_bits() { largest / 127.0 } else { f32::NAN };
         let mut sum = 0u32;
-        for i in 0..BLOCK {
+        for i in 0..B {
             let bits = (x[i] * inverse + ROUND).to_bits();
             out[i] = bits as i8;
             sum = sum.wrapping_add(bits);
         }
-        let sum = sum.wrapping_sub(ROUND.to_bits().wrapping_mul(BLOCK as u32)) as i32;
+        let sum = sum.wrapping_sub(ROUND.to_bits().wrapping_mul(B as u32)) as i32;
         *start = sum.wrapping_mul(-128);
     }
 }
 
-/// What x becomes for products with q8 or q4 weights: int8 in blocks of 32, each block with its scale
-/// and what its integer sum with q8 weights starts at (a sixteenth of that with q4).
+/// What x becomes for products with weights in integers: int8 in blocks, each with its scale and what
+/// its integer sum with 8-bit weights starts at (a sixteenth of that with q4).
 #[derive(Default)]
 pub(crate) struct Quantized {
+    /// Columns of a block.
+    pub(crate) block: usize,
     /// Blocks a row.
     pub(crate) blocks: usize,
-    /// \[rows\]\[blocks\]\[32\].
+    /// \[rows\]\[blocks\]\[block\].
     pub(crate) x: Vec<i8>,
     /// \[rows\]\[blocks\].
     pub(crate) scales: Vec<f32>,
@@ -159,9 +166,17 @@ pub(crate) struct Quantized {
 }
 
 impl Quantized {
-    /// No rows, of so many blocks.
-    pub(crate) fn empty(blocks: usize) -> Quantized {
-        Quantized { blocks, x: vec![], scales: vec![], starts: vec![] }
+    /// No rows, of `cols` columns for products with `w`'s scheme.
+    pub(crate) fn empty(scheme: Scheme, cols: usize) -> Quantized {
+        let block = block_len(scheme);
+        let blocks = cols.div_ceil(block);
+        Quantized { block, blocks, x: vec![], scales: vec![], starts: vec![] }
+    }
+
+    /// Whether rows have the blocks of W.
+    pub(crate) fn fits(&self, w: PackedRef<'_>) -> bool {
+        let block = block_len(w.scheme());
+        (self.block, self.blocks) == (block, w.cols().div_ceil(block))
     }
 
     /// How many rows there are.
@@ -171,11 +186,12 @@ impl Quantized {
 
     /// All rows, in pieces of `rows`.
     pub(crate) fn pieces(&mut self, rows: usize) -> impl Iterator<Item = QuantizedRows<'_>> {
-        let blocks = self.blocks;
+        let Quantized { block, blocks, .. } = *self;
         // Without columns there are no blocks, and nothing to write.
         let step = (rows * blocks).max(1);
-        let parts = self.x.chunks_mut(step * BLOCK).zip(self.scales.chunks_mut(step));
+        let parts = self.x.chunks_mut(step * block).zip(self.scales.chunks_mut(step));
         parts.zip(self.starts.chunks_mut(step)).map(move |((x, scales), starts)| QuantizedRows {
+            block,
             blocks,
             x,
             scales,
@@ -185,23 +201,44 @@ impl Quantized {
 
     /// All rows.
     fn all(&mut self) -> QuantizedRows<'_> {
-        let Quantized { blocks, x, scales, starts } = self;
-        QuantizedRows { blocks: *blocks, x, scales, starts }
+        let Quantized { block, blocks, x, scales, starts } = self;
+        QuantizedRows { block: *block, blocks: *blocks, x, scales, starts }
     }
 
     /// At least `rows` rows: those that it had, then zeros.
     pub(crate) fn reserve(&mut self, rows: usize) {
         if self.rows() < rows {
             let blocks = rows * self.blocks;
-            self.x.resize(blocks * BLOCK, 0);
+            self.x.resize(blocks * self.block, 0);
             self.scales.resize(blocks, 0.0);
             self.starts.resize(blocks, 0);
         }
     }
 }
 
+/// Rows of x as integer kernels see them, where `w` asks for that.
+pub(super) fn rounded(w: PackedRef<'_>, x: &[f32]) -> Option<Vec<f32>> {
+    if !w.rounds_inputs() || w.cols() == 0 {
+        return None;
+    }
+    let mut row = Quantized::empty(w.scheme(), w.cols());
+    row.reserve(1);
+    let mut rounded = Vec::with_capacity(x.len());
+    for x in x.chunks_exact(w.cols()) {
+        match row.block {
+            WIDE => quantize::<WIDE>(x, &mut row.x, &mut row.scales, &mut row.starts),
+            _ => quantize::<BLOCK>(x, &mut row.x, &mut row.scales, &mut row.starts),
+        }
+        let blocks = row.x.chunks(row.block).zip(&row.scales);
+        let values = blocks.flat_map(|(q, scale)| q.iter().map(move |q| f32::from(*q) * scale));
+        rounded.extend(values.take(w.cols()));
+    }
+    Some(rounded)
+}
+
 /// Rows of a [`Quantized`] side by side.
 pub(crate) struct QuantizedRows<'a> {
+    block: usize,
     blocks: usize,
     x: &'a mut [i8],
     scales: &'a mut [f32],
@@ -231,16 +268,16 @@ pub(super) unsafe fn quantize_rows<I: Isa>(x: &[f32], cols: usize, to: Quantized
     if cols == 0 {
         return;
     }
-    let blocks = to.blocks;
-    let rows = to.x.chunks_exact_mut(blocks * BLOCK);
+    let (blocks, wide) = (to.blocks, to.block == WIDE);
+    let rows = to.x.chunks_exact_mut(blocks * to.block);
     let rows = rows.zip(to.scales.chunks_exact_mut(blocks)).zip(to.starts.chunks_exact_mut(blocks));
     for (x, ((out, scales), starts)) in x.chunks_exact(cols).zip(rows) {
         // SAFETY: the processor has the instructions.
-        unsafe { I::quantize(x, out, scales, starts) }
+        unsafe { I::quantize(wide, x, out, scales, starts) }
     }
 }
 
-/// Runs `job` forward over q8 or q4 weights.
+/// Runs `job` forward over weights in integers.
 ///
 /// # Safety
 /// The processor has the instructions of `I`; x and y have M · cols and M · rows values, and a bias
@@ -252,7 +289,7 @@ pub(super) unsafe fn run<I: Isa>(job: &mut Job<'_>) {
         return;
     }
     let m = job.y.len() / outputs;
-    let mut rows = Quantized::empty(inner.div_ceil(BLOCK));
+    let mut rows = Quantized::empty(w.scheme(), inner);
     rows.reserve(m.min(ROW_BLOCK));
     for (i, y) in job.y.chunks_mut(ROW_BLOCK * outputs).enumerate() {
         let x = &job.x[i * ROW_BLOCK * inner..][..y.len() / outputs * inner];
@@ -268,7 +305,7 @@ pub(super) unsafe fn run<I: Isa>(job: &mut Job<'_>) {
 /// piece are left as they are.
 ///
 /// # Safety
-/// The processor has the instructions of `I`; W is q8 or q4 with as many blocks as x; x has M rows and
+/// The processor has the instructions of `I`; W is in integers, with the blocks of x; x has M rows and
 /// no piece goes beyond them; an update's u has R values (padded) for each row of its piece, and its b
 /// is f32 of (rows, R); a bias has rows values.
 pub(super) unsafe fn panels<I: Isa>(
@@ -293,7 +330,7 @@ pub(super) unsafe fn panels<I: Isa>(
                 let rows = piece.rows.start + first..piece.rows.start + all.min(first + step);
                 let mut tile = Tile {
                     blocks: x.blocks,
-                    x: x.x[rows.start * x.blocks * BLOCK..].as_ptr(),
+                    x: x.x[rows.start * x.blocks * x.block..].as_ptr(),
                     scales: x.scales[rows.start * x.blocks..].as_ptr(),
                     offsets: x.starts[rows.start * x.blocks..].as_ptr(),
                     panel: w.panel(panel).as_ptr(),
@@ -385,29 +422,30 @@ mod tests {
     use crate::quant::testing::{noise, some};
 
     /// The definition: scale, values, and what sums of q8 start at.
-    fn slow(x: &[f32]) -> (f32, Vec<i8>, i32) {
+    fn slow(x: &[f32], len: usize) -> (f32, Vec<i8>, i32) {
         let largest = x.iter().fold(0f32, |a, v| a.max(v.abs()));
         let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
         let mut q: Vec<i8> = x.iter().map(|v| (v * inverse).round_ties_even() as i8).collect();
-        q.resize(BLOCK, 0);
+        q.resize(len, 0);
         let sum: i32 = q.iter().map(|q| i32::from(*q)).sum();
         let finite = x.iter().all(|v| v.is_finite());
         (if finite { largest / 127.0 } else { f32::NAN }, q, -128 * sum)
     }
 
     fn check(x: &[f32]) {
-        let blocks = x.len().div_ceil(BLOCK);
         for k in Kernels::available().filter(|k| k.integers.is_some()) {
-            let mut got = Quantized::empty(blocks);
-            k.quantize(x, x.len(), &mut got);
-            for (b, x) in x.chunks(BLOCK).enumerate() {
-                let (scale, q, start) = slow(x);
-                let what = format!("{} {x:?}", k.name);
-                assert!(got.scales[b].is_nan() == scale.is_nan(), "{what}");
-                if scale.is_finite() {
-                    assert_eq!(got.scales[b].to_bits(), scale.to_bits(), "{what}");
-                    assert_eq!(got.x[b * BLOCK..][..BLOCK], q, "{what}");
-                    assert_eq!(got.starts[b], start, "{what}");
+            for (scheme, len) in [(Scheme::Q8, BLOCK), (Scheme::Q8Wide, WIDE)] {
+                let mut got = Quantized::empty(scheme, x.len());
+                k.quantize(x, x.len(), &mut got);
+                for (b, x) in x.chunks(len).enumerate() {
+                    let (scale, q, start) = slow(x, len);
+                    let what = format!("{} {len} {x:?}", k.name);
+                    assert!(got.scales[b].is_nan() == scale.is_nan(), "{what}");
+                    if scale.is_finite() {
+                        assert_eq!(got.scales[b].to_bits(), scale.to_bits(), "{what}");
+                        assert_eq!(got.x[b * len..][..len], q, "{what}");
+                        assert_eq!(got.starts[b], start, "{what}");
+                    }
                 }
             }
         }
@@ -415,7 +453,7 @@ mod tests {
 
     #[test]
     fn every_kernel_quantizes_to_the_definition() {
-        for n in some(1..=70, 11) {
+        for n in some(1..=135, 11) {
             for size in [1.0, 1e-30, 1e-31, 1e-42, 0.0, -0.0, 3e38] {
                 check(&noise(n, n as u64).iter().map(|v| v * size).collect::<Vec<_>>());
             }
@@ -432,7 +470,7 @@ mod tests {
     fn what_is_not_finite_shows_in_the_scale() {
         let signalling = f32::from_bits(0x7f80_0001);
         for bad in [f32::NAN, -f32::NAN, signalling, f32::INFINITY, f32::NEG_INFINITY] {
-            for n in [1, 20, 32, 70, 96] {
+            for n in [1, 20, 32, 64, 70, 96, 150] {
                 for at in some(0..n, 19) {
                     let mut x = noise(n, 5);
                     x[at] = bad;

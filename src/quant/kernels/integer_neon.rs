@@ -24,12 +24,12 @@ macro_rules! isa {
 
             unsafe fn tile(scheme: Scheme, rows: usize, t: &Tile) {
                 #[target_feature(enable = $features)]
-                unsafe fn inner<const Q4: bool>(rows: usize, t: &Tile) {
+                unsafe fn inner<const Q4: bool, const S: usize>(rows: usize, t: &Tile) {
                     for half in 0..2 {
                         // SAFETY: the caller's promise.
                         unsafe {
                             match rows {
-                                $($rows => $tile::<Q4, $rows>(t, half),)*
+                                $($rows => $tile::<Q4, S, $rows>(t, half),)*
                                 _ => unreachable!("a tile of {rows} rows"),
                             }
                         }
@@ -38,15 +38,25 @@ macro_rules! isa {
                 // SAFETY: the trait's contract.
                 unsafe {
                     match scheme {
-                        Scheme::Q4 => inner::<true>(rows, t),
-                        Scheme::Q8 => inner::<false>(rows, t),
+                        Scheme::Q4 => inner::<true, 1>(rows, t),
+                        Scheme::Q8 => inner::<false, 1>(rows, t),
+                        Scheme::Q8Wide => inner::<false, 2>(rows, t),
                         Scheme::F16 | Scheme::F32 => unreachable!("{scheme:?} has no integers"),
                     }
                 }
             }
 
-            unsafe fn quantize(x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
-                quantize(x, out, scale, start);
+            unsafe fn quantize(
+                wide: bool,
+                x: &[f32],
+                out: &mut [i8],
+                scale: &mut [f32],
+                start: &mut [i32],
+            ) {
+                match wide {
+                    true => quantize::<64>(x, out, scale, start),
+                    false => quantize::<32>(x, out, scale, start),
+                }
             }
         }
     };
@@ -54,11 +64,11 @@ macro_rules! isa {
 
 isa!(Baseline, "neon", most = 3, [1 widened, 2 widened, 3 widened]);
 isa!(DotProd, "neon,dotprod", most = 4, [1 dotted, 2 dotted, 3 dotted, 4 dotted]);
-/// Sixteen quants of group `group` of a block: four rows of the panel by four columns, from row
+/// Sixteen quants of group `group` of 32 columns: four rows of the panel by four columns, from row
 /// 4 · `quarter` on. Those of q4 are 0..=15, 8 above what they mean.
 ///
 /// # Safety
-/// `block` is readable for a block of the scheme.
+/// `block` is readable for 32 columns of the scheme.
 #[inline(always)]
 unsafe fn quants<const Q4: bool>(block: *const u8, group: usize, quarter: usize) -> int8x16_t {
     // SAFETY: group < 8, quarter < 4.
@@ -75,6 +85,7 @@ unsafe fn quants<const Q4: bool>(block: *const u8, group: usize, quarter: usize)
     }
 }
 
+/// Bytes of 32 columns.
 const fn quant_bytes<const Q4: bool>() -> usize {
     block_bytes(if Q4 { Scheme::Q4 } else { Scheme::Q8 })
 }
@@ -93,7 +104,7 @@ unsafe fn four<const GROUP: i32>(x: int8x16_t) -> int8x16_t {
     unsafe { vreinterpretq_s8_s32(vdupq_laneq_s32::<GROUP>(vreinterpretq_s32_s8(x))) }
 }
 
-/// Groups `4 · columns + G` and `H` of a block, for R rows of x and eight of the panel. Products of
+/// Groups `4 · columns + G` and `H` of 32 columns, for R rows of x and eight of the panel. Products of
 /// bytes are summed in 16 bits as long as they fit: two groups of q8 (2 · 128 · 127 < 2¹⁵), which are
 /// widened, all eight of q4 (8 · 15 · 127 < 2¹⁵), which stay in `narrow`. Each row of the panel has two
 /// sums, of columns 0, 1 and of 2, 3 of the groups.
@@ -134,7 +145,7 @@ unsafe fn two_groups<const Q4: bool, const R: usize, const G: i32, const H: i32>
     }
 }
 
-/// Half of a block's columns, as [`two_groups`].
+/// Half of 32 columns, as [`two_groups`], of x that lies `row` bytes apart.
 ///
 /// # Safety
 /// As [`widened`].
@@ -145,37 +156,44 @@ unsafe fn four_groups<const Q4: bool, const R: usize>(
     block: *const u8,
     at: (usize, usize),
     x: *const i8,
-    blocks: usize,
+    row: usize,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         let mut rows = [vdupq_n_s8(0); R];
         for r in 0..R {
-            rows[r] = vld1q_s8(x.add(r * blocks * 32 + 16 * at.0));
+            rows[r] = vld1q_s8(x.add(r * row + 16 * at.0));
         }
         two_groups::<Q4, R, 0, 1>(wide, narrow, block, at, &rows);
         two_groups::<Q4, R, 2, 3>(wide, narrow, block, at, &rows);
     }
 }
 
-/// Eight rows of the panel.
+/// Eight rows of the panel; a block is S times 32 columns.
 ///
 /// # Safety
 /// [`Tile`]'s pointers hold `R` rows; `half` < 2.
 #[inline(always)]
-unsafe fn widened<const Q4: bool, const R: usize>(t: &Tile, half: usize) {
+unsafe fn widened<const Q4: bool, const S: usize, const R: usize>(t: &Tile, half: usize) {
     // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
         let mut sums = load_starts::<R>(t, half);
-        let w_scales = t.panel.add(t.blocks * quant_bytes::<Q4>() + 16 * half);
+        let w_scales = t.panel.add(t.blocks * S * quant_bytes::<Q4>() + 16 * half);
+        let row = t.blocks * S * 32;
         for b in 0..t.blocks {
-            let block = t.panel.add(b * quant_bytes::<Q4>());
             let mut wide = [[[vdupq_n_s32(0); 2]; 2]; R];
             let mut narrow = [[[vdupq_n_s16(0); 2]; 2]; R];
-            let x = t.x.add(b * 32);
+            let (block, x) = (t.panel.add(b * S * quant_bytes::<Q4>()), t.x.add(b * S * 32));
             // Written out, for the compiler would keep a loop and put sums into memory for it.
-            four_groups::<Q4, R>(&mut wide, &mut narrow, block, (0, half), x, t.blocks);
-            four_groups::<Q4, R>(&mut wide, &mut narrow, block, (1, half), x, t.blocks);
+            four_groups::<Q4, R>(&mut wide, &mut narrow, block, (0, half), x, row);
+            four_groups::<Q4, R>(&mut wide, &mut narrow, block, (1, half), x, row);
+            if S == 2 {
+                // Nothing is loaded ahead of this: that would cost moves between registers.
+                asm!("", options(nostack, preserves_flags));
+                let (block, x) = (block.add(quant_bytes::<Q4>()), x.add(32));
+                four_groups::<Q4, R>(&mut wide, &mut narrow, block, (0, half), x, row);
+                four_groups::<Q4, R>(&mut wide, &mut narrow, block, (1, half), x, row);
+            }
             let w_scale = f16_pair(w_scales.add(b * SCALES));
             for r in 0..R {
                 let at = r * t.blocks + b;
@@ -215,7 +233,7 @@ unsafe fn sdot<const GROUP: usize>(acc: &mut int32x4_t, w: int8x16_t, x: int8x16
     }
 }
 
-/// Groups GROUP and 4 + GROUP of a block into the sums of R rows of x and eight rows of the panel.
+/// Groups GROUP and 4 + GROUP of 32 columns into the sums of R rows of x and eight rows of the panel.
 ///
 /// # Safety
 /// As [`dotted`].
@@ -239,31 +257,56 @@ unsafe fn dot_groups<const Q4: bool, const R: usize, const GROUP: usize>(
     }
 }
 
-/// Eight rows of the panel.
+/// 32 columns, as [`dot_groups`], of x that lies `row` bytes apart.
+///
+/// # Safety
+/// As [`dotted`].
+#[inline(always)]
+unsafe fn dot_columns<const Q4: bool, const R: usize>(
+    ints: &mut [[int32x4_t; 2]; R],
+    block: *const u8,
+    half: usize,
+    x: *const i8,
+    row: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut rows = [[vdupq_n_s8(0); 2]; R];
+        for r in 0..R {
+            let from = x.add(r * row);
+            rows[r] = [vld1q_s8(from), vld1q_s8(from.add(16))];
+        }
+        dot_groups::<Q4, R, 0>(ints, block, half, &rows);
+        dot_groups::<Q4, R, 1>(ints, block, half, &rows);
+        dot_groups::<Q4, R, 2>(ints, block, half, &rows);
+        dot_groups::<Q4, R, 3>(ints, block, half, &rows);
+    }
+}
+
+/// Eight rows of the panel; a block is S times 32 columns.
 ///
 /// # Safety
 /// The processor has dot products; [`Tile`]'s pointers hold `R` rows; `half` < 2.
 #[inline(always)]
-unsafe fn dotted<const Q4: bool, const R: usize>(t: &Tile, half: usize) {
+unsafe fn dotted<const Q4: bool, const S: usize, const R: usize>(t: &Tile, half: usize) {
     // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
         let mut sums = load_starts::<R>(t, half);
-        let w_scales = t.panel.add(t.blocks * quant_bytes::<Q4>() + 16 * half);
+        let w_scales = t.panel.add(t.blocks * S * quant_bytes::<Q4>() + 16 * half);
+        let row = t.blocks * S * 32;
         for b in 0..t.blocks {
-            let block = t.panel.add(b * quant_bytes::<Q4>());
             let mut ints = [[vdupq_n_s32(0); 2]; R];
-            let mut x = [[vdupq_n_s8(0); 2]; R];
-            for r in 0..R {
-                if Q4 {
+            if Q4 {
+                for r in 0..R {
                     ints[r] = [vdupq_n_s32(*t.offsets.add(r * t.blocks + b) >> 4); 2];
                 }
-                let from = t.x.add((r * t.blocks + b) * 32);
-                x[r] = [vld1q_s8(from), vld1q_s8(from.add(16))];
             }
-            dot_groups::<Q4, R, 0>(&mut ints, block, half, &x);
-            dot_groups::<Q4, R, 1>(&mut ints, block, half, &x);
-            dot_groups::<Q4, R, 2>(&mut ints, block, half, &x);
-            dot_groups::<Q4, R, 3>(&mut ints, block, half, &x);
+            let (block, x) = (t.panel.add(b * S * quant_bytes::<Q4>()), t.x.add(b * S * 32));
+            dot_columns::<Q4, R>(&mut ints, block, half, x, row);
+            if S == 2 {
+                let (block, x) = (block.add(quant_bytes::<Q4>()), x.add(32));
+                dot_columns::<Q4, R>(&mut ints, block, half, x, row);
+            }
             let w_scale = f16_pair(w_scales.add(b * SCALES));
             for r in 0..R {
                 for i in 0..2 {

@@ -16,22 +16,22 @@ impl Isa for Avx512Vnni {
 
     unsafe fn tile(scheme: Scheme, rows: usize, t: &Tile) {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-        unsafe fn inner<const Q4: bool>(rows: usize, t: &Tile) {
+        unsafe fn inner<const Q4: bool, const S: usize>(rows: usize, t: &Tile) {
             // SAFETY: the caller's promise.
             unsafe {
                 match rows {
-                    1 => vnni::<Q4, 1>(t),
-                    2 => vnni::<Q4, 2>(t),
-                    3 => vnni::<Q4, 3>(t),
-                    4 => vnni::<Q4, 4>(t),
-                    5 => vnni::<Q4, 5>(t),
-                    6 => vnni::<Q4, 6>(t),
-                    7 => vnni::<Q4, 7>(t),
-                    8 => vnni::<Q4, 8>(t),
-                    9 => vnni::<Q4, 9>(t),
-                    10 => vnni::<Q4, 10>(t),
-                    11 => vnni::<Q4, 11>(t),
-                    12 => vnni::<Q4, 12>(t),
+                    1 => vnni::<Q4, S, 1>(t),
+                    2 => vnni::<Q4, S, 2>(t),
+                    3 => vnni::<Q4, S, 3>(t),
+                    4 => vnni::<Q4, S, 4>(t),
+                    5 => vnni::<Q4, S, 5>(t),
+                    6 => vnni::<Q4, S, 6>(t),
+                    7 => vnni::<Q4, S, 7>(t),
+                    8 => vnni::<Q4, S, 8>(t),
+                    9 => vnni::<Q4, S, 9>(t),
+                    10 => vnni::<Q4, S, 10>(t),
+                    11 => vnni::<Q4, S, 11>(t),
+                    12 => vnni::<Q4, S, 12>(t),
                     _ => unreachable!("a tile of {rows} rows"),
                 }
             }
@@ -39,8 +39,9 @@ impl Isa for Avx512Vnni {
         // SAFETY: the trait's contract.
         unsafe {
             match scheme {
-                Scheme::Q4 => inner::<true>(rows, t),
-                Scheme::Q8 => inner::<false>(rows, t),
+                Scheme::Q4 => inner::<true, 1>(rows, t),
+                Scheme::Q8 => inner::<false, 1>(rows, t),
+                Scheme::Q8Wide => inner::<false, 2>(rows, t),
                 Scheme::F16 | Scheme::F32 => unreachable!("{scheme:?} has no integers"),
             }
         }
@@ -48,16 +49,16 @@ impl Isa for Avx512Vnni {
 
     unsafe fn pair(scheme: Scheme, rows: usize, t: &Tile, second: &Second) {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-        unsafe fn inner<const Q4: bool>(rows: usize, t: &Tile, second: &Second) {
+        unsafe fn inner<const Q4: bool, const S: usize>(rows: usize, t: &Tile, second: &Second) {
             // SAFETY: the caller's promise.
             unsafe {
                 match rows {
-                    1 => vnni_pair::<Q4, 1>(t, second),
-                    2 => vnni_pair::<Q4, 2>(t, second),
-                    3 => vnni_pair::<Q4, 3>(t, second),
-                    4 => vnni_pair::<Q4, 4>(t, second),
-                    5 => vnni_pair::<Q4, 5>(t, second),
-                    6 => vnni_pair::<Q4, 6>(t, second),
+                    1 => vnni_pair::<Q4, S, 1>(t, second),
+                    2 => vnni_pair::<Q4, S, 2>(t, second),
+                    3 => vnni_pair::<Q4, S, 3>(t, second),
+                    4 => vnni_pair::<Q4, S, 4>(t, second),
+                    5 => vnni_pair::<Q4, S, 5>(t, second),
+                    6 => vnni_pair::<Q4, S, 6>(t, second),
                     _ => unreachable!("a tile of {rows} rows over two panels"),
                 }
             }
@@ -65,45 +66,62 @@ impl Isa for Avx512Vnni {
         // SAFETY: the trait's contract.
         unsafe {
             match scheme {
-                Scheme::Q4 => inner::<true>(rows, t, second),
-                Scheme::Q8 => inner::<false>(rows, t, second),
+                Scheme::Q4 => inner::<true, 1>(rows, t, second),
+                Scheme::Q8 => inner::<false, 1>(rows, t, second),
+                Scheme::Q8Wide => inner::<false, 2>(rows, t, second),
                 Scheme::F16 | Scheme::F32 => unreachable!("{scheme:?} has no integers"),
             }
         }
     }
 
-    unsafe fn quantize(x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
+    unsafe fn quantize(
+        wide: bool,
+        x: &[f32],
+        out: &mut [i8],
+        scale: &mut [f32],
+        start: &mut [i32],
+    ) {
         // SAFETY: the trait's contract.
-        unsafe { quantize_16(x, out, scale, start) }
+        unsafe {
+            match wide {
+                true => quantize_16::<2>(x, out, scale, start),
+                false => quantize_16::<1>(x, out, scale, start),
+            }
+        }
     }
 }
 
-/// As [`quantize`], 16 values at a time.
+/// As [`quantize`], 16 values at a time; a block is S times 32 values.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn quantize_16(x: &[f32], out: &mut [i8], scales: &mut [f32], starts: &mut [i32]) {
-    let blocks = out.chunks_exact_mut(32).zip(scales).zip(starts);
-    for (x, ((out, scale), start)) in x.chunks(32).zip(blocks) {
-        let low = u16::MAX >> 16usize.saturating_sub(x.len());
-        let high = match x.len() {
-            32 => u16::MAX,
-            n => ((1u32 << n.saturating_sub(16)) - 1) as u16,
-        };
-        // SAFETY: the masks let through only what lies in x; `out` has 32 bytes.
+fn quantize_16<const S: usize>(x: &[f32], out: &mut [i8], scales: &mut [f32], starts: &mut [i32]) {
+    let blocks = out.chunks_exact_mut(32 * S).zip(scales).zip(starts);
+    for (x, ((out, scale), start)) in x.chunks(32 * S).zip(blocks) {
+        // SAFETY: the masks let through only what lies in x; `out` has 32 · S bytes.
         unsafe {
-            let a = _mm512_maskz_loadu_ps(low, x.as_ptr());
-            let b = _mm512_maskz_loadu_ps(high, x.as_ptr().wrapping_add(16));
-            let (size_a, size_b) = (_mm512_abs_ps(a), _mm512_abs_ps(b));
             let infinity = _mm512_set1_ps(f32::INFINITY);
-            let odd = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(size_a, infinity)
-                | _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(size_b, infinity);
-            let largest = _mm512_reduce_max_ps(_mm512_max_ps(size_a, size_b));
+            let mut values = [[_mm512_setzero_ps(); 2]; S];
+            let mut largest = _mm512_setzero_ps();
+            let mut odd = 0;
+            for i in 0..2 * S {
+                let left = x.len().saturating_sub(16 * i).min(16);
+                let mask = ((1u32 << left) - 1) as u16;
+                let v = _mm512_maskz_loadu_ps(mask, x.as_ptr().wrapping_add(16 * i));
+                let size = _mm512_abs_ps(v);
+                odd |= _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(size, infinity);
+                largest = _mm512_max_ps(largest, size);
+                values[i / 2][i % 2] = v;
+            }
+            let largest = _mm512_reduce_max_ps(largest);
             let inverse = _mm512_set1_ps(if largest > 1e-30 { 127.0 / largest } else { 0.0 });
             *scale = if odd == 0 { largest / 127.0 } else { f32::NAN };
-            let a = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)));
-            let b = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)));
-            let q = _mm256_set_m128i(b, a);
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), q);
-            let sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), q);
+            let mut sums = _mm256_setzero_si256();
+            for (s, [a, b]) in values.into_iter().enumerate() {
+                let a = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)));
+                let b = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(b, inverse)));
+                let q = _mm256_set_m128i(b, a);
+                _mm256_storeu_si256(out.as_mut_ptr().add(32 * s).cast(), q);
+                sums = _mm256_dpbusd_epi32(sums, _mm256_set1_epi8(1), q);
+            }
             let sums =
                 _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
             let sums = _mm_add_epi32(sums, _mm_shuffle_epi32::<0b01_00_11_10>(sums));
@@ -113,11 +131,13 @@ fn quantize_16(x: &[f32], out: &mut [i8], scales: &mut [f32], starts: &mut [i32]
     }
 }
 
+/// A block is S times 32 columns.
+///
 /// # Safety
 /// The processor has AVX-512 F, BW, VL and VNNI; [`Tile`]'s pointers hold `R` rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn vnni<const Q4: bool, const R: usize>(t: &Tile) {
+unsafe fn vnni<const Q4: bool, const S: usize, const R: usize>(t: &Tile) {
     let quants = block_bytes(if Q4 { Scheme::Q4 } else { Scheme::Q8 });
     // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
@@ -132,34 +152,38 @@ unsafe fn vnni<const Q4: bool, const R: usize>(t: &Tile) {
                 sums[r] = _mm512_fmadd_ps(u, b, sums[r]);
             }
         }
-        let w_scales = t.panel.add(t.blocks * quants);
+        let w_scales = t.panel.add(t.blocks * S * quants);
         for b in 0..t.blocks {
             let w_scale = _mm512_cvtph_ps(_mm256_loadu_si256(w_scales.add(b * SCALES).cast()));
-            let mut w = [_mm512_setzero_si512(); 8];
-            let from = t.panel.add(b * quants);
-            if Q4 {
-                let low = _mm512_set1_epi8(15);
-                for v in 0..4 {
-                    let q = _mm512_loadu_si512(from.add(64 * v).cast());
-                    w[v] = _mm512_and_si512(q, low);
-                    w[v + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(q), low);
-                }
-            } else {
-                for g in 0..8 {
-                    let q = _mm512_loadu_si512(from.add(64 * g).cast());
-                    w[g] = _mm512_xor_si512(q, _mm512_set1_epi8(-128));
+            let mut w = [[_mm512_setzero_si512(); 8]; S];
+            for s in 0..S {
+                let from = t.panel.add((b * S + s) * quants);
+                if Q4 {
+                    let low = _mm512_set1_epi8(15);
+                    for v in 0..4 {
+                        let q = _mm512_loadu_si512(from.add(64 * v).cast());
+                        w[s][v] = _mm512_and_si512(q, low);
+                        w[s][v + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(q), low);
+                    }
+                } else {
+                    for g in 0..8 {
+                        let q = _mm512_loadu_si512(from.add(64 * g).cast());
+                        w[s][g] = _mm512_xor_si512(q, _mm512_set1_epi8(-128));
+                    }
                 }
             }
             for r in 0..R {
                 let at = r * t.blocks + b;
-                let x = t.x.add(at * 32).cast::<i32>();
+                let x = t.x.add(at * 32 * S).cast::<i32>();
                 let mut ints = _mm512_set1_epi32(*t.offsets.add(at));
                 if Q4 {
                     ints = _mm512_srai_epi32::<4>(ints);
                 }
-                for g in 0..8 {
-                    let x = _mm512_set1_epi32(x.add(g).read_unaligned());
-                    ints = _mm512_dpbusd_epi32(ints, w[g], x);
+                for s in 0..S {
+                    for g in 0..8 {
+                        let x = _mm512_set1_epi32(x.add(8 * s + g).read_unaligned());
+                        ints = _mm512_dpbusd_epi32(ints, w[s][g], x);
+                    }
                 }
                 let scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(*t.scales.add(at)));
                 sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints), scale, sums[r]);
@@ -180,7 +204,7 @@ unsafe fn vnni<const Q4: bool, const R: usize>(t: &Tile) {
 /// a row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn vnni_pair<const Q4: bool, const R: usize>(t: &Tile, second: &Second) {
+unsafe fn vnni_pair<const Q4: bool, const S: usize, const R: usize>(t: &Tile, second: &Second) {
     let quants = block_bytes(if Q4 { Scheme::Q4 } else { Scheme::Q8 });
     let panels = [t.panel, second.panel];
     // SAFETY: start, u, x and y hold R rows; a panel holds `blocks` blocks of quants, then of scales.
@@ -203,7 +227,7 @@ unsafe fn vnni_pair<const Q4: bool, const R: usize>(t: &Tile, second: &Second) {
         let low = _mm512_set1_epi8(15);
         let flip = _mm512_set1_epi8(-128);
         // Not known to the compiler, which else unrolls the loop, loads x ahead and spills.
-        let vectors = std::hint::black_box(if Q4 { 4 } else { 8 });
+        let vectors = std::hint::black_box(if Q4 { 4 } else { 8 * S });
         for b in 0..t.blocks {
             let mut ints = [[_mm512_setzero_si512(); 2]; R];
             for r in 0..R {
@@ -211,7 +235,7 @@ unsafe fn vnni_pair<const Q4: bool, const R: usize>(t: &Tile, second: &Second) {
                 ints[r] = [if Q4 { _mm512_srai_epi32::<4>(offset) } else { offset }; 2];
             }
             // Written out: closures aren't inlined into the library's `map`, which lacks the instructions.
-            let from = [panels[0].add(b * quants), panels[1].add(b * quants)];
+            let from = [panels[0].add(b * S * quants), panels[1].add(b * S * quants)];
             for v in 0..vectors {
                 let q = [
                     _mm512_loadu_si512(from[0].add(64 * v).cast()),
@@ -221,9 +245,9 @@ unsafe fn vnni_pair<const Q4: bool, const R: usize>(t: &Tile, second: &Second) {
                     true => [_mm512_and_si512(q[0], low), _mm512_and_si512(q[1], low)],
                     false => [_mm512_xor_si512(q[0], flip), _mm512_xor_si512(q[1], flip)],
                 };
-                let x = t.x.add(b * 32).cast::<i32>();
+                let x = t.x.add(b * S * 32).cast::<i32>();
                 for r in 0..R {
-                    let x = _mm512_set1_epi32(x.add(r * t.blocks * 8 + v).read_unaligned());
+                    let x = _mm512_set1_epi32(x.add(r * t.blocks * S * 8 + v).read_unaligned());
                     for p in 0..2 {
                         ints[r][p] = _mm512_dpbusd_epi32(ints[r][p], w[p], x);
                     }
@@ -240,7 +264,7 @@ unsafe fn vnni_pair<const Q4: bool, const R: usize>(t: &Tile, second: &Second) {
                 }
             }
             for p in 0..2 {
-                let scales = panels[p].add(t.blocks * quants + b * SCALES);
+                let scales = panels[p].add(t.blocks * S * quants + b * SCALES);
                 let w_scale = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
                 for r in 0..R {
                     let scale = _mm512_set1_ps(*t.scales.add(r * t.blocks + b));
@@ -262,15 +286,15 @@ impl Isa for Avx2 {
 
     unsafe fn tile(scheme: Scheme, rows: usize, t: &Tile) {
         #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn inner<const Q4: bool>(rows: usize, t: &Tile) {
+        unsafe fn inner<const Q4: bool, const S: usize>(rows: usize, t: &Tile) {
             for half in 0..2 {
                 // SAFETY: the caller's promise.
                 unsafe {
                     match rows {
-                        1 => maddubs::<Q4, 1>(t, half),
-                        2 => maddubs::<Q4, 2>(t, half),
-                        3 => maddubs::<Q4, 3>(t, half),
-                        4 => maddubs::<Q4, 4>(t, half),
+                        1 => maddubs::<Q4, S, 1>(t, half),
+                        2 => maddubs::<Q4, S, 2>(t, half),
+                        3 => maddubs::<Q4, S, 3>(t, half),
+                        4 => maddubs::<Q4, S, 4>(t, half),
                         _ => unreachable!("a tile of {rows} rows"),
                     }
                 }
@@ -279,24 +303,36 @@ impl Isa for Avx2 {
         // SAFETY: the trait's contract.
         unsafe {
             match scheme {
-                Scheme::Q4 => inner::<true>(rows, t),
-                Scheme::Q8 => inner::<false>(rows, t),
+                Scheme::Q4 => inner::<true, 1>(rows, t),
+                Scheme::Q8 => inner::<false, 1>(rows, t),
+                Scheme::Q8Wide => inner::<false, 2>(rows, t),
                 Scheme::F16 | Scheme::F32 => unreachable!("{scheme:?} has no integers"),
             }
         }
     }
 
-    unsafe fn quantize(x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
+    unsafe fn quantize(
+        wide: bool,
+        x: &[f32],
+        out: &mut [i8],
+        scale: &mut [f32],
+        start: &mut [i32],
+    ) {
         #[target_feature(enable = "avx2,fma,f16c")]
-        fn inner(x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
-            quantize(x, out, scale, start);
+        fn inner<const B: usize>(x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]) {
+            quantize::<B>(x, out, scale, start);
         }
         // SAFETY: the trait's contract.
-        unsafe { inner(x, out, scale, start) }
+        unsafe {
+            match wide {
+                true => inner::<64>(x, out, scale, start),
+                false => inner::<32>(x, out, scale, start),
+            }
+        }
     }
 }
 
-/// Eight rows of the panel.
+/// Eight rows of the panel; a block is S times 32 columns.
 ///
 /// q4: `q + 8` is 0..=15, so eight groups fit into 16 bits (8 · 2 · 15 · 127 < 2¹⁵). q8: |q| times x
 /// with q's sign, at most 2 · 128 · 127 a pair, widened each time; no offset then.
@@ -305,7 +341,7 @@ impl Isa for Avx2 {
 /// The processor has AVX2, FMA and F16C; [`Tile`]'s pointers hold `R` rows.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn maddubs<const Q4: bool, const R: usize>(t: &Tile, half: usize) {
+unsafe fn maddubs<const Q4: bool, const S: usize, const R: usize>(t: &Tile, half: usize) {
     let quants = block_bytes(if Q4 { Scheme::Q4 } else { Scheme::Q8 });
     // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
@@ -321,10 +357,10 @@ unsafe fn maddubs<const Q4: bool, const R: usize>(t: &Tile, half: usize) {
             }
         }
         let ones = _mm256_set1_epi16(1);
-        let w_scales = t.panel.add(t.blocks * quants + half * SCALES / 2);
+        let w_scales = t.panel.add(t.blocks * S * quants + half * SCALES / 2);
         for b in 0..t.blocks {
             let w_scale = _mm256_cvtph_ps(_mm_loadu_si128(w_scales.add(b * SCALES).cast()));
-            let from = t.panel.add(b * quants + 32 * half);
+            let from = t.panel.add(b * S * quants + 32 * half);
             let mut ints = [_mm256_setzero_si256(); R];
             if Q4 {
                 let low = _mm256_set1_epi8(15);
@@ -335,7 +371,7 @@ unsafe fn maddubs<const Q4: bool, const R: usize>(t: &Tile, half: usize) {
                         _mm256_and_si256(_mm256_srli_epi16::<4>(q), low),
                     ];
                     for r in 0..R {
-                        let x = t.x.add((r * t.blocks + b) * 32).cast::<i32>();
+                        let x = t.x.add((r * t.blocks + b) * 32 * S).cast::<i32>();
                         for i in 0..2 {
                             let x = _mm256_set1_epi32(x.add(v + 4 * i).read_unaligned());
                             ints[r] = _mm256_add_epi16(ints[r], _mm256_maddubs_epi16(w[i], x));
@@ -348,11 +384,11 @@ unsafe fn maddubs<const Q4: bool, const R: usize>(t: &Tile, half: usize) {
                     ints[r] = _mm256_add_epi32(_mm256_madd_epi16(ints[r], ones), offset);
                 }
             } else {
-                for g in 0..8 {
+                for g in 0..8 * S {
                     let w = _mm256_loadu_si256(from.add(64 * g).cast());
                     let size = _mm256_abs_epi8(w);
                     for r in 0..R {
-                        let x = t.x.add((r * t.blocks + b) * 32).cast::<i32>();
+                        let x = t.x.add((r * t.blocks + b) * 32 * S).cast::<i32>();
                         let x = _mm256_set1_epi32(x.add(g).read_unaligned());
                         let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w));
                         ints[r] = _mm256_add_epi32(ints[r], _mm256_madd_epi16(pairs, ones));

@@ -1,6 +1,5 @@
-//! Everything in `quant` that needs `unsafe`: aligned bytes and the vector kernels.
-//!
-//! [`Kernels`] is the table that the layer calls through.
+//! Everything in `quant` that needs `unsafe`: aligned bytes and the vector kernels. [`Kernels`] is the
+//! table that the layer calls through.
 
 // Loops over lanes and tiles run through several arrays by the same index.
 #![allow(clippy::needless_range_loop)]
@@ -26,7 +25,6 @@ mod neon;
 mod normalize;
 mod portable;
 
-use super::layout::BLOCK;
 use super::threads::{piece, share, threads_for};
 use super::{Activation, Attention, LayerNorm, PackedRef, Scheme};
 pub(crate) use attention::Operands;
@@ -41,7 +39,7 @@ pub(crate) use integer::{Piece, Quantized, RANKS};
 
 type Product = unsafe fn(&mut Job<'_>);
 
-/// The integer kernels of one instruction set, for q8 and q4.
+/// The integer kernels of one instruction set, for q8, q8-64 and q4.
 pub(super) struct Integers {
     /// Quantizes x, block by block, and multiplies.
     product: Product,
@@ -67,7 +65,7 @@ pub(crate) struct Kernels {
     pub(crate) name: &'static str,
     detected: fn() -> bool,
     products: Product,
-    /// For q8 and q4: quantizes x block by block, sums in integers.
+    /// For q8, q8-64 and q4: quantizes x block by block, sums in integers.
     pub(super) integers: Option<Integers>,
     transposed: Product,
     line: unsafe fn(&mut Line<'_>),
@@ -99,6 +97,10 @@ impl Kernels {
     /// If lengths don't belong to one M.
     pub(crate) fn product(&self, job: &mut Job<'_>) {
         check(job, job.w.rows(), job.w.cols());
+        if let Some(x) = integer::rounded(job.w, job.x) {
+            let w = job.w.keeping_inputs();
+            return self.product(&mut Job { w, x: &x, start: job.start, y: &mut *job.y });
+        }
         let run = match &self.integers {
             Some(integers) if self.quantizes(job.w) => integers.product,
             _ => self.products,
@@ -118,7 +120,7 @@ impl Kernels {
     /// If these kernels have none for integers, or the blocks of `to` are not those of `cols`.
     pub(crate) fn quantize(&self, x: &[f32], cols: usize, to: &mut Quantized) {
         let rows = x.len().checked_div(cols).unwrap_or(0);
-        assert_eq!(to.blocks, cols.div_ceil(BLOCK), "a row has blocks of 32");
+        assert_eq!(to.blocks, cols.div_ceil(to.block), "a row has blocks");
         to.reserve(rows);
         let Some(integers) = &self.integers else {
             unreachable!("'{}' has no integer kernels", self.name)
@@ -142,7 +144,7 @@ impl Kernels {
     /// piece are left as they are.
     ///
     /// # Panics
-    /// If these kernels have none for integers, if W is not q8 or q4, or if lengths don't fit.
+    /// If these kernels have none for W in integers, or if lengths or blocks don't fit.
     pub(crate) fn product_of(
         &self,
         w: PackedRef<'_>,
@@ -153,8 +155,7 @@ impl Kernels {
     ) {
         let m = y.len().checked_div(w.rows()).unwrap_or(0);
         assert_eq!(y.len(), m * w.rows(), "y has M rows");
-        assert!(matches!(w.scheme(), Scheme::Q8 | Scheme::Q4));
-        assert_eq!(x.blocks, w.cols().div_ceil(BLOCK), "x has the blocks of W");
+        assert!(self.quantizes(w) && x.fits(w), "x has the blocks of W");
         assert!(x.rows() >= m, "x has M rows");
         for piece in pieces {
             assert!(piece.rows.end <= m, "a piece lies inside the rows");
@@ -265,8 +266,7 @@ impl Kernels {
             let kernel = taps.iter().map(|t| t.kernel).max()?;
             Some((kernel, taps.iter().map(|t| t.source).max()?))
         };
-        assert!(l.channels.end <= all);
-        assert!(l.bias.is_none_or(|b| b.len() == all));
+        assert!(l.channels.end <= all && l.bias.is_none_or(|b| b.len() == all));
         for run in l.runs.iter().filter(|r| r.count > 0) {
             let last = run.first + (run.count - 1) * run.step;
             assert!((last + 1) * all <= l.to.len());
