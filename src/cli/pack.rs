@@ -268,7 +268,9 @@ fn error_table(errors: &[ErrorLine]) -> Vec<String> {
 }
 
 fn scheme(text: &str) -> Result<Scheme> {
-    Scheme::parse(text).ok_or_else(|| Error::usage("expected q8, q4, f16 or f32"))
+    // q8 takes q8-64 where it does as well.
+    let asked = Scheme::parse(text).filter(|s| *s != Scheme::Q8Wide);
+    asked.ok_or_else(|| Error::usage("expected q8, q4, f16 or f32"))
 }
 
 fn graph(text: &str) -> Result<(String, PathBuf)> {

@@ -3,12 +3,10 @@
 #![warn(clippy::arithmetic_side_effects)]
 
 use super::audio::AudioSpec;
-use super::header::{
-    ALWAYS, FURTHER, Header, Kind, MUST, Section, SectionInfo, decode, section_name,
-};
+use super::header::{ALWAYS, FURTHER, Header, Kind, MUST, Section, decode, section_name};
 use super::mapping::Mapping;
 use super::preprocess::{Activation, Preprocess, Subspace};
-use super::record::{ConstType, GraphRecord, ImportRecord, WeightSpec, check_targets};
+use super::record::{ConstType, GraphRecord, ImportRecord, SectionInfo, WeightSpec, check_targets};
 use crate::adapter::{Target, TargetKind};
 use crate::error::{Error, Result};
 use crate::fingerprint::BaseFingerprint;

@@ -12,8 +12,10 @@ use std::collections::HashSet;
 
 /// The first eight bytes of every base.
 pub const MAGIC: [u8; 8] = *b"offbase\n";
-/// The one format version that this crate writes and reads.
-pub const VERSION: u32 = 2;
+/// The newest format version. A base is of the first one that has all that is in it.
+pub const VERSION: u32 = 3;
+/// The oldest format version that is read.
+pub const OLDEST: u32 = 2;
 /// Alignment of every section in the file: the largest page size of the boards.
 pub const SECTION_ALIGN: u64 = 64 << 10;
 /// Alignment of every weight and constant in its section.
@@ -106,22 +108,6 @@ pub(super) fn section_name(number: u8) -> String {
     Kind::of(number).map_or_else(|| format!("kind {number}"), |k| format!("'{}'", k.name()))
 }
 
-/// Where a section stands, for people and tools.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct SectionInfo {
-    /// `graphs`, `constants`, `targets`, `preprocess`, `tokenizer`, `record`, `weights`, or one of
-    /// the further ones; `kind N` for one that this program does not know.
-    pub name: String,
-    /// Whether a program must understand it.
-    pub required: bool,
-    /// Offset in the file, a multiple of [`SECTION_ALIGN`].
-    pub offset: u64,
-    /// Bytes without the padding that follows.
-    pub len: u64,
-    /// Hex blake3 of those bytes.
-    pub hash: String,
-}
-
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Section {
     pub kind: u8,
@@ -177,13 +163,18 @@ impl Header {
         let header_len = u32::try_from(body.len()).unwrap_or(u32::MAX);
         let mut bytes = Vec::with_capacity(PREFIX_LEN.saturating_add(body.len()));
         bytes.extend(MAGIC);
-        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend(self.version().to_le_bytes());
         bytes.extend(header_len.to_le_bytes());
         bytes.extend(self.end().unwrap_or(0).to_le_bytes());
         bytes.extend([0; HASH_AT - RESERVED_AT]);
         bytes.extend(header_hash(&bytes, &body));
         bytes.extend(body);
         Ok(bytes)
+    }
+
+    /// The first format version that has all that is in it.
+    fn version(&self) -> u32 {
+        self.weights.iter().map(|w| w.spec.since()).max().unwrap_or(OLDEST)
     }
 
     /// Length of prefix and header.
@@ -220,9 +211,9 @@ impl Header {
             return Err(not_a_base(file));
         }
         let version = u32_at(prefix, VERSION_AT);
-        if version != VERSION {
+        if !(OLDEST..=VERSION).contains(&version) {
             return Err(Error::unsupported(format!(
-                "base has format version {version}, this program reads version {VERSION}"
+                "base has format version {version}, this program reads {OLDEST} to {VERSION}"
             ))
             .hint(if version > VERSION { NEWER } else { OLDER }));
         }
@@ -253,6 +244,9 @@ impl Header {
         }
         let header: Header = decode(body).map_err(|e| e.at("header"))?;
         header.check(found, PREFIX_LEN.saturating_add(header_len) as u64)?;
+        if header.version() != version {
+            return Err(Error::bad_input("header of another format version than it says"));
+        }
         let first = header.sections.first().map_or(0, |s| s.offset) as usize;
         match rest.get(header_len..first.saturating_sub(PREFIX_LEN)) {
             Some(padding) if padding.iter().all(|&b| b == 0) => Ok(header),

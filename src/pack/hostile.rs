@@ -99,7 +99,7 @@ fn other_kinds_of_files_are_told_apart() {
         bytes[VERSION_AT] = version;
         let e = file.open(&bytes).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Unsupported);
-        let words = format!("format version {version}, this program reads version 2");
+        let words = format!("format version {version}, this program reads 2 to 3");
         assert!(e.message().contains(&words), "{e}");
         assert!(e.hint_text().unwrap().contains("pack the ONNX file again"), "{e}");
     }

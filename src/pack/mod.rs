@@ -20,7 +20,7 @@ mod tests;
 
 pub use audio::{AudioSpec, Edges, Front, Log, MelSpec, Pitch, Window};
 pub use base::{Base, ConstantRef};
-pub use header::{MAGIC, SECTION_ALIGN, SectionInfo};
+pub use header::{MAGIC, SECTION_ALIGN};
 pub use io::{IoSpec, Role};
 pub use mapping::prepare_heap;
 #[cfg(feature = "cli")]
@@ -28,5 +28,5 @@ pub(crate) use mapping::say_cut_files;
 #[cfg(feature = "daemon")]
 pub(crate) use mapping::{release_heap, share_heaps};
 pub use preprocess::{Activation, Filter, Fit, ImageSpec, Preprocess, Problem, Subspace};
-pub use record::{Bound, ConstType, GraphRecord, ImportRecord, TargetError};
+pub use record::{Bound, ConstType, GraphRecord, ImportRecord, SectionInfo, TargetError};
 pub use writer::BaseWriter;

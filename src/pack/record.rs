@@ -5,6 +5,7 @@
 
 #![warn(clippy::arithmetic_side_effects)]
 
+use super::header::OLDEST;
 use super::io::IoSpec;
 use crate::adapter::{Target, TargetKind};
 use crate::error::{Error, Result};
@@ -59,6 +60,22 @@ impl ConstType {
     }
 }
 
+/// Where a section stands, for people and tools.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SectionInfo {
+    /// `graphs`, `constants`, `targets`, `preprocess`, `tokenizer`, `record`, `weights`, or one of
+    /// the further ones; `kind N` for one that this program does not know.
+    pub name: String,
+    /// Whether a program must understand it.
+    pub required: bool,
+    /// Offset in the file, a multiple of [`SECTION_ALIGN`](super::SECTION_ALIGN).
+    pub offset: u64,
+    /// Bytes without the padding that follows.
+    pub len: u64,
+    /// Hex blake3 of those bytes.
+    pub hash: String,
+}
+
 /// Scheme and shape of one frozen weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct WeightSpec {
@@ -71,6 +88,14 @@ pub struct WeightSpec {
 }
 
 impl WeightSpec {
+    /// The first format version that has its scheme.
+    pub(super) fn since(&self) -> u32 {
+        match self.scheme {
+            Scheme::Q8 | Scheme::Q4 | Scheme::F16 | Scheme::F32 => OLDEST,
+            Scheme::Q8Wide => 3,
+        }
+    }
+
     /// Bytes of the packed weight; `None` for an empty matrix or on overflow.
     pub fn byte_len(&self) -> Option<u64> {
         if self.rows == 0 || self.cols == 0 {

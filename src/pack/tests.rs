@@ -261,6 +261,28 @@ fn mapped_resident(path: &Path) -> u64 {
     rss.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() * 1024
 }
 
+/// Programs that know no scales for 64 columns refuse a base that has some, by its version.
+#[test]
+fn a_base_with_wide_blocks_is_of_version_3() {
+    let mut w = one_graph();
+    let wide = Packed::pack(Scheme::Q8Wide, 5, 70, &values(350)).unwrap();
+    w.weight(wide.clone()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("wide.base");
+    w.write(&path).unwrap();
+    let base = Base::open(&path).unwrap();
+    assert_eq!(base.weight(0).unwrap().dequantize(), wide.view().dequantize());
+    assert_eq!(base.weight_spec(0).unwrap().scheme.name(), "q8-64");
+    assert_eq!(std::fs::read(&path).unwrap()[VERSION_AT], 3);
+    let file = File::new();
+    assert_eq!(file.bytes[VERSION_AT], 2);
+    let mut bytes = file.bytes.clone();
+    bytes[VERSION_AT] = 3;
+    seal(&mut bytes);
+    let e = file.open(&bytes).unwrap_err();
+    assert!(e.message().contains("of another format version"), "{e}");
+}
+
 /// The bytes themselves: a change here is a change of the format and needs a new version.
 #[test]
 fn golden_bytes() {

@@ -1,5 +1,6 @@
 //! Which layers a coarse scheme harms: measured at pack time on made-up inputs, so that the
-//! worst of them are stored finer until the outputs agree with the unquantized model.
+//! worst of them are stored finer until the outputs agree with the unquantized model, and which bear
+//! scales for 64 columns.
 
 use super::fitting::{Fitted, fit_dims};
 use super::made_up::made_up;
@@ -11,7 +12,7 @@ use crate::import::{Bound, Prepared, tell};
 use crate::quant::{Packed, PackedRef, Scheme, WeightSource};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use tract_core::internal::*;
 use tract_core::ops::scan::Scan;
 
@@ -36,24 +37,57 @@ pub(super) fn finer(scheme: Scheme) -> Scheme {
     if scheme == Scheme::Q4 { Scheme::Q8 } else { Scheme::F16 }
 }
 
-/// Both forms of every matrix, one of them in use.
+/// How much further the outputs may turn by scales for 64 columns, where inputs of products are rounded too.
+const WIDE_ADDS: f64 = 0.00015;
+/// The same of a model with integers of its own, whose rounding nobody sees here.
+const WIDE_ADDS_TO_INTEGERS: f64 = 0.00006;
+
+/// Which form of a matrix is in use.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(u8)]
+enum Form {
+    /// As the file has it.
+    Exact,
+    /// In the scheme that was asked for.
+    Coarse,
+    /// With scales for 64 columns.
+    Wide,
+}
+
+/// All forms of every matrix.
 #[derive(Debug)]
 struct Mixed {
     exact: Vec<Option<Packed>>,
     coarse: Vec<Packed>,
-    use_exact: Vec<AtomicBool>,
+    wide: Vec<Option<Packed>>,
+    /// The [`Form`] of each that is in use.
+    used: Vec<AtomicU8>,
+    /// Whether inputs of products are rounded as the integer kernels do.
+    rounding: AtomicBool,
+}
+
+impl Mixed {
+    fn set(&self, indices: &[usize], form: Form) {
+        indices.iter().for_each(|&i| self.used[i].store(form as u8, Ordering::Relaxed));
+    }
 }
 
 impl WeightSource for Mixed {
     fn weight(&self, index: usize) -> Result<PackedRef<'_>> {
         let missing = || Error::bad_input(format!("weight {index} is missing"));
-        let exact = self.use_exact.get(index).ok_or_else(missing)?.load(Ordering::Relaxed);
-        let packed = match self.exact.get(index) {
-            Some(Some(packed)) if exact => Some(packed),
-            _ => self.coarse.get(index),
+        let form = self.used.get(index).ok_or_else(missing)?.load(Ordering::Relaxed);
+        let other = match form {
+            _ if form == Form::Exact as u8 => self.exact.get(index),
+            _ if form == Form::Wide as u8 => self.wide.get(index),
+            _ => None,
         };
+        let packed = other.and_then(Option::as_ref).or_else(|| self.coarse.get(index));
+        let view = packed.ok_or_else(missing)?.view();
         // In f32, so that the choice doesn't depend on which kernels the packing machine has.
-        packed.map(|p| p.view().keeping_inputs()).ok_or_else(missing)
+        Ok(match self.rounding.load(Ordering::Relaxed) && form != Form::Exact as u8 {
+            true => view.rounding_inputs(),
+            false => view.keeping_inputs(),
+        })
     }
 }
 
@@ -61,6 +95,8 @@ impl WeightSource for Mixed {
 pub(super) struct Settled {
     /// Indices of matrices to store finer.
     pub(super) finer: Vec<usize>,
+    /// Those to store with scales for 64 columns.
+    pub(super) wide: Vec<usize>,
     /// The matrices as they were given.
     pub(super) coarse: Vec<Packed>,
     /// What the importer bound.
@@ -68,8 +104,8 @@ pub(super) struct Settled {
 }
 
 /// Binds the free dimensions of `prepared` that stop its graph, and says which matrices to store
-/// finer. Those that `decided` names stay as they are. With `untried` the model need not run on made-up
-/// inputs; then nothing is stored finer.
+/// finer, and which wide, of those that have such a form in `wide`. Those that `decided` names stay as
+/// they are. With `untried` the model need not run on made-up inputs; then all stay as they are.
 ///
 /// The answer depends on the machine's rounding only where two layers harm equally: harm is
 /// compared in steps of a power of two.
@@ -78,7 +114,7 @@ pub(super) struct Settled {
 /// The graph can't be built whatever is bound.
 pub(super) fn settle(
     prepared: &mut Prepared,
-    coarse: Vec<Packed>,
+    (coarse, wide): (Vec<Packed>, Vec<Option<Packed>>),
     decided: &[bool],
     scheme: Scheme,
     untried: bool,
@@ -92,98 +128,176 @@ pub(super) fn settle(
             _ => Some(Packed::pack(Scheme::F32, matrix.rows, matrix.cols, &matrix.floats())?),
         });
     }
-    let use_exact = coarse.iter().map(|_| AtomicBool::new(true)).collect();
-    let mixed = Arc::new(Mixed { exact, coarse, use_exact });
+    let used = coarse.iter().map(|_| AtomicU8::new(Form::Exact as u8)).collect();
+    let mixed = Arc::new(Mixed { exact, coarse, wide, used, rounding: AtomicBool::new(false) });
     let (fitted, bound) = fit_dims(prepared, FrozenWeights(mixed.clone()), untried)?;
     let chosen = match judged {
         true => choose(fitted, prepared, &mixed, decided, scheme),
         false => {
             drop(fitted);
-            Ok(vec![])
+            Ok((vec![], vec![]))
         }
     };
     let Mixed { coarse, .. } = Arc::try_unwrap(mixed)
         .map_err(|_| Error::failed("the weights are still in use after calibration"))?;
-    let finer = chosen.unwrap_or_else(|e| {
+    let (finer, wide) = chosen.unwrap_or_else(|e| {
         tracing::warn!("no layer is stored finer: the model doesn't run on made-up inputs: {e}");
-        vec![]
+        (vec![], vec![])
     });
-    Ok(Settled { finer, coarse, bound })
+    Ok(Settled { finer, wide, coarse, bound })
 }
 
+/// The matrices to store finer, and those to store wide.
 fn choose(
     fitted: Fitted,
     prepared: &Prepared,
     mixed: &Arc<Mixed>,
     decided: &[bool],
     scheme: Scheme,
-) -> Result<Vec<usize>> {
+) -> Result<(Vec<usize>, Vec<usize>)> {
     let trial = Trial::new(fitted, prepared)?;
-    let set = |indices: &[usize], exact: bool| {
-        indices.iter().for_each(|&i| mixed.use_exact[i].store(exact, Ordering::Relaxed));
-    };
     let every: Vec<usize> = (0..mixed.coarse.len()).collect();
-    let candidates: Vec<usize> = every
-        .iter()
-        .copied()
-        .filter(|&i| mixed.coarse[i].scheme() == scheme && mixed.exact[i].is_some())
-        .filter(|&i| decided.get(i) != Some(&true))
-        // The file's own integers: nothing finer is nearer to them.
-        .filter(|&i| scheme != Scheme::Q8 || !prepared.matrices[i].keeps_integers())
-        .collect();
-    let run = |probe: usize| trial.outputs(probe);
-    let allowed = allowed(scheme) * if trial.looped { LOOPED_PART } else { 1.0 };
+    let open = |&i: &usize| decided.get(i) != Some(&true);
     tell("judging the weights", 0, 0);
-    let expected = (0..trial.probes.len()).map(run).collect::<Result<Vec<Floats>>>()?;
-    set(&every, false);
-    let harm_of = |probe: usize| Ok(turned(&expected[probe], &run(probe)?));
-    let coarse = (0..trial.probes.len()).map(harm_of).collect::<Result<Vec<f64>>>()?;
-    let worst = (0..coarse.len()).max_by(|&a, &b| coarse[a].total_cmp(&coarse[b])).unwrap_or(0);
-    if coarse.iter().all(|&harm| harm <= allowed) {
-        return Ok(vec![]);
+    let expected = (0..trial.probes.len()).map(|probe| trial.outputs(probe));
+    let expected = expected.collect::<Result<Vec<Floats>>>()?;
+    let part = if trial.looped { LOOPED_PART } else { 1.0 };
+    mixed.set(&every, Form::Coarse);
+    let finer = Search {
+        trial: &trial,
+        mixed,
+        expected: &expected,
+        allowed: vec![allowed(scheme) * part; expected.len()],
+        forms: [Form::Coarse, Form::Exact],
+        candidates: every
+            .iter()
+            .copied()
+            .filter(|&i| mixed.coarse[i].scheme() == scheme && mixed.exact[i].is_some())
+            .filter(open)
+            // The file's own integers: nothing finer is nearer to them.
+            .filter(|&i| scheme != Scheme::Q8 || !prepared.matrices[i].keeps_integers())
+            .collect(),
     }
-    set(&every, true);
-    let groups: Vec<Vec<usize>> = candidates
-        .chunks(candidates.len().div_ceil(MAX_GROUPS).max(1))
-        .map(<[usize]>::to_vec)
-        .collect();
-    let values = |group: &[usize]| -> usize {
-        group.iter().map(|&i| mixed.coarse[i].rows() * mixed.coarse[i].cols()).sum()
-    };
-    let mut harms: Vec<(i32, &Vec<usize>)> = vec![];
-    trial.each_alone(worst, &groups, &set, |group, outputs| {
-        tell("judging layers", harms.len(), groups.len());
-        let harm = turned(&expected[worst], &outputs);
-        harms.push((-((harm / values(group) as f64).max(1e-18).log2().round() as i32), group));
-    })?;
-    harms.sort_unstable();
-    set(&every, false);
-    let finer = |count: usize, on: bool| {
-        harms.iter().take(count).for_each(|(_, group)| set(group, on));
-    };
-    // The fewest of the worst groups that are enough for the worst probe, then for all probes; all
-    // groups where even that is not.
-    let (mut low, mut high) = (0, harms.len());
-    while low + 1 < high {
-        let middle = (low + high) / 2;
-        tell("choosing layers to store finer", middle, harms.len());
-        finer(middle, true);
-        if harm_of(worst)? <= allowed {
-            high = middle
-        } else {
-            low = middle
+    .better()?;
+    let wide = |i: &usize| mixed.wide[*i].is_some() && open(i) && !finer.contains(i);
+    let mut wide: Vec<usize> = every.into_iter().filter(wide).collect();
+    if !wide.is_empty() {
+        mixed.rounding.store(true, Ordering::Relaxed);
+        let mut search = Search {
+            trial: &trial,
+            mixed,
+            expected: &expected,
+            allowed: vec![],
+            forms: [Form::Wide, Form::Coarse],
+            candidates: wide.clone(),
+        };
+        let rounded = prepared.matrices.iter().any(|m| m.keeps_integers());
+        let adds = if rounded { WIDE_ADDS_TO_INTEGERS } else { WIDE_ADDS };
+        let before = search.harms()?;
+        search.allowed = before.iter().map(|harm| harm + adds * part).collect();
+        mixed.set(&wide, Form::Wide);
+        let kept = search.better()?;
+        wide.retain(|i| !kept.contains(i));
+    }
+    Ok((finer, wide))
+}
+
+/// Which of some matrices need the better of two forms.
+struct Search<'a> {
+    trial: &'a Trial,
+    mixed: &'a Mixed,
+    /// The unquantized model's outputs for each probe.
+    expected: &'a [Floats],
+    /// For each probe.
+    allowed: Vec<f64>,
+    /// The worse, which the candidates have at first, and the better.
+    forms: [Form; 2],
+    candidates: Vec<usize>,
+}
+
+impl Search<'_> {
+    fn harm_of(&self, probe: usize) -> Result<f64> {
+        Ok(turned(&self.expected[probe], &self.trial.outputs(probe)?))
+    }
+
+    fn harms(&self) -> Result<Vec<f64>> {
+        (0..self.trial.probes.len()).map(|probe| self.harm_of(probe)).collect()
+    }
+
+    fn fine(&self, probe: usize) -> Result<bool> {
+        Ok(self.harm_of(probe)? <= self.allowed[probe])
+    }
+
+    /// Those that need it, which have it then; the others keep the worse.
+    fn better(&self) -> Result<Vec<usize>> {
+        let Search { mixed, candidates, .. } = self;
+        let [worse, better] = self.forms;
+        let over: Vec<f64> =
+            self.harms()?.iter().zip(&self.allowed).map(|(harm, allowed)| harm - allowed).collect();
+        let probes = 0..over.len();
+        if over.iter().all(|over| *over <= 0.0) {
+            return Ok(vec![]);
         }
-        finer(middle, false);
-    }
-    finer(high, true);
-    for probe in (0..trial.probes.len()).filter(|&p| p != worst) {
-        while harm_of(probe)? > allowed {
-            let Some((_, group)) = harms.get(high) else { break };
-            set(group, true);
-            high += 1;
+        let worst = probes.clone().max_by(|&a, &b| over[a].total_cmp(&over[b])).unwrap_or(0);
+        let groups: Vec<Vec<usize>> = candidates
+            .chunks(candidates.len().div_ceil(MAX_GROUPS).max(1))
+            .map(<[usize]>::to_vec)
+            .collect();
+        let harms = self.one_by_one(worst, &groups)?;
+        let set = |count: usize, form: Form| {
+            harms.iter().take(count).for_each(|(_, group)| mixed.set(group, form));
+        };
+        // The fewest of the worst groups that are enough for the worst probe, then for all probes; all
+        // groups where even that is not.
+        let (mut low, mut high) = (0, harms.len());
+        while low + 1 < high {
+            let middle = (low + high) / 2;
+            tell("choosing layers to store finer", middle, harms.len());
+            set(middle, better);
+            if self.fine(worst)? {
+                high = middle
+            } else {
+                low = middle
+            }
+            set(middle, worse);
         }
+        set(high, better);
+        for probe in probes.filter(|&p| p != worst) {
+            while !self.fine(probe)? {
+                let Some((_, group)) = harms.get(high) else { break };
+                mixed.set(group, better);
+                high += 1;
+            }
+        }
+        Ok(harms[..high].iter().flat_map(|(_, group)| group.iter().copied()).collect())
     }
-    Ok(harms[..high].iter().flat_map(|(_, group)| group.iter().copied()).collect())
+
+    /// The groups by the harm that each does in its worse form beside exact matrices, the worst first.
+    fn one_by_one<'a>(
+        &self,
+        probe: usize,
+        groups: &'a [Vec<usize>],
+    ) -> Result<Vec<(i32, &'a Vec<usize>)>> {
+        let Search { trial, mixed, .. } = self;
+        let used = mixed.used.iter().map(|u| u.load(Ordering::Relaxed)).collect::<Vec<u8>>();
+        let values = |group: &[usize]| -> usize {
+            group.iter().map(|&i| mixed.coarse[i].rows() * mixed.coarse[i].cols()).sum()
+        };
+        let every: Vec<usize> = (0..used.len()).collect();
+        mixed.set(&every, Form::Exact);
+        let set = |indices: &[usize], exact: bool| {
+            mixed.set(indices, if exact { Form::Exact } else { self.forms[0] });
+        };
+        let mut harms: Vec<(i32, &Vec<usize>)> = vec![];
+        trial.each_alone(probe, groups, &set, |group, outputs| {
+            tell("judging layers", harms.len(), groups.len());
+            let harm = turned(&self.expected[probe], &outputs);
+            harms.push((-((harm / values(group) as f64).max(1e-18).log2().round() as i32), group));
+        })?;
+        harms.sort_unstable();
+        mixed.used.iter().zip(used).for_each(|(now, was)| now.store(was, Ordering::Relaxed));
+        Ok(harms)
+    }
 }
 
 /// Largest 1 - cosine over the outputs.

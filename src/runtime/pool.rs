@@ -76,10 +76,22 @@ impl Pool {
                 }
             }
         }
-        let Settled { finer, coarse: mut packed, bound } =
-            calibrate::settle(prepared, packed, &decided, scheme, untried)?;
-        for i in finer {
-            let q = quantize(&prepared.matrices[i], calibrate::finer(scheme), keys[i].3)?;
+        let mut wide = vec![];
+        for (i, (matrix, packed)) in prepared.matrices.iter().zip(&packed).enumerate() {
+            let suits = scheme == Scheme::Q8
+                && packed.scheme() == Scheme::Q8
+                && !decided[i]
+                && suits_wide(i, &prepared.targets);
+            wide.push(match suits {
+                true => Some(quantize(matrix, Scheme::Q8Wide, false)?.packed),
+                false => None,
+            });
+        }
+        let Settled { finer, wide, coarse: mut packed, bound } =
+            calibrate::settle(prepared, (packed, wide), &decided, scheme, untried)?;
+        let finer = finer.into_iter().map(|i| (i, calibrate::finer(scheme)));
+        for (i, scheme) in finer.chain(wide.into_iter().map(|i| (i, Scheme::Q8Wide))) {
+            let q = quantize(&prepared.matrices[i], scheme, keys[i].3)?;
             measured[i] = (q.relative, q.max_abs);
             packed[i] = q.packed;
         }
@@ -162,6 +174,22 @@ impl Pool {
     }
 }
 
+/// Whether products with the matrix may gain by scales for 64 columns: they are no more than a tenth
+/// more, and a block of a convolution with several taps lies in one pixel.
+fn suits_wide(matrix: usize, targets: &[Target]) -> bool {
+    let mut own = targets.iter().filter(|t| t.weight as usize == matrix).peekable();
+    let padded = |cols: u32, to: u64| u64::from(cols).next_multiple_of(to);
+    let little = |cols: u32| padded(cols, 64) * 10 <= padded(cols, 32) * 11;
+    own.peek().is_some()
+        && own.all(|t| match t.kind {
+            TargetKind::Linear | TargetKind::Conv { kernel: [1, 1], .. } => little(t.in_features),
+            TargetKind::Conv { kernel: [h, w], .. } => {
+                (t.in_features / (h * w).max(1)).is_multiple_of(64)
+            }
+            TargetKind::Embedding => false,
+        })
+}
+
 fn key(matrix: &FrozenMatrix, gathered: bool) -> Key {
     let mut hasher = blake3::Hasher::new();
     let mut add = |values: &[f32]| {
@@ -179,4 +207,38 @@ fn key(matrix: &FrozenMatrix, gathered: bool) -> Key {
         }
     }
     (hasher.finalize(), matrix.rows, matrix.cols, gathered)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wide_blocks_are_for_layers_that_fill_them() {
+        let target = |kind: TargetKind, in_features: u32| Target {
+            module_path: "layer".into(),
+            node: "node".into(),
+            kind,
+            weight: 3,
+            in_features,
+            out_features: 8,
+        };
+        let conv = |side: u32, channels: u32| {
+            target(
+                TargetKind::Conv { kernel: [side, side], one_axis: false },
+                side * side * channels,
+            )
+        };
+        let linear = |inputs: u32| target(TargetKind::Linear, inputs);
+        for fits in [linear(384), linear(40), linear(672), conv(1, 480), conv(3, 64)] {
+            let one = std::slice::from_ref(&fits);
+            assert!(suits_wide(3, one), "{fits:?}");
+            assert!(!suits_wide(2, one), "another's matrix");
+            let table = target(TargetKind::Embedding, 384);
+            assert!(!suits_wide(3, &[fits, table]), "rows of a table are gathered");
+        }
+        for padded in [linear(80), linear(96), linear(160), conv(1, 96), conv(3, 32)] {
+            assert!(!suits_wide(3, std::slice::from_ref(&padded)), "{padded:?}");
+        }
+    }
 }

@@ -45,7 +45,11 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 
 fn golden(model: &str, inputs: &Named, expected: &Named) {
     let exact = engine(model, Scheme::F32).run(inputs, None).unwrap();
-    let coarse = engine(model, Scheme::Q8).run(inputs, None).unwrap();
+    let coarse = engine(model, Scheme::Q8);
+    let layers = &coarse.base().record().errors;
+    let wide = layers.iter().filter(|l| l.scheme == Scheme::Q8Wide).count();
+    assert!(wide > layers.len() / 4, "{model}: {wide} layers have wide blocks");
+    let coarse = coarse.run(inputs, None).unwrap();
     for (name, expected) in expected {
         let apart = max_difference(floats(&exact, name), expected.as_f32().unwrap());
         let cosine = least_cosine(named(&coarse, name), expected);

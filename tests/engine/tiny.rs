@@ -117,7 +117,7 @@ fn integers_are_kept() {
         let target = &base.targets()[error.target as usize];
         println!("{} {} {}", target.module_path, error.scheme.name(), error.relative);
         assert!(error.relative < 1e-6, "{}: {}", target.module_path, error.relative);
-        kept += usize::from(error.scheme == Scheme::Q8);
+        kept += usize::from(matches!(error.scheme, Scheme::Q8 | Scheme::Q8Wide));
     }
     assert!(kept > 0, "no target is large enough for q8");
     for (output, found, expected) in answers(&engine, &reference) {
