@@ -86,10 +86,10 @@ pub(super) fn proto_model(
 
 pub(super) fn translated(proto: &ProtoModel, standard: Registry) -> Result<TypedModel> {
     unpanicked(|| {
-        let of_two_alike = standard::of_two_alike(&standard);
+        let before = standard::before(&standard);
         let mut nnef = framework(standard, vec![]);
         // The last is asked first.
-        nnef.registries.push(of_two_alike);
+        nnef.registries.push(before);
         let translated = nnef.translate(proto, TypedModel::default());
         translated.map_err(|(_, e)| translation(&e))
     })?

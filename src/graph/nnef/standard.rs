@@ -3,7 +3,7 @@
 //! tract's own registry of them parses NNEF's standard library each time it is made, which takes
 //! longer than reading a base. This one knows less: what fails with it is read with tract's.
 
-use tract_core::internal::{AxisOp, DimLike, OutletId, TDim, TVec, format_err};
+use tract_core::internal::{AxisOp, DimLike, OutletId, TDim, TVec, ensure, format_err};
 use tract_core::ops::binary::TypedBinOp;
 use tract_core::ops::{logic, math, nn};
 use tract_nnef::ast::TypeName::{Any, Integer, Logical, Scalar, String as Text};
@@ -209,6 +209,17 @@ fn reshape(builder: &mut ModelBuilder, invocation: &ResolvedInvocation) -> Tract
     builder.wire(AxisOp::Reshape(start, replaced.into(), shape), &[input])
 }
 
+/// As tract's, which looks for ever, and takes memory for it, where an axis is named twice.
+fn transpose(builder: &mut ModelBuilder, invocation: &ResolvedInvocation) -> TractResult<Value> {
+    let axes: TVec<usize> = invocation.named_arg_as(builder, "axes")?;
+    let input: OutletId = invocation.named_arg_as(builder, "input")?;
+    let rank = builder.model.outlet_fact(input)?.rank();
+    let mut sorted = axes.clone();
+    sorted.sort_unstable();
+    ensure!(sorted.iter().copied().eq(0..rank), "transpose: axes {axes:?} of a tensor of {rank}");
+    deser::transpose(builder, invocation)
+}
+
 /// A registry with tract's name for its own, of the operators that `graph`, a text, may name.
 pub(super) fn common(graph: &str) -> TractResult<Registry> {
     let mut registry = Registry::new("tract_nnef");
@@ -267,10 +278,12 @@ pub(super) fn common(graph: &str) -> TractResult<Registry> {
     Ok(registry)
 }
 
-/// The binary operators of `standard` again, for two values of the type and rank that the operator takes:
-/// tract's reader casts both sides of each, and looks through the names of all nodes for each cast's.
-pub(super) fn of_two_alike(standard: &Registry) -> Registry {
+/// What stands before `standard`: the binary operators again, for two values of the type and rank that the
+/// operator takes (tract's reader casts both sides of each, and looks through the names of all nodes for each
+/// cast's), and [`transpose`].
+pub(super) fn before(standard: &Registry) -> Registry {
     let mut registry = Registry::new(standard.id.0.as_str());
+    registry.register_primitive("transpose", &of_axes(), &any(), transpose);
     for (name, _) in &standard.binary_ops {
         registry.register_primitive(&name.0, &[], &any(), binary);
     }
@@ -358,6 +371,28 @@ mod tests {
             } else {
                 assert_eq!("", expected, "{said}");
                 assert!(ours.is_none(), "{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn axes_that_are_no_order_are_refused() {
+        let weights = crate::graph::weights::FrozenWeights::new(vec![]);
+        for (axes, right) in [
+            ("[1, 0, 2]", true),
+            ("[0, 0, 1]", false),
+            ("[0, 1]", false),
+            ("[0, 2, 3]", false),
+            ("[0, 1, 2, 3]", false),
+        ] {
+            let text = format!(
+                "version 1.0;\n\ngraph network(x) -> (y) {{\n  x = external(shape = [5, 6, 24]);\n  \
+                 y = transpose(x, axes = {axes});\n}}\n",
+            );
+            let proto = super::super::read::proto_model(&text, vec![], &weights).unwrap();
+            for standard in [common(&text).unwrap(), tract_nnef::ops::tract_nnef()] {
+                let read = super::super::read::translated(&proto, standard);
+                assert_eq!(read.is_ok(), right, "{axes}");
             }
         }
     }
