@@ -14,8 +14,8 @@ A file that rounds activations to integers, or sorts them, is no continuous func
 value decides over a whole step. Where such a file differs it is compared part by part: cut at what rounds and
 sorts, every part gets ONNX Runtime's own values and must agree as above ("in parts"). DynamicQuantizeLSTM
 rounds its state at every step: it is written out as nodes of one step each, and cut between the steps.
-Where a file still differs its difference must be no larger than what ONNX Runtime's own answers move by when
-each float of the file moves by one unit of the last place ("own").
+As a whole its difference must be no larger than what ONNX Runtime's own answers move by: when it doesn't rewrite
+the graph, or each float of the file and of its inputs moves by one to eight units of the last place ("own").
 """
 import argparse, csv, glob, itertools, json, os, re, resource, subprocess, sys, tarfile, tempfile, zipfile
 import numpy as np
@@ -68,8 +68,10 @@ def run(binary, *words, timeout=400):
     return code, lines[-1], out, cpu
 
 
-def session(path):
+def session(path, rewritten=True):
     options = ort.SessionOptions()
+    if not rewritten:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     # With more, DynamicQuantizeLSTM rounds the rows of a batch apart.
     options.intra_op_num_threads = 1
@@ -319,18 +321,32 @@ def compared(binary, model, nodes, inputs, expected, work):
 
 
 def own(path, made, names, expected, work):
-    """How far ONNX Runtime's answers move when every float of the file moves by its last place."""
+    """How far ONNX Runtime's answers move from its own: without its rewriting of the graph, and when every float
+    of the file and of the inputs moves by one unit of its last place, or by eight (1e-6 of it: sums in another
+    order, a sigmoid of another polynomial)."""
     most = 0.0
-    for seed in range(4):
+    for seed in range(9):
         model = onnx.load(path)
         random = np.random.default_rng(seed)
-        for tensor in model.graph.initializer:
-            if tensor.data_type == onnx.TensorProto.FLOAT:
-                value = onnx.numpy_helper.to_array(tensor)
-                up = np.where(random.random(value.shape) < 0.5, -np.inf, np.inf).astype(value.dtype)
-                tensor.CopyFrom(onnx.numpy_helper.from_array(np.nextafter(value, up), tensor.name))
+
+        def moved(value):
+            way = np.where(random.random(value.shape) < 0.5, -1, 1).astype(value.dtype)
+            return value + way * np.spacing(value) * (8 if seed > 4 else 1)
+
+        inputs = made
+        if seed:
+            inputs = {n: moved(v) if v.dtype == np.float32 else v for n, v in made.items()}
+            for tensor in model.graph.initializer:
+                if tensor.data_type == onnx.TensorProto.FLOAT:
+                    value = moved(onnx.numpy_helper.to_array(tensor))
+                    tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
         onnx.save(model, f'{work}/moved.onnx')
-        for got, want in zip(session(f'{work}/moved.onnx').run(names, made), expected):
+        try:
+            answers = session(f'{work}/moved.onnx', rewritten=seed > 0).run(names, inputs)
+        except ort.capi.onnxruntime_pybind11_state.Fail:
+            # A factor that decides over sizes has moved.
+            continue
+        for got, want in zip(answers, expected):
             if want.size and want.dtype.kind == 'f':
                 largest = max(1.0, float(np.max(np.abs(want))))
                 most = max(most, float(np.max(np.abs(got - want))) / largest)
@@ -417,10 +433,10 @@ def judge(row, binary, folder, with_training):
             result['run'] += f' {where}'
             made, expected = least
             between = parts(path, made, binary, work)
+            moved = own(path, made, names, expected, work)
             if between is not None and between <= TOLERANCES[kind]:
-                result['run'] = f'{kind} diff {between:.1e} in parts, {worst:.1e} as a whole'
+                result['run'] = f'{kind} diff {between:.1e} in parts, {worst:.1e} as a whole, own {moved:.1e}'
             elif said == '':
-                moved = own(path, made, names, expected, work)
                 result['run'] += f', in parts {between}, own {moved:.1e}'
                 if worst <= moved:
                     result['run'] = f'{kind} diff {worst:.1e}, own {moved:.1e}'
