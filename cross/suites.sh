@@ -53,8 +53,8 @@ tests() { # FOLDER CPU SUITE ARGS…
 }
 
 suites=(--lib '--test engine' '--test it')
-# The last is of the program: what it computes is the library's.
-of_each_processor=(--lib '--test engine')
+# What is of the processor: the kernels, and whole networks' answers through them.
+of_each_processor=('--lib quant::' '--test engine')
 
 build_tests() {
     # shellcheck disable=SC2068 # a suite is one word or two

@@ -5,7 +5,7 @@ use super::{
     FrozenConv, FrozenDepthwise, FrozenEmbedding, FrozenLinear, FrozenWeights, Window, tract_error,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::import::{ConvAttributes, op};
+use crate::import::{ConvAttributes, caught, op};
 use std::collections::HashMap;
 use tract_core::ops::cast::cast;
 use tract_core::ops::math;
@@ -50,6 +50,14 @@ pub fn lower(model: &ModelProto, weights: &FrozenWeights) -> Result<TypedModel> 
         .and_then(|()| super::rounding::rounded_as_floats(&mut typed))
         .map_err(|e| tract_error(ErrorKind::Unsupported, &e))?;
     super::channels_last(typed).map_err(|e| tract_error(ErrorKind::Unsupported, &e))
+}
+
+/// What the only output of such a file is, where it is one truth whatever the inputs hold.
+pub fn decided(model: &ModelProto) -> Option<bool> {
+    let graph = caught(|| lower(model, &FrozenWeights::new(vec![]))).ok()?;
+    let [outlet] = graph.outputs[..] else { return None };
+    let value = graph.outlet_fact(outlet).ok()?.konst.as_ref()?;
+    (value.len() == 1).then(|| value.cast_to_scalar::<bool>().ok())?
 }
 
 /// The version of the default operator set.
@@ -329,5 +337,63 @@ impl Expansion for Layer {
             y = model.wire_node(format!("{prefix}.half"), cast(dtype), &[y])?[0];
         }
         Ok(tvec!(y))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tract_onnx::pb::tensor_proto::DataType;
+    use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension::Value as Dim};
+    use tract_onnx::pb::type_proto::{self, Value as TypeValue};
+    use tract_onnx::pb::{TensorProto, TensorShapeProto, TypeProto, ValueInfoProto};
+
+    /// Whether a vector's length, and what its values, are equal to 3.
+    fn equal(op: &str, length: Dim) -> ModelProto {
+        let node = |op: &str, input: &[&str], output: &str| NodeProto {
+            op_type: op.into(),
+            name: output.into(),
+            input: input.iter().map(|i| i.to_string()).collect(),
+            output: vec![output.into()],
+            ..NodeProto::default()
+        };
+        let dim = vec![Dimension { value: Some(length), ..Dimension::default() }];
+        let tensor = type_proto::Tensor {
+            elem_type: DataType::Int64 as i32,
+            shape: Some(TensorShapeProto { dim }),
+        };
+        let r#type = TypeProto { value: Some(TypeValue::TensorType(tensor)), ..Default::default() };
+        let info =
+            |name: &str, r#type| ValueInfoProto { name: name.into(), r#type, ..Default::default() };
+        let three = TensorProto {
+            name: "three".into(),
+            data_type: DataType::Int64 as i32,
+            dims: vec![1],
+            raw_data: 3i64.to_le_bytes().to_vec(),
+            ..Default::default()
+        };
+        ModelProto {
+            graph: Some(GraphProto {
+                node: vec![node(op, &["x"], "what"), node("Equal", &["what", "three"], "same")],
+                input: vec![info("x", Some(r#type))],
+                output: vec![info("same", None)],
+                initializer: vec![three],
+                ..Default::default()
+            }),
+            opset_import: vec![tract_onnx::pb::OperatorSetIdProto {
+                version: 17,
+                ..Default::default()
+            }],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn sizes_decide_and_values_do_not() {
+        assert_eq!(decided(&equal("Shape", Dim::DimValue(3))), Some(true));
+        assert_eq!(decided(&equal("Shape", Dim::DimValue(4))), Some(false));
+        assert_eq!(decided(&equal("Shape", Dim::DimParam("n".into()))), None);
+        assert_eq!(decided(&equal("Identity", Dim::DimValue(1))), None);
+        assert_eq!(decided(&equal("NoSuch", Dim::DimValue(1))), None);
     }
 }

@@ -60,7 +60,7 @@ pub use layer_norm::LayerNorm;
 pub use layout::channels_last;
 pub use linear::{FrozenLinear, FrozenLinearTransposed};
 #[cfg(feature = "import")]
-pub use lower::lower;
+pub use lower::{decided, lower};
 pub use nnef::{read_graph, write_graph};
 pub use optimize::{decluttered, optimized, shared_macs};
 pub use patches::{Col2im, Im2col};

@@ -1,6 +1,7 @@
 //! Free dimensions that stop a graph from being built: the importer makes some of them one, or binds
 //! them, as few as possible, and says which and why.
 
+use super::branches::branches;
 use super::options;
 use super::prepare::{Prepared, described_inputs};
 use super::tensor::{float_values, int_values};
@@ -104,6 +105,8 @@ pub fn fit<T>(
                 of.join(", ")
             ))
         }
+        _ if first.hint_text().is_none() && prepared.model.graph.as_ref().is_some_and(branches) => first
+            .hint("the graph branches: where sizes decide, --input says them, and the branch taken is built"),
         _ => first,
     })
 }

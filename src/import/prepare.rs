@@ -1,6 +1,6 @@
 //! The whole of an import up to the rewritten graph.
 
-use super::branches::take_constant_branches;
+use super::branches::take_known_branches;
 use super::lowering::{self, inline};
 use super::names::Scopes;
 use super::operators;
@@ -47,18 +47,26 @@ pub struct InputInfo {
     pub dims: Vec<String>,
 }
 
-/// Reads, checks and rewrites an ONNX file. Hostile files may still make this slow or large: call
-/// it in a process with limits.
-pub fn prepare(path: &Path, options: &ImportOptions) -> Result<Prepared> {
+/// What the only output of a file is, where it is one truth whatever the inputs hold.
+pub type Decided<'a> = &'a dyn Fn(&ModelProto) -> Option<bool>;
+
+/// Reads, checks and rewrites an ONNX file; `decided` finds which way it branches where sizes say so. Hostile
+/// files may still make this slow or large: call it in a process with limits.
+pub fn prepare(path: &Path, options: &ImportOptions, decided: Decided) -> Result<Prepared> {
     let place = path.display();
     let bytes = crate::fs::read_limited(path, limits::ONNX)?;
     if bytes.is_empty() {
         return Err(Error::bad_input(format!("{place}: the file is empty")));
     }
-    prepare_bytes(&bytes, path, options).map_err(|e| e.at(place))
+    prepare_bytes(&bytes, path, options, decided).map_err(|e| e.at(place))
 }
 
-fn prepare_bytes(bytes: &[u8], path: &Path, options: &ImportOptions) -> Result<Prepared> {
+fn prepare_bytes(
+    bytes: &[u8],
+    path: &Path,
+    options: &ImportOptions,
+    decided: Decided,
+) -> Result<Prepared> {
     let mut model = ModelProto::decode(bytes)
         .map_err(|e| Error::bad_input(format!("not an ONNX file: {e}")))?;
     let scopes = Scopes::read(bytes)?;
@@ -79,7 +87,15 @@ fn prepare_bytes(bytes: &[u8], path: &Path, options: &ImportOptions) -> Result<P
     let graph = model.graph.as_mut().ok_or_else(|| Error::bad_input("the file holds no graph"))?;
     name_unknown_dims(graph);
     options::apply(graph, options)?;
-    take_constant_branches(graph)?;
+    let imports = &model.opset_import;
+    take_known_branches(graph, |mut part| {
+        operators::check(&part, opset).and_then(|()| lowering::lower(&mut part)).ok()?;
+        decided(&ModelProto {
+            graph: Some(part),
+            opset_import: imports.clone(),
+            ..ModelProto::default()
+        })
+    })?;
     operators::check(graph, opset)?;
     lowering::lower(graph)?;
     let inputs = described_inputs(graph);

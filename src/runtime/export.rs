@@ -275,8 +275,10 @@ impl ExportFolder {
                 "picture sizes of preprocessor_config.json (give --image SIZE where you know it)",
             ),
         }
-        if let Some(n @ (4 | 5)) = config.get("resample").and_then(Value::as_u64) {
-            self.say(&format!("resampling {n} is not known here"), "bilinear is used");
+        if let Some(way) = config.get("resample").filter(|way| !way.is_null())
+            && !matches!(way.as_u64(), Some(0..=3))
+        {
+            self.say(&format!("resampling {way} is not known here"), "bilinear is used");
         }
         Ok(())
     }

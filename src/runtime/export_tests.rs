@@ -137,6 +137,14 @@ fn pictures_as_their_processors_make_them() {
     .unwrap();
     assert!(mobilevit.bgr && mobilevit.mean == [0.0; 3] && mobilevit.std == [1.0; 3]);
     assert_eq!((mobilevit.size, mobilevit.fit), ([256, 256], Fit::Shortest(288)));
+    for (way, known) in
+        [("2", true), ("null", true), ("5", false), ("\"lanczos\"", false), ("9", false)]
+    {
+        let config = format!(r#"{{"size": 224, "do_normalize": true, "resample": {way}}}"#);
+        let files = [("model.onnx", ""), ("preprocessor_config.json", &config[..])];
+        let found = Folder::of(&files).read().unwrap().found;
+        assert_eq!(!found.iter().any(|f| f.contains("is not known here")), known, "{way}");
+    }
     // Whisper's is no picture, DETR's has no one size.
     assert_eq!(spec(r#"{"feature_size": 80, "sampling_rate": 16000}"#), None);
     let detr = r#"{"do_resize": true, "size": {"shortest_edge": 800, "longest_edge": 1333}}"#;

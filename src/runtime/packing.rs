@@ -10,7 +10,7 @@ use super::text::TextEncoder;
 use crate::adapter::{Target, TargetKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fingerprint::BaseFingerprint;
-use crate::graph::{FrozenWeights, lower, tract_error, write_graph};
+use crate::graph::{FrozenWeights, decided, lower, tract_error, write_graph};
 use crate::import::{ImportOptions, InputInfo, Prepared, prepare};
 use crate::pack::{
     AudioSpec, BaseWriter, Bound, ConstType, Front, GraphRecord, ImageSpec, ImportRecord, IoSpec,
@@ -107,7 +107,7 @@ pub fn pack_graphs(
 ) -> Result<BaseFingerprint> {
     let mut making = Making::default();
     for source in sources {
-        let prepared = prepare(&source.path, &source.import)?;
+        let prepared = prepare(&source.path, &source.import, &decided)?;
         making.add(source, prepared, options).map_err(|e| match e.kind() {
             ErrorKind::Failed => e,
             _ => e.at(source.path.display()),

@@ -2,6 +2,7 @@
 
 use crate::adapter::TargetKind;
 use crate::error::Result;
+use crate::graph::decided;
 use crate::import::{ImportOptions, InputInfo, prepare};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,7 +58,7 @@ pub struct TargetLine {
 
 /// Reads and checks `source`.
 pub fn summary(source: &Path, options: &ImportOptions) -> Result<OnnxSummary> {
-    let prepared = prepare(source, options)?;
+    let prepared = prepare(source, options, &decided)?;
     let io = |infos: &[InputInfo]| -> Vec<Io> {
         infos.iter().map(|i| Io { name: i.name.clone(), dims: i.dims.clone() }).collect()
     };

@@ -80,8 +80,8 @@ fn batch(arrays: &HashMap<String, Array>, ids: &str) -> [MicroBatch; 1] {
     [MicroBatch { inputs, answers: rows.collect() }]
 }
 
-/// Each value of a gradient within `near` of its tensor's largest, tensors as a whole nearer; ten losses, and what is
-/// there after them.
+/// Each value of a gradient within `near` of its tensor's largest, tensors as a whole nearer; the first of ten losses,
+/// and what is there after all of them.
 fn learns_as_theirs(
     engine: &Engine,
     chosen: &TrainOptions,
@@ -109,12 +109,16 @@ fn learns_as_theirs(
         of_losses = of_losses.max((found - want).abs());
     }
     println!(
-        "{} tensors: gradients within {whole:.1e}, values within {single:.1e} of a tensor's largest; ten \
+        "{} tensors: gradients within {whole:.1e}, values within {single:.1e} of a tensor's largest; {} \
          losses within {of_losses:.1e}",
-        names.len()
+        names.len(),
+        losses.len()
     );
     assert!(whole < 0.6 * near && single < near, "{whole} {single}");
-    assert!(losses.len() == 10 && of_losses < 1e-3, "losses differ by {of_losses}");
+    assert!(!losses.is_empty() && of_losses < 1e-3, "losses differ by {of_losses}");
+    if losses.len() < 10 {
+        return;
+    }
     for (name, values) in trainer.parameters() {
         // Where a gradient is next to nothing, its sign alone decides a whole step of AdamW.
         let found = apart(values, &theirs("after10", name));
@@ -132,13 +136,24 @@ fn the_tiny_model_learns_as_pytorch_does() {
     let chosen = TrainOptions { learning_rate: 1e-2, ..options(r".*(q|v)_proj") };
     let batch = batch(&arrays, "input_ids");
     let losses = arrays["losses"].as_f32().unwrap();
+    assert_eq!(losses.len(), 10);
     learns_as_theirs(&tiny(), &chosen, &batch, losses, &theirs, 1e-4);
 }
 
-/// LoRA on queries and values of all 12 attentions of Whisper tiny.en, four clips a batch.
 #[test]
+fn whisper_begins_to_learn_as_peft_does() {
+    whisper_learns(2);
+}
+
+#[test]
+#[ignore = "four minutes: cargo test --lib whisper_learns -- --ignored --nocapture"]
 fn whisper_learns_as_peft_does() {
-    // Minutes of products, which other tests hold on emulated processors.
+    whisper_learns(10);
+}
+
+/// LoRA on queries and values of all 12 attentions of Whisper tiny.en, four clips a batch.
+fn whisper_learns(steps: usize) {
+    // Long products, which other tests hold on emulated processors.
     let Some(shared) = shared().filter(|_| !emulated()) else { return };
     let path = shared.join("reference/whisper/lora_reference.npz");
     let arrays: HashMap<String, Array> = read_npz(path, 64 << 20).unwrap().into_iter().collect();
@@ -157,7 +172,7 @@ fn whisper_learns_as_peft_does() {
     let engine = folder(&shared.join("models/whisper-tiny-en"), PackOptions::default());
     let chosen = TrainOptions { rank: 8, alpha: 16.0, ..options(r".*(q|v)_proj") };
     let batch = batch(&arrays, "decoder_input_ids");
-    let losses = arrays["losses"].as_f32().unwrap();
+    let losses = &arrays["losses"].as_f32().unwrap()[..steps];
     // PyTorch's own gradients in f32 are up to 6e-4 from those in f64.
     learns_as_theirs(&engine, &chosen, &batch, losses, &theirs, 2e-3);
 }
