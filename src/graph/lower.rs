@@ -52,12 +52,18 @@ pub fn lower(model: &ModelProto, weights: &FrozenWeights) -> Result<TypedModel> 
     super::channels_last(typed).map_err(|e| tract_error(ErrorKind::Unsupported, &e))
 }
 
-/// What the only output of such a file is, where it is one truth whatever the inputs hold.
+/// What the first output of such a file is, where it is one truth whatever the inputs hold. `None` too where another
+/// output is a size that is not known: tract finds such a one unlike any number.
 pub fn decided(model: &ModelProto) -> Option<bool> {
     let graph = caught(|| lower(model, &FrozenWeights::new(vec![]))).ok()?;
-    let [outlet] = graph.outputs[..] else { return None };
-    let value = graph.outlet_fact(outlet).ok()?.konst.as_ref()?;
-    (value.len() == 1).then(|| value.cast_to_scalar::<bool>().ok())?
+    let value = |outlet: &OutletId| graph.outlet_fact(*outlet).ok()?.konst.clone();
+    let (first, others) = graph.outputs.split_first()?;
+    let known = |value: Arc<Tensor>| value.cast_to::<i64>().is_ok();
+    if !others.iter().filter_map(value).all(known) {
+        return None;
+    }
+    let first = value(first)?;
+    (first.len() == 1).then(|| first.cast_to_scalar::<bool>().ok())?
 }
 
 /// The version of the default operator set.
@@ -376,7 +382,7 @@ mod tests {
             graph: Some(GraphProto {
                 node: vec![node(op, &["x"], "what"), node("Equal", &["what", "three"], "same")],
                 input: vec![info("x", Some(r#type))],
-                output: vec![info("same", None)],
+                output: vec![info("same", None), info("what", None)],
                 initializer: vec![three],
                 ..Default::default()
             }),
@@ -393,6 +399,7 @@ mod tests {
         assert_eq!(decided(&equal("Shape", Dim::DimValue(3))), Some(true));
         assert_eq!(decided(&equal("Shape", Dim::DimValue(4))), Some(false));
         assert_eq!(decided(&equal("Shape", Dim::DimParam("n".into()))), None);
+        assert_eq!(decided(&equal("Size", Dim::DimParam("n".into()))), None);
         assert_eq!(decided(&equal("Identity", Dim::DimValue(1))), None);
         assert_eq!(decided(&equal("NoSuch", Dim::DimValue(1))), None);
     }

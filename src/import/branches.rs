@@ -16,6 +16,8 @@ const MAX_BUILT: usize = 32;
 /// Nodes in a row that are followed to a condition's constants.
 const MAX_STEPS: usize = 16;
 
+const COMPARISONS: [&str; 5] = ["Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"];
+
 /// Puts the branch taken in the place of every `If` whose condition constants or, as `decided` finds, the sizes of
 /// the inputs decide. Inputs that nothing reads then are no inputs any more.
 ///
@@ -94,7 +96,8 @@ pub(super) fn branches(graph: &GraphProto) -> bool {
     })
 }
 
-/// What gives the value `name`, as a graph of its own.
+/// What gives the value `name`, as a graph of its own. Its further outputs are what is compared on the way: where
+/// that is a size that is not known, tract's answer is none.
 fn up_to(graph: &GraphProto, name: &str) -> GraphProto {
     let mut needed: HashSet<String> = HashSet::from([name.into()]);
     let mut kept: Vec<&NodeProto> = vec![];
@@ -104,7 +107,18 @@ fn up_to(graph: &GraphProto, name: &str) -> GraphProto {
             kept.push(node);
         }
     }
-    let info = ValueInfoProto { name: name.into(), ..ValueInfoProto::default() };
+    let compared = kept
+        .iter()
+        .filter(|node| COMPARISONS.contains(&node.op_type.as_str()))
+        .flat_map(|node| &node.input)
+        .filter(|input| kept.iter().any(|node| node.output.contains(input)))
+        .map(String::as_str);
+    let mut shown = HashSet::new();
+    let output = std::iter::once(name)
+        .chain(compared)
+        .filter(|name| shown.insert(*name))
+        .map(|name| ValueInfoProto { name: name.into(), ..ValueInfoProto::default() })
+        .collect();
     GraphProto {
         name: graph.name.clone(),
         node: kept.into_iter().rev().cloned().collect(),
@@ -115,7 +129,7 @@ fn up_to(graph: &GraphProto, name: &str) -> GraphProto {
             .filter(|t| needed.contains(&t.name))
             .cloned()
             .collect(),
-        output: vec![info],
+        output,
         ..GraphProto::default()
     }
 }
@@ -292,7 +306,8 @@ mod tests {
         take_known_branches(&mut graph, |part| {
             let ops: Vec<&str> = part.node.iter().map(|n| n.op_type.as_str()).collect();
             asked.push(ops.join(" "));
-            assert_eq!((part.input.len(), part.output[0].name.as_str()), (1, "use_cache"));
+            let output: Vec<&str> = part.output.iter().map(|o| o.name.as_str()).collect();
+            assert_eq!((part.input.len(), &output[..]), (1, &["use_cache", "sizes"][..]));
             Some(false)
         })
         .unwrap();

@@ -47,7 +47,7 @@ pub struct InputInfo {
     pub dims: Vec<String>,
 }
 
-/// What the only output of a file is, where it is one truth whatever the inputs hold.
+/// What the first output of a file is, where it is one truth whatever the inputs hold.
 pub type Decided<'a> = &'a dyn Fn(&ModelProto) -> Option<bool>;
 
 /// Reads, checks and rewrites an ONNX file; `decided` finds which way it branches where sizes say so. Hostile

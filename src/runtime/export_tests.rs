@@ -140,7 +140,7 @@ fn pictures_as_their_processors_make_them() {
     for (way, known) in
         [("2", true), ("null", true), ("5", false), ("\"lanczos\"", false), ("9", false)]
     {
-        let config = format!(r#"{{"size": 224, "do_normalize": true, "resample": {way}}}"#);
+        let config = format!(r#"{{"size": 224, "do_resize": true, "resample": {way}}}"#);
         let files = [("model.onnx", ""), ("preprocessor_config.json", &config[..])];
         let found = Folder::of(&files).read().unwrap().found;
         assert_eq!(!found.iter().any(|f| f.contains("is not known here")), known, "{way}");
