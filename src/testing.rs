@@ -4,6 +4,7 @@
 pub mod parsers;
 
 #[cfg(feature = "import")]
+pub use crate::graph::decided;
 pub use crate::import::{FrozenMatrix, InputInfo, MatrixValues, Prepared, prepare};
 pub use crate::quant::Threads;
 pub use crate::runtime::pool;

@@ -3,7 +3,7 @@
 use crate::support::*;
 use offshoot::adapters::{Target, TargetKind};
 use offshoot::packing::ImportOptions;
-use offshoot::testing::prepare;
+use offshoot::testing::{decided, prepare};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -14,7 +14,7 @@ fn column(path: &Path, key: &str) -> BTreeSet<String> {
 }
 
 fn targets(source: &Path) -> Vec<Target> {
-    prepare(source, &ImportOptions::default()).unwrap().targets
+    prepare(source, &ImportOptions::default(), &decided).unwrap().targets
 }
 
 #[test]

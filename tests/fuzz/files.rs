@@ -299,7 +299,7 @@ pub fn onnx(place: Place) -> Ready {
     std::fs::write(path.with_file_name("weights.bin"), file("tests/hostile/weights.bin")).unwrap();
     ready(seeds, move |bytes| {
         std::fs::write(&path, bytes).unwrap();
-        drop(offshoot::testing::prepare(&path, &Default::default()));
+        drop(offshoot::testing::prepare(&path, &Default::default(), &offshoot::testing::decided));
     })
 }
 
