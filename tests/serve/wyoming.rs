@@ -223,6 +223,7 @@ fn a_word_is_heard_in_a_stream_once_each_time() {
     let models = &info["wake"][0]["models"];
     assert_eq!((models.as_array().unwrap().len(), &models[0]["name"]), (1, &json!("hello")));
     assert_eq!(models[0]["phrase"], "hello");
+    assert_eq!(models[0]["description"], "hello");
 
     let detect = "{\"type\":\"detect\",\"data\":{\"names\":[\"hello\"],\"context\":{\"of\":1}}}\n";
     client.send(detect.as_bytes());

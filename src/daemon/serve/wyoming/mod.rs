@@ -179,8 +179,10 @@ fn info(app: &App) -> Event {
         Some(_) => {
             let labels = sound::labels(app);
             let models = labels.iter().map(|label| {
-                let mut model = model(label, "A word that was taught");
-                model["phrase"] = label.replace(['_', '-'], " ").into();
+                // Home Assistant lists words by their description.
+                let phrase = label.replace(['_', '-'], " ");
+                let mut model = model(label, &phrase);
+                model["phrase"] = phrase.into();
                 model
             });
             ("wake", program("Words that wake, learned on this device", models.collect()))
