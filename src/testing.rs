@@ -5,6 +5,7 @@ pub mod parsers;
 
 #[cfg(feature = "import")]
 pub use crate::graph::decided;
+#[cfg(feature = "import")]
 pub use crate::import::{FrozenMatrix, InputInfo, MatrixValues, Prepared, prepare};
 pub use crate::quant::Threads;
 pub use crate::runtime::pool;
