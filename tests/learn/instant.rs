@@ -103,8 +103,11 @@ fn what_was_refused_waits_and_what_has_judged_is_learned() {
         let job = device.ended(last, PATIENCE);
         assert_eq!(job.progress.unwrap()["promoted"], false);
         last = job.id;
+        // Written after the job's end.
+        device.until("a training has seen them", PATIENCE, || {
+            device.store.counts("home").unwrap().new == 0
+        });
         let counts = device.store.counts("home").unwrap();
-        assert_eq!(counts.new, 0, "a training has seen them");
         assert!(counts.unlearned as usize >= 100 - before, "{counts:?}");
         let said = format!("{refused} candidates were refused are tried in");
         device.until("it says what waits", PATIENCE, || {
