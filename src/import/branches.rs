@@ -37,11 +37,10 @@ pub(super) fn take_known_branches(
                 let Some(name) = node.input.first().filter(|name| !open.contains(*name)) else {
                     continue;
                 };
-                let part = up_to(graph, name);
-                // Of values that may have two shapes tract takes one.
-                if built == MAX_BUILT || branches(&part) {
-                    continue;
+                if built == MAX_BUILT {
+                    break;
                 }
+                let Some(part) = up_to(graph, name) else { continue };
                 built += 1;
                 if let Some(value) = decided(part) {
                     return Some((at, value));
@@ -90,28 +89,35 @@ fn take(graph: &mut GraphProto, at: usize, condition: bool) -> Result<()> {
 
 /// Whether a branch is left in a graph or in one within it.
 pub(super) fn branches(graph: &GraphProto) -> bool {
-    graph.node.iter().any(|node| {
-        let within = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
-        node.op_type == "If" || within.into_iter().any(branches)
-    })
+    graph.node.iter().any(is_branch)
+}
+
+fn is_branch(node: &NodeProto) -> bool {
+    let mut within = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
+    node.op_type == "If" || within.any(branches)
 }
 
 /// What gives the value `name`, as a graph of its own. Its further outputs are what is compared on the way: where
-/// that is a size that is not known, tract's answer is none.
-fn up_to(graph: &GraphProto, name: &str) -> GraphProto {
+/// that is a size that is not known, tract's answer is none. `None` where a branch is left in it: of values that may
+/// have two shapes tract takes one.
+fn up_to(graph: &GraphProto, name: &str) -> Option<GraphProto> {
     let mut needed: HashSet<String> = HashSet::from([name.into()]);
     let mut kept: Vec<&NodeProto> = vec![];
     for node in graph.node.iter().rev() {
         if node.output.iter().any(|o| needed.contains(o)) {
+            if is_branch(node) {
+                return None;
+            }
             node_reads(node, &mut needed);
             kept.push(node);
         }
     }
+    let made: HashSet<&String> = kept.iter().flat_map(|node| &node.output).collect();
     let compared = kept
         .iter()
         .filter(|node| COMPARISONS.contains(&node.op_type.as_str()))
         .flat_map(|node| &node.input)
-        .filter(|input| kept.iter().any(|node| node.output.contains(input)))
+        .filter(|input| made.contains(input))
         .map(String::as_str);
     let mut shown = HashSet::new();
     let output = std::iter::once(name)
@@ -119,7 +125,7 @@ fn up_to(graph: &GraphProto, name: &str) -> GraphProto {
         .filter(|name| shown.insert(*name))
         .map(|name| ValueInfoProto { name: name.into(), ..ValueInfoProto::default() })
         .collect();
-    GraphProto {
+    Some(GraphProto {
         name: graph.name.clone(),
         node: kept.into_iter().rev().cloned().collect(),
         input: graph.input.iter().filter(|i| needed.contains(&i.name)).cloned().collect(),
@@ -131,7 +137,7 @@ fn up_to(graph: &GraphProto, name: &str) -> GraphProto {
             .collect(),
         output,
         ..GraphProto::default()
-    }
+    })
 }
 
 /// The value of an `If`'s condition, where constants of this graph decide it.
