@@ -16,8 +16,6 @@ const MAX_BUILT: usize = 32;
 /// Nodes in a row that are followed to a condition's constants.
 const MAX_STEPS: usize = 16;
 
-const COMPARISONS: [&str; 5] = ["Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"];
-
 /// Puts the branch taken in the place of every `If` whose condition constants or, as `decided` finds, the sizes of
 /// the inputs decide. Inputs that nothing reads then are no inputs any more.
 ///
@@ -97,9 +95,8 @@ fn is_branch(node: &NodeProto) -> bool {
     node.op_type == "If" || within.any(branches)
 }
 
-/// What gives the value `name`, as a graph of its own. Its further outputs are what is compared on the way: where
-/// that is a size that is not known, tract's answer is none. `None` where a branch is left in it: of values that may
-/// have two shapes tract takes one.
+/// What gives the value `name`, as a graph of its own. `None` where a branch is left in it: of values that may have
+/// two shapes tract takes one.
 fn up_to(graph: &GraphProto, name: &str) -> Option<GraphProto> {
     let mut needed: HashSet<String> = HashSet::from([name.into()]);
     let mut kept: Vec<&NodeProto> = vec![];
@@ -112,19 +109,6 @@ fn up_to(graph: &GraphProto, name: &str) -> Option<GraphProto> {
             kept.push(node);
         }
     }
-    let made: HashSet<&String> = kept.iter().flat_map(|node| &node.output).collect();
-    let compared = kept
-        .iter()
-        .filter(|node| COMPARISONS.contains(&node.op_type.as_str()))
-        .flat_map(|node| &node.input)
-        .filter(|input| made.contains(input))
-        .map(String::as_str);
-    let mut shown = HashSet::new();
-    let output = std::iter::once(name)
-        .chain(compared)
-        .filter(|name| shown.insert(*name))
-        .map(|name| ValueInfoProto { name: name.into(), ..ValueInfoProto::default() })
-        .collect();
     Some(GraphProto {
         name: graph.name.clone(),
         node: kept.into_iter().rev().cloned().collect(),
@@ -135,7 +119,7 @@ fn up_to(graph: &GraphProto, name: &str) -> Option<GraphProto> {
             .filter(|t| needed.contains(&t.name))
             .cloned()
             .collect(),
-        output,
+        output: vec![ValueInfoProto { name: name.into(), ..ValueInfoProto::default() }],
         ..GraphProto::default()
     })
 }
@@ -313,7 +297,7 @@ mod tests {
             let ops: Vec<&str> = part.node.iter().map(|n| n.op_type.as_str()).collect();
             asked.push(ops.join(" "));
             let output: Vec<&str> = part.output.iter().map(|o| o.name.as_str()).collect();
-            assert_eq!((part.input.len(), &output[..]), (1, &["use_cache", "sizes"][..]));
+            assert_eq!((part.input.len(), &output[..]), (1, &["use_cache"][..]));
             Some(false)
         })
         .unwrap();

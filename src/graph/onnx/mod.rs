@@ -6,6 +6,7 @@
 
 mod activation;
 mod attention;
+mod compare;
 mod loss;
 mod normalization;
 mod pool;
@@ -32,6 +33,7 @@ pub(super) fn register(operators: &mut OnnxOpRegister, opset: i64) {
         activation::register_old(operators);
     }
     attention::register(operators);
+    compare::register(operators);
     loss::register(operators);
     normalization::register(operators);
     pool::register(operators);
