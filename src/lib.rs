@@ -208,7 +208,7 @@ pub mod adapters {
 /// ```
 pub mod data {
     pub use crate::train::data::{
-        Dataset, Label, LoadOptions, Mark, Place, Sample, SampleInput, Spelled, Split,
+        Dataset, Follows, Label, LoadOptions, Mark, Place, Sample, SampleInput, Spelled, Split,
         StoredPicture, load,
     };
 }

@@ -1,17 +1,14 @@
 //! The verbs that talk to the daemon: `status`, `predict`, `feedback`, `train-now`.
 
-use super::output::{Out, bytes, count, table};
+use super::asked::{Input, Wording, put};
+use super::output::{Out, bytes, count, shown, table};
 use super::train::share;
-use crate::daemon::{Client, Host, Tensor};
+use crate::daemon::{Client, Host};
 use crate::error::{Error, Result};
-use crate::fs::read_limited;
-use crate::npy;
-use crate::runtime::audio::MAX_SOUND_BYTES;
-use crate::runtime::picture::MAX_PICTURE_BYTES;
+use crate::train::Task;
 use crate::train::tasks::UNKNOWN;
 use hyper::Method;
 use serde_json::{Value, json};
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 /// Where the daemon is.
@@ -41,24 +38,6 @@ pub struct StatusArgs {
     daemon: Where,
 }
 
-/// What goes into the base.
-#[derive(clap::Args)]
-#[group(required = true, multiple = false)]
-struct Input {
-    /// A sentence
-    #[arg(long, value_name = "SENTENCE")]
-    text: Option<String>,
-    /// A picture (PNG, JPEG, WebP or GIF)
-    #[arg(long, value_name = "FILE")]
-    image: Option<PathBuf>,
-    /// A sound (WAV of 8 to 48 kHz)
-    #[arg(long, value_name = "FILE")]
-    audio: Option<PathBuf>,
-    /// The base's inputs as one .npz file
-    #[arg(long, value_name = "FILE.npz")]
-    inputs: Option<PathBuf>,
-}
-
 /// `offshoot predict`'s arguments.
 #[derive(clap::Args)]
 pub struct PredictArgs {
@@ -78,6 +57,8 @@ pub struct PredictArgs {
     #[arg(long, value_name = "K", default_value_t = 5)]
     top: usize,
     #[command(flatten)]
+    wording: Wording,
+    #[command(flatten)]
     daemon: Where,
 }
 
@@ -87,8 +68,11 @@ pub struct FeedbackArgs {
     #[command(flatten)]
     input: Input,
     /// The right label
-    #[arg(long, required_unless_present = "label_json")]
+    #[arg(long, required_unless_present_any = ["label_json", "completion"])]
     label: Option<String>,
+    /// What a language model should have written behind --text or --chat
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["label", "label_json"])]
+    completion: Option<String>,
     /// The right answer of another task than classes: {"labels": ["a", "b"]}, {"values": [1.5]}, ...
     #[arg(long, value_name = "JSON", conflicts_with = "label", value_parser = fields)]
     label_json: Option<Fields>,
@@ -127,44 +111,11 @@ fn fields(text: &str) -> Result<Fields> {
     serde_json::from_str(text).map_err(|e| Error::usage(format!("expected a JSON object: {e}")))
 }
 
-impl Input {
-    /// The fields of a request.
-    fn fields(&self) -> Result<Value> {
-        use base64::Engine as _;
-        let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
-        match (&self.text, self.image.as_ref().or(self.audio.as_ref()), &self.inputs) {
-            (Some(text), ..) => Ok(json!({"text": text})),
-            (_, Some(file), _) => {
-                let (field, most) = match self.audio {
-                    Some(_) => ("audio", MAX_SOUND_BYTES),
-                    None => ("image", MAX_PICTURE_BYTES),
-                };
-                Ok(json!({field: encode(&read_limited(file, most)?)}))
-            }
-            (.., Some(file)) => {
-                let mut inputs = serde_json::Map::new();
-                for (name, array) in npy::read_npz(file, 256 << 20)? {
-                    let tensor = serde_json::to_value(Tensor(&array))
-                        .map_err(|e| Error::failed(format!("input '{name}': {e}")))?;
-                    inputs.insert(name, tensor);
-                }
-                Ok(json!({"inputs": inputs}))
-            }
-            _ => Err(Error::usage("expected --text, --image, --audio or --inputs")),
-        }
-    }
-}
-
-fn put(fields: &mut Value, key: &str, value: impl Into<Value>) {
-    if let Some(map) = fields.as_object_mut() {
-        map.insert(key.into(), value.into());
-    }
-}
-
 /// `offshoot predict`.
 pub fn predict(args: &PredictArgs, out: &Out) -> Result<()> {
     let mut body = args.input.fields()?;
     put(&mut body, "top", args.top);
+    args.wording.put(&mut body);
     if let Some(reject) = args.reject {
         put(&mut body, "reject", reject);
     }
@@ -200,7 +151,12 @@ fn said(prediction: &Value) -> Vec<String> {
     };
     let lists = prediction.as_object().into_iter().flatten().filter_map(|(_, v)| v.as_array());
     let unknown = (prediction["known"] == false).then(|| UNKNOWN.to_string());
-    unknown.into_iter().chain(lists.flatten().map(entry)).collect()
+    let lines: Vec<String> = unknown.into_iter().chain(lists.flatten().map(entry)).collect();
+    // A text has no list.
+    match lines.is_empty() {
+        true => Task::said(prediction).map(|text| shown(&text)).into_iter().collect(),
+        false => lines,
+    }
 }
 
 /// `offshoot feedback`.
@@ -208,6 +164,9 @@ pub fn feedback(args: &FeedbackArgs, out: &Out) -> Result<()> {
     let mut body = args.input.fields()?;
     if let Some(label) = &args.label {
         put(&mut body, "label", label.as_str());
+    }
+    if let Some(completion) = &args.completion {
+        put(&mut body, "completion", completion.as_str());
     }
     for (field, value) in args.label_json.iter().flatten() {
         put(&mut body, field, value.clone());
@@ -435,6 +394,15 @@ fn span(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn predictions_are_lines() {
+        let classes = json!({"label": "on", "top": [{"label": "on", "probability": 0.5}]});
+        assert_eq!(said(&classes), [" 50.0 %  on"]);
+        assert_eq!(said(&json!({"transcript": "Tea"})), ["Tea"]);
+        let text = json!({"completion": "Ada,\n\u{1b}at six.", "ended": "end", "tokens": 3});
+        assert_eq!(said(&text), ["Ada,\n\u{fffd}at six."]);
+    }
 
     #[test]
     fn times_for_people() {

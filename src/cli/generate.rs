@@ -1,18 +1,17 @@
 //! `offshoot generate`.
 
+use super::chat::messages;
 use super::chosen::{self, Choice};
 use super::open_engine;
-use super::output::Out;
+use super::output::{Out, shown};
 use super::train::at_least_one;
 use crate::error::{Error, Result};
-use crate::fs::{peak_rss_bytes, read_limited, unshared_bytes};
+use crate::fs::{peak_rss_bytes, unshared_bytes};
 use crate::limits;
 use crate::npy;
-use crate::runtime::{
-    GenerateOptions, Generated, Generator, Message, Named, Preprocessor, Sampling,
-};
+use crate::runtime::{GenerateOptions, Generated, Generator, Named, Preprocessor, Sampling};
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// `offshoot generate`'s arguments.
@@ -69,18 +68,18 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     let engine = open_engine(&args.base)?.with_threads(args.threads)?;
     let generator = Generator::new(&engine)?;
     let adapter = chosen::bind(&engine, &args.adapters)?;
-    let prompt = match (&args.prompt, args.ids.as_slice()) {
-        (Some(text), _) => generator.tokens(text)?,
-        _ if args.chat.is_some() => generator.chat(&messages(args.chat.as_deref())?)?,
-        (None, []) if generator.has_encoder() && !generator.starts().is_empty() => {
+    let prompt = match (&args.prompt, &args.chat, args.ids.as_slice()) {
+        (Some(text), ..) => generator.tokens(text)?,
+        (None, Some(file), _) => generator.chat(&messages(file)?)?,
+        (None, None, []) if generator.has_encoder() && !generator.starts().is_empty() => {
             generator.starts().to_vec()
         }
-        (None, []) => {
+        (None, None, []) => {
             return Err(
                 Error::usage("the prompt is missing").hint("give --prompt, --chat or --ids")
             );
         }
-        (None, ids) => ids.to_vec(),
+        (None, None, ids) => ids.to_vec(),
     };
     let given = !args.input.is_empty() || args.audio.is_some();
     let encoded = match (generator.has_encoder(), !given) {
@@ -130,12 +129,6 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
     Ok(())
 }
 
-/// What a terminal obeys is not written to it: the text is the model's, and may be a stranger's.
-fn shown(text: &str) -> String {
-    let plain = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
-    text.chars().map(plain).collect()
-}
-
 fn document(args: &Args, found: &Generated, adapters: Vec<(String, f32)>) -> Value {
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
     json!({
@@ -150,23 +143,6 @@ fn document(args: &Args, found: &Generated, adapters: Vec<(String, f32)>) -> Val
         "peak_rss_bytes": peak_rss_bytes(),
         "unshared_bytes": unshared_bytes(std::process::id()),
     })
-}
-
-/// A conversation: a list of messages, or an object that has one.
-fn messages(path: Option<&Path>) -> Result<Vec<Message>> {
-    let Some(path) = path else { return Ok(vec![]) };
-    let wrong = |why: String| Error::bad_input(format!("'{}': {why}", path.display()));
-    let mut value: Value = serde_json::from_slice(&read_limited(path, limits::CONFIG)?)
-        .map_err(|e| wrong(e.to_string()))?;
-    if let Some(inner) = value.get_mut("messages") {
-        value = inner.take();
-    }
-    let messages: Vec<Message> = serde_json::from_value(value)
-        .map_err(|e| wrong(format!("no list of {{role, content}}: {e}")))?;
-    if messages.is_empty() {
-        return Err(wrong("no message".into()));
-    }
-    Ok(messages)
 }
 
 /// The encoder's inputs by name.
@@ -184,15 +160,5 @@ fn arrays(given: &[String]) -> Result<Named> {
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) => Err(Error::usage(format!("input '{}' is given twice", pair[0]))),
         None => Ok(named),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_terminal_gets_no_commands() {
-        assert_eq!(shown("a\n\tb\u{1b}[2J\r"), "a\n\tb\u{fffd}[2J\u{fffd}");
     }
 }

@@ -1,9 +1,13 @@
 //! Layer 7: the command line. Everything is done through the crate's public interface.
 
 mod adapter;
+#[cfg(feature = "daemon")]
+mod asked;
 mod audio;
 mod backup;
 mod bench;
+#[cfg(any(feature = "daemon", feature = "text"))]
+mod chat;
 mod chosen;
 mod compare;
 #[cfg(feature = "daemon")]

@@ -186,9 +186,22 @@ pub fn table(rows: &[Vec<String>]) -> Vec<String> {
         .collect()
 }
 
+/// What a terminal obeys is not written to it: the text is a model's, and may be a stranger's.
+#[cfg(any(feature = "daemon", feature = "text"))]
+pub(super) fn shown(text: &str) -> String {
+    let plain = |c: char| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c };
+    text.chars().map(plain).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(any(feature = "daemon", feature = "text"))]
+    #[test]
+    fn a_terminal_gets_no_commands() {
+        assert_eq!(shown("a\n\tb\u{1b}[2J\r"), "a\n\tb\u{fffd}[2J\u{fffd}");
+    }
 
     #[test]
     fn numbers_for_people() {

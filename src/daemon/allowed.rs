@@ -16,6 +16,8 @@ pub struct Limits {
     pub connections: usize,
     /// Requests that wait for a worker.
     pub queue: usize,
+    /// New tokens of a text that a language model writes.
+    pub tokens: usize,
     /// Waiting requests that one run answers.
     pub batch: usize,
     /// Largest body in bytes.
@@ -39,6 +41,7 @@ impl Default for Limits {
         Limits {
             connections: 64,
             queue: 64,
+            tokens: 512,
             batch: 4,
             body_bytes: 16 << 20,
             header_seconds: 5.0,

@@ -321,6 +321,7 @@ impl Config {
         number("limits.connections", l.connections as u64, 1, 4096)?;
         number("recent.max_bytes", self.recent.max_bytes, 0, 1 << 40)?;
         number("limits.queue", l.queue as u64, 1, 65_536)?;
+        number("limits.tokens", l.tokens as u64, 1, 65_536)?;
         number("limits.batch", l.batch as u64, 1, 64)?;
         number("limits.body_bytes", l.body_bytes as u64, 1024, 1 << 30)?;
         number("limits.adapters", l.adapters as u64, 1, 1024)?;

@@ -15,12 +15,13 @@ impl Engine {
         tensors: TVec<TValue>,
         free: &[String],
         adapter: Option<&Arc<Bound>>,
+        watch: Watch,
     ) -> Result<TVec<TValue>> {
         let mut binding =
             self.binding_of(&tensors.iter().map(|t| t.shape()).collect::<Vec<_>>())?;
         binding.retain(|safe, _| !free.iter().any(|name| name == self.symbol_name(safe)));
         let plan = self.plan(&binding)?;
         let carried = adapter.map_or(Carried::Nothing, Carried::One);
-        Ok(self.execute(&plan, tensors, carried, Watch::default())?.outputs)
+        Ok(self.execute(&plan, tensors, carried, watch)?.outputs)
     }
 }

@@ -16,7 +16,15 @@ pub fn sigmoid(x: f32) -> f32 {
 /// The place of the largest value, the first of equals; `None` if there are no values. NaN is
 /// smaller than every number.
 pub fn argmax(values: &[f32]) -> Option<usize> {
-    top_k(values, 1).first().map(|&(i, _)| i)
+    let mut best: Option<(usize, f32)> = None;
+    for (at, value) in
+        values.iter().map(|v| if v.is_nan() { f32::NEG_INFINITY } else { *v }).enumerate()
+    {
+        if best.is_none_or(|(_, most)| value > most) {
+            best = Some((at, value));
+        }
+    }
+    best.map(|(at, _)| at)
 }
 
 /// The `k` largest values with their places, largest first, the first of equals first.

@@ -73,6 +73,9 @@ pub fn evaluate_with(
     found.ok_or_else(|| Error::failed("the evaluation was stopped"))
 }
 
+/// Takes the output for a sample.
+type Take<'a> = &'a mut dyn FnMut(usize, &[f32]) -> Result<()>;
+
 /// What answered the samples of a data set, and how.
 pub(crate) struct Answered<'a> {
     data: &'a Dataset,
@@ -81,8 +84,10 @@ pub(crate) struct Answered<'a> {
     labels: Vec<Label>,
     names: Vec<String>,
     head: Option<Head>,
-    /// A raw output a sample.
-    pub outputs: Vec<Vec<f32>>,
+    /// What the answer to each sample is worth.
+    scores: Vec<Score>,
+    /// Whether all values of the outputs were finite.
+    pub finite: bool,
 }
 
 impl<'a> Answered<'a> {
@@ -91,7 +96,6 @@ impl<'a> Answered<'a> {
         samples: Samples<'a>,
         names: Vec<String>,
         head: Option<Head>,
-        outputs: Vec<Vec<f32>>,
     ) -> Answered<'a> {
         let place = |place: usize| {
             let name = data.labels.get(place);
@@ -106,15 +110,29 @@ impl<'a> Answered<'a> {
             label.moved(&place).unwrap_or_else(|_| label.clone())
         };
         let labels = (0..data.samples.len()).map(moved).collect();
-        Answered { data, samples, labels, names, head, outputs }
+        let scores = vec![Score { loss: 0.0, right: None, labels: vec![] }; data.samples.len()];
+        Answered { data, samples, labels, names, head, scores, finite: true }
+    }
+
+    /// With what `give` gives of each of the samples: outputs over a vocabulary are too large to be kept.
+    /// `None` where it says `false`.
+    fn scored(
+        mut self,
+        give: impl FnOnce(&Samples<'a>, Take<'_>) -> Result<bool>,
+    ) -> Result<Option<Self>> {
+        let Answered { data, samples, labels, names, head, scores, finite } = &mut self;
+        let mut take = |sample: usize, output: &[f32]| -> Result<()> {
+            *finite &= output.iter().all(|v| v.is_finite());
+            let given = samples.given(sample, Given::of_head(output, names, head.as_ref()));
+            scores[sample] = data.task.rules().score(&labels[sample], &given);
+            Ok(())
+        };
+        Ok(give(samples, &mut take)?.then_some(self))
     }
 
     /// What the answer to a sample is worth.
-    pub fn score(&self, sample: usize) -> Score {
-        let output = self.outputs.get(sample).map_or(&[][..], Vec::as_slice);
-        let given = Given::of_head(output, &self.names, self.head.as_ref());
-        let given = self.samples.given(sample, given);
-        self.data.task.rules().score(&self.labels[sample], &given)
+    pub fn score(&self, sample: usize) -> &Score {
+        &self.scores[sample]
     }
 
     /// The places in the data set's labels of those that [`Score::labels`] tells of, in its order.
@@ -146,8 +164,11 @@ pub(crate) fn always<'a>(
     let targets = (0..learned.len()).map(|s| learned.target(s)).collect::<Result<Vec<_>>>()?;
     let output = rules.constant(&targets, names.len());
     let samples = Samples::new(engine, data, &data.labels, max_tokens)?;
-    let outputs = vec![output; samples.len()];
-    Ok(Answered::new(data, samples, names, None, outputs))
+    let scored = Answered::new(data, samples, names, None).scored(|samples, take| {
+        (0..samples.len()).try_for_each(|sample| take(sample, &output))?;
+        Ok(true)
+    });
+    scored?.ok_or_else(|| Error::failed("a fixed answer was stopped"))
 }
 
 /// The head's (or the base's own) answers to every sample of `data`, in its order. `go_on` is asked
@@ -166,14 +187,10 @@ pub(crate) fn answers<'a>(
     let names = labels(engine, adapter, data.task)?;
     let samples = Samples::new(engine, data, &data.labels, max_tokens)?;
     let all: Vec<usize> = (0..samples.len()).collect();
-    let mut outputs = vec![vec![]; samples.len()];
-    let mut take = |sample: usize, logits: &[f32]| -> Result<()> {
-        outputs[sample] = logits.to_vec();
-        Ok(())
-    };
-    let whole = each_row(engine, adapter, &samples, &all, &names, batch, go_on, &mut take)?;
     let head = head_of(engine, adapter, data.task)?;
-    Ok(whole.then(|| Answered::new(data, samples, names, head, outputs)))
+    Answered::new(data, samples, names.clone(), head).scored(|samples, take| {
+        each_row(engine, adapter, samples, &all, &names, batch, go_on, take)
+    })
 }
 
 /// The head that answers: the adapter's; of a task whose output is the base's own one that stands for that.
@@ -256,7 +273,7 @@ pub(super) fn each_row(
     labels: &[String],
     batch: usize,
     go_on: &mut dyn FnMut() -> bool,
-    take: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    take: Take<'_>,
 ) -> Result<bool> {
     if which.is_empty() {
         return Err(Error::usage("no samples to evaluate"));

@@ -2,6 +2,9 @@
 //! metrics and checkpoints are plain Rust around it.
 
 pub mod checkpoint;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(feature = "text"), path = "no_completing.rs")]
+mod completing;
 #[cfg(all(test, feature = "import"))]
 mod ctc_tests;
 pub mod data;
@@ -24,6 +27,7 @@ mod lesson_tests;
 pub mod loss;
 pub mod metrics;
 mod mixer;
+mod next_tokens;
 pub mod optimizer;
 mod options;
 mod parameter;
@@ -60,6 +64,8 @@ mod work;
 #[cfg_attr(not(feature = "text"), path = "no_writing.rs")]
 mod writing;
 
+#[cfg(feature = "daemon")]
+pub(crate) use completing::Completing;
 #[cfg(feature = "daemon")]
 pub(crate) use evaluate::{Answered, always, answers};
 pub use evaluate::{Evaluation, evaluate, evaluate_with};

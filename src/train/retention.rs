@@ -1,6 +1,8 @@
 //! How far an adapted base answers as the base does.
 
+use super::next_tokens::next_tokens;
 use super::samples::Samples;
+use super::tasks::Task;
 use crate::adapter::{Bound, Head, Pool};
 use crate::error::{Error, Result};
 use crate::pack::Role;
@@ -35,6 +37,10 @@ pub struct Retention {
     pub neighbours: Option<f32>,
     /// Mean |adapted - base| over the features.
     pub moved: f32,
+    /// Whether it is a language model's next tokens that were compared: cosines are of the roots of their
+    /// probabilities, so that 1 is the same distribution, and `top1_agreement` is of the likeliest tokens.
+    #[serde(skip)]
+    pub tokens: bool,
 }
 
 impl Retention {
@@ -48,6 +54,9 @@ impl Retention {
     pub fn sentence(&self) -> String {
         let percent = self.kept() * 100.0;
         let what = match (self.top1_agreement, self.neighbours) {
+            (Some(_), _) if self.tokens => {
+                "of the likeliest next tokens stay the base's with the adapter on"
+            }
             (Some(_), _) => "of the base's own answers stay the same with the adapter on",
             (None, Some(_)) => {
                 "of each input's five most similar others are the same as the base alone finds"
@@ -58,7 +67,8 @@ impl Retention {
     }
 }
 
-/// Compares on `inputs`, one row each. `None` where `go_on`, asked before each, said stop.
+/// Compares on `inputs`, one row each; a language model without a head by its next tokens
+/// ([`Retention::tokens`]). `None` where `go_on`, asked before each, said stop.
 ///
 /// # Errors
 /// What running says; a base without outputs (unsupported).
@@ -68,6 +78,9 @@ pub fn retention(
     inputs: impl IntoIterator<Item = Result<Named>>,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<Option<Retention>> {
+    if Task::serving(bound.head.as_ref(), engine.base())?.rules().completes() {
+        return next_tokens(engine, bound, inputs, go_on);
+    }
     let view = Lens::new(engine, bound.head.as_ref())?;
     let (mut before, mut now) = (vec![], vec![]);
     for inputs in inputs {
@@ -193,6 +206,7 @@ impl Lens {
             top1_agreement: self.own.as_ref().map(|_| kept as f32 / samples as f32),
             neighbours: neighbours(before, now),
             moved: (moved / values.max(1) as f64) as f32,
+            tokens: false,
         })
     }
 }

@@ -106,12 +106,16 @@ pub fn answering_bytes(engine: &Engine, sample: &Sample) -> Result<u64> {
     }
 }
 
-/// Tokens of the longest sentence, as `max_tokens` cuts it; `None`: these are no sentences.
+/// Tokens of the longest sentence, as `max_tokens` cuts it; `None`: these are no sentences, or what would be
+/// cut away is what is learned.
 pub fn longest_sentence(
     engine: &Engine,
     data: &Dataset,
     max_tokens: Option<usize>,
 ) -> Result<Option<usize>> {
+    if data.task.rules().completes() {
+        return Ok(None);
+    }
     let preprocessor = Preprocessor::new(engine).with_max_tokens(max_tokens);
     let mut longest = None;
     for sample in &data.samples {

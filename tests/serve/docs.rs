@@ -98,7 +98,12 @@ fn the_lines_of_the_http_page_work() {
         let answer = send(&daemon, line);
         let body = String::from_utf8_lossy(&answer.body);
         // A base of sentences: it says so.
-        let other = [("picture.jpg", "pictures need"), ("clip.wav", "sound needs")];
+        let other = [
+            ("picture.jpg", "pictures need"),
+            ("clip.wav", "sound needs"),
+            ("\"tokens\"", "writes no text"),
+            ("\"completion\"", "no language model"),
+        ];
         match other.iter().find(|(file, _)| line.contains(file)) {
             Some((_, says)) => {
                 assert!(answer.status >= 400 && body.contains(says), "{line}: {body}")

@@ -6,6 +6,7 @@ mod api;
 mod bad_input;
 #[path = "../common/mod.rs"]
 mod common;
+mod completions;
 mod corpus;
 mod damaged;
 mod dictations;

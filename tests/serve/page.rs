@@ -395,3 +395,48 @@ fn numbers_are_typed_over() {
     assert_eq!(newest(&daemon)["values"], json!([3.5, -1.0]));
     assert!(!browser.page("/").contains("class=\"card\""));
 }
+
+/// What a language model wrote is typed over, to a prompt and to a conversation.
+#[test]
+fn texts_that_were_written_are_corrected() {
+    let (daemon, browser) = start(crate::completions::place(), "[train]\nenabled = false\n");
+    let chat = json!({"messages": [{"role": "user", "content": "Whose is the hat?"}]});
+    // A name is known by its first sample.
+    let first = json!({"text": "Where?", "completion": "Here.", "adapter": "home"});
+    daemon.ok("POST", "/v1/feedback", Some(&first));
+    for asked in [json!({"text": "Who?"}), chat.clone()] {
+        let asked = crate::support::and(asked, "tokens", 6);
+        daemon.ok("POST", "/v1/predict", Some(&asked));
+    }
+    let began = Instant::now();
+    let ids = loop {
+        let page = browser.page("/");
+        let ids: Vec<String> = page
+            .split("name=\"id\" value=\"")
+            .skip(1)
+            .map(|part| part.split('"').next().unwrap().into())
+            .collect();
+        if ids.len() == 2 {
+            assert!(
+                page.contains("<textarea") && page.contains("user: Whose is the hat?"),
+                "{page}"
+            );
+            break ids;
+        }
+        assert!(began.elapsed() < PATIENCE, "{page}");
+    };
+    for id in &ids {
+        browser.judges(&format!("id={id}&verdict=right&label=Ada,%0D%0A+at+six."));
+    }
+    let listed = daemon.ok("GET", "/v1/samples?adapter=home", None);
+    let samples = listed["samples"].as_array().unwrap().iter().map(|sample| {
+        let sample = daemon.ok("GET", &format!("/v1/samples/{}", sample["id"]), None);
+        (sample["input"].clone(), sample["answer"].clone())
+    });
+    let samples: Vec<_> = samples.collect();
+    assert_eq!(samples.len(), 3, "{samples:?}");
+    for asked in [chat, json!({"text": "Who?"})] {
+        let typed = json!({"completion": "Ada,\n at six."});
+        assert!(samples.contains(&(asked, typed)), "{samples:?}");
+    }
+}

@@ -67,7 +67,7 @@ pub fn measure(
             None => return Ok(None),
         },
     };
-    let finite = now.outputs.iter().flatten().all(|v| v.is_finite());
+    let finite = now.finite;
     // Numbers of samples rise as they come in.
     let old: Vec<bool> =
         work.held.iter().map(|id| work.newest_seen.is_some_and(|newest| *id < newest)).collect();

@@ -2,14 +2,16 @@
 
 use super::api::now;
 use super::ask::{Asked, Question, Raw};
+use super::completion::{Completer, Prompt};
 use super::look::Look;
 use super::problem::Problem;
 use super::recent::{Offer, Recent};
 use super::roster::{Instead, Roster, Served};
+use super::rows::{one_row, rows_are_free, zero};
 use super::writer::Writer;
 use super::written::{Each, written};
 use crate::daemon::Tensor;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::pack::Role;
 use crate::runtime::picture::smaller_side;
 use crate::runtime::text::Tokens;
@@ -17,7 +19,7 @@ use crate::runtime::{
     Engine, MemoryLimit, Named, Prediction, Preprocessor, Stop, Taken, Words, apply_head,
     base_predictions,
 };
-use crate::shape::{Array, DType, Data};
+use crate::shape::Array;
 use crate::train::Task;
 use crate::train::tasks::Wanted;
 use axum::body::Bytes;
@@ -32,10 +34,10 @@ const BYTES_OF_A_ROW: u64 = 256;
 /// A question of so many times the probe's size is large: a sentence of more than a hundred words, a batch.
 const LARGE: usize = 16;
 
-/// Memory that a sentence takes on its way to tokens: a hundred and more bytes for each of its own, of
-/// what goes through the tokenizer.
-fn tokenizing_bytes(text: &str) -> u64 {
-    256 * text.len().min(64 << 10) as u64
+/// Memory that a sentence of so many bytes takes on its way to tokens: a hundred and more for each, of what
+/// goes through the tokenizer.
+pub(super) fn tokenizing_bytes(bytes: usize) -> u64 {
+    256 * bytes.min(64 << 10) as u64
 }
 
 /// Answers questions about one base. Shared by all workers.
@@ -48,6 +50,8 @@ pub struct Answerer {
     recent: Arc<Recent>,
     /// What writes texts behind the base's encoder, where that is its task.
     writer: Writer,
+    /// What goes on from texts, where that is its task.
+    completer: Completer,
     /// Whether sentences of one length may share a run.
     batches: bool,
     /// Decoding takes up to 192 MiB: one picture or sound at a time.
@@ -79,6 +83,7 @@ impl Prepared {
         match &self.work {
             Work::Tokens(_, length) => *length,
             Work::Inputs(named) => named.iter().map(|(_, a)| a.data().len()).max().unwrap_or(0),
+            Work::Prompt(prompt) => prompt.size(),
         }
     }
 }
@@ -87,6 +92,8 @@ enum Work {
     /// A sentence and the length that it is padded to.
     Tokens(Tokens, usize),
     Inputs(Named),
+    /// What a text is to be written behind.
+    Prompt(Box<Prompt>),
 }
 
 /// The answer to one question.
@@ -112,18 +119,21 @@ struct Reply<'a, P: Serialize> {
 }
 
 impl Answerer {
-    /// For this engine and these adapters, with runs that take their memory of `memory`.
+    /// For this engine and these adapters, with runs that take their memory of `memory`, and written texts of
+    /// at most so many tokens.
     pub fn new(
         engine: Engine,
         roster: Arc<Roster>,
         recent: Arc<Recent>,
         memory: MemoryLimit,
+        tokens: usize,
     ) -> Answerer {
         let batches = rows_are_free(&engine);
         let preprocessor = Preprocessor::new(&engine);
         let decoding = Mutex::new(());
         let least = AtomicUsize::new(0);
         let writer = Writer::new(engine.clone().with_memory(memory.clone()));
+        let completer = Completer::new(engine.clone(), memory.clone(), tokens);
         Answerer {
             engine,
             memory,
@@ -131,6 +141,7 @@ impl Answerer {
             roster,
             recent,
             writer,
+            completer,
             batches,
             decoding,
             least,
@@ -141,6 +152,11 @@ impl Answerer {
     /// What requests take their memory of.
     pub fn memory(&self) -> &MemoryLimit {
         &self.memory
+    }
+
+    /// What goes on from texts.
+    pub fn completer(&self) -> &Completer {
+        &self.completer
     }
 
     /// Parses a question, chooses who answers and makes the base's inputs.
@@ -157,16 +173,34 @@ impl Answerer {
         }
         let mut taken = self.memory.take(0)?;
         let question = raw.parse(|| self.roster.list(), &mut taken)?;
-        let Question { input, selection, wanted, outputs } = question;
+        let Question { input, selection, wanted, wording, outputs } = question;
         let served = self.roster.resolve(&selection)?;
         let head = served.bound.as_ref().and_then(|b| b.head.as_ref());
         let task = Task::serving(head, self.engine.base())?;
+        let completes = task.rules().completes();
+        let completes = completes && matches!(input, Asked::Text(_) | Asked::Talk(_));
+        if wording.is_some() && !completes {
+            return Err(Problem::invalid("what answers this writes no text that could be worded")
+                .hint("'tokens', 'temperature', 'stop', 'stream', ... are for language models"));
+        }
+        if completes && (outputs == Some(true) || wanted.reject.is_some()) {
+            return Err(Problem::invalid(
+                "a text that is written has no outputs and rejects nothing",
+            ));
+        }
         let mut sentence = None;
         let shown = served.name.is_some() && !raw.query.aside && self.recent.wants(&input);
         let mut kept = shown.then(|| (input.clone(), None));
         let work = match input {
+            input if completes => {
+                let (wording, hear) = (wording.unwrap_or_default(), raw.hear.clone());
+                Work::Prompt(Box::new(self.completer.prepare(&input, wording, hear, &mut taken)?))
+            }
+            Asked::Talk(_) => {
+                return Err(Error::unsupported("only a language model answers 'messages'").into());
+            }
             Asked::Text(text) => {
-                let _taken = self.memory.take(tokenizing_bytes(&text))?;
+                let _taken = self.memory.take(tokenizing_bytes(text.len()))?;
                 let tokens = if task.needs_words() {
                     let (tokens, words) = self.preprocessor.words(&text)?;
                     sentence = Some((text, words));
@@ -201,11 +235,15 @@ impl Answerer {
         Some(spec.seconds().unwrap_or(0.0))
     }
 
-    /// An error if the base can't take `input`, without running it.
-    pub fn check(&self, input: &Asked) -> Result<(), Problem> {
+    /// An error if the base can't take `input`, or can't go on from it (`completes`), without running it.
+    pub fn check(&self, input: &Asked, completes: bool) -> Result<(), Problem> {
         match input {
+            _ if completes => self.completer.check(input, self.preprocessor.max_tokens())?,
+            Asked::Talk(_) => {
+                return Err(Error::unsupported("only a language model learns of 'messages'").into());
+            }
             Asked::Text(text) => {
-                let _taken = self.memory.take(tokenizing_bytes(text))?;
+                let _taken = self.memory.take(tokenizing_bytes(text.len()))?;
                 drop(self.preprocessor.tokens(text)?);
             }
             Asked::File(bytes) => drop(self.picture(bytes)?),
@@ -237,13 +275,15 @@ impl Answerer {
         let Some(first) = group.first() else { return Ok(vec![]) };
         let made;
         let inputs = match &first.work {
+            // Of those each is a group of its own.
+            Work::Prompt(prompt) => return Ok(vec![self.complete(first, prompt, stop)?]),
             Work::Inputs(named) => named,
             Work::Tokens(..) => {
                 let rows: Vec<&Tokens> = group
                     .iter()
                     .filter_map(|p| match &p.work {
                         Work::Tokens(tokens, _) => Some(tokens),
-                        Work::Inputs(_) => None,
+                        Work::Inputs(_) | Work::Prompt(_) => None,
                     })
                     .collect();
                 made = self.preprocessor.batch(&rows)?;
@@ -319,6 +359,23 @@ impl Answerer {
                 written(&self.memory, &reply)
             })
             .collect()
+    }
+
+    /// The JSON of a text that is written.
+    fn complete(&self, asked: &Prepared, prompt: &Prompt, stop: &Stop) -> Result<Bytes, Problem> {
+        let served = &asked.served;
+        let predictions = [self.completer.answer(prompt, served.bound.as_ref(), stop)?];
+        self.keep(asked, &predictions);
+        let reply = Reply {
+            adapter: served.name.as_deref(),
+            generation: served.generation,
+            instead_of: served.instead.as_deref(),
+            no_answer: None,
+            instant: served.instant,
+            predictions: &predictions,
+            outputs: None,
+        };
+        written(&self.memory, &reply)
     }
 
     /// Offers an answer to be kept for people to look at.
@@ -407,49 +464,6 @@ fn silence(served: &Served) -> String {
         }
         (None, None) => "the base has no labels: its outputs are the answer".into(),
     }
-}
-
-fn zero(shape: Vec<usize>, dtype: DType) -> Result<Array> {
-    let n = crate::shape::volume(&shape).filter(|n| *n <= 1 << 26);
-    let n = n.ok_or_else(|| {
-        crate::error::Error::unsupported(format!("an input of shape {shape:?} is not probed"))
-    })?;
-    let data = match dtype {
-        DType::F32 => Data::F32(vec![0.0; n]),
-        DType::I64 => Data::I64(vec![0; n]),
-        DType::I32 => Data::I32(vec![0; n]),
-        DType::U8 => Data::U8(vec![0; n]),
-        DType::Bool => Data::Bool(vec![false; n]),
-    };
-    Array::new(shape, data)
-}
-
-/// Whether all inputs and outputs have one free first dimension: the batch.
-fn rows_are_free(engine: &Engine) -> bool {
-    let mut first = engine.inputs().iter().chain(engine.outputs()).map(|s| s.dims.first());
-    let Some(Some(batch)) = first.next() else { return false };
-    batch.parse::<u64>().is_err() && first.all(|dim| dim == Some(batch))
-}
-
-/// Row `row` of the first axis, which stays, with one row.
-fn one_row(array: &Array, row: usize) -> Result<Array> {
-    fn part<T: Clone>(values: &[T], rows: usize, row: usize) -> Vec<T> {
-        let width = values.len() / rows.max(1);
-        values.get(row * width..(row + 1) * width).unwrap_or_default().to_vec()
-    }
-    let mut shape = array.shape().to_vec();
-    let rows = shape.first().copied().unwrap_or(1);
-    if let Some(first) = shape.first_mut() {
-        *first = 1;
-    }
-    let data = match array.data() {
-        Data::F32(v) => Data::F32(part(v, rows, row)),
-        Data::I64(v) => Data::I64(part(v, rows, row)),
-        Data::I32(v) => Data::I32(part(v, rows, row)),
-        Data::U8(v) => Data::U8(part(v, rows, row)),
-        Data::Bool(v) => Data::Bool(part(v, rows, row)),
-    };
-    Array::new(shape, data)
 }
 
 impl std::fmt::Debug for Prepared {

@@ -89,7 +89,8 @@ impl App {
         let recent = Arc::new(recent);
         let memory = MemoryLimit::new(limits.memory());
         tracing::info!("requests may take {} MB of memory at once", memory.bytes() / 1_000_000);
-        let answerer = Answerer::new(engine.clone(), roster.clone(), recent.clone(), memory);
+        let shared = (engine.clone(), roster.clone(), recent.clone());
+        let answerer = Answerer::new(shared.0, shared.1, shared.2, memory, limits.tokens);
         let answerer = Arc::new(answerer);
         let pool = Pool::start(
             answerer.clone(),
@@ -269,6 +270,7 @@ impl App {
         if new.limits.memory_bytes != old.limits.memory_bytes {
             self.answerer.memory().set(new.limits.memory());
         }
+        self.answerer.completer().set(new.limits.tokens);
         self.roster.set_capacity(new.limits.adapters);
         let (before, after) = (body_permits(&old), body_permits(&new));
         self.bodies.add_permits(after.saturating_sub(before));

@@ -6,15 +6,16 @@ use super::problem::Problem;
 use super::roster::{Row, Selection};
 use crate::npy;
 use crate::runtime::audio::media_type;
-use crate::runtime::{Named, Taken};
+use crate::runtime::{Message, Named, Taken};
 use crate::shape::{Array, DType, Data};
 use crate::store::{Input, Reference, check_name};
-use crate::train::tasks::{MAX_BEAM, Wanted};
+use crate::train::tasks::{MAX_BEAM, Wanted, Wording, conversation_text};
 use axum::body::Bytes;
 use axum::http::StatusCode;
 use base64::Engine as _;
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
+use tokio::sync::mpsc::UnboundedSender;
 
 /// Labels in an answer where the request does not say.
 const DEFAULT_TOP: usize = 5;
@@ -24,6 +25,9 @@ pub const MAX_TOP: usize = 1000;
 pub const MAX_UNPACKED: u64 = 256 << 20;
 /// Memory for a number of a JSON body: as it was read, in a list that grows, and in its array.
 const BYTES_OF_A_NUMBER: u64 = 40;
+/// Most texts that end an answer, and their bytes: each token is held against all of them.
+const MAX_STOPS: usize = 16;
+const MAX_STOP_BYTES: usize = 256;
 /// Most adapters summed for one request.
 const MAX_MIX: usize = 16;
 
@@ -75,7 +79,19 @@ pub struct Raw {
     pub mime: Mime,
     /// What a raw body can't say.
     pub query: AskQuery,
+    /// Who is told of a text as it comes, where the question asks for that.
+    pub hear: Option<Hear>,
 }
+
+impl Raw {
+    /// One whose answer is told as a whole.
+    pub fn new(body: Bytes, mime: Mime, query: AskQuery) -> Raw {
+        Raw { body, mime, query, hear: None }
+    }
+}
+
+/// Where the parts of a text go.
+pub type Hear = UnboundedSender<String>;
 
 /// The query of a raw body.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -108,6 +124,8 @@ pub struct Question {
     pub selection: Selection,
     /// What of the answer.
     pub wanted: Wanted,
+    /// How a text is to be written, where the request says something of that.
+    pub wording: Option<Wording>,
     /// Whether the base's outputs are in the answer; `None`: where there are no labels.
     pub outputs: Option<bool>,
 }
@@ -117,6 +135,8 @@ pub struct Question {
 pub enum Asked {
     /// A sentence.
     Text(String),
+    /// A conversation.
+    Talk(Vec<Message>),
     /// A picture or a clip of sound.
     File(Bytes),
     /// The base's inputs.
@@ -127,6 +147,7 @@ pub enum Asked {
 #[serde(deny_unknown_fields)]
 struct PredictBody {
     text: Option<String>,
+    messages: Option<Vec<Message>>,
     image: Option<String>,
     audio: Option<String>,
     inputs: Option<BTreeMap<String, TensorBody>>,
@@ -137,6 +158,37 @@ struct PredictBody {
     reject: Option<f32>,
     beam: Option<usize>,
     outputs: Option<bool>,
+    tokens: Option<usize>,
+    temperature: Option<f32>,
+    top_k: Option<usize>,
+    top_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    seed: Option<u64>,
+    stop: Option<Vec<String>>,
+    stream: Option<bool>,
+}
+
+impl PredictBody {
+    /// What it says of a text to be written; `None`: nothing.
+    fn wording(&mut self) -> Result<Option<Wording>, Problem> {
+        let stop = self.stop.take().unwrap_or_default();
+        if stop.len() > MAX_STOPS || stop.iter().any(|text| text.len() > MAX_STOP_BYTES) {
+            return Err(Problem::invalid(format!(
+                "stop: expected at most {MAX_STOPS} texts of at most {MAX_STOP_BYTES} bytes"
+            )));
+        }
+        let wording = Wording {
+            tokens: self.tokens,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            stop,
+            stream: self.stream == Some(true),
+        };
+        Ok((wording != Wording::default()).then_some(wording))
+    }
 }
 
 /// llama.cpp's form of a weight.
@@ -263,9 +315,10 @@ pub fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     }
 }
 
-/// Exactly one of a sentence, a picture or sound in base64, and tensors.
+/// Exactly one of a sentence, a conversation, a picture or sound in base64, and tensors.
 pub fn input(
     text: Option<String>,
+    messages: Option<Vec<Message>>,
     image: Option<String>,
     audio: Option<String>,
     inputs: Option<BTreeMap<String, TensorBody>>,
@@ -276,16 +329,22 @@ pub fn input(
         let bytes = bytes.map_err(|e| Problem::invalid(format!("{name}: not base64: {e}")))?;
         Ok(Asked::File(bytes.into()))
     };
-    match (text, image, audio, inputs) {
-        (Some(text), None, None, None) => {
+    match (text, messages, image, audio, inputs) {
+        (Some(text), None, None, None, None) => {
             if text.trim().is_empty() {
                 return Err(Problem::invalid("text: the sentence is empty"));
             }
             Ok(Asked::Text(text))
         }
-        (None, Some(image), None, None) => file(&image, "image"),
-        (None, None, Some(audio), None) => file(&audio, "audio"),
-        (None, None, None, Some(inputs)) => {
+        (None, Some(messages), None, None, None) => {
+            if messages.is_empty() {
+                return Err(Problem::invalid("messages: there are none"));
+            }
+            Ok(Asked::Talk(messages))
+        }
+        (None, None, Some(image), None, None) => file(&image, "image"),
+        (None, None, None, Some(audio), None) => file(&audio, "audio"),
+        (None, None, None, None, Some(inputs)) => {
             if inputs.is_empty() {
                 return Err(Problem::invalid("inputs: there are none"));
             }
@@ -295,7 +354,9 @@ pub fn input(
             });
             Ok(Asked::Tensors(arrays.collect::<Result<Named, Problem>>()?))
         }
-        _ => Err(Problem::invalid("expected exactly one of 'text', 'image', 'audio' and 'inputs'")),
+        _ => Err(Problem::invalid(
+            "expected exactly one of 'text', 'messages', 'image', 'audio' and 'inputs'",
+        )),
     }
 }
 
@@ -335,10 +396,10 @@ impl Raw {
         taken: &mut Taken,
     ) -> Result<Question, Problem> {
         let raw = raw_input(&self.body, self.mime, taken)?;
-        let (input, adapter, lora, top, reject, beam, outputs) = match raw {
+        let (input, adapter, lora, top, reject, beam, outputs, wording) = match raw {
             Some(input) => {
                 let q = self.query.clone();
-                (input, q.adapter.map(Some), None, q.top, q.reject, q.beam, q.outputs)
+                (input, q.adapter.map(Some), None, q.top, q.reject, q.beam, q.outputs, None)
             }
             None => {
                 if self.query.adapter.is_some() || self.query.top.is_some() {
@@ -346,9 +407,10 @@ impl Raw {
                         "the query is for raw bodies: put 'adapter' and 'top' into the JSON",
                     ));
                 }
-                let b: PredictBody = object(&self.body)?;
-                let input = input(b.text, b.image, b.audio, b.inputs)?;
-                (input, b.adapter, b.lora, b.top, b.reject, b.beam, b.outputs)
+                let mut b: PredictBody = object(&self.body)?;
+                let wording = b.wording()?;
+                let input = input(b.text, b.messages, b.image, b.audio, b.inputs)?;
+                (input, b.adapter, b.lora, b.top, b.reject, b.beam, b.outputs, wording)
             }
         };
         let selection = match (adapter, lora) {
@@ -375,7 +437,7 @@ impl Raw {
             return Err(Problem::invalid(error));
         }
         let wanted = Wanted { top, reject, beam };
-        Ok(Question { input, selection, wanted, outputs })
+        Ok(Question { input, selection, wanted, wording, outputs })
     }
 }
 
@@ -409,6 +471,7 @@ impl Asked {
     pub fn into_stored(self) -> Result<Input, Problem> {
         Ok(match self {
             Asked::Text(text) => Input::Text(text),
+            Asked::Talk(messages) => Input::Text(conversation_text(&messages)),
             Asked::File(bytes) => {
                 let mime = media_type(&bytes).unwrap_or("application/octet-stream");
                 Input::File { bytes: bytes.to_vec(), mime: mime.into() }
@@ -426,74 +489,5 @@ pub fn name(text: &str) -> Result<&str, Problem> {
 
 #[cfg(test)]
 #[allow(clippy::arithmetic_side_effects)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<Question, Problem> {
-        let raw = Raw {
-            body: Bytes::copy_from_slice(text.as_bytes()),
-            mime: Mime::Json,
-            query: AskQuery::default(),
-        };
-        let row = |(id, name): (usize, &str)| Row {
-            id,
-            name: name.into(),
-            generation: Some(1),
-            instead: None,
-        };
-        let mut taken = crate::runtime::MemoryLimit::new(1 << 24).take(0).unwrap();
-        raw.parse(|| ["a", "b"].into_iter().enumerate().map(row).collect(), &mut taken)
-    }
-
-    #[test]
-    fn questions_are_read_and_wrong_ones_named() {
-        let q = parse(r#"{"text": "hi", "adapter": null, "top": 2}"#).unwrap();
-        assert!(matches!(q.input, Asked::Text(_)) && q.selection == Selection::Base);
-        assert_eq!((q.wanted.top, q.wanted.beam), (2, 1));
-        let q = parse(r#"{"text": "hi"}"#).unwrap();
-        assert_eq!(q.selection, Selection::Default);
-        let q = parse(r#"{"text": "hi", "lora": [{"id": 1, "scale": 0.5}]}"#).unwrap();
-        assert_eq!(q.selection, Selection::Mix(vec![("b".into(), 0.5)]));
-        let q = parse(
-            r#"{"inputs": {"x": {"shape": [1, 2], "dtype": "i64", "data": [9007199254740993, -1]}}}"#,
-        );
-        let Asked::Tensors(named) = q.unwrap().input else { panic!() };
-        assert_eq!(named[0].1.as_i64().unwrap(), [9_007_199_254_740_993, -1]);
-        for (text, status, part) in [
-            ("", 400, "EOF"),
-            ("[]", 400, "object"),
-            ("{}", 400, "exactly one"),
-            (r#"{"text": "a", "image": "b"}"#, 400, "exactly one"),
-            (r#"{"text": 3}"#, 400, "string"),
-            (r#"{"text": " "}"#, 400, "empty"),
-            (r#"["hi", null]"#, 400, "object"),
-            (r#"{"text": "a", "colour": 1}"#, 400, "colour"),
-            (r#"{"text": "a", "adapter": "../x"}"#, 400, "adapter"),
-            (r#"{"text": "a", "adapter": "x@0"}"#, 400, "generation"),
-            (r#"{"text": "a", "top": -1}"#, 400, "-1"),
-            (r#"{"text": "a", "top": 100000}"#, 400, "top"),
-            (r#"{"text": "a", "beam": 0}"#, 400, "beam"),
-            (r#"{"text": "a", "lora": [{"id": 7, "scale": 1}]}"#, 404, "7"),
-            (r#"{"text": "a", "lora": [{"id": 0, "scale": 1}], "adapter": "a"}"#, 400, "both"),
-            (r#"{"image": "%%"}"#, 400, "base64"),
-            (r#"{"inputs": {}}"#, 400, "none"),
-            (r#"{"inputs": {"x": {"shape": [3], "data": [1]}}}"#, 400, "'x'"),
-            (r#"{"inputs": {"x": {"shape": [1], "data": ["a"]}}}"#, 400, "number"),
-            (r#"{"inputs": {"x": {"shape": [1], "data": [1e300]}}}"#, 400, "'x'"),
-            (r#"{"inputs": {"x": {"shape": [1], "dtype": "u8", "data": [256]}}}"#, 400, "u8"),
-            (
-                r#"{"inputs": {"x": {"shape": [4294967295, 4294967295, 2], "data": []}}}"#,
-                400,
-                "'x'",
-            ),
-        ] {
-            let e = parse(text).unwrap_err();
-            assert_eq!(e.status.as_u16(), status, "{text}: {e:?}");
-            assert!(e.message.contains(part), "{text}: {e:?}");
-        }
-        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-        for text in [deep.clone(), format!("{{\"inputs\": {{\"x\": {deep}}}}}")] {
-            assert_eq!(parse(&text).unwrap_err().status.as_u16(), 400);
-        }
-    }
-}
+#[path = "ask_tests.rs"]
+mod tests;

@@ -57,11 +57,7 @@ pub async fn handle(app: Arc<App>, conn: Arc<Conn>, request: Request) -> Respons
             match tokio::time::timeout(limit, Guarded(service.call(request))).await {
                 Ok(Ok(response)) => response,
                 Ok(Err(problem)) => problem.into_response(),
-                Err(_) => Problem::late(format!(
-                    "no answer within {} s (limits.request_seconds)",
-                    limit.as_secs_f64()
-                ))
-                .into_response(),
+                Err(_) => Problem::slow(limit).into_response(),
             }
         }
         Err(problem) => problem.into_response(),

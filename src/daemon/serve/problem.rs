@@ -3,7 +3,8 @@
 use crate::error::{Cause, Error, ErrorKind};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
+use std::time::Duration;
 
 /// A refusal. Its body is `{"error": {"code", "type", "message", "hint"}}`, in the shape that
 /// llama.cpp's server gives.
@@ -45,9 +46,28 @@ impl Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "timeout", message)
     }
 
+    /// 503: no answer within the limit of requests.
+    pub fn slow(limit: Duration) -> Problem {
+        Problem::late(format!(
+            "no answer within {} s (limits.request_seconds)",
+            limit.as_secs_f64()
+        ))
+    }
+
     /// 500: a fault of the daemon or of the machine.
     pub fn failed(message: impl Into<String>) -> Problem {
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", message)
+    }
+
+    /// What is sent.
+    pub fn body(&self) -> Value {
+        let mut error = json!({
+            "code": self.status.as_u16(), "type": self.kind, "message": self.message,
+        });
+        if let (Some(hint), Some(map)) = (&self.hint, error.as_object_mut()) {
+            map.insert("hint".into(), hint.as_str().into());
+        }
+        json!({ "error": error })
     }
 
     /// Adds what to try next.
@@ -106,13 +126,7 @@ fn for_http(hint: &str) -> Option<String> {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut error = json!({
-            "code": self.status.as_u16(), "type": self.kind, "message": self.message,
-        });
-        if let (Some(hint), Some(map)) = (self.hint, error.as_object_mut()) {
-            map.insert("hint".into(), hint.into());
-        }
-        let mut response = (self.status, axum::Json(json!({ "error": error }))).into_response();
+        let mut response = (self.status, axum::Json(self.body())).into_response();
         let headers = response.headers_mut();
         match self.status {
             StatusCode::SERVICE_UNAVAILABLE => {

@@ -6,6 +6,7 @@
 use super::ask::Asked;
 use super::look::Look;
 use crate::daemon::config::RecentConfig;
+use crate::train::tasks::conversation_text;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -25,6 +26,8 @@ const NEAR: u32 = 6;
 const SHOWN: usize = 500;
 /// Numbers are below: an address has none above.
 const MAX_ID: u64 = i64::MAX as u64;
+/// The kind of answers to conversations.
+pub const TALK: &str = "messages";
 /// Ending of an answer's file: a line of JSON, then the input.
 const ENDING: &str = "answer";
 
@@ -43,7 +46,7 @@ pub struct Item {
     pub answer: Value,
     /// How doubtful it is, 0 to 1.
     pub doubt: f32,
-    /// `text`, or the picture's media type.
+    /// `text`, `messages` of which the input is JSON, or the file's media type.
     pub kind: String,
     /// What a near duplicate has alike.
     pub look: u64,
@@ -152,7 +155,7 @@ impl Recent {
     /// Whether answers to `input` are kept.
     pub fn wants(&self, input: &Asked) -> bool {
         let wanted = match input {
-            Asked::Text(_) => self.wanted.text,
+            Asked::Text(_) | Asked::Talk(_) => self.wanted.text,
             Asked::File(_) => self.wanted.pictures,
             Asked::Tensors(_) => false,
         };
@@ -229,8 +232,14 @@ impl Shared {
 
     fn keep(&self, offer: Offer) -> Result<(), &'static str> {
         let Offer { time, name, generation, answer, input, look } = offer;
+        let mut said = None;
         let (kind, bytes) = match input {
             Asked::Text(text) => ("text", text.into_bytes()),
+            Asked::Talk(messages) => {
+                let lines = messages.iter().map(|m| format!("{}: {}", m.role, m.content));
+                said = Some(lines.collect::<Vec<String>>().join("\n"));
+                (TALK, conversation_text(&messages).into_bytes())
+            }
             Asked::File(bytes) => {
                 let kind = crate::runtime::audio::media_type(&bytes).unwrap_or("image");
                 (kind, bytes.to_vec())
@@ -246,10 +255,10 @@ impl Shared {
         };
         let doubt = doubt(&answer);
         let mut inner = self.inner();
-        let text = kind == "text";
+        let text = is_text(kind);
         let near = inner.items.iter().any(|other| {
             let apart = (other.look ^ look).count_ones();
-            let same_sort = (other.kind == "text") == text && other.name == name;
+            let same_sort = is_text(&other.kind) == text && other.name == name;
             same_sort && apart <= if text { 0 } else { NEAR }
         });
         if near {
@@ -258,8 +267,8 @@ impl Shared {
         let id = inner.next;
         inner.next += 1;
         let (kind, length) = (kind.to_string(), bytes.len());
-        let shown = || String::from_utf8_lossy(&bytes).chars().take(SHOWN).collect();
-        let text = text.then(shown);
+        let said = said.unwrap_or_else(|| String::from_utf8_lossy(&bytes).into_owned());
+        let text = text.then(|| said.chars().take(SHOWN).collect());
         let item =
             Item { id, time, name, generation, answer, doubt, kind, look, bytes: length, text };
         let mut content = serde_json::to_vec(&item).map_err(|_| "could not be written")?;
@@ -277,6 +286,11 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Whether the input is a text.
+fn is_text(kind: &str) -> bool {
+    matches!(kind, "text" | TALK)
 }
 
 /// Which answer goes where there are too many: the least doubtful of the older half.

@@ -7,7 +7,7 @@
 
 use crate::adapter::Bound;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::tract_error;
+use crate::graph::{Stop, Watch, tract_error};
 use crate::pack::{IoSpec, Role};
 use crate::runtime::engine::Engine;
 use crate::runtime::to_tensor;
@@ -27,6 +27,8 @@ pub(super) struct Past {
     states: HashMap<u32, TValue>,
     /// An encoder's output, for graphs that take it.
     encoded: Option<TValue>,
+    /// Asked between the steps of runs whether they end.
+    pub(super) stop: Option<Stop>,
 }
 
 /// The graphs that tokens go through.
@@ -81,6 +83,30 @@ impl Decoder {
             None => fixed(&self.first),
             Some(_) => None,
         }
+    }
+
+    /// Bytes of the states of `tokens` tokens, of which a run has the old and the new ones, and of a row of
+    /// logits, which is there three times while a token is chosen.
+    #[cfg(feature = "daemon")]
+    pub(super) fn kept_bytes(&self, tokens: usize) -> u64 {
+        let batch = |graph: &Engine| graph.input(Role::Ids).and_then(|s| s.dims.first().cloned());
+        let bytes = |graph: &Engine, spec: &IoSpec| {
+            let batch = batch(graph);
+            let size = |dim: &String| match dim.parse::<u64>() {
+                Ok(size) => size,
+                Err(_) if Some(dim) == batch.as_ref() => 1,
+                Err(_) => tokens as u64,
+            };
+            // Of four bytes.
+            spec.dims.iter().map(size).fold(4, u64::saturating_mul)
+        };
+        let kept = self.step.iter().flat_map(|step| {
+            let states = step.inputs().iter().filter(|s| matches!(s.role, Role::State(_)));
+            states.map(move |spec| bytes(step, spec))
+        });
+        let logits = self.first.outputs().iter().find(|s| s.role == Role::Logits);
+        let width = logits.and_then(|s| s.dims.last()?.parse::<u64>().ok()).unwrap_or(0);
+        kept.fold(0, u64::saturating_add).saturating_mul(2).saturating_add(3 * 4 * width)
     }
 
     /// A past without tokens; `encoded` is an encoder's output \[1, frames, features\].
@@ -173,7 +199,8 @@ impl Decoder {
                 _ => return Err(unknown(spec)),
             });
         }
-        let outputs = graph.run_free(tensors, &grows(graph), adapter)?;
+        let watch = Watch { stop: past.stop.clone(), ..Watch::default() };
+        let outputs = graph.run_free(tensors, &grows(graph), adapter, watch)?;
         let (mut found, mut states) = (None, vec![]);
         for (spec, value) in graph.outputs().iter().zip(outputs) {
             match spec.role {

@@ -14,6 +14,7 @@ use super::message::Message;
 use super::text::{TextEncoder, UNLIMITED};
 use crate::adapter::Bound;
 use crate::error::{Error, Result};
+use crate::graph::Stop;
 use crate::pack::Role;
 use crate::shape::{Array, Input};
 use decoder::Decoder;
@@ -311,6 +312,22 @@ impl Generator {
         options: &GenerateOptions,
         listener: &mut Listener<'_>,
     ) -> Result<Generated> {
+        self.generate_until(encoded, prompt, adapter, options, None, listener)
+    }
+
+    /// As [`Generator::generate_from`], until `stop` says so: it is asked between the steps of the runs.
+    ///
+    /// # Errors
+    /// As [`Engine::run_until`].
+    pub(crate) fn generate_until(
+        &self,
+        encoded: Option<Array>,
+        prompt: &[u32],
+        adapter: Option<&Arc<Bound>>,
+        options: &GenerateOptions,
+        stop: Option<Stop>,
+        listener: &mut Listener<'_>,
+    ) -> Result<Generated> {
         options.sampling.check()?;
         if options.stop.iter().any(String::is_empty) {
             return Err(Error::usage("a stop text is empty"));
@@ -328,6 +345,7 @@ impl Generator {
         }
         let start = Instant::now();
         let (mut past, mut logits) = (self.decoder.begin(encoded)?, vec![]);
+        past.stop = stop;
         self.decoder.feed(&mut past, prompt, adapter, &mut logits)?;
         let prompt_time = start.elapsed();
         let mut sampler = Sampler::new(options.sampling);
@@ -365,8 +383,14 @@ impl Generator {
         Ok(Generated { ids, text, prompt_tokens: prompt.len(), ended, prompt_time, time })
     }
 
+    /// Bytes that `tokens` tokens take between runs: their states and one row of logits.
+    #[cfg(feature = "daemon")]
+    pub(crate) fn kept_bytes(&self, tokens: usize) -> u64 {
+        self.decoder.kept_bytes(tokens)
+    }
+
     /// How many tokens there may be, the prompt's included, where the base says.
-    fn room(&self) -> Option<usize> {
+    pub(crate) fn room(&self) -> Option<usize> {
         let stated = self.engine.base().preprocess().max_tokens.map(|n| n as usize);
         [stated, self.decoder.fixed_length()].into_iter().flatten().min()
     }

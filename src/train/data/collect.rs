@@ -152,8 +152,11 @@ impl<'a> Collector<'a> {
     fn text_of_task(&self, row: &Row<'_>) -> Result<SampleInput> {
         let readers = self.task.map_or_else(|| Task::reading(row), |task| vec![task]);
         for task in readers {
-            if let Some(text) = task.rules().text(row)? {
-                return self.text(&text);
+            match task.rules().text(row)? {
+                // A completion may follow on nothing.
+                Some(text) if task.rules().completes() => return Ok(SampleInput::Text(text)),
+                Some(text) => return self.text(&text),
+                None => {}
             }
         }
         Err(Error::bad_input("no field 'text', 'image' or 'audio'"))

@@ -13,6 +13,19 @@ pub enum Label {
     Values(Vec<f32>),
     /// A text.
     Text(Spelled),
+    /// What a language model should write.
+    Follows(Follows),
+}
+
+/// What should follow on the input of a language model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Follows {
+    /// Nothing: the input itself is learned.
+    Nothing,
+    /// This text; the input is a prompt.
+    Completion(String),
+    /// This answer; the input is a conversation, messages as JSON.
+    Reply(String),
 }
 
 /// A text and the symbols that spell it: a row gives one of them, the base's symbols the other.
@@ -49,7 +62,7 @@ impl Label {
                     |mark: &Mark| Ok(Mark { label: to(mark.label).ok_or(mark.label)?, ..*mark });
                 Label::Marks(marks.iter().map(moved).collect::<Result<_, usize>>()?)
             }
-            Label::Values(_) | Label::Text(_) => self.clone(),
+            Label::Values(_) | Label::Text(_) | Label::Follows(_) => self.clone(),
         })
     }
 
@@ -77,6 +90,11 @@ impl Label {
                 let symbols = symbols.iter().flat_map(|symbol| symbol.to_le_bytes());
                 text.bytes().chain([0]).chain(symbols).collect()
             }
+            Label::Follows(follows) => match follows {
+                Follows::Nothing => vec![0],
+                Follows::Completion(text) => [1].into_iter().chain(text.bytes()).collect(),
+                Follows::Reply(text) => [2].into_iter().chain(text.bytes()).collect(),
+            },
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::pack::Base;
 use crate::shape::Array;
 pub(crate) use collect::Collector;
 pub(crate) use folder::files_in;
-pub use label::{Label, Mark, Spelled};
+pub use label::{Follows, Label, Mark, Spelled};
 pub use row::Row;
 pub(crate) use row::{Rough, RoughLabel, RoughName, Seen};
 use std::collections::BTreeSet;

@@ -39,6 +39,24 @@ impl Default for Wanted {
     }
 }
 
+/// How a text is asked for that a base is to write. What is not said is as
+/// [`GenerateOptions`](crate::runtime) has it.
+#[cfg(feature = "daemon")]
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wording {
+    /// New tokens at most.
+    pub tokens: Option<usize>,
+    pub temperature: Option<f32>,
+    pub top_k: Option<usize>,
+    pub top_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+    pub seed: Option<u64>,
+    /// Texts that end it.
+    pub stop: Vec<String>,
+    /// Whether it is told as it comes.
+    pub stream: bool,
+}
+
 /// A measured value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metric {

@@ -15,8 +15,16 @@ mod tokens;
 mod transcribe;
 mod translate;
 
+#[cfg(feature = "daemon")]
+pub use answer::Wording;
 pub use answer::{Answer, MAX_BEAM, Metric, Metrics, Wanted};
 pub(crate) use answer::{Given, Score};
+#[cfg(all(feature = "daemon", feature = "text"))]
+pub(crate) use language::completed;
+#[cfg(feature = "text")]
+pub(crate) use language::conversation_tokens;
+#[cfg(feature = "daemon")]
+pub(crate) use language::written as conversation_text;
 pub use rules::ByHand;
 pub(crate) use rules::{Speller, TaskRules};
 #[cfg(feature = "text")]
@@ -25,6 +33,8 @@ pub(crate) use translate::written;
 use super::data::{Row, Seen};
 use crate::error::{Error, Result};
 use crate::pack::Problem;
+#[cfg(feature = "daemon")]
+use crate::runtime::Message;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use std::fmt;
@@ -155,6 +165,17 @@ impl Task {
     pub(crate) fn stored(self, row: &Row<'_>) -> Result<String> {
         self.0.label(row)?;
         Ok(Value::Object(self.0.stored(row)).to_string())
+    }
+
+    /// The messages of a row that has some, without the answer to them. Errors: they are none (bad input).
+    #[cfg(feature = "daemon")]
+    pub(crate) fn conversation_of(row: &Row<'_>) -> Result<Option<Vec<Message>>> {
+        Ok(language::conversation(row)?.map(|(messages, _)| messages))
+    }
+
+    /// A kept text and label as they were sent, where that is another form than the kept one.
+    pub(crate) fn shown(text: &str, stored: &serde_json::Map<String, Value>) -> Option<[Value; 2]> {
+        ALL.iter().find_map(|task| task.0.shown(text, stored))
     }
 
     /// Of an answer that people can correct: the task that gave it, the field that says the answer and

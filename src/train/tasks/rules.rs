@@ -27,6 +27,8 @@ pub enum ByHand {
     Names,
     /// A line that is typed: a text, numbers.
     Line,
+    /// A text of any number of lines, whose blanks count.
+    Text,
 }
 
 /// A task's rules. What is called an output are the raw values of the head (or of the base's own
@@ -61,6 +63,12 @@ pub(crate) trait TaskRules: Sync {
     fn stored(&self, row: &Row<'_>) -> Map<String, Value> {
         let kept = |field: &&str| Some((field.to_string(), row.get(field)?.clone()));
         self.fields().iter().filter_map(kept).collect()
+    }
+
+    /// A text that is kept and the fields that are kept for its label as people sent them, where that is
+    /// another form.
+    fn shown(&self, _text: &str, _stored: &Map<String, Value>) -> Option<[Value; 2]> {
+        None
     }
 
     /// Why the labels of a whole file are its own, where nobody named a task.
@@ -102,6 +110,11 @@ pub(crate) trait TaskRules: Sync {
 
     /// Whether an answer is a text that a decoder writes behind an encoder, which no run of one graph gives.
     fn writes(&self) -> bool {
+        false
+    }
+
+    /// Whether an answer to a text is what the base writes behind it.
+    fn completes(&self) -> bool {
         false
     }
 
@@ -221,7 +234,7 @@ pub(crate) trait TaskRules: Sync {
         None
     }
 
-    /// What was typed for the field of [`TaskRules::by_hand`], where that is [`ByHand::Line`].
+    /// What was typed for the field of [`TaskRules::by_hand`], where that is [`ByHand::Line`] or [`ByHand::Text`].
     fn typed(&self, line: &str, _answered: &Value) -> Result<Value> {
         Ok(line.trim().into())
     }

@@ -5,6 +5,7 @@ mod page;
 mod predict;
 mod samples;
 mod status;
+mod stream;
 mod table;
 mod tokens;
 mod train;

@@ -5,6 +5,7 @@ use super::{Answer, Call, now, ok, with};
 use crate::daemon::serve::app::App;
 use crate::daemon::serve::ask::{self, Asked, INPUTS, Mime, TensorBody, input, raw_input};
 use crate::daemon::serve::problem::Problem;
+use crate::daemon::serve::recent::TALK;
 use crate::daemon::serve::roster::Selection;
 use crate::runtime::Taken;
 use crate::store::{
@@ -95,11 +96,7 @@ impl<'de> Deserialize<'de> for FeedbackBody {
 
 struct Feedback {
     input: Asked,
-    label: Option<Label>,
-    /// Whether what was answered was right, where that can be told.
-    right: Option<bool>,
-    /// The class that was answered.
-    predicted: Option<String>,
+    judged: Judged,
     rest: FeedbackBody,
 }
 
@@ -123,23 +120,37 @@ fn parse(
     let (text, image, audio) = (b.text.take(), b.image.take(), b.audio.take());
     let inputs = b.inputs.take();
     let given = text.is_some() || image.is_some() || audio.is_some() || inputs.is_some();
+    let named = |e: crate::error::Error| Problem::invalid(e.message());
+    let messages = Task::conversation_of(&row).map_err(named)?;
+    if messages.is_some() && given {
+        return Err(Problem::invalid("'messages' are the input: expected no other"));
+    }
+    if given && row.get("prompt").is_some() {
+        return Err(Problem::invalid("'prompt' is the input: expected no other"));
+    }
     let input = match raw {
         Some(_) if given => {
             return Err(Problem::invalid("the body is the input: expected no other in the query"));
         }
         Some(raw) => raw,
-        None if !given => input(Task::text_of(&row)?, None, None, None)?,
-        None => input(text, image, audio, inputs)?,
+        None if messages.is_some() => input(None, messages, None, None, None)?,
+        None if !given => input(Task::text_of(&row)?, None, None, None, None)?,
+        None => input(text, None, image, audio, inputs)?,
     };
-    let Judged { label, right, predicted } = judge(&fields, row, b.predicted.take())?;
-    Ok(Feedback { input, label, right, predicted, rest: b })
+    let judged = judge(&fields, row, b.predicted.take())?;
+    Ok(Feedback { input, judged, rest: b })
 }
 
 /// What feedback says of an answer.
+#[derive(Default)]
 struct Judged {
     label: Option<Label>,
+    /// Whether what was answered was right, where that can be told.
     right: Option<bool>,
+    /// The class that was answered.
     predicted: Option<String>,
+    /// Whether the label is a text that goes on from the input.
+    completes: bool,
 }
 
 fn judge(
@@ -153,7 +164,7 @@ fn judge(
         Some(_) => Err(Problem::invalid("predicted: expected a string")),
     };
     if fields.is_empty() {
-        return Ok(Judged { label: None, right: None, predicted: word(predicted)? });
+        return Ok(Judged { predicted: word(predicted)?, ..Judged::default() });
     }
     let named = |e: crate::error::Error| Problem::invalid(e.message());
     let task = Task::reading_one(&row).map_err(named)?;
@@ -176,7 +187,8 @@ fn judge(
             (Label::Answer(text), said)
         }
     };
-    Ok(Judged { label: Some(label), right, predicted })
+    let completes = task.rules().completes();
+    Ok(Judged { label: Some(label), right, predicted, completes })
 }
 
 /// `POST /v1/feedback`: a sample, and whether what was answered was right. On the medium when it is
@@ -234,7 +246,8 @@ fn record(app: &App, feedback: Feedback) -> Answer {
 
 /// Keeps a sample, or what is said of an answer alone where the input may not be kept.
 fn keep(app: &App, feedback: Feedback) -> Result<Option<Recorded>, Problem> {
-    let Feedback { input, label, right, predicted, rest } = feedback;
+    let Feedback { input, judged, rest } = feedback;
+    let Judged { label, right, predicted, completes } = judged;
     let name = match (&rest.adapter, app.roster.default_selection()) {
         (Some(name), _) => ask::name(name)?.to_string(),
         (None, Selection::Named(reference)) => reference.name().to_string(),
@@ -247,7 +260,7 @@ fn keep(app: &App, feedback: Feedback) -> Result<Option<Recorded>, Problem> {
     in_range("generation", rest.generation)?;
     in_range("time", rest.time)?;
     // What the base can't take is no sample: found now, not at night.
-    app.answerer.check(&input)?;
+    app.answerer.check(&input, completes)?;
     let time = rest.time.unwrap_or_else(now);
     let told = |right: Option<bool>| {
         if let (Some(learning), true) = (app.learning(), right.is_some()) {
@@ -342,7 +355,7 @@ pub async fn show(State(app): State<Arc<App>>, call: Call) -> Answer {
     let id = call.number("id")? as i64;
     let sample = app.blocking(move |app| Ok(app.store.sample(id)?)).await?;
     let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
-    let input = match &sample.input {
+    let mut input = match &sample.input {
         Input::Text(text) => json!({"text": text}),
         Input::File { bytes, mime } => {
             let field = if mime.starts_with("audio/") { "audio" } else { "image" };
@@ -354,10 +367,15 @@ pub async fn show(State(app): State<Arc<App>>, call: Call) -> Answer {
         Some(Label::Values(values)) => Some(values),
         _ => None,
     };
-    let answer: Option<Value> = match &sample.label {
+    let mut answer: Option<Value> = match &sample.label {
         Some(Label::Answer(text)) => serde_json::from_str(text).ok(),
         _ => None,
     };
+    if let (Input::Text(text), Some(Value::Object(stored))) = (&sample.input, &answer)
+        && let Some([asked, said]) = Task::shown(text, stored)
+    {
+        (input, answer) = (asked, Some(said));
+    }
     ok(&json!({"sample": sample.info, "input": input, "values": values, "answer": answer}))
 }
 
@@ -458,8 +476,11 @@ pub(super) struct Said {
 
 /// Records feedback that came through the page: the sample's number.
 pub(super) fn judged(app: &App, said: Said) -> Result<Option<i64>, Problem> {
-    let fields = Map::from_iter([(said.label.0.to_string(), said.label.1)]);
-    let Judged { label, right, predicted } = judge(&fields, Row::typed(&fields), said.predicted)?;
+    let mut fields = Map::from_iter([(said.label.0.to_string(), said.label.1)]);
+    if let Asked::Talk(messages) = &said.input {
+        fields.insert(TALK.into(), json!(messages));
+    }
+    let judged = judge(&fields, Row::typed(&fields), said.predicted)?;
     let rest = FeedbackBody {
         adapter: Some(said.name),
         generation: said.generation,
@@ -467,6 +488,6 @@ pub(super) fn judged(app: &App, said: Said) -> Result<Option<i64>, Problem> {
         time: Some(said.time),
         ..FeedbackBody::default()
     };
-    let feedback = Feedback { input: said.input, label, right, predicted, rest };
+    let feedback = Feedback { input: said.input, judged, rest };
     Ok(keep(app, feedback)?.map(|recorded| recorded.id))
 }

@@ -1,5 +1,6 @@
 //! Training jobs.
 
+use super::stream::events;
 use super::table::did;
 use super::{Answer, Call, ok, with};
 use crate::daemon::learn::JobStatus;
@@ -7,17 +8,12 @@ use crate::daemon::serve::app::App;
 use crate::daemon::serve::ask;
 use crate::daemon::serve::problem::Problem;
 use crate::store::{Job, Reason};
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use hyper::body::Frame;
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -86,10 +82,7 @@ pub async fn follow(State(app): State<Arc<App>>, call: Call) -> Answer {
     let first = app.blocking(move |app| job(app, id)).await?;
     let (sender, receiver) = mpsc::channel(4);
     tokio::spawn(send_changes(app, id, first, sender));
-    let mut response: Response = Body::new(Channel(receiver)).into_response();
-    let kind = HeaderValue::from_static("text/event-stream");
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    Ok(response)
+    Ok(events(receiver))
 }
 
 /// How far a job is that trains now.
@@ -135,20 +128,5 @@ async fn send_changes(app: Arc<App>, id: i64, first: Job, sender: mpsc::Sender<B
             Ok(job) => Some(job),
             Err(_) => return,
         };
-    }
-}
-
-/// A body from a channel.
-struct Channel(mpsc::Receiver<Bytes>);
-
-impl hyper::body::Body for Channel {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(cx).map(|bytes| bytes.map(|b| Ok(Frame::data(b))))
     }
 }

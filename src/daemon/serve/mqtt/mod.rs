@@ -205,7 +205,7 @@ impl MqttClient {
                 let text = std::str::from_utf8(&message.payload)
                     .map_err(|_| Problem::invalid("the sentence is not UTF-8"))?;
                 let body = json!({"text": text, "adapter": name, "outputs": false}).to_string();
-                let raw = Raw { body: body.into(), mime: Mime::Json, query: AskQuery::default() };
+                let raw = Raw::new(body.into(), Mime::Json, AskQuery::default());
                 self.ask(outbox, raw, tag).await
             }
             Wish::File(name, tag) => {
@@ -215,7 +215,7 @@ impl MqttClient {
                     ));
                 }
                 let (body, query) = (message.payload.clone(), AskQuery::of(name));
-                self.ask(outbox, Raw { body, mime: Mime::File, query }, tag).await
+                self.ask(outbox, Raw::new(body, Mime::File, query), tag).await
             }
             Wish::Feedback(name) => self.feedback(name, message.payload.clone()).await,
             Wish::Command(name) => self.command(name, &message.payload).await,

@@ -67,7 +67,7 @@ fn of_samples() -> Value {
         "SampleDetails": answer(json!({
             "sample": named("Sample"),
             "input": answer_with(&[], json!({
-                "text": text(), "image": base64(), "audio": base64(), "mime": text(), "npz": base64(),
+                "text": text(), "messages": list(anything("What was said")), "image": base64(), "audio": base64(), "mime": text(), "npz": base64(),
             })),
             "values": or_null(list(number())), "answer": or_null(anything("The label of other tasks")),
         })),

@@ -74,7 +74,7 @@ fn paths() -> Value {
             .query("adapter", json!({"type": "string"}))
             .query("top", json!({"type": "integer", "minimum": 0, "maximum": 1000}))
             .query("reject", rate()).query("beam", up_to(MAX_BEAM)).query("outputs", json!({"type": "boolean"}))
-            .takes("Question", true).gives(200, "Answer").refuses(&[404, 409, 422]).end()},
+            .takes("Question", true).gives(200, "Answer").or_events().refuses(&[404, 409, 422]).end()},
         "/v1/feedback": {"post": Operation::new("feedback", "Tell the right answer: kept for training when this \
             is answered. JSON, or a raw body with the rest in the query")
             .query("adapter", name_schema()).query("label", word()).query("predicted", word())
@@ -227,6 +227,15 @@ impl Operation {
         self
     }
 
+    /// The answer may come as events, too.
+    fn or_events(mut self) -> Operation {
+        let content = self.responses.get_mut("200").and_then(|done| done.get_mut("content"));
+        if let Some(content) = content.and_then(Value::as_object_mut) {
+            content.insert("text/event-stream".into(), json!({"schema": {"type": "string"}}));
+        }
+        self
+    }
+
     fn text(mut self, mime: &str) -> Operation {
         let content = json!({mime: {"schema": {"type": "string"}}});
         self.responses.insert("200".into(), json!({"description": "Done", "content": content}));
@@ -376,7 +385,11 @@ fn schemas() -> Value {
         "source": nullable(word()), "time": nullable(unsigned()),
         "consent": nullable(json!({"type": "boolean"})),
     });
+    let mut messages = json!({});
     for (field, schema) in Task::field_schemas() {
+        if field == "messages" {
+            messages = schema.clone();
+        }
         feedback[field] = nullable(schema);
     }
     let mut all = json!({
@@ -397,6 +410,18 @@ fn schemas() -> Value {
             "reject": nullable(rate()),
             "beam": nullable(up_to(MAX_BEAM)),
             "outputs": nullable(json!({"type": "boolean"})),
+            "messages": nullable(messages),
+            "tokens": nullable(json!({"type": "integer", "minimum": 1,
+                "description": "new ones of a language model, limits.tokens at most"})),
+            "temperature": nullable(json!({"type": "number", "minimum": 0})),
+            "top_k": nullable(json!({"type": "integer", "minimum": 0})),
+            "top_p": nullable(json!({"type": "number", "minimum": 0, "maximum": 1})),
+            "repetition_penalty": nullable(json!({"type": "number", "minimum": 0})),
+            "seed": nullable(json!({"type": "integer", "minimum": 0})),
+            "stop": nullable(json!({"type": "array", "maxItems": 16,
+                "items": {"type": "string", "maxLength": 256}})),
+            "stream": nullable(json!({"type": "boolean", "description": "server-sent events: 'text' for \
+                each part as it comes, then 'answer' with the whole, or 'error'"})),
         }))),
         "Answer": object(&["adapter", "generation", "predictions"], json!({
             "adapter": nullable(word()),
@@ -450,50 +475,4 @@ fn schemas() -> Value {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_operation_says_its_role_and_every_route_is_described() {
-        let document = document();
-        let paths = document["paths"].as_object().unwrap();
-        let described = paths.iter().flat_map(|(path, methods)| {
-            let methods = methods.as_object().unwrap().iter();
-            methods
-                .filter(|(m, _)| *m != "parameters")
-                .map(move |(m, operation)| (path, m, operation))
-        });
-        for (path, method, operation) in described {
-            let is = |r: &&crate::daemon::serve::api::Route| {
-                r.path == path && r.method.eq_ignore_ascii_case(method)
-            };
-            let route = TABLE.iter().find(is).unwrap_or_else(|| panic!("no route {method} {path}"));
-            let role = route.need.role().unwrap().name();
-            assert_eq!(operation["x-role"], role, "{method} {path}");
-            let text = operation["description"].as_str().unwrap();
-            assert!(text.contains(&format!("'{role}'")), "{method} {path}: {text}");
-        }
-        for route in TABLE {
-            let operation = &document["paths"][route.path][route.method.to_lowercase()];
-            let api = matches!(route.need, Need::Api(_) | Need::Socket);
-            assert_eq!(operation.is_object(), api, "{} {}", route.method, route.path);
-        }
-    }
-
-    #[test]
-    fn references_lead_somewhere_and_statuses_are_described() {
-        let document = document();
-        let text = document.to_string();
-        for part in text.split("#/components/schemas/").skip(1) {
-            let name = part.split('"').next().unwrap();
-            assert!(document["components"]["schemas"][name].is_object(), "{name}");
-        }
-        assert!(!text.contains("\"Refused\""));
-        // Only the document itself may be anything.
-        assert_eq!(text.matches("#/components/schemas/Any\"").count(), 1);
-        let ids: Vec<_> =
-            text.split("\"operationId\":").skip(1).map(|t| t.split(',').next()).collect();
-        let distinct: std::collections::HashSet<_> = ids.iter().collect();
-        assert_eq!(distinct.len(), ids.len());
-    }
-}
+mod tests;

@@ -205,7 +205,7 @@ async fn recognize(app: &App, data: &Map<String, Value>) -> Result<Event, Proble
         body["adapter"] = name.as_str().into();
     }
     let body = body.to_string().into();
-    let raw = Raw { body, mime: Mime::Json, query: AskQuery::default() };
+    let raw = Raw::new(body, Mime::Json, AskQuery::default());
     let answer = ask(app, raw, true).await?;
     let (kind, mut said) = match intent(&answer, config.wyoming.probability) {
         Ok(intent) => ("intent", json!({"name": intent})),

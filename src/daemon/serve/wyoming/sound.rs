@@ -268,7 +268,7 @@ async fn look(app: &App, file: &[u8], aside: bool) -> Result<Option<Value>, Prob
     let reject = Some(wyoming.reject).filter(|share| *share > 0.0);
     let (adapter, top, outputs) = (wyoming.adapter.clone(), Some(MAX_TOP), Some(false));
     let query = AskQuery { adapter, top, reject, outputs, aside, ..AskQuery::default() };
-    let raw = Raw { body: file.to_vec().into(), mime: Mime::File, query };
+    let raw = Raw::new(file.to_vec().into(), Mime::File, query);
     match ask(app, raw, !aside).await {
         Ok(answer) => Ok(Some(answer)),
         Err(problem) if problem.status == StatusCode::SERVICE_UNAVAILABLE => Ok(None),

@@ -3,7 +3,7 @@
 use super::acts::hidden;
 use super::html::{ago, escaped, percent};
 use crate::daemon::serve::api::now;
-use crate::daemon::serve::recent::Item;
+use crate::daemon::serve::recent::{Item, TALK};
 use crate::train::Task;
 use crate::train::tasks::ByHand;
 use serde_json::Value;
@@ -28,6 +28,7 @@ pub(super) fn card(item: &Item, labels: &[String], token: &str, body: &mut Strin
         Some((_, _, ByHand::Name)) => name(item, labels, body),
         Some((_, _, ByHand::Names)) => names(item, labels, body),
         Some((_, field, ByHand::Line)) => line(field, item, body),
+        Some((_, field, ByHand::Text)) => text(field, item, body),
         None => body.push_str(
             "<div class=\"own\"><p class=\"soft\">What it should have said is told by <code>POST /v1/feedback</code>.</p>",
         ),
@@ -41,7 +42,7 @@ pub(super) fn card(item: &Item, labels: &[String], token: &str, body: &mut Strin
 fn asked(item: &Item, body: &mut String) {
     let id = item.id;
     let _ = match item.kind.as_str() {
-        "text" => {
+        "text" | TALK => {
             let text = item.text.as_deref().unwrap_or_default();
             write!(body, "<blockquote>{}</blockquote>", escaped(text))
         }
@@ -148,6 +149,20 @@ fn line(field: &str, item: &Item, body: &mut String) {
     );
 }
 
+/// A text that may have several lines.
+fn text(field: &str, item: &Item, body: &mut String) {
+    let answered = item.answer[field].as_str().unwrap_or_default();
+    // The line end behind the tag is no part of the text.
+    let _ = write!(
+        body,
+        "<div class=\"own\"><textarea name=\"label\" rows=\"{}\" aria-label=\"What is right\" \
+         autocomplete=\"off\">\n{}</textarea><button class=\"yes\" name=\"verdict\" value=\"right\">\u{2713} \
+         Right</button>",
+        answered.lines().count().clamp(1, 12),
+        escaped(answered)
+    );
+}
+
 fn typed(what: &str, save: &str, body: &mut String) {
     let _ = write!(
         body,
@@ -208,6 +223,9 @@ mod tests {
         assert!(numbers.contains("value=\"1.5 -2.0\"") && !numbers.contains("<meter"), "{numbers}");
         let text = shown(json!({"transcript": "say \"hi\"", "confidence": 0.5}), &[]);
         assert!(text.contains("value=\"say &quot;hi&quot;\"") && text.contains("50 %"), "{text}");
+
+        let text = shown(json!({"completion": "a\n<b", "ended": "end"}), &[]);
+        assert!(text.contains("rows=\"2\"") && text.contains(">\na\n&lt;b</textarea>"), "{text}");
 
         let next = shown(json!({"next": [{"token": 1}]}), &[]);
         assert!(next.contains("/v1/feedback") && !next.contains("name=\"label\""), "{next}");

@@ -8,7 +8,7 @@ use crate::daemon::serve::api::samples::{self, Said};
 use crate::daemon::serve::app::App;
 use crate::daemon::serve::ask::Asked;
 use crate::daemon::serve::problem::Problem;
-use crate::daemon::serve::recent::Item;
+use crate::daemon::serve::recent::{Item, TALK};
 use crate::daemon::serve::who::Who;
 use crate::train::Task;
 use crate::train::tasks::ByHand;
@@ -111,13 +111,13 @@ fn judge(app: &App, sent: &Sent, token: &str, by: &Who) -> Result<Outcome, Probl
     let label = match how {
         ByHand::Name => Value::from(one_name(sent, &item)?),
         ByHand::Names => Value::from(names(sent)),
-        ByHand::Line => {
+        ByHand::Line | ByHand::Text => {
             let line = sent.label.as_deref();
             let line = line.ok_or_else(|| Problem::invalid("say what is right"))?;
             task.typed(line, &item.answer).map_err(named)?
         }
     };
-    if how != ByHand::Line {
+    if matches!(how, ByHand::Name | ByHand::Names) {
         let known = super::view::labels(app, &item.name)?;
         if let Some(question) = doubtful(sent, &label, &known, token)? {
             return Ok(Outcome::Ask(question));
@@ -125,6 +125,10 @@ fn judge(app: &App, sent: &Sent, token: &str, by: &Who) -> Result<Outcome, Probl
     }
     let input = match item.kind.as_str() {
         "text" => Asked::Text(String::from_utf8_lossy(&bytes).into_owned()),
+        TALK => {
+            let messages = serde_json::from_slice(&bytes);
+            Asked::Talk(messages.map_err(|e| Problem::failed(format!("what was kept: {e}")))?)
+        }
         _ => Asked::File(bytes.into()),
     };
     // Of numbers nobody says how near is right.

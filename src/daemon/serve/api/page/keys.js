@@ -10,7 +10,7 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const here = event.target.closest(".card");
   const key = event.key;
-  if (event.target.matches("input:not([type=checkbox])")) {
+  if (event.target.matches("input:not([type=checkbox]), textarea")) {
     if (key === "Escape" && here) here.querySelector("button:not(.enter)").focus();
     return;
   }
@@ -26,7 +26,7 @@ document.addEventListener("keydown", (event) => {
   else if (!here) return;
   else if (key === "y") press(here.querySelector("button.yes"));
   else if (key === "s") press(here.querySelector("button[value=skip]"));
-  else if (key === "n") here.querySelector("input[name=label]")?.focus();
+  else if (key === "n") here.querySelector("[name=label]")?.focus();
   else if (/^[1-9]$/.test(key)) press(here.querySelectorAll("button[name=other], input[name=tag]")[key - 1]);
   else return;
   event.preventDefault();
