@@ -206,6 +206,8 @@ pub fn http(place: Place) -> Ready {
         format!("POST /v1/predict\n{json}\n{{\"inputs\": {inputs}, \"lora\": [{{\"id\": 0, \"scale\": 0.5}}]}}"),
         format!("POST /v1/predict\n{json}\n{{\"inputs\": {inputs}, \"reject\": 0.5, \"outputs\": true}}"),
         format!("POST /v1/feedback\n{json}\n{{\"adapter\": \"home\", \"inputs\": {inputs}, \"label\": \"on\", \"source\": \"me\"}}"),
+        format!("POST /v1/predict\n{json}\n{{\"messages\": [{{\"role\": \"user\", \"content\": \"hi\"}}], \"tokens\": 3, \"stop\": [\"a\"], \"top_p\": 0.5, \"stream\": true}}"),
+        format!("POST /v1/feedback\n{json}\n{{\"adapter\": \"home\", \"messages\": [{{\"role\": \"user\", \"content\": \"hi\"}}], \"completion\": \"yes\"}}"),
         format!("POST /v1/forget\n{json}\n{{\"source\": \"me\", \"dry_run\": true}}"),
         format!("POST /v1/samples/1\n{json}\n{{\"label\": \"off\"}}"),
         format!("POST /v1/adapters/home/activate\n{json}\n{{\"generation\": 1, \"expected\": null}}"),
