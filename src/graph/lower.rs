@@ -27,6 +27,7 @@ pub fn lower(model: &ModelProto, weights: &FrozenWeights) -> Result<TypedModel> 
     onnx.op_register.insert(op::DEPTHWISE, read_layer);
     onnx.op_register.insert(op::EMBEDDING, read_layer);
     super::shapes::register(&mut onnx.op_register);
+    super::divided::register(&mut onnx.op_register);
     for kind in [op::RECURRENT, "LSTM", "GRU", "RNN"] {
         onnx.op_register.insert(kind, read_recurrent);
     }

@@ -9,6 +9,8 @@ mod contraction;
 mod conv;
 mod ctc_loss;
 mod depthwise;
+#[cfg(feature = "import")]
+mod divided;
 mod embedding;
 mod fuse;
 mod fused_linear;
