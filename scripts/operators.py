@@ -205,7 +205,7 @@ def inputs_of(name, schema, who):
 
 def rows():
     tract, own, out = tract_reads(), ours(), written_out()
-    shapes = open(f'{ROOT}/src/graph/shapes.rs').read()
+    beside = ''.join(open(f'{ROOT}/src/graph/{name}.rs').read() for name in ('shapes', 'divided'))
     history = collections.defaultdict(list)
     for schema in onnx.defs.get_all_schemas_with_history():
         if schema.domain in DOMAINS and schema.since_version <= MAX_OPSET:
@@ -225,8 +225,8 @@ def rows():
                 # Reads every attribute or refuses it by name itself.
                 who, read = 'offshoot', set(schema.attributes) - {'output_sequence'}
             elif name in tract and name not in REFUSED:
-                # src/graph/shapes.rs takes some of tract's readers' places, attributes and all.
-                who, read = 'offshoot' if f'insert("{name}"' in shapes else 'tract', tract[name]
+                # src/graph/shapes.rs and divided.rs take some of tract's readers' places, attributes and all.
+                who, read = 'offshoot' if f'insert("{name}"' in beside else 'tract', tract[name]
             else:
                 continue
             if schema.since_version < 7 and name in ('Add', 'Sub', 'Mul', 'Div', 'Pow', 'And', 'Or', 'Xor', 'Equal', 'Greater', 'Less'):
