@@ -295,8 +295,8 @@ pub mod training {
     pub use crate::train::tasks::{Metric, Metrics};
     pub use crate::train::{
         Answers, Evaluation, Gradients, InstantHead, KnowledgeKept, Lesson, MicroBatch,
-        OptimizerKind, PrefixReport, Retention, TargetChoice, TrainOptions, TrainReport, Trained,
-        Trainer, learn, retention,
+        OptimizerKind, PrefixReport, Repeated, Retention, TargetChoice, TrainOptions, TrainReport,
+        Trained, Trainer, learn, retention,
     };
 
     /// Heads in closed form.

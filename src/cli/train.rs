@@ -212,6 +212,12 @@ pub fn summary(report: &TrainReport, out: &Out) {
     if let Some(prefix) = report.prefix.as_ref().filter(|_| report.steps > 0) {
         below(prefix, out);
     }
+    if report.again.stretches > 0 && report.steps > 0 {
+        out.line(format!(
+            "to fit into memory {} of {} stretches of the network are computed twice",
+            report.again.stretches, report.again.of
+        ));
+    }
     let (targets, values) = (report.targets, count(report.parameters as u64));
     out.line(match report.labels.len() {
         0 => format!("{targets} targets before '{}': {values} trained values", report.output),

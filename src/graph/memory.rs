@@ -12,12 +12,15 @@ pub const SCRATCH: u64 = 2 << 20;
 /// being beside its inputs, and a value lives until its last reader has run. Constants count
 /// throughout; frozen weights, which are mapped, do not. A size that only a run knows counts as none.
 pub fn peak(plan: &TypedSimplePlan) -> TractResult<u64> {
-    let model = plan.model();
+    peak_in(plan.model(), plan.order_without_consts())
+}
+
+/// As [`peak`], of a graph that runs in this order.
+pub fn peak_in(model: &TypedModel, order: &[usize]) -> TractResult<u64> {
     let none = SymbolValues::default();
     // The values in a loop live beside those around it.
     let inside = |node: &TypedNode| node.op_as::<Looped>().map_or(Ok(0), |op| peak(op.body()));
     let size = |node: &TypedNode| size(node, &none);
-    let order = plan.order_without_consts();
     let mut last_use: HashMap<usize, usize> = HashMap::new();
     for (step, &id) in order.iter().enumerate() {
         for input in &model.node(id).inputs {
@@ -92,6 +95,11 @@ pub fn outputs(model: &TypedModel) -> TractResult<u64> {
         all = all.saturating_add(fact_size(model.outlet_fact(*outlet)?, &none));
     }
     Ok(all)
+}
+
+/// Bytes of a node's outputs.
+pub fn bytes(node: &TypedNode) -> u64 {
+    size(node, &SymbolValues::default())
 }
 
 fn size(node: &TypedNode, dims: &SymbolValues) -> u64 {

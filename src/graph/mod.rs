@@ -26,6 +26,7 @@ mod nnef;
 #[cfg(feature = "import")]
 mod onnx;
 mod optimize;
+pub(crate) mod order;
 mod patches;
 mod place;
 mod quotient;

@@ -2,6 +2,8 @@
 
 use super::data::{Dataset, LoadOptions, load};
 use super::progress::Silent;
+use super::recompute::tests::same_bits;
+use super::samples::Samples;
 use super::*;
 use crate::adapter::{Adapter, TensorType};
 use crate::common::{packed, shared};
@@ -237,6 +239,19 @@ fn plain_text_is_learned_and_what_is_no_language_model_is_refused() {
     let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny/attention.onnx");
     let e = train(&packed(&other, &exact()), &data, None, &options, &mut Silent).unwrap_err();
     assert!(e.message().contains("no language model"), "{e}");
+}
+
+#[test]
+fn what_is_computed_twice_changes_no_bit() {
+    let engine = folder();
+    let texts = TrainOptions { targets: TargetChoice::AllLinear, ..options() };
+    let mut trainer = Trainer::new(&engine, &texts, vec![]).unwrap();
+    let data = data("notes.txt", "the lamp is on\nthe door is shut\n");
+    let samples = Samples::new(&engine, &data, &[], None).unwrap();
+    let inputs = samples.inputs(&[0], 1).unwrap();
+    let answers = samples.answers(&[0], 1).unwrap();
+    let (planned, again) = same_bits(&mut trainer, &[MicroBatch { inputs, answers }], "tiny-lm");
+    assert!(planned[1] < planned[0] && planned[2] < planned[1] && again.stretches > 0);
 }
 
 #[test]

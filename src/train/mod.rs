@@ -35,6 +35,7 @@ mod plan;
 mod prefix;
 pub mod progress;
 pub mod random;
+mod recompute;
 #[cfg(test)]
 mod recurrent_tests;
 #[cfg(test)]
@@ -79,6 +80,7 @@ pub(crate) use knowledge::sentences;
 pub use lesson::Lesson;
 pub use options::{InstantHead, OptimizerKind, TargetChoice, TrainOptions};
 pub use prefix::PrefixReport;
+pub use recompute::Repeated;
 pub use retention::{Retention, retention};
 #[cfg(feature = "daemon")]
 pub(crate) use run::too_large;

@@ -9,6 +9,7 @@ use super::knowledge::{Kept, Penalty, penalty};
 use super::loss::Loss;
 use super::parameter::{self, Parameter};
 use super::prefix::Below;
+use super::recompute::{Repeat, Repeated};
 use super::runnable::{Runnable, named};
 use super::tasks::Task;
 use crate::adapter::{Kind, Pool};
@@ -34,6 +35,8 @@ pub(crate) struct Setup {
     pub keep: bool,
     /// Whether graphs are cut below the first trained layer.
     pub cut: bool,
+    /// What graphs may run twice, so that they keep less.
+    pub repeat: Repeat,
 }
 
 /// A target and its trained tensors.
@@ -217,15 +220,25 @@ impl Plan {
         model.select_output_outlets(&outputs).map_err(failed)?;
         let inputs = below.as_ref().map_or(engine.inputs().len(), |below| below.crossing.len());
         let slots = slots(&model, inputs, &loss, penalty, &trained)?;
-        let runnable = Runnable::of(engine, "gradient graph", model)?;
+        let rows = below.as_ref().map_or(0, |below| rows(&answer_shape) * below.row_bytes());
+        let repeat = match setup.repeat {
+            Repeat::Within(bytes) => Repeat::Within(bytes.saturating_sub(rows)),
+            other => other,
+        };
+        let runnable = Runnable::of_gradients(engine, "gradient graph", model, repeat)?;
         Ok(Plan { runnable, below, slots, answer_shape, width: setup.features.width })
+    }
+
+    /// What it runs twice.
+    pub(crate) fn again(&self) -> Repeated {
+        self.runnable.again()
     }
 
     /// Bytes of tensors that are alive at once while it runs, at most; what lies below, if that runs
     /// apart, included.
     pub(crate) fn peak(&self) -> u64 {
-        let rows = self.answer_shape.first().copied().unwrap_or(1) as u64;
         let above = self.runnable.peak();
+        let rows = rows(&self.answer_shape);
         // Rows are made one by one before they are put together.
         self.below.as_ref().map_or(above, |b| above.max(b.peak()) + rows * b.row_bytes())
     }
@@ -284,6 +297,11 @@ impl Plan {
         let loss = floats(&loss)?.first().copied().unwrap_or(f32::NAN);
         Ok((loss, outputs.map(|g| g.into_tensor()).collect()))
     }
+}
+
+/// Rows that an answer of this shape has.
+fn rows(answer_shape: &[usize]) -> u64 {
+    answer_shape.first().copied().unwrap_or(1) as u64
 }
 
 /// The values of an f32 tensor.

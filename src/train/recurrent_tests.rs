@@ -1,6 +1,7 @@
 //! Recurrent layers against PyTorch: the gradients of LoRA on every matrix. `models/tiny/make_recurrent.py`
 //! makes the references.
 
+use super::recompute::tests::same_bits;
 use super::vjp::check;
 use super::*;
 use crate::common::{emulated, packed, shared};
@@ -64,6 +65,7 @@ fn holds(model: &Path, reference: &str, input: &str, at_most: f64) -> (usize, f6
     // A second run begins where the first did.
     assert_eq!(trainer.gradients(&batch).unwrap(), found);
     serves(&engine, &trainer, &arrays, input);
+    same_bits(&mut trainer, &batch, reference);
     (names.len(), worst)
 }
 

@@ -3,6 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{contract_einsums, decluttered, memory, tract_error};
 use crate::runtime::{Engine, Named, to_tensor};
+use crate::train::recompute::{Repeat, Repeated, repeating};
 use crate::train::vjp::rows::sum_rows;
 use std::sync::{Arc, Mutex, PoisonError};
 use tract_core::internal::*;
@@ -14,6 +15,7 @@ pub(super) struct Runnable {
     plan: Arc<TypedSimplePlan>,
     idle: Mutex<Vec<TypedSimpleState>>,
     peak: u64,
+    again: Repeated,
 }
 
 fn failed(e: TractError) -> Error {
@@ -24,10 +26,34 @@ impl Runnable {
     /// Of `model` with its inputs and outputs selected.
     pub fn of(engine: &Engine, what: &'static str, model: TypedModel) -> Result<Runnable> {
         let plan = optimized(model).and_then(TypedSimplePlan::new);
-        let plan =
-            plan.map_err(|e| named(engine, tract_error(ErrorKind::Unsupported, &e).at(what)))?;
+        Runnable::ready(engine, what, plan.map(|plan| (plan, Repeated::default())))
+    }
+
+    /// The same of a graph whose first output is a loss and whose others are gradients.
+    pub fn of_gradients(
+        engine: &Engine,
+        what: &'static str,
+        model: TypedModel,
+        repeat: Repeat,
+    ) -> Result<Runnable> {
+        Runnable::ready(engine, what, optimized(model).and_then(|model| repeating(model, repeat)))
+    }
+
+    fn ready(
+        engine: &Engine,
+        what: &'static str,
+        found: TractResult<(Arc<TypedSimplePlan>, Repeated)>,
+    ) -> Result<Runnable> {
+        let found =
+            found.map_err(|e| named(engine, tract_error(ErrorKind::Unsupported, &e).at(what)));
+        let (plan, again) = found?;
         let peak = memory::peak(&plan).map_err(failed)?;
-        Ok(Runnable { what, plan, idle: Mutex::new(vec![]), peak })
+        Ok(Runnable { what, plan, idle: Mutex::new(vec![]), peak, again })
+    }
+
+    /// What it runs twice.
+    pub fn again(&self) -> Repeated {
+        self.again
     }
 
     /// Bytes of tensors that are alive at once while it runs, at most.

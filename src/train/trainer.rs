@@ -110,6 +110,7 @@ impl Trainer {
             targets,
             keep: false,
             cut: false,
+            repeat: super::recompute::Repeat::Cheap,
         };
         let table = engine.base().targets();
         let reached = reaching(engine, &setup)?;

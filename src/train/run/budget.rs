@@ -4,6 +4,7 @@ use super::Run;
 use super::prefix::KEPT;
 use crate::error::{Cause, Error, Result};
 use crate::train::options::TrainOptions;
+use crate::train::recompute::Repeat;
 use crate::train::samples::{PICTURE_CACHE, Samples};
 
 /// Micro-batch of sentences and raw inputs where none is asked for.
@@ -27,16 +28,27 @@ pub(super) fn usual_micro_batch(options: &TrainOptions, samples: &Samples<'_>) -
     options.micro_batch.unwrap_or(usual).min(options.batch)
 }
 
+/// How a batch is worked on.
+#[derive(Clone, Copy)]
+struct Split {
+    /// Rows of a micro-batch, and how many of those at once.
+    micro: usize,
+    threads: usize,
+    /// Whether stretches of the graph may run twice.
+    again: bool,
+}
+
 impl Run<'_> {
-    /// Bytes of the whole process while micro-batches of `micro` rows as long as `sample` run; a part of
+    /// Bytes of the whole process while micro-batches whose rows are as long as `sample` run; a part of
     /// them where that is more than there is.
-    fn planned(&self, sample: usize, micro: usize, threads: usize) -> Result<u64> {
+    fn planned(&mut self, sample: usize, split: Split) -> Result<u64> {
         let held = self.held_samples.as_ref().map_or(0, Samples::bytes);
-        self.planned_with(self.samples.bytes() + held, sample, micro, threads)
+        self.planned_with(self.samples.bytes() + held, sample, split)
     }
 
     /// The same where all samples take `data` bytes.
-    fn planned_with(&self, data: u64, sample: usize, micro: usize, threads: usize) -> Result<u64> {
+    fn planned_with(&mut self, data: u64, sample: usize, split: Split) -> Result<u64> {
+        let Split { micro, threads, again } = split;
         let tensors = 4 * self.trainer.parameter_count() as u64;
         // The values, a copy as inputs, the sum of the gradients, the best values.
         let state = 4 * tensors + self.trainer.optimizer().state_bytes() as u64;
@@ -55,8 +67,13 @@ impl Run<'_> {
             // To plan it is to make its inputs.
             return Ok(there + inputs);
         }
+        let threads = threads as u64;
+        self.trainer.repeat(match self.options.ram.filter(|_| again) {
+            Some(ram) => Repeat::Within(ram.saturating_sub(there) / threads / (share + 1) * share),
+            None => Repeat::Cheap,
+        });
         let graph = self.trainer.plan(&self.samples.inputs(&[sample], micro)?)?;
-        Ok(there + threads as u64 * (graph + graph / share))
+        Ok(there + threads * (graph + graph / share))
     }
 
     /// The largest micro-batch and the most threads that fit.
@@ -76,30 +93,46 @@ impl Run<'_> {
         let cache = if pictures { PICTURE_CACHE } else { 0 };
         let Some(ram) = self.options.ram else {
             self.micro = wanted;
-            let planned = self.planned(longest, wanted, self.threads)?;
+            let split = Split { micro: wanted, threads: self.threads, again: false };
+            let planned = self.planned(longest, split)?;
             self.peak = planned + self.give_room(KEPT, longest)? + cache;
-            return Ok(());
+            return self.look_at_repeated(longest);
         };
         let halved = |&n: &usize| (n > 1).then_some(n / 2);
         let sizes: Vec<usize> = match self.samples.fixed_rows().or(self.options.micro_batch) {
             Some(_) => vec![wanted],
             None => std::iter::successors(Some(wanted), halved).collect(),
         };
-        // Fewer threads before smaller micro-batches: those change the rounding.
+        // The micro-batch is what fits on one thread, since another changes the rounding. Stretches run twice
+        // where the smallest doesn't, and to let more threads work.
+        let smallest = sizes[sizes.len() - 1];
         let mut least = (u64::MAX, wanted);
         for micro in sizes {
-            for threads in (1..=self.options.threads).rev() {
-                let planned = self.planned(longest, micro, threads)?;
+            let split = Split { micro, threads: 1, again: micro == smallest };
+            let alone = self.planned(longest, split)?;
+            let more = (2..=self.options.threads).rev().filter(|_| alone <= ram);
+            let mut found = (alone, 1);
+            for threads in more {
+                let planned = self.planned(longest, Split { micro, threads, again: true })?;
                 if planned <= ram {
-                    (self.micro, self.threads) = (micro, threads);
-                    let kept = self.give_room(ram - planned, longest)?;
-                    let spare = (ram - planned - kept).min(cache);
-                    self.samples.limit_cache(spare);
-                    self.peak = planned + kept + spare;
-                    return Ok(());
+                    found = (planned, threads);
+                    break;
                 }
-                least = least.min((planned, micro));
             }
+            if found.1 == 1 && self.options.threads > 1 && alone <= ram {
+                // As it was planned.
+                self.planned(longest, split)?;
+            }
+            let (planned, threads) = found;
+            if planned <= ram {
+                (self.micro, self.threads) = (micro, threads);
+                let kept = self.give_room(ram - planned, longest)?;
+                let spare = (ram - planned - kept).min(cache);
+                self.samples.limit_cache(spare);
+                self.peak = planned + kept + spare;
+                return self.look_at_repeated(longest);
+            }
+            least = least.min((planned, micro));
             self.trainer.drop_plans();
         }
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
@@ -113,6 +146,12 @@ impl Run<'_> {
         ))
         .because(Cause::TooLarge)
         .hint(format!("allow --ram {}M{shorter}", mib(least.0))))
+    }
+
+    /// Notes what the graph of samples as long as `longest` runs twice.
+    fn look_at_repeated(&mut self, longest: usize) -> Result<()> {
+        self.again = self.trainer.again(&self.samples.inputs(&[longest], self.micro)?)?;
+        Ok(())
     }
 
     /// The samples for which `ram` has no room, one at a time beside all that are shorter.
@@ -132,7 +171,8 @@ impl Run<'_> {
         let (mut fit, mut rest) = (0, sorted.len());
         while fit < rest {
             let middle = fit.midpoint(rest);
-            match self.planned_with(data[middle], sorted[middle], rows, 1)? <= ram {
+            let split = Split { micro: rows, threads: 1, again: true };
+            match self.planned_with(data[middle], sorted[middle], split)? <= ram {
                 true => fit = middle + 1,
                 false => rest = middle,
             }

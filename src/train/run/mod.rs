@@ -16,6 +16,7 @@ use super::mixer::Mixer;
 use super::options::{InstantHead, TrainOptions};
 use super::prefix::{Prefix, PrefixReport};
 use super::progress::{Event, Meter, Progress};
+use super::recompute::Repeated;
 use super::samples::Samples;
 use super::split::hold_out;
 use super::stopping::Verdict;
@@ -146,6 +147,7 @@ struct Run<'a> {
     micro: usize,
     threads: usize,
     peak: u64,
+    again: Repeated,
 }
 
 impl<'a> Run<'a> {
@@ -194,6 +196,7 @@ impl<'a> Run<'a> {
             micro: 0,
             threads: options.threads,
             peak: 0,
+            again: Repeated::default(),
         })
     }
 
@@ -357,6 +360,7 @@ impl<'a> Run<'a> {
             skipped: self.trainer.skipped().to_vec(),
             parameters: self.trainer.parameter_count(),
             planned_peak_bytes: self.peak,
+            again: self.again,
             micro_batch: self.micro,
             threads: self.threads,
             task: options.task,

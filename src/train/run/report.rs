@@ -5,6 +5,7 @@ use crate::train::evaluate::Evaluation;
 use crate::train::instant::InstantReport;
 use crate::train::knowledge::KnowledgeKept;
 use crate::train::prefix::PrefixReport;
+use crate::train::recompute::Repeated;
 use crate::train::tasks::Task;
 use serde::Serialize;
 
@@ -57,6 +58,8 @@ pub struct TrainReport {
     pub parameters: usize,
     /// Bytes that the process is expected to take at most, the mapped base included.
     pub planned_peak_bytes: u64,
+    /// What the graph of the longest samples ran twice rather than keep more.
+    pub again: Repeated,
     /// Samples that went through the graph at once.
     pub micro_batch: usize,
     /// Threads used.
