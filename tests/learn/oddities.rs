@@ -238,7 +238,7 @@ fn tags_are_learned_and_judged_by_their_f1() {
 
 /// One sentence of 400 words among 60 stopped learning for good: its steps need more memory than there is.
 #[test]
-fn a_sentence_that_is_too_long_to_train_on_is_cut() {
+fn a_very_long_sentence_does_not_stop_learning() {
     let tokenizer = std::fs::read(repo("models/minilm-l6.tokenizer.json")).unwrap();
     let options = PackOptions { tokenizer: Some(tokenizer), ..PackOptions::default() };
     let mut settings = willing();
@@ -256,8 +256,9 @@ fn a_sentence_that_is_too_long_to_train_on_is_cut() {
         device.bring("home", &Input::Text(text), "a", "anna");
     }
     device.start();
-    let cut = |t: &String| t.contains("sentences are cut after") && t.contains("memory_mib");
-    device.until("it is cut", 5 * PATIENCE, || device.events("train").iter().any(cut));
+    // Cut, or where stretches of the network that run twice make room for it, whole.
+    let job = device.ended(0, 5 * PATIENCE);
+    assert_eq!(job.state, JobState::Done, "{:?}", job.error);
     assert_eq!(device.store.counts("home").unwrap().quarantined, 0);
 }
 
