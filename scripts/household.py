@@ -3,8 +3,8 @@ after, and its perplexity on sentences of other things, with the built program.
 
     python household.py smollm2 [OFFSHOOT] [FOLDER] [STEPS] [LEARNING RATE]
 
-smollm2 is a folder or an ONNX file with tokenizer.json and chat_template.jinja beside it, as make_smollm2.py of the
-references makes them. Ten facts, each taught by four questions with their answer and asked by three others; one counts as
+smollm2 is a folder with model.onnx (model_kv.onnx of make_smollm2.py of the references, which has a past), tokenizer.json
+and chat_template.jinja. Ten facts, each taught by four questions with their answer and asked by three others; one counts as
 answered where the fact's word is in the answer. FOLDER (a temporary one if none is given) gets train.jsonl, other.txt,
 the base and the adapter.
 """
@@ -93,8 +93,8 @@ def main(model, program, folder, steps, rate):
     before = measure()
     report, seconds = offshoot("train", base, "--data", folder / "train.jsonl", "--out", adapter, "--steps", steps,
                                "--batch", 4, "--lr", rate, "--holdout", "0")
-    report = report["report"]
-    print(f"{report['steps']} steps, {report['step_ms_median']:.0f} ms each, {seconds:.0f} s, peak {report['peak_rss_bytes'] >> 20} MiB", flush=True)
+    report, peak = report["report"], report["peak_rss_bytes"]
+    print(f"{report['steps']} steps, {report['step_ms_median']:.0f} ms each, {seconds:.0f} s, peak {peak >> 20} MiB", flush=True)
     after = measure("--adapter", adapter)
     print(f"answered {before[0]:.2f} -> {after[0]:.2f}, perplexity up by {100 * (after[1] / before[1] - 1):.1f} %")
 
