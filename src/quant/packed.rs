@@ -82,7 +82,7 @@ impl Packed {
             cols: self.cols,
             bytes: self.bytes.bytes(),
             keep_inputs: false,
-            round_inputs: false,
+            disturb_inputs: false,
         }
     }
 
@@ -123,7 +123,7 @@ pub struct PackedRef<'a> {
     cols: usize,
     bytes: &'a [u8],
     keep_inputs: bool,
-    round_inputs: bool,
+    disturb_inputs: bool,
 }
 
 impl<'a> PackedRef<'a> {
@@ -143,25 +143,25 @@ impl<'a> PackedRef<'a> {
         if len > 0 && !bytes.as_ptr().addr().is_multiple_of(ALIGN) {
             return Err(Error::bad_input("weights do not start at a multiple of 64 bytes"));
         }
-        Ok(PackedRef { scheme, rows, cols, bytes, keep_inputs: false, round_inputs: false })
+        Ok(PackedRef { scheme, rows, cols, bytes, keep_inputs: false, disturb_inputs: false })
     }
 
     /// The same matrix, with products in f32 on every processor: integer kernels, which quantize their
     /// inputs too, are left aside. Slower; for judging what the weights alone cost.
     pub fn keeping_inputs(self) -> PackedRef<'a> {
-        PackedRef { keep_inputs: true, round_inputs: false, ..self }
+        PackedRef { keep_inputs: true, disturb_inputs: false, ..self }
     }
 
-    /// As [`PackedRef::keeping_inputs`], of inputs that are rounded first as integer kernels round them; for
+    /// As [`PackedRef::keeping_inputs`], of inputs with errors as large as integer kernels' rounding makes them; for
     /// judging what products cost in all, on every processor alike.
-    pub fn rounding_inputs(self) -> PackedRef<'a> {
-        let round_inputs = !PackedRef { keep_inputs: false, ..self }.keeps_inputs();
-        PackedRef { keep_inputs: true, round_inputs, ..self }
+    pub fn disturbing_inputs(self) -> PackedRef<'a> {
+        let disturb_inputs = !PackedRef { keep_inputs: false, ..self }.keeps_inputs();
+        PackedRef { keep_inputs: true, disturb_inputs, ..self }
     }
 
-    /// Whether products round their inputs and go on in f32.
-    pub(crate) fn rounds_inputs(&self) -> bool {
-        self.round_inputs
+    /// Whether products disturb their inputs and go on in f32.
+    pub(crate) fn disturbs_inputs(&self) -> bool {
+        self.disturb_inputs
     }
 
     /// Whether products leave their inputs unquantized.

@@ -104,12 +104,6 @@ mod tests {
                     close(&y, &plain, cols, &what);
                     product_with(k, view.keeping_inputs(), &x, Start::Zero, &mut y);
                     close(&y, &slow(&w, cols, &x, false), cols, &what);
-                    let rounded = match view.keeps_inputs() {
-                        true => x.clone(),
-                        false => on_the_grid(&x, cols, block_len(scheme)),
-                    };
-                    product_with(k, view.rounding_inputs(), &x, Start::Zero, &mut y);
-                    close(&y, &slow(&w, cols, &rounded, false), cols, &what);
                     product_with(k, view, &x, Start::Bias(&bias), &mut y);
                     close(&y, &biased, cols, &what);
                     let mut y: Vec<f32> = bias.iter().copied().cycle().take(m * rows).collect();

@@ -39,8 +39,6 @@ pub(super) fn finer(scheme: Scheme) -> Scheme {
 
 /// How much further the outputs may turn by scales for 64 columns, where inputs of products are rounded too.
 const WIDE_ADDS: f64 = 0.00015;
-/// The same of a model with integers of its own, whose rounding nobody sees here.
-const WIDE_ADDS_TO_INTEGERS: f64 = 0.00006;
 
 /// Which form of a matrix is in use.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,8 +60,8 @@ struct Mixed {
     wide: Vec<Option<Packed>>,
     /// The [`Form`] of each that is in use.
     used: Vec<AtomicU8>,
-    /// Whether inputs of products are rounded as the integer kernels do.
-    rounding: AtomicBool,
+    /// Whether inputs of products get errors as large as the integer kernels' rounding.
+    disturbing: AtomicBool,
 }
 
 impl Mixed {
@@ -84,8 +82,8 @@ impl WeightSource for Mixed {
         let packed = other.and_then(Option::as_ref).or_else(|| self.coarse.get(index));
         let view = packed.ok_or_else(missing)?.view();
         // In f32, so that the choice doesn't depend on which kernels the packing machine has.
-        Ok(match self.rounding.load(Ordering::Relaxed) && form != Form::Exact as u8 {
-            true => view.rounding_inputs(),
+        Ok(match self.disturbing.load(Ordering::Relaxed) && form != Form::Exact as u8 {
+            true => view.disturbing_inputs(),
             false => view.keeping_inputs(),
         })
     }
@@ -129,7 +127,7 @@ pub(super) fn settle(
         });
     }
     let used = coarse.iter().map(|_| AtomicU8::new(Form::Exact as u8)).collect();
-    let mixed = Arc::new(Mixed { exact, coarse, wide, used, rounding: AtomicBool::new(false) });
+    let mixed = Arc::new(Mixed { exact, coarse, wide, used, disturbing: AtomicBool::new(false) });
     let (fitted, bound) = fit_dims(prepared, FrozenWeights(mixed.clone()), untried)?;
     let chosen = match judged {
         true => choose(fitted, prepared, &mixed, decided, scheme),
@@ -179,10 +177,13 @@ fn choose(
             .collect(),
     }
     .better()?;
-    let wide = |i: &usize| mixed.wide[*i].is_some() && open(i) && !finer.contains(i);
+    // A file's own integers are rounded already, by as much as nobody sees here.
+    let rounded = |i: usize| prepared.matrices[i].keeps_integers();
+    let wide =
+        |i: &usize| mixed.wide[*i].is_some() && open(i) && !finer.contains(i) && !rounded(*i);
     let mut wide: Vec<usize> = every.into_iter().filter(wide).collect();
     if !wide.is_empty() {
-        mixed.rounding.store(true, Ordering::Relaxed);
+        mixed.disturbing.store(true, Ordering::Relaxed);
         let mut search = Search {
             trial: &trial,
             mixed,
@@ -191,10 +192,8 @@ fn choose(
             forms: [Form::Wide, Form::Coarse],
             candidates: wide.clone(),
         };
-        let rounded = prepared.matrices.iter().any(|m| m.keeps_integers());
-        let adds = if rounded { WIDE_ADDS_TO_INTEGERS } else { WIDE_ADDS };
         let before = search.harms()?;
-        search.allowed = before.iter().map(|harm| harm + adds * part).collect();
+        search.allowed = before.iter().map(|harm| harm + WIDE_ADDS * part).collect();
         mixed.set(&wide, Form::Wide);
         let kept = search.better()?;
         wide.retain(|i| !kept.contains(i));

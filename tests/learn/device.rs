@@ -14,7 +14,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 /// Longest that a job of a tiny model may take on a machine that is busy.
-pub const PATIENCE: Duration = Duration::from_secs(240);
+pub const PATIENCE: Duration = Duration::from_secs(900);
 
 /// What serves: the active generation of each name, ready to run.
 pub struct Desk {

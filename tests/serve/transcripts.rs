@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 const LETTERS: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// Longest that the training of so small a model takes where others work too.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// Three frames a letter: two of its pattern, one of silence.
 fn question(text: &str, variant: usize) -> Value {

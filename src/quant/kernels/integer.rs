@@ -12,7 +12,7 @@
 
 #![cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 
-use super::super::layout::{BLOCK, PANEL, WIDE, block_len};
+use super::super::layout::{PANEL, WIDE, block_len};
 use super::super::{PackedRef, Scheme};
 use super::float::{Job, Start};
 use std::ops::Range;
@@ -216,26 +216,6 @@ impl Quantized {
     }
 }
 
-/// Rows of x as integer kernels see them, where `w` asks for that.
-pub(super) fn rounded(w: PackedRef<'_>, x: &[f32]) -> Option<Vec<f32>> {
-    if !w.rounds_inputs() || w.cols() == 0 {
-        return None;
-    }
-    let mut row = Quantized::empty(w.scheme(), w.cols());
-    row.reserve(1);
-    let mut rounded = Vec::with_capacity(x.len());
-    for x in x.chunks_exact(w.cols()) {
-        match row.block {
-            WIDE => quantize::<WIDE>(x, &mut row.x, &mut row.scales, &mut row.starts),
-            _ => quantize::<BLOCK>(x, &mut row.x, &mut row.scales, &mut row.starts),
-        }
-        let blocks = row.x.chunks(row.block).zip(&row.scales);
-        let values = blocks.flat_map(|(q, scale)| q.iter().map(move |q| f32::from(*q) * scale));
-        rounded.extend(values.take(w.cols()));
-    }
-    Some(rounded)
-}
-
 /// Rows of a [`Quantized`] side by side.
 pub(crate) struct QuantizedRows<'a> {
     block: usize,
@@ -419,6 +399,7 @@ static ZEROS: [f32; 2 * PANEL] = [0.0; 2 * PANEL];
 mod tests {
     use super::super::Kernels;
     use super::*;
+    use crate::quant::layout::BLOCK;
     use crate::quant::testing::{noise, some};
 
     /// The definition: scale, values, and what sums of q8 start at.

@@ -12,6 +12,7 @@ mod avx512;
 mod buffer;
 mod dense;
 mod depthwise;
+mod disturbed;
 mod finish;
 mod float;
 mod integer;
@@ -97,8 +98,7 @@ impl Kernels {
     /// If lengths don't belong to one M.
     pub(crate) fn product(&self, job: &mut Job<'_>) {
         check(job, job.w.rows(), job.w.cols());
-        if let Some(x) = integer::rounded(job.w, job.x) {
-            let w = job.w.keeping_inputs();
+        if let Some((w, x)) = disturbed::disturbed(job.w, job.x) {
             return self.product(&mut Job { w, x: &x, start: job.start, y: &mut *job.y });
         }
         let run = match &self.integers {
