@@ -2,6 +2,7 @@
 //! has quotients towards zero and remainders of the divisor's sign. What may be negative is computed as integers, once
 //! it is known.
 
+use std::sync::LazyLock;
 use tract_core::ops::cast::cast;
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
@@ -15,6 +16,9 @@ pub(super) fn register(register: &mut OnnxOpRegister) {
     register.insert("Mod", read);
 }
 
+/// tract's own readers.
+static TRACT: LazyLock<OnnxOpRegister> = LazyLock::new(|| tract_onnx::onnx().op_register);
+
 /// tract's own operator, kept from sizes that may be negative.
 #[derive(Clone, Debug)]
 struct OfSizes {
@@ -26,8 +30,7 @@ fn read(
     node: &NodeProto,
 ) -> TractResult<(Box<dyn InferenceOp>, Vec<String>)> {
     let name = node.op_type.as_str();
-    let known = tract_onnx::onnx().op_register;
-    let (op, inputs) = known.0.get(name).with_context(|| format!("no {name}"))?(ctx, node)?;
+    let (op, inputs) = TRACT.0.get(name).with_context(|| format!("no {name}"))?(ctx, node)?;
     match op.as_op().downcast_ref::<Box<dyn Expansion>>() {
         Some(op) => Ok((expand(OfSizes { op: op.clone() }), inputs)),
         None => Ok((op, inputs)),
@@ -77,15 +80,16 @@ fn rounded_alike(a: &TypedFact, b: &TypedFact) -> bool {
         let sizes = sizes.as_ref().and_then(|s| s.try_as_plain_ram().ok());
         sizes.and_then(|s| Some(s.as_slice::<TDim>().ok()?.iter().all(holds))).unwrap_or(false)
     };
-    all(a, |a| least(a).is_some_and(|a| a >= 0)) && all(b, |b| b.to_i64().is_ok_and(|b| b > 0))
+    all(a, |a| least(a, 1).is_some_and(|a| a >= 0)) && all(b, |b| b.to_i64().is_ok_and(|b| b > 0))
 }
 
-/// A bound from below where no free size is 0; `None` where none is seen.
-fn least(size: &TDim) -> Option<i64> {
+/// A bound from below where no free size is less than `free`, itself not negative; `None` where none is seen.
+pub(super) fn least(size: &TDim, free: i64) -> Option<i64> {
+    let least = |term: &TDim| least(term, free);
     let all = |terms: &[TDim]| terms.iter().map(least).collect::<Option<Vec<i64>>>();
     match size {
         TDim::Val(number) => Some(*number),
-        TDim::Sym(_) => Some(1),
+        TDim::Sym(_) => Some(free),
         TDim::Add(terms) => all(terms)?.into_iter().try_fold(0i64, i64::checked_add),
         TDim::Mul(terms) => {
             let terms = all(terms)?;
@@ -172,7 +176,7 @@ mod tests {
             (n.clone() * n.clone(), Some(1)),
             (-n.clone(), None),
         ] {
-            assert_eq!(least(&size), bound, "{size}");
+            assert_eq!(least(&size, 1), bound, "{size}");
         }
     }
 }

@@ -10,7 +10,7 @@ const MINILM_BYTES: u64 = 25_000_000;
 
 /// Least cosines of q8 and q4: see [`Golden::close`].
 const Q8: (f64, f64) = (0.999, 0.999);
-/// One of its sentences is at 0.9990, by which layers have scales for 64 columns up to 0.0001 more or less.
+/// Of the file in floats: one of its sentences is at 0.9990, by which layers have scales for 64 columns up to 0.0001 more or less.
 const MINILM_Q8: (f64, f64) = (0.9988, 0.9988);
 const Q4: (f64, f64) = (0.975, 0.97);
 
@@ -199,7 +199,7 @@ fn resemblyzer_q4() {
 fn shipped_minilm() {
     let Some(shared) = shared() else { return };
     let engine = MINILM.packed(&model(MINILM.name), Scheme::Q8);
-    MINILM.close(&shared, &engine, MINILM_Q8);
+    MINILM.close(&shared, &engine, Q8);
     assert!(engine.base().file_len() <= MINILM_BYTES);
 }
 

@@ -1,6 +1,7 @@
 //! Whether sizes are equal.
 
 use super::{Wire, Wiring};
+use crate::graph::divided::least;
 use tract_onnx::tract_core::broadcast::multi_broadcast;
 use tract_onnx::tract_core::ops::logic::{comp_eq, comp_gte, comp_lte};
 use tract_onnx::tract_hir::internal::*;
@@ -38,26 +39,12 @@ fn equal_sizes(a: &Tensor, b: &Tensor) -> TractResult<Option<Tensor>> {
     let equal = |(a, b): (&TDim, &TDim)| match ((a.clone() - b).to_i64(), a.to_i64(), b.to_i64()) {
         (Ok(difference), ..) => Some(difference == 0),
         // As exports do that look for a size left to be found.
-        (_, Ok(number), _) if number < 0 && never_negative(b) => Some(false),
-        (_, _, Ok(number)) if number < 0 && never_negative(a) => Some(false),
+        (_, Ok(number), _) if least(b, 0).is_some_and(|b| b > number) => Some(false),
+        (_, _, Ok(number)) if least(a, 0).is_some_and(|a| a > number) => Some(false),
         _ => None,
     };
     let found: Option<Vec<bool>> = a.iter().zip(b.iter()).map(equal).collect();
     found.map(|found| tensor1(&found).into_shape(&shape)).transpose()
-}
-
-fn never_negative(size: &TDim) -> bool {
-    match size {
-        TDim::Sym(_) => true,
-        TDim::Val(number) => *number >= 0,
-        TDim::Add(terms) | TDim::Mul(terms) | TDim::Broadcast(terms) | TDim::Min(terms) => {
-            terms.iter().all(never_negative)
-        }
-        TDim::Max(terms) => terms.iter().any(never_negative),
-        TDim::MulInt(factor, term) => *factor >= 0 && never_negative(term),
-        TDim::Div(term, _) => never_negative(term),
-        _ => false,
-    }
 }
 
 #[cfg(test)]
@@ -79,6 +66,7 @@ mod tests {
             (n.clone(), m.clone(), None),
             (n.clone() * m.clone() / 4, (-1).to_dim(), Some(false)),
             (n.clone() - 4, (-1).to_dim(), None),
+            (n.clone() + 4, 3.to_dim(), Some(false)),
         ] {
             assert_eq!(known(a.clone(), b.clone()), equal, "{a} and {b}");
             assert_eq!(known(b.clone(), a.clone()), equal, "{b} and {a}");
