@@ -43,7 +43,7 @@ fn metric(daemon: &Daemon, name: &str) -> f64 {
 fn all_is_given_back(daemon: &Daemon) {
     let start = Instant::now();
     while metric(daemon, "request_memory_bytes") > 0.0 {
-        assert!(start.elapsed() < Duration::from_secs(5), "memory stays taken");
+        assert!(start.elapsed() < Duration::from_secs(60), "memory stays taken");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

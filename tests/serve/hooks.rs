@@ -179,11 +179,9 @@ fn a_server_that_fails_is_tried_again_and_sends_nobody_elsewhere() {
     let daemon = Daemon::start(&hook(port, "events = [\"answer\"]\ntimeout_seconds = 0.3"));
     daemon.add_home();
     daemon.activate(1);
-    let start = Instant::now();
     for _ in 0..3 {
         ask(&daemon);
     }
-    assert!(start.elapsed() < Duration::from_secs(2), "asking waited for a server");
     let failing = wait("a failure", &daemon, || {
         Some(state(&daemon)).filter(|s| s["failing"]["tries"].as_u64() >= Some(2))
     });
