@@ -4,6 +4,8 @@
 
 use super::fitting::{Fitted, fit_dims};
 use super::made_up::made_up;
+use super::passages::{Passages, Reading};
+use super::trial::Runs;
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{
     FrozenConv, FrozenEmbedding, FrozenLinear, FrozenWeights, bind_dims, tract_error,
@@ -116,6 +118,7 @@ pub(super) fn settle(
     decided: &[bool],
     scheme: Scheme,
     untried: bool,
+    passages: &Passages,
 ) -> Result<Settled> {
     let judged = matches!(scheme, Scheme::Q4 | Scheme::Q8) && !decided.iter().all(|d| *d);
     let mut exact = vec![];
@@ -130,7 +133,7 @@ pub(super) fn settle(
     let mixed = Arc::new(Mixed { exact, coarse, wide, used, disturbing: AtomicBool::new(false) });
     let (fitted, bound) = fit_dims(prepared, FrozenWeights(mixed.clone()), untried)?;
     let chosen = match judged {
-        true => choose(fitted, prepared, &mixed, decided, scheme),
+        true => choose(fitted, prepared, &mixed, decided, scheme, passages),
         false => {
             drop(fitted);
             Ok((vec![], vec![]))
@@ -152,8 +155,9 @@ fn choose(
     mixed: &Arc<Mixed>,
     decided: &[bool],
     scheme: Scheme,
+    passages: &Passages,
 ) -> Result<(Vec<usize>, Vec<usize>)> {
-    let trial = Trial::new(fitted, prepared)?;
+    let trial = Trial::new(fitted, prepared, passages)?;
     let every: Vec<usize> = (0..mixed.coarse.len()).collect();
     let open = |&i: &usize| decided.get(i) != Some(&true);
     tell("judging the weights", 0, 0);
@@ -323,23 +327,63 @@ struct Trial {
     probes: Vec<TVec<TValue>>,
     /// Whether the graph has a loop.
     looped: bool,
+    /// By output, whether it is judged.
+    telling: Vec<bool>,
 }
 
 impl Trial {
-    fn new(fitted: Fitted, prepared: &Prepared) -> Result<Trial> {
+    fn new(fitted: Fitted, prepared: &Prepared, passages: &Passages) -> Result<Trial> {
         let Fitted { graph, runs } = fitted;
         let runs = runs.ok_or_else(|| Error::unsupported("no size or value fits"))?;
-        let graph = bind_dims(&graph, &runs.dims)?;
-        let probe = |seed| made_up(&graph, prepared, seed, runs.filling);
+        let reading = passages.for_graph(&graph, prepared)?;
+        if reading.reads() {
+            let dims = reading.without_past(&graph, &runs.dims)?;
+            let read = Trial::of(&graph, prepared, &Runs { dims, ..runs.clone() }, &reading, true);
+            match read.and_then(|trial| trial.outputs(0).map(|_| trial)) {
+                Ok(trial) => return Ok(trial),
+                Err(e) => tracing::debug!("texts are not read: {e}"),
+            }
+        }
+        Trial::of(&graph, prepared, &runs, &reading, false)
+    }
+
+    fn of(
+        graph: &TypedModel,
+        prepared: &Prepared,
+        runs: &Runs,
+        reading: &Reading,
+        texts: bool,
+    ) -> Result<Trial> {
+        let graph = bind_dims(graph, &runs.dims)?;
+        let probe = |seed| {
+            let mut inputs = made_up(&graph, prepared, seed, runs.filling)?;
+            if texts {
+                reading.put(&mut inputs, seed)?;
+            }
+            Ok(inputs)
+        };
         let probes = (1..=PROBES).map(probe).collect::<Result<_>>()?;
         let looped = graph.nodes().iter().any(|node| node.op_is::<Scan>());
         let plan = graph.into_optimized().and_then(TypedSimplePlan::new).map_err(failed)?;
-        Ok(Trial { plan, probes, looped })
+        Ok(Trial { plan, probes, looped, telling: reading.telling() })
+    }
+
+    fn floats(&self, outputs: TVec<TValue>) -> TractResult<Floats> {
+        let telling = self.telling.iter().chain(std::iter::repeat(&true));
+        let mut all = vec![];
+        for (value, _) in
+            outputs.iter().zip(telling).filter(|(v, tells)| **tells && v.datum_type().is_float())
+        {
+            let cast = value.cast_to::<f32>()?;
+            all.push(cast.try_as_plain_ram()?.as_slice::<f32>()?.to_vec());
+        }
+        Ok(all)
     }
 
     /// The float outputs for one probe.
     fn outputs(&self, probe: usize) -> Result<Floats> {
-        self.plan.run(self.probes[probe].clone()).and_then(floats).map_err(failed)
+        let outputs = self.plan.run(self.probes[probe].clone());
+        outputs.and_then(|outputs| self.floats(outputs)).map_err(failed)
     }
 
     /// Gives `judge` the outputs for one probe with each group alone as `set(group, false)` has it.
@@ -375,7 +419,10 @@ impl Trial {
             set(group, false);
             let outputs = match whole {
                 true => self.outputs(probe),
-                false => exact.branch().and_then(Walk::finish).and_then(floats).map_err(failed),
+                false => {
+                    let outputs = exact.branch().and_then(Walk::finish);
+                    outputs.and_then(|outputs| self.floats(outputs)).map_err(failed)
+                }
             };
             set(group, true);
             judge(group, outputs?);
@@ -458,13 +505,4 @@ impl<'a> Walk<'a> {
 
 fn failed(e: TractError) -> Error {
     tract_error(ErrorKind::Unsupported, &e)
-}
-
-fn floats(outputs: TVec<TValue>) -> TractResult<Floats> {
-    let mut all = vec![];
-    for value in outputs.iter().filter(|v| v.datum_type().is_float()) {
-        let cast = value.cast_to::<f32>()?;
-        all.push(cast.try_as_plain_ram()?.as_slice::<f32>()?.to_vec());
-    }
-    Ok(all)
 }

@@ -29,6 +29,8 @@ mod message;
 mod not_finite;
 #[cfg(feature = "import")]
 mod packing;
+#[cfg(feature = "import")]
+mod passages;
 pub mod picture;
 mod plans;
 #[cfg(feature = "import")]

@@ -3,6 +3,7 @@
 use super::alphabet::Alphabet;
 #[cfg(feature = "text")]
 use super::inputs::DEFAULT_MAX_TOKENS;
+use super::passages::Passages;
 use super::pool::{Pool, Table};
 use super::roles::Roles;
 #[cfg(feature = "text")]
@@ -132,7 +133,9 @@ impl Making {
         mut prepared: Prepared,
         options: &PackOptions,
     ) -> Result<()> {
-        let bound = self.pool.take(&mut prepared, &source.name, options.scheme, options.untried)?;
+        let passages = Passages::new(options.tokenizer.as_deref(), &options.roles);
+        let (scheme, untried) = (options.scheme, options.untried);
+        let bound = self.pool.take(&mut prepared, &source.name, scheme, untried, &passages)?;
         let table = FrozenWeights::new(Table(self.pool.weights.clone()));
         let model = lower(&prepared.model, &table)?;
         let text = write_graph(&model)?;

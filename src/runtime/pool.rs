@@ -1,6 +1,7 @@
 //! The weights and targets of all graphs of a base: what is equal is there once.
 
 use super::calibrate::{self, Settled};
+use super::passages::Passages;
 use crate::adapter::{Target, TargetKind};
 use crate::error::{Error, Result};
 use crate::import::{Bound, FrozenMatrix, MatrixValues, Prepared, built, quantize, tell};
@@ -52,6 +53,7 @@ impl Pool {
         graph: &str,
         scheme: Scheme,
         untried: bool,
+        passages: &Passages,
     ) -> Result<Vec<Bound>> {
         built();
         let mut keys = vec![];
@@ -88,7 +90,7 @@ impl Pool {
             });
         }
         let Settled { finer, wide, coarse: mut packed, bound } =
-            calibrate::settle(prepared, (packed, wide), &decided, scheme, untried)?;
+            calibrate::settle(prepared, (packed, wide), &decided, scheme, untried, passages)?;
         let finer = finer.into_iter().map(|i| (i, calibrate::finer(scheme)));
         for (i, scheme) in finer.chain(wide.into_iter().map(|i| (i, Scheme::Q8Wide))) {
             let q = quantize(&prepared.matrices[i], scheme, keys[i].3)?;

@@ -30,6 +30,7 @@ const MAX_WIDTHS: usize = 4;
 const BATCH: i64 = 3;
 
 /// Sizes and values with which a graph runs.
+#[derive(Clone)]
 pub(super) struct Runs {
     pub(super) dims: Vec<(String, i64)>,
     pub(super) filling: Filling,
