@@ -54,6 +54,8 @@ pub mod text;
 mod tokenizer_limits;
 #[cfg(feature = "import")]
 mod trial;
+#[cfg(feature = "import")]
+mod walk;
 #[cfg(feature = "text")]
 mod wordpiece;
 mod words;
