@@ -1,12 +1,15 @@
 """SmolLM2 learns a household's facts from 40 examples: how many questions in new wordings it answers, before and
-after, and its perplexity on sentences of other things, with the built program.
+after, and its perplexity on texts of other things, with the built program.
 
-    python household.py smollm2 [OFFSHOOT] [FOLDER] [STEPS] [LEARNING RATE]
+    python household.py smollm2 [OFFSHOOT] [FOLDER] [STEPS] [LEARNING RATE] [KEEP]
+
+KEEP is the share for `--keep-knowledge` (0: none). Perplexity is of the sentences that ship with the program, every
+second stretch of which `--keep-knowledge` teaches of, and of prose that nothing is taught of: this project's docs.
 
 smollm2 is a folder with model.onnx (model_kv.onnx of make_smollm2.py of the references, which has a past), tokenizer.json
 and chat_template.jinja. Ten facts, each taught by four questions with their answer and asked by three others; one counts as
 answered where the fact's word is in the answer. FOLDER (a temporary one if none is given) gets train.jsonl, other.txt,
-the base and the adapter.
+prose.jsonl, the base and the adapter.
 """
 import json
 import pathlib
@@ -55,7 +58,17 @@ def asked(question):
     return [{"role": "user", "content": question}]
 
 
-def main(model, program, folder, steps, rate):
+def prose(docs):
+    """The first 300 characters of 40 paragraphs of the docs."""
+    paragraphs = []
+    for name in ["HOME", "SECURITY", "CONTAINER", "UPGRADES"]:
+        text = re.sub("```.*?```", "", (docs / f"{name}.md").read_text(), flags=re.DOTALL)
+        plain = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+        paragraphs += [p[:300] for p in plain if len(p) > 150 and not p.startswith(("|", "#", "-"))]
+    return paragraphs[:40]
+
+
+def main(model, program, folder, steps, rate, keep):
     base, adapter, talk = folder / "lm.base", folder / "house.adapter", folder / "asked.json"
 
     def offshoot(*words):
@@ -71,8 +84,11 @@ def main(model, program, folder, steps, rate):
         for _, answer, taught, _ in FACTS:
             for question in taught:
                 out.write(json.dumps({"messages": asked(question), "completion": answer}) + "\n")
-    sentences = pathlib.Path(__file__).parent.parent / "src/train/knowledge/sentences.txt"
-    (folder / "other.txt").write_text(sentences.read_text())
+    root = pathlib.Path(__file__).parent.parent
+    (folder / "other.txt").write_text((root / "src/train/knowledge/sentences.txt").read_text())
+    with open(folder / "prose.jsonl", "w") as out:
+        for paragraph in prose(root / "docs"):
+            out.write(json.dumps({"text": paragraph}) + "\n")
 
     def measure(*more):
         right, wrong = 0, []
@@ -84,23 +100,30 @@ def main(model, program, folder, steps, rate):
                     right += 1
                 else:
                     wrong.append(f"  {question} {said!r}")
-        found = offshoot("eval", base, "--data", folder / "other.txt", *more)[0]["evaluation"]
+        found = []
+        for file in ["other.txt", "prose.jsonl"]:
+            report = offshoot("eval", base, "--data", folder / file, "--task", "language", *more)[0]
+            found.append(report["evaluation"]["perplexity"])
         asked_in_all = sum(len(fact[3]) for fact in FACTS)
-        print(f"{right} of {asked_in_all} new wordings answered, perplexity on other sentences {found['perplexity']:.3f}", flush=True)
+        print(f"{right} of {asked_in_all} new wordings answered, perplexity on other sentences {found[0]:.3f}, "
+              f"on prose {found[1]:.3f}", flush=True)
         print("\n".join(wrong[:10]), flush=True)
-        return right / asked_in_all, found["perplexity"]
+        return right / asked_in_all, *found
 
     before = measure()
     report, seconds = offshoot("train", base, "--data", folder / "train.jsonl", "--out", adapter, "--steps", steps,
-                               "--batch", 4, "--lr", rate, "--holdout", "0")
+                               "--batch", 4, "--lr", rate, "--holdout", "0", "--keep-knowledge", keep)
     report, peak = report["report"], report["peak_rss_bytes"]
     print(f"{report['steps']} steps, {report['step_ms_median']:.0f} ms each, {seconds:.0f} s, peak {peak >> 20} MiB", flush=True)
+    if report["knowledge"]:
+        print(f"kept {report['knowledge']['kept']:.3f} at a weight of {report['knowledge']['weight']:.2f}", flush=True)
     after = measure("--adapter", adapter)
-    print(f"answered {before[0]:.2f} -> {after[0]:.2f}, perplexity up by {100 * (after[1] / before[1] - 1):.1f} %")
+    up = [f"{100 * (now / then - 1):.1f} %" for then, now in zip(before[1:], after[1:])]
+    print(f"answered {before[0]:.2f} -> {after[0]:.2f}, perplexity up by {up[0]} on sentences, {up[1]} on prose")
 
 
 if __name__ == "__main__":
     given = dict(enumerate(sys.argv[1:]))
     place = pathlib.Path(given.get(2) or tempfile.mkdtemp())
     place.mkdir(parents=True, exist_ok=True)
-    main(given[0], given.get(1, "offshoot"), place, given.get(3, "60"), given.get(4, "5e-4"))
+    main(given[0], given.get(1, "offshoot"), place, given.get(3, "60"), given.get(4, "5e-4"), given.get(5, "0"))

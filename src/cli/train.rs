@@ -117,7 +117,7 @@ pub struct Args {
     clip: Option<f32>,
     /// Share of what the base knows that the adapter should leave as it is, measured on inputs that it
     /// isn't taught; without a number 0.85, which costs sentences less than a point of accuracy; 0: it is
-    /// measured alone
+    /// measured alone, of a language model with --probes
     #[arg(long, value_name = "SHARE", num_args = 0..=1, default_value_t = 0.0, default_missing_value = KEPT,
         value_parser = whole_share)]
     keep_knowledge: f32,

@@ -39,6 +39,7 @@ mod select;
 mod shapes;
 #[cfg(test)]
 mod testing;
+mod token_drift;
 mod token_loss;
 mod trace;
 mod watch;
@@ -72,6 +73,7 @@ pub use quotient::Quotient;
 pub use rounding::{ByteRange, RoundThrough};
 pub use row_norms::RowNorms;
 pub use select::{NonMaxSuppression, NonZero};
+pub use token_drift::TokenDrift;
 pub use token_loss::TokenLoss;
 pub use trace::{Origin, Trace};
 pub use watch::{Halt, More, Stop, Watch, run_watched};

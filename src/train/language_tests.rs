@@ -1,6 +1,7 @@
 //! The task of language models: gradients and steps as PyTorch's and PEFT's, and a text learned by heart.
 
 use super::data::{Dataset, LoadOptions, load};
+use super::knowledge::sentences;
 use super::progress::Silent;
 use super::recompute::tests::same_bits;
 use super::samples::Samples;
@@ -233,9 +234,6 @@ fn plain_text_is_learned_and_what_is_no_language_model_is_refused() {
         |m: &[(String, f32)]| m.iter().find(|(name, _)| name == "perplexity").unwrap().1;
     let (before, after) = (perplexity(&trained.report.before), perplexity(&trained.report.after));
     assert!(after < before / 4.0, "{before} -> {after}");
-    let keep = TrainOptions { keep_knowledge: 0.9, ..options.clone() };
-    let e = train(&engine, &data, None, &keep, &mut Silent).unwrap_err();
-    assert!(e.message().contains("no penalty"), "{e}");
     let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny/attention.onnx");
     let e = train(&packed(&other, &exact()), &data, None, &options, &mut Silent).unwrap_err();
     assert!(e.message().contains("no language model"), "{e}");
@@ -268,6 +266,95 @@ fn what_lies_below_the_last_layers_is_kept() {
     assert_eq!(testing::bytes(&kept), testing::bytes(&plain));
     let prefix = kept.report.prefix.unwrap();
     assert!(prefix.rows_kept > prefix.rows_run, "{prefix:?}");
+}
+
+/// Facts in other words than the sentences that ship with the program.
+fn facts() -> Dataset {
+    let row = |(of, is): (&str, &str)| {
+        format!("{{\"prompt\": \"Where is the {of}? \", \"completion\": \"In the {is}.\"}}\n")
+    };
+    let facts = [("hat", "shed"), ("key", "jar"), ("dog", "yard"), ("lamp", "cellar")];
+    data("facts.jsonl", &facts.map(row).concat())
+}
+
+#[test]
+fn what_a_language_model_says_next_is_kept_and_it_learns_all_the_same() {
+    let engine = folder();
+    let place = tempfile::tempdir().unwrap();
+    // Measured without being asked for, where probes are given.
+    let probes = place.path().join("sentences.txt");
+    std::fs::write(&probes, sentences().collect::<Vec<_>>().join("\n")).unwrap();
+    let data = facts();
+    let plain = TrainOptions { probes: Some(probes), batch: 4, steps: Some(100), ..thorough() };
+    let kept = TrainOptions { keep_knowledge: 0.9, probes: None, ..plain.clone() };
+    let [without, with] = [plain, kept].map(|options| {
+        let trained = train(&engine, &data, Some(&data), &options, &mut Silent).unwrap();
+        let accuracy = |m: &[(String, f32)]| m.iter().find(|(n, _)| n == "accuracy").unwrap().1;
+        assert!(accuracy(&trained.report.after) > 0.95, "{:?}", trained.report.after);
+        trained.report.knowledge.unwrap()
+    });
+    println!("{with:?}\n{without:?}");
+    let (measured, of) = with.measured_on.split_once(" of ").unwrap();
+    assert!(of.ends_with("stretches of 218 sentences that ship with the program"), "{of}");
+    assert_eq!(with.retention.samples, measured.parse::<usize>().unwrap());
+    assert_eq!(without.retention.samples, with.retention.samples);
+    let away = |found: &KnowledgeKept| 1.0 - found.retention.cosine_mean;
+    assert!(away(&with) < 0.5 * away(&without) && with.kept > without.kept);
+    assert_eq!((without.weight, with.shortfall().is_some()), (0.0, with.kept < 0.9));
+}
+
+/// Where nothing has been learned yet nothing is to be kept: a step from there is that of the lesson alone,
+/// whatever the probes weigh, and however their rows are padded and cut.
+#[test]
+fn a_base_is_not_moved_by_its_own_next_tokens() {
+    let engine = folder();
+    let data = facts();
+    let last = TargetChoice::Regex(r".*layers\.1\..*_proj".into());
+    for targets in [options().targets, last] {
+        let step = TrainOptions {
+            optimizer: OptimizerKind::Sgd { momentum: 0.0 },
+            learning_rate: 1.0,
+            batch: 4,
+            steps: Some(1),
+            holdout: 0.0,
+            targets,
+            ..options()
+        };
+        let kept = TrainOptions { keep_knowledge: 0.9, micro_batch: Some(3), ..step.clone() };
+        let [plain, kept] = [step, kept].map(|options| {
+            let trained = train(&engine, &data, None, &options, &mut Silent).unwrap();
+            let targets = trained.adapter.targets.into_iter();
+            targets.flat_map(|t| t.tensors).flat_map(|t| t.values).collect::<Vec<f32>>()
+        });
+        assert!(off(&kept, &plain) < 1e-4, "{}", off(&kept, &plain));
+    }
+}
+
+#[test]
+fn next_tokens_are_kept_where_a_frozen_layer_makes_them_and_of_texts() {
+    let engine = folder();
+    let data = facts();
+    let kept = TrainOptions { keep_knowledge: 0.9, steps: Some(2), ..thorough() };
+    let fails = |options: &TrainOptions| {
+        train(&engine, &data, None, options, &mut Silent).unwrap_err().to_string()
+    };
+    let head = TargetChoice::Regex("lm_head".into());
+    let e = fails(&TrainOptions { targets: head, ..kept.clone() });
+    assert!(e.contains("no frozen layer"), "{e}");
+    let place = tempfile::tempdir().unwrap();
+    let scenes = place.path().join("ids.npz");
+    let ids = Array::i64([4, 3], vec![5; 12]).unwrap();
+    let labels = Array::i64([4], vec![0; 4]).unwrap();
+    std::fs::write(&scenes, super::data::tests::npz(&[("input_ids", ids), ("labels", labels)]))
+        .unwrap();
+    let e = fails(&TrainOptions { probes: Some(scenes), ..kept.clone() });
+    assert!(e.contains("on texts"), "{e}");
+    // What is planned has room for what is known of the probes.
+    let trained = train(&engine, &data, None, &kept, &mut Silent).unwrap();
+    let plain = TrainOptions { keep_knowledge: 0.0, ..kept };
+    let plain = train(&engine, &data, None, &plain, &mut Silent).unwrap();
+    assert_eq!(plain.report.knowledge, None);
+    assert!(trained.report.planned_peak_bytes > plain.report.planned_peak_bytes);
 }
 
 /// SmolLM2-135M as `shared/scripts/make_smollm2.py` makes it, if `OFFSHOOT_SMOLLM2` names the folder of its

@@ -133,7 +133,8 @@ pub struct TrainOptions {
     pub keep: f32,
     /// The share, 0 to 1, of the base's own knowledge that the adapted base should keep
     /// ([`Retention::kept`](super::Retention::kept)). The run measures it, and weighs a penalty on
-    /// features that move away from the base's by it. 0: no penalty, and it is measured alone.
+    /// features that move away from the base's by it, of language models on next tokens. 0: no penalty, and
+    /// it is measured alone, of language models where there are [`probes`](Self::probes).
     pub keep_knowledge: f32,
     /// Inputs that say which knowledge: sentences one a line (`.txt`), a folder of pictures, or a data
     /// file. Every second one is taught of, the others are measured on. Without them what is measured

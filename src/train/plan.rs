@@ -5,8 +5,8 @@ use super::forward::{Layer, Trained, change_layer};
 use super::gradient::{backward, ones, reaches};
 use super::head::{self, pool};
 use super::kind;
-use super::knowledge::{Kept, Penalty, penalty};
-use super::loss::Loss;
+use super::knowledge::{Kept, Penalty, next_tokens, penalty};
+use super::loss::{Loss, dense};
 use super::parameter::{self, Parameter};
 use super::prefix::Below;
 use super::recompute::{Repeat, Repeated};
@@ -71,8 +71,8 @@ pub(crate) struct Plan {
     slots: Vec<Slot>,
     /// Dimensions of the head's answer: (B, classes) or (B, T, classes).
     answer_shape: Vec<usize>,
-    /// Features that the head reads.
-    width: usize,
+    /// Those of the penalty's two inputs, where there is one.
+    kept_shapes: Option<[Vec<usize>; 2]>,
 }
 
 /// A graph with its loss.
@@ -141,7 +141,8 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
     }
     if setup.task.rules().own_output() {
         let loss = setup.task.rules().loss(&mut model, outlet, engine.labels())?;
-        return Ok(Wired { model, loss, penalty: None, logits: outlet, trained });
+        let penalty = setup.keep.then(|| next_tokens(&mut model, outlet)).transpose()?;
+        return Ok(Wired { model, loss, penalty, logits: outlet, trained });
     }
     let map = model.outlet_fact(outlet).map_err(failed)?.rank() == 4;
     let outlet = head::as_tokens(&mut model, outlet, setup.features.width)?;
@@ -172,6 +173,16 @@ pub(super) fn forward(
     let wired = wire(engine, binding, setup).map_err(|e| named(engine, e))?;
     let outputs = wired.differentiated();
     Ok((wired.model, outputs))
+}
+
+/// What gives the features of the base alone that a penalty holds others against, of the base's own inputs.
+pub(super) fn base_features(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Runnable> {
+    let setup = Setup { targets: vec![], keep: true, ..setup.clone() };
+    let Wired { mut model, penalty, .. } = wire(engine, binding, &setup)?;
+    let penalty = penalty.ok_or_else(|| Error::failed("there is no penalty"))?;
+    model.select_output_outlets(&[penalty.features]).map_err(failed)?;
+    model.inputs.truncate(engine.inputs().len());
+    Runnable::of(engine, "graph of the base's features", model)
 }
 
 /// Those of the targets whose gradients reach the loss.
@@ -205,12 +216,19 @@ impl Plan {
         };
         let trained = wired.inputs_of(parameters)?;
         let Wired { mut model, loss, penalty, logits, .. } = wired;
-        let shape = model.outlet_fact(logits).map_err(failed)?.shape.as_concrete();
-        let answer_shape = shape.map(<[usize]>::to_vec).ok_or_else(|| {
-            let name = &setup.features.name;
-            Error::unsupported(format!("the sizes of the output '{name}' are open"))
-                .hint("fix them with --dim when packing")
-        })?;
+        let shape = |outlet| {
+            let shape = model.outlet_fact(outlet).map_err(failed)?.shape.as_concrete();
+            shape.map(<[usize]>::to_vec).ok_or_else(|| {
+                let name = &setup.features.name;
+                Error::unsupported(format!("the sizes of the output '{name}' are open"))
+                    .hint("fix them with --dim when packing")
+            })
+        };
+        let answer_shape = shape(logits)?;
+        let kept_shapes = match penalty {
+            Some(Penalty { base, weights, .. }) => Some([shape(base)?, shape(weights)?]),
+            None => None,
+        };
         let mut seeds = vec![];
         for outlet in outputs {
             seeds.push((outlet, ones(&mut model, outlet)?));
@@ -226,7 +244,7 @@ impl Plan {
             other => other,
         };
         let runnable = Runnable::of_gradients(engine, "gradient graph", model, repeat)?;
-        Ok(Plan { runnable, below, slots, answer_shape, width: setup.features.width })
+        Ok(Plan { runnable, below, slots, answer_shape, kept_shapes })
     }
 
     /// What it runs twice.
@@ -253,17 +271,22 @@ impl Plan {
         &self.answer_shape
     }
 
-    /// An input of the penalty; zeros where nothing is to be kept.
-    fn kept(&self, shape: &[usize], values: Option<&[f32]>) -> Result<TValue> {
-        let tensor = match values {
-            Some(values) => Tensor::from_shape(shape, values),
-            None => Tensor::zero::<f32>(shape),
-        };
-        Ok(tensor.map_err(failed)?.into_tvalue())
+    /// The penalty's inputs, zeros where nothing is to be kept: the base's features and what they weigh, of
+    /// tokens at the places that `mask` counts. Nothing where there is no penalty.
+    pub(crate) fn kept(
+        &self,
+        kept: Option<&Kept>,
+        mask: Option<&[bool]>,
+    ) -> Result<Option<[Tensor; 2]>> {
+        let Some([base, weights]) = &self.kept_shapes else { return Ok(None) };
+        let none = || Kept::of_no_rows(base.first().copied().unwrap_or(1));
+        let kept = kept.cloned().unwrap_or_else(none);
+        let mask = mask.filter(|_| base.len() == 3);
+        Ok(Some([dense(&kept.base, base, mask)?, dense(&kept.weights, weights, mask)?]))
     }
 
     /// The loss and the gradients, in the order of the parameters. `inputs` are the graph's own or what
-    /// crosses from below, `targets` those of [`Loss::targets`], `kept` what the rows should stay near to.
+    /// crosses from below, `targets` those of [`Loss::targets`], `kept` those of [`Plan::kept`].
     pub(crate) fn run(
         &self,
         engine: &Engine,
@@ -271,9 +294,12 @@ impl Plan {
         parameters: &[Arc<Tensor>],
         targets: &[Tensor],
         weight_sum: f32,
-        kept: Option<&Kept>,
+        kept: Option<[Tensor; 2]>,
     ) -> Result<(f32, Vec<Tensor>)> {
-        let rows = self.answer_shape.first().copied().unwrap_or(1);
+        let of_penalty = |at: usize| {
+            let tensor = kept.as_ref().map(|kept| kept[at].clone().into_tvalue());
+            tensor.ok_or_else(|| Error::failed("a penalty lacks an input"))
+        };
         let mut values = tvec![];
         for slot in &self.slots {
             values.push(match *slot {
@@ -288,8 +314,8 @@ impl Plan {
                     .ok_or_else(|| Error::failed("a loss lacks a target"))?
                     .into_tvalue(),
                 Slot::WeightSum => tensor0(weight_sum).into_tvalue(),
-                Slot::Base => self.kept(&[rows, self.width], kept.map(|k| &k.base[..]))?,
-                Slot::BaseWeights => self.kept(&[rows], kept.map(|k| &k.weights[..]))?,
+                Slot::Base => of_penalty(0)?,
+                Slot::BaseWeights => of_penalty(1)?,
             });
         }
         let mut outputs = self.runnable.run(engine, values)?.into_iter();

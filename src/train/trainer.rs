@@ -418,7 +418,8 @@ impl Trainer {
         // A mask of another length is not that of what the head reads.
         let mask = mask.filter(|m| m.len() == shape.iter().take(2).product::<usize>());
         let targets = rules.tensors(&answers, shape, mask.as_deref())?;
-        plan.run(engine, &tensors, parameters, &targets, counted as f32, kept.as_ref())
+        let kept = plan.kept(kept.as_ref(), mask.as_deref())?;
+        plan.run(engine, &tensors, parameters, &targets, counted as f32, kept)
     }
 
     /// What rows with these labels should answer, for [`MicroBatch::answers`]. Labels of tokens are
@@ -491,10 +492,6 @@ impl Trainer {
     }
 }
 
-fn failed(e: tract_core::internal::TractError) -> Error {
-    tract_error(ErrorKind::Failed, &e)
-}
-
 fn tensor(shape: &[usize], values: &[f32]) -> Result<Tensor> {
-    Tensor::from_shape(shape, values).map_err(failed)
+    Tensor::from_shape(shape, values).map_err(|e| tract_error(ErrorKind::Failed, &e))
 }

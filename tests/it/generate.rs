@@ -77,3 +77,23 @@ fn a_conversation_is_answered_by_the_bases_template() {
     }
     place.fails("generate chat.base --chat talk.json --prompt a", 2);
 }
+
+#[test]
+fn a_language_model_keeps_what_it_is_asked_to_and_says_so() {
+    let place = packed();
+    let data = repo("models/tiny-lm/household.jsonl").display().to_string();
+    let line = format!(
+        "train lm.base --data {data} --out a.adapter --steps 10 --batch 4 --lr 0.01 --holdout 0"
+    );
+    assert!(place.json(&line)["report"]["knowledge"].is_null());
+    let kept = place.json(&format!("{line} --keep-knowledge"))["report"]["knowledge"].clone();
+    let wanted = kept["wanted"].as_f64().unwrap();
+    assert!((wanted - 0.85).abs() < 1e-6, "{kept}");
+    let on = kept["measured_on"].as_str().unwrap();
+    assert!(on.ends_with("stretches of 218 sentences that ship with the program"), "{on}");
+    let mine: String = (0..40).map(|n| format!("The lamp in room {n} is green.\n")).collect();
+    place.write("mine.txt", &mine);
+    let said = place.ok(&format!("{line} --keep-knowledge 0.5 --probes mine.txt"));
+    assert!(said.contains("of the likeliest next tokens stay the base's"), "{said}");
+    assert!(said.contains("stretches of inputs of 'mine.txt'"), "{said}");
+}

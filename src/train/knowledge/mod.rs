@@ -2,29 +2,35 @@
 //!
 //! Each step's loss gets a penalty: weight · the mean of 1 - cosine between the features that the head
 //! reads and those of the base alone, over the step's own samples. The base's features are computed
-//! once a sample, so that a step costs what it did. Now and then the run measures on inputs that it
-//! isn't taught of how much is kept, and makes the penalty heavier or lighter, so that the share that
-//! was asked for is kept and no more is given up for it than needed.
+//! once a sample, so that a step costs what it did. Of a language model, whose samples are to change what it
+//! says, it is the divergence of its next tokens from the base's, over probes (`tokens.rs`). Now and then the
+//! run measures on inputs that it isn't taught of how much is kept, and makes the penalty heavier or lighter,
+//! so that the share that was asked for is kept and no more is given up for it than needed.
 
 mod penalty;
 mod probes;
 mod scenes;
+mod tokens;
 
-use super::retention::{Lens, Retention, Seen, direction};
+use super::retention::{Lens, Retention, Seen, direction, retention};
 use super::samples::Samples;
+use super::trainer::Trainer;
 use crate::adapter::{Adapter, Head};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::runtime::Engine;
 use serde::Serialize;
 use std::path::Path;
 
-pub(super) use penalty::{Penalty, penalty};
+pub(super) use penalty::{Penalty, next_tokens, penalty};
 pub(super) use probes::Probes;
-#[cfg(feature = "daemon")]
+#[cfg(any(test, feature = "daemon"))]
 pub(crate) use probes::sentences;
+pub(super) use tokens::text_features;
 
 /// Weight of the penalty at first.
 pub(super) const WEIGHT: f32 = 20.0;
+/// The same of next tokens.
+const TOKEN_WEIGHT: f32 = 1.0;
 /// How far the weight may move from that.
 const MOST: f32 = 16.0;
 /// What is kept more than asked for that the weight is held, least and most: what is measured differs
@@ -69,7 +75,8 @@ impl KnowledgeKept {
             return None;
         }
         let [kept, wanted] = [self.kept, self.wanted].map(|share| share * 100.0);
-        let why = if self.weight >= WEIGHT * MOST {
+        let first = if self.retention.tokens { TOKEN_WEIGHT } else { WEIGHT };
+        let why = if self.weight >= first * MOST {
             "at the heaviest penalty; a lower --lr or fewer --targets keep more"
         } else {
             "when its steps were over; more --epochs or a lower --lr keep more"
@@ -84,7 +91,7 @@ pub(super) struct Measure<'a> {
     probes: Option<Samples<'a>>,
     which: Vec<usize>,
     what: String,
-    /// Their places that are taught of too.
+    /// Their places that are taught of, in the order in which they are.
     taught: Vec<usize>,
 }
 
@@ -125,40 +132,55 @@ impl<'a> Measure<'a> {
 /// What a run needs to keep the base's knowledge, and to measure it.
 pub(super) struct Knowledge<'a> {
     measure: Measure<'a>,
-    view: Lens,
+    seen: Before,
     /// The share that is to be kept.
     wanted: f32,
     /// Samples that run at once.
     rows: usize,
-    /// Of what is measured, with the base alone.
-    before: Vec<Seen>,
-    /// The direction of the base's features of each of the run's samples; empty for one that isn't
-    /// trained on.
-    samples: Vec<Vec<f32>>,
-    /// Of each probe that is taught of, in their order.
+    /// The base's features of each probe that is taught of, in their order.
     taught: Vec<Vec<f32>>,
+    /// Probes that a step is taught of.
+    a_step: usize,
     /// The penalty's weight now.
     pub weight: f32,
 }
 
-/// What the features of a micro-batch's rows should stay near to.
+/// What is known of the base alone.
+enum Before {
+    /// Of what is measured, what is seen of it; the direction of the features of each of the run's samples, empty
+    /// for one that isn't trained on.
+    Features { view: Lens, measured: Vec<Seen>, samples: Vec<Vec<f32>> },
+    /// Its next tokens: nothing of the vocabulary's width is kept.
+    Tokens,
+}
+
+/// What a micro-batch should stay near to, row by row; nothing for a row that only fills it up.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Kept {
-    /// The base's features, of length 1, row by row.
-    pub base: Vec<f32>,
-    /// The weight of each row.
-    pub weights: Vec<f32>,
+    /// The base's features: of length 1, or of each token.
+    pub base: Vec<Option<Vec<f32>>>,
+    /// The weight of each row, or of each of its tokens.
+    pub weights: Vec<Option<Vec<f32>>>,
+}
+
+impl Kept {
+    /// Of `rows` rows none.
+    pub fn of_no_rows(rows: usize) -> Kept {
+        Kept { base: vec![None; rows], weights: vec![None; rows] }
+    }
 }
 
 /// The parts of a run that knowledge is kept of.
 pub(super) struct Parts<'r, 's> {
     pub engine: &'r Engine,
+    pub trainer: &'r Trainer,
     pub samples: &'r Samples<'s>,
     pub train: &'r [usize],
     /// The held-out samples, where they are others than `samples`.
     pub held: Option<&'r Samples<'s>>,
-    /// Samples that run at once.
+    /// Samples that run at once, and those of a step.
     pub rows: usize,
+    pub batch: usize,
 }
 
 impl<'a> Knowledge<'a> {
@@ -170,13 +192,17 @@ impl<'a> Knowledge<'a> {
         wanted: f32,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Knowledge<'a>>> {
+        if parts.samples.task().rules().completes() {
+            return Knowledge::ask_tokens(parts, measure, wanted, go_on);
+        }
         let Parts { engine, samples, train, rows, .. } = *parts;
         let view = Lens::new(engine, Some(head))?;
         let mut ask = |samples: &Samples<'_>, which: &[usize]| {
             view.of_samples(engine, None, samples, which, rows, go_on)
         };
-        let measured = parts.measured(&measure);
-        let Some(before) = ask(measured, &measure.which)? else { return Ok(None) };
+        let Some(measured) = ask(parts.measured(&measure), &measure.which)? else {
+            return Ok(None);
+        };
         let mut directions = vec![vec![]; samples.len()];
         let mut taught = vec![];
         if wanted > 0.0 {
@@ -189,51 +215,43 @@ impl<'a> Knowledge<'a> {
                 taught = seen.iter().map(|seen| direction(&seen.features)).collect();
             }
         }
-        let samples = directions;
-        Ok(Some(Knowledge { measure, view, wanted, rows, before, samples, taught, weight: WEIGHT }))
+        let seen = Before::Features { view, measured, samples: directions };
+        let (a_step, weight) = (TAUGHT.min(taught.len()), WEIGHT);
+        Ok(Some(Knowledge { measure, seen, wanted, rows, taught, a_step, weight }))
     }
 
     /// What the rows of `group` should stay near to, filled up to `rows`; each counts `share` of the
-    /// weight.
-    pub fn of_samples(&self, group: &[usize], rows: usize, share: f32) -> Kept {
-        let of = |&sample: &usize| self.samples.get(sample).map_or(&[][..], Vec::as_slice);
-        self.rows_of(group.iter().map(of), rows, share)
+    /// weight. Of a language model nothing: what is learned is what it says of them.
+    pub fn of_samples(&self, group: &[usize], rows: usize, share: f32) -> Option<Kept> {
+        let Before::Features { samples, .. } = &self.seen else { return None };
+        let of = |&sample: &usize| samples.get(sample).map_or(&[][..], Vec::as_slice);
+        let weight = vec![self.weight * share];
+        Some(rows_of(group.iter().map(|sample| (of(sample), weight.clone())), rows))
     }
 
     /// The same of probes, by their places among those taught of.
     fn of_taught(&self, group: &[usize], rows: usize, share: f32) -> Kept {
         let of = |place: &usize| {
-            let at = self.measure.taught.binary_search(place).ok();
+            let at = self.measure.taught.iter().position(|taught| taught == place);
             at.and_then(|at| self.taught.get(at)).map_or(&[][..], Vec::as_slice)
         };
-        self.rows_of(group.iter().map(of), rows, share)
+        let weight = |place: &usize| {
+            let tokens = match &self.seen {
+                Before::Features { .. } => 1,
+                // As many rows of the mean, whatever their lengths.
+                Before::Tokens => self.tokens(*place),
+            };
+            vec![self.weight * share / tokens.max(1) as f32; tokens]
+        };
+        rows_of(group.iter().map(|place| (of(place), weight(place))), rows)
     }
 
-    fn rows_of<'r>(
-        &self,
-        directions: impl Iterator<Item = &'r [f32]>,
-        rows: usize,
-        share: f32,
-    ) -> Kept {
-        let mut kept = Kept::default();
-        for direction in directions {
-            kept.base.extend(direction);
-            kept.weights.push(self.weight * share);
-        }
-        let width = kept.base.len() / kept.weights.len().max(1);
-        kept.base.resize(width * rows.max(kept.weights.len()), 0.0);
-        kept.weights.resize(rows.max(kept.weights.len()), 0.0);
-        kept
-    }
-
-    /// The probes that step `step` is taught of, in groups of at most `rows`: their inputs, and what
-    /// they should stay near to.
+    /// The probes that step `step` is taught of, in groups of at most `rows`, and how many they are.
     pub fn taught(&self, step: u64, rows: usize) -> (Vec<Vec<usize>>, usize) {
-        let all = &self.measure.taught;
+        let (all, count) = (&self.measure.taught, self.a_step);
         let (Some(probes), false) = (&self.measure.probes, all.is_empty()) else {
             return (vec![], 0);
         };
-        let count = TAUGHT.min(all.len());
         let first = usize::try_from(step).unwrap_or(0).wrapping_mul(count);
         let which: Vec<usize> =
             (0..count).map(|at| all[first.wrapping_add(at) % all.len()]).collect();
@@ -242,9 +260,8 @@ impl<'a> Knowledge<'a> {
 
     /// The probes that a group of [`Knowledge::taught`] is of, and what its rows should stay near to.
     pub fn teach(&self, group: &[usize], rows: usize, share: f32) -> Result<(&Samples<'a>, Kept)> {
-        let Some(probes) = &self.measure.probes else {
-            return Err(crate::error::Error::failed("there are no probes"));
-        };
+        let probes = self.measure.probes.as_ref();
+        let probes = probes.ok_or_else(|| Error::failed("there are no probes"))?;
         Ok((probes, self.of_taught(group, rows, share)))
     }
 
@@ -256,13 +273,21 @@ impl<'a> Knowledge<'a> {
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Option<KnowledgeKept>> {
         let bound = parts.engine.bind(&[(adapter, 1.0)])?;
-        let measured = parts.measured(&self.measure);
+        let samples = parts.measured(&self.measure);
         let which = &self.measure.which;
         let (engine, rows) = (parts.engine, self.rows);
-        let now = self.view.of_samples(engine, Some(&bound), measured, which, rows, go_on)?;
-        let Some(now) = now else { return Ok(None) };
-        let retention = self.view.compare(&self.before, &now)?;
-        Ok(Some(KnowledgeKept {
+        let found = match &self.seen {
+            Before::Features { view, measured, .. } => {
+                let now = view.of_samples(engine, Some(&bound), samples, which, rows, go_on)?;
+                now.map(|now| view.compare(measured, &now)).transpose()?
+            }
+            Before::Tokens => {
+                let rows = samples.fixed_rows().unwrap_or(1);
+                let inputs = which.iter().map(|&sample| samples.inputs(&[sample], rows));
+                retention(engine, &bound, inputs, go_on)?
+            }
+        };
+        Ok(found.map(|retention| KnowledgeKept {
             wanted: self.wanted,
             kept: retention.kept(),
             measured_on: self.measure.what.clone(),
@@ -273,16 +298,29 @@ impl<'a> Knowledge<'a> {
 
     /// Makes the penalty heavier where less is kept than is wanted, lighter where much more is.
     pub fn weigh(&mut self, kept: f32) {
-        self.weight = weighed(self.weight, self.wanted, kept);
+        let first = match self.seen {
+            Before::Features { .. } => WEIGHT,
+            Before::Tokens => TOKEN_WEIGHT,
+        };
+        self.weight = weighed(self.weight, first, self.wanted, kept);
     }
 }
 
-fn weighed(weight: f32, wanted: f32, kept: f32) -> f32 {
+/// Filled up to `rows` rows.
+fn rows_of<'r>(found: impl Iterator<Item = (&'r [f32], Vec<f32>)>, rows: usize) -> Kept {
+    let found = found.map(|(base, weights)| (Some(base.to_vec()), Some(weights)));
+    let (mut base, mut weights): (Vec<_>, Vec<_>) = found.unzip();
+    base.resize(rows.max(base.len()), None);
+    weights.resize(rows.max(weights.len()), None);
+    Kept { base, weights }
+}
+
+fn weighed(weight: f32, first: f32, wanted: f32, kept: f32) -> f32 {
     let [least, most] = SPARE;
     if kept < wanted + least.min((1.0 - wanted) / 2.0) {
-        (weight * 2.0).min(WEIGHT * MOST)
+        (weight * 2.0).min(first * MOST)
     } else if kept > wanted + most {
-        (weight * 0.7).max(WEIGHT / MOST)
+        (weight * 0.7).max(first / MOST)
     } else {
         weight
     }
@@ -333,13 +371,13 @@ mod tests {
 
     #[test]
     fn the_weight_follows_what_is_kept_within_bounds() {
-        assert_eq!(weighed(20.0, 0.9, 0.8), 40.0);
-        assert_eq!(weighed(20.0, 0.9, 0.91), 40.0);
-        assert_eq!(weighed(20.0, 0.9, 0.93), 20.0);
-        assert_eq!(weighed(20.0, 0.9, 0.97), 14.0);
-        assert_eq!(weighed(20.0, 1.0, 1.0), 20.0, "nothing more can be kept");
-        let many = |kept| (0..50).fold(20.0, |weight, _| weighed(weight, 0.5, kept));
-        assert_eq!(many(0.1), 320.0);
-        assert_eq!(many(1.0), 1.25);
+        assert_eq!(weighed(20.0, 20.0, 0.9, 0.8), 40.0);
+        assert_eq!(weighed(20.0, 20.0, 0.9, 0.91), 40.0);
+        assert_eq!(weighed(20.0, 20.0, 0.9, 0.93), 20.0);
+        assert_eq!(weighed(20.0, 20.0, 0.9, 0.97), 14.0);
+        assert_eq!(weighed(20.0, 20.0, 1.0, 1.0), 20.0, "nothing more can be kept");
+        let many = |kept| (0..50).fold(1.0, |weight, _| weighed(weight, 1.0, 0.5, kept));
+        assert_eq!(many(0.1), 16.0);
+        assert_eq!(many(1.0), 1.0 / 16.0);
     }
 }

@@ -1,6 +1,7 @@
 //! What keeps the adapted features near the base's: a graph part, appended to a model.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::graph::{FrozenLinear, TokenDrift};
 use crate::train::loss::{floats, total};
 use crate::train::wires::Wires;
 use tract_core::internal::*;
@@ -9,18 +10,20 @@ use tract_core::ops::math;
 /// A penalty wired into a model.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Penalty {
-    /// Σ weight · (1 - cosine) over the rows: f32, rank 0.
+    /// The sum over rows, or tokens: f32, rank 0.
     pub value: OutletId,
-    /// New input: the base's features of each row (B, F), of length 1.
+    /// What is held against the base's.
+    pub features: OutletId,
+    /// New input: the base's of each row (B, F) or token (B, T, F).
     pub base: OutletId,
-    /// New input: how much each row counts (B); 0 for one that doesn't.
+    /// New input: how much each row (B) or token (B, T, 1) counts; 0 for one that doesn't.
     pub weights: OutletId,
 }
 
 /// Added to the square of a length, so that features that are all zero have a gradient too.
 const LEAST_SQUARE: f32 = 1e-12;
 
-/// The penalty of `features` (B, F).
+/// Σ weight · (1 - cosine) of `features` (B, F), the base's being of length 1.
 pub(crate) fn penalty(model: &mut TypedModel, features: OutletId) -> Result<Penalty> {
     let mut w = Wires::new(model, "keep");
     let shape = floats(&w, features)?;
@@ -36,7 +39,31 @@ pub(crate) fn penalty(model: &mut TypedModel, features: OutletId) -> Result<Pena
     let away = w.subtract_from(1.0, cosine)?;
     let away = w.squeeze(away, &[1])?;
     let weighted = w.mul(away, weights)?;
-    Ok(Penalty { value: total(&mut w, weighted)?, base, weights })
+    Ok(Penalty { value: total(&mut w, weighted)?, features, base, weights })
+}
+
+/// Σ weight · KL(p ‖ q) over the tokens of `output` (B, T, V), p being what its frozen layer makes of the base's
+/// features (B, T, F), q what it makes of its own.
+///
+/// # Errors
+/// Unsupported: no frozen layer gives the output.
+pub(crate) fn next_tokens(model: &mut TypedModel, output: OutletId) -> Result<Penalty> {
+    let node = model.node(output.node);
+    let (Some(head), inputs) = (node.op_as::<FrozenLinear>().cloned(), node.inputs.clone()) else {
+        let error = "knowledge can't be kept: no frozen layer gives the base's logits";
+        return Err(Error::unsupported(error).hint("train other --targets, or without it"));
+    };
+    let (features, bias) = (inputs[0], inputs.get(1).copied());
+    let mut w = Wires::new(model, "keep");
+    let shape = floats(&w, features)?;
+    let [batch, tokens, _] = &*shape else {
+        return Err(Error::usage(format!("next tokens are kept of (B, T, F), found {shape:?}")));
+    };
+    let base = w.source("keep.base", &shape)?;
+    let weights = w.source("keep.weights", &[batch.clone(), tokens.clone(), 1.to_dim()])?;
+    let inputs: TVec<OutletId> = [features, base, weights].into_iter().chain(bias).collect();
+    let value = w.wire(TokenDrift { head }, &inputs)?;
+    Ok(Penalty { value, features, base, weights })
 }
 
 #[cfg(test)]

@@ -17,6 +17,10 @@ const SCENES: u64 = 64;
 /// Most of a user's inputs that are taken, spread over all.
 const MOST: usize = 400;
 
+/// Characters of texts that are joined, and how many of those there should be at least.
+const STRETCH: usize = 500;
+const FEWEST: usize = 16;
+
 /// Inputs to measure on.
 pub(crate) struct Probes {
     /// The inputs; their labels mean nothing.
@@ -25,6 +29,34 @@ pub(crate) struct Probes {
     pub own: bool,
     /// What they are, for people.
     pub what: String,
+}
+
+impl Probes {
+    /// Texts that stand beside each other as one, for a language model: what it says next hangs on much of what
+    /// stands before. Each has about `STRETCH` characters, fewer where there are few texts.
+    pub fn joined(mut self) -> Probes {
+        let length = |sample: &Sample| match &sample.input {
+            SampleInput::Text(text) => text.len(),
+            _ => 0,
+        };
+        let whole: usize = self.data.samples.iter().map(length).sum();
+        let most = STRETCH.min(whole / FEWEST);
+        let mut joined: Vec<Sample> = vec![];
+        for sample in std::mem::take(&mut self.data.samples) {
+            match (joined.last_mut().map(|last| &mut last.input), &sample.input) {
+                (Some(SampleInput::Text(last)), SampleInput::Text(text))
+                    if last.len() + text.len() < most =>
+                {
+                    last.push('\n');
+                    last.push_str(text);
+                }
+                _ => joined.push(sample),
+            }
+        }
+        self.what = format!("{} stretches of {}", joined.len(), self.what);
+        self.data.samples = joined;
+        self
+    }
 }
 
 /// The sentences or pictures that ship with the program; `None` where the base takes neither.
@@ -129,5 +161,18 @@ mod tests {
         std::fs::write(path("many.txt"), many).unwrap();
         assert_eq!(of(&path("many.txt")).unwrap().data.samples.len(), 300);
         assert!(of(&path("none.txt")).is_err());
+        let joined = of(&path("many.txt")).unwrap().joined();
+        let texts = joined.data.samples.iter().map(|sample| match &sample.input {
+            SampleInput::Text(text) => text.as_str(),
+            other => panic!("{other:?}"),
+        });
+        let texts: Vec<&str> = texts.collect();
+        assert!((16..30).contains(&texts.len()), "{}", texts.len());
+        assert!(texts[0].starts_with("sentence 0\nsentence 3\n"), "{}", texts[0]);
+        let count: usize = texts.iter().map(|text| text.lines().count()).sum();
+        assert!(count == 300 && texts.iter().all(|text| text.len() < 500));
+        assert!(joined.what.contains(" stretches of inputs of '"), "{}", joined.what);
+        // Of few texts each stays.
+        assert_eq!(of(&path("a.txt")).unwrap().joined().data.samples.len(), 3);
     }
 }

@@ -3,6 +3,7 @@
 use super::Run;
 use super::prefix::KEPT;
 use crate::error::{Cause, Error, Result};
+use crate::train::knowledge::{Measure, text_features};
 use crate::train::options::TrainOptions;
 use crate::train::recompute::Repeat;
 use crate::train::samples::{PICTURE_CACHE, Samples};
@@ -56,10 +57,14 @@ impl Run<'_> {
             true => (PROCESS_BYTES_PICTURES, SCRATCH_SHARE_PICTURES),
             false => (PROCESS_BYTES, SCRATCH_SHARE),
         };
-        // The base's features of each sample.
-        let known = match self.trainer.setup.keep {
-            true => 4 * (self.trainer.setup.features.width * self.train.len()) as u64,
-            false => 0,
+        let setup = &self.trainer.setup;
+        let texts = setup.keep && self.options.task.rules().completes();
+        let texts = self.measure.as_ref().filter(|_| texts).and_then(Measure::taught_texts);
+        // The base's features of each sample, or of each token of probes.
+        let known = match &texts {
+            Some(texts) => 4 * (texts.tokens * text_features(self.engine, setup)?) as u64,
+            None if setup.keep => 4 * (setup.features.width * self.train.len()) as u64,
+            None => 0,
         };
         let there = process + self.engine.base().file_len() + state + known + data;
         let inputs = 4 * (threads * micro * self.samples.length(sample)) as u64;
@@ -72,7 +77,11 @@ impl Run<'_> {
             Some(ram) => Repeat::Within(ram.saturating_sub(there) / threads / (share + 1) * share),
             None => Repeat::Cheap,
         });
-        let graph = self.trainer.plan(&self.samples.inputs(&[sample], micro)?)?;
+        let mut graph = self.trainer.plan(&self.samples.inputs(&[sample], micro)?)?;
+        if let Some(texts) = texts.filter(|t| t.longest_tokens() > self.samples.length(sample)) {
+            let inputs = texts.samples.inputs(&[texts.longest], micro)?;
+            graph = graph.max(self.trainer.plan(&inputs)?);
+        }
         Ok(there + threads * (graph + graph / share))
     }
 

@@ -14,15 +14,34 @@ use std::borrow::Cow;
 /// The name of the share that is kept, in an adapter's record.
 const KEPT: &str = "kept";
 
-impl Run<'_> {
-    pub(super) fn parts(&self) -> Parts<'_, '_> {
+impl<'a> Run<'a> {
+    pub(super) fn parts(&self) -> Parts<'_, 'a> {
         Parts {
             engine: self.engine,
+            trainer: &self.trainer,
             samples: &self.samples,
             train: &self.train,
             held: self.held_samples.as_ref(),
             rows: self.micro,
+            batch: self.options.batch,
         }
+    }
+
+    /// What is measured of the base's knowledge; nothing where only a head is trained, or where none is
+    /// asked for that takes as long as a language model's.
+    pub(super) fn measure(&self) -> Result<Option<Measure<'a>>> {
+        let (options, rules) = (self.options, self.options.task.rules());
+        if self.trainer.targets() == 0 || (rules.own_output() && !rules.completes()) {
+            return Ok(None);
+        }
+        let (engine, max_tokens) = (self.engine, options.max_tokens);
+        if rules.completes() {
+            let asked = options.keep_knowledge > 0.0 || options.probes.is_some() || options.watch;
+            let texts = || Measure::of_texts(engine, self.probes, max_tokens, options.seed);
+            return asked.then(texts).transpose();
+        }
+        let sets = [&self.held[..], &self.train[..]];
+        Measure::new(engine, self.probes, max_tokens, sets).map(Some)
     }
 
     /// What says which probes these are, for the run's hash.
@@ -40,12 +59,7 @@ impl Run<'_> {
         so_far: &SoFar,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<bool> {
-        if self.trainer.targets() == 0 || self.options.task.rules().own_output() {
-            return Ok(true);
-        }
-        let sets = [&self.held[..], &self.train[..]];
-        let max_tokens = self.options.max_tokens;
-        let measure = Measure::new(self.engine, self.probes, max_tokens, sets)?;
+        let Some(measure) = self.measure.take() else { return Ok(true) };
         let adapter = self.trainer.adapter()?;
         let Some(head) = adapter.head() else { return Ok(true) };
         let found =
@@ -104,24 +118,28 @@ impl Run<'_> {
     /// Micro-batch `i` of step `step`: those of the batch, then those of probes that are taught of.
     pub(super) fn work(&self, batch: &Batch, i: usize) -> Result<Work<'static>> {
         let keeping = self.knowledge.as_ref().filter(|_| self.options.keep_knowledge > 0.0);
-        let share = 1.0 / batch.rows.max(1) as f32;
         if let Some(group) = batch.groups.get(i) {
-            let fed = self.fed(&self.samples, Set::Samples, group)?;
+            let fed = self.fed(&self.samples, Set::Samples, group, self.micro)?;
             if self.options.task.rules().own_output() {
                 let steps = self.trainer.steps(&fed)?;
                 group.iter().try_for_each(|&sample| self.samples.fits(sample, steps))?;
             }
             let answers = Cow::Owned(self.answers(group)?);
-            let kept = keeping.map(|k| k.of_samples(group, self.micro, share));
+            let kept = keeping.and_then(|k| k.of_samples(group, self.micro, batch.share));
             return Ok(Work { fed, answers, kept });
         }
         let group = batch.taught.get(i - batch.groups.len()).map_or(&[][..], Vec::as_slice);
         let Some(knowledge) = keeping else {
             return Err(crate::error::Error::failed("there are no probes to learn from"));
         };
-        let (probes, kept) = knowledge.teach(group, self.micro, share)?;
-        let fed = self.fed(probes, Set::Probes, group)?;
-        let answers = Cow::Owned(vec![None; kept.weights.len()]);
+        let rows = match self.options.task.rules().completes() {
+            // Few and long: to fill them up would take much longer.
+            true => self.samples.fixed_rows().unwrap_or(group.len()),
+            false => self.micro,
+        };
+        let (probes, kept) = knowledge.teach(group, rows, batch.share)?;
+        let fed = self.fed(probes, Set::Probes, group, rows)?;
+        let answers = Cow::Owned(vec![None; kept.base.len()]);
         Ok(Work { fed, answers, kept: Some(kept) })
     }
 
@@ -130,7 +148,9 @@ impl Run<'_> {
         let groups = self.samples.groups(samples, self.micro);
         let keeping = self.knowledge.as_ref().filter(|_| self.options.keep_knowledge > 0.0);
         let (taught, count) = keeping.map_or((vec![], 0), |k| k.taught(step, self.micro));
-        Batch { groups, taught, rows: samples.len() + count }
+        // Of a language model the probes alone are kept near the base.
+        let own = if self.options.task.rules().completes() { 0 } else { samples.len() };
+        Batch { groups, taught, share: 1.0 / (own + count).max(1) as f32 }
     }
 }
 
@@ -139,8 +159,8 @@ pub(super) struct Batch {
     groups: Vec<Vec<usize>>,
     /// Of probes.
     taught: Vec<Vec<usize>>,
-    /// Rows in all.
-    rows: usize,
+    /// Of each row that is kept near the base, in the penalty's mean.
+    share: f32,
 }
 
 impl Batch {

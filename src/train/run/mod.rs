@@ -10,7 +10,7 @@ mod state;
 
 use super::data::Dataset;
 use super::evaluate::{Evaluation, evaluate_samples};
-use super::knowledge::{Knowledge, Probes, probes};
+use super::knowledge::{Knowledge, Measure, Probes, probes};
 use super::lesson::{Lesson, Teacher};
 use super::mixer::Mixer;
 use super::options::{InstantHead, TrainOptions};
@@ -57,13 +57,16 @@ pub fn learn(
     options: &TrainOptions,
     progress: &mut dyn Progress,
 ) -> Result<Trained> {
-    if options.task.rules().own_output() && options.keep_knowledge > 0.0 {
+    let rules = options.task.rules();
+    if rules.own_output() && !rules.completes() && options.keep_knowledge > 0.0 {
         let error = format!("the task {} has no penalty that keeps knowledge", options.task);
         return Err(Error::unsupported(error).hint("measure other texts with eval"));
     }
     let trainer = trainer(engine, lesson, options)?;
     let probes = probes(engine, options.probes.as_deref(), options.max_tokens)?;
+    let probes = if rules.completes() { probes.map(Probes::joined) } else { probes };
     let mut run = Run::new(engine, lesson, options, trainer, probes.as_ref())?;
+    run.measure = run.measure()?;
     run.cut()?;
     run.choose_micro_batch()?;
     run.go(progress)
@@ -138,6 +141,8 @@ struct Run<'a> {
     previous: Option<&'a Adapter>,
     teacher: Option<Teacher>,
     probes: Option<&'a Probes>,
+    /// What the base's knowledge will be measured on.
+    measure: Option<Measure<'a>>,
     knowledge: Option<Knowledge<'a>>,
     /// What the frozen layers below the first trained one gave.
     prefix: Option<Prefix>,
@@ -189,6 +194,7 @@ impl<'a> Run<'a> {
             previous,
             teacher: None,
             probes,
+            measure: None,
             knowledge: None,
             prefix: None,
             uncut: None,

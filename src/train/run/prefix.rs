@@ -66,16 +66,17 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What the graph is fed with of `group`.
+    /// What the graph is fed with of `group`, filled up to `rows`.
     pub(super) fn fed(
         &self,
         samples: &Samples<'_>,
         set: Set,
         group: &[usize],
+        rows: usize,
     ) -> Result<Fed<'static>> {
         match &self.prefix {
-            Some(prefix) => prefix.fed(&self.trainer, samples, set, group, self.micro),
-            None => Ok(Fed::Inputs(Cow::Owned(samples.inputs(group, self.micro)?))),
+            Some(prefix) => prefix.fed(&self.trainer, samples, set, group, rows),
+            None => Ok(Fed::Inputs(Cow::Owned(samples.inputs(group, rows)?))),
         }
     }
 

@@ -202,6 +202,7 @@ static TABLE: &[Entry] = &[
     entry("FrozenLinear", op::<g::FrozenLinear>, frozen::linear),
     entry("FrozenLinearTransposed", op::<g::FrozenLinearTransposed>, frozen::linear_transposed),
     entry("TokenLoss", op::<g::TokenLoss>, frozen::loss),
+    entry("TokenDrift", op::<g::TokenDrift>, frozen::loss),
     entry("CtcLoss", op::<g::CtcLoss>, frozen::loss),
     entry("FrozenConv", op::<g::FrozenConv>, frozen::conv),
     entry("FrozenDepthwise", op::<g::FrozenDepthwise>, frozen::depthwise),

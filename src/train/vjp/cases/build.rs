@@ -250,6 +250,23 @@ pub(in crate::train::vjp) fn token_losses() -> Vec<Case<'static>> {
     ]
 }
 
+/// With and without a bias; one row counts for nothing.
+pub(in crate::train::vjp) fn token_drifts() -> Vec<Case<'static>> {
+    let case = |bias: bool| {
+        let weights = Tensor::from_shape(&[2, 3, 1], &[1f32, 0.5, 0., 2., 1., 3.]).unwrap();
+        let bias_values = bias.then(|| random(&[5], 2));
+        let features = [random(&[2, 3, 4], 1), random(&[2, 3, 4], 3), weights];
+        let inputs: Vec<Tensor> = features.into_iter().chain(bias_values).collect();
+        Case::new(inputs, move |model, sources| {
+            let head = g::FrozenLinear::new(&self::weights(), 0, None, bias).unwrap();
+            let sum = model.wire_node("op", g::TokenDrift { head }, sources).unwrap()[0];
+            model.wire_node("row", AxisOp::Add(0), &[sum]).unwrap()[0]
+        })
+        .trained(&[0])
+    };
+    vec![case(false), case(true), case(false).symbolic()]
+}
+
 /// A repeat, a text that fills all steps, none, and a row that counts for nothing.
 pub(in crate::train::vjp) fn ctc_losses() -> Vec<Case<'static>> {
     let targets = [3f32, 3., 0., -1., 1., 2., 4., 3., 0., 0., 0., 0., 1., 0., 0., 0.];

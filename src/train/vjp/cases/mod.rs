@@ -380,6 +380,7 @@ pub(super) fn cases(rule: &str) -> Vec<Case<'static>> {
             ]
         }
         "TokenLoss" => token_losses(),
+        "TokenDrift" => token_drifts(),
         "CtcLoss" => ctc_losses(),
         "FrozenConv" => windows()
             .into_iter()
