@@ -264,6 +264,32 @@ fn clips_are_learned_by_heart_and_written_down() {
     assert_eq!(found.unwrap().text, "No, later!");
 }
 
+/// What `generation_config.json` forbids isn't written, however likely it is.
+#[test]
+fn suppressed_tokens_are_never_written() {
+    let place = tempfile::tempdir().unwrap();
+    let written = |config: &str| {
+        let export = ExportFolder::read(&model("tiny-whisper")).unwrap();
+        let out = place.path().join("model.base");
+        let texts = vec![("generation_config.json".to_string(), config.to_string())];
+        let options = PackOptions { scheme: Scheme::F32, texts, ..PackOptions::default() };
+        pack_graphs(&export.graphs, &out, &options).unwrap();
+        let generator = Generator::new(&Engine::open(&out).unwrap()).unwrap();
+        let heard =
+            [("input_features".to_string(), Array::f32([1, 80, 100], vec![0.5; 8000]).unwrap())];
+        let encoded = generator.encode(&heard, None).unwrap();
+        let options = GenerateOptions { tokens: 4, ..GenerateOptions::default() };
+        let starts = generator.starts();
+        generator.generate_from(Some(encoded), starts, None, &options, &mut |_| true).unwrap().ids
+    };
+    let config =
+        |more: &str| format!(r#"{{"decoder_start_token_id": 1, "eos_token_id": 0{more}}}"#);
+    let first = written(&config(""));
+    let never = first[0];
+    let other = written(&config(&format!(r#", "suppress_tokens": [{never}, 70000]"#)));
+    assert!(first.contains(&never) && !other.contains(&never), "{first:?} {other:?}");
+}
+
 /// With targets in the decoder alone the encoder runs once a clip and padded length, and that changes nothing.
 #[test]
 fn a_frozen_encoder_runs_once_a_clip() {

@@ -353,6 +353,9 @@ impl Generator {
         let decode = |ids: &[u32]| self.text.as_ref().map_or(Ok(String::new()), |t| t.decode(ids));
         let mut ended = Ended::Tokens;
         for left in (0..options.tokens).rev() {
+            for id in &self.settings.suppressed {
+                logits.get_mut(*id as usize).into_iter().for_each(|v| *v = f32::NEG_INFINITY);
+            }
             let id = sampler.next(&mut logits, &past.ids)?;
             if self.settings.ends.contains(&id) {
                 ended = Ended::End;

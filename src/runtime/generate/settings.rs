@@ -12,6 +12,8 @@ pub(super) struct Settings {
     pub(super) ends: Vec<u32>,
     /// Tokens that a decoder behind an encoder begins with.
     pub(super) starts: Vec<u32>,
+    /// Tokens that are never written.
+    pub(super) suppressed: Vec<u32>,
     /// Special tokens by the names that chat templates have for them (`bos_token`), with their texts.
     pub(super) names: Vec<(String, String)>,
 }
@@ -20,6 +22,17 @@ pub(super) struct Settings {
 /// language and task (openai/whisper, `tokenizer.py`).
 const ENGLISH: (&str, u32, [&str; 2]) =
     ("<|endoftext|>", 50256, ["<|startoftranscript|>", "<|notimestamps|>"]);
+
+/// What these never write: marks that no one says, such as the bracket of `[Music]`, and tokens of other tasks
+/// (openai/whisper, `non_speech_tokens` and `_get_suppress_tokens`).
+const ENGLISH_SUPPRESSED: [u32; 90] = [
+    1, 2, 7, 8, 9, 10, 14, 25, 26, 27, 28, 29, 31, 58, 59, 60, 61, 62, 63, 90, 91, 92, 93, 357,
+    366, 438, 532, 685, 705, 796, 930, 1058, 1220, 1267, 1279, 1303, 1343, 1377, 1391, 1635, 1782,
+    1875, 2162, 2361, 2488, 3467, 4008, 4211, 4600, 4808, 5299, 5855, 6329, 7203, 9609, 9959,
+    10563, 10786, 11420, 11709, 11907, 13163, 13697, 13700, 14808, 15306, 16410, 16791, 17992,
+    19203, 19510, 20724, 22305, 22935, 27007, 30109, 30420, 33409, 34949, 40283, 40493, 40549,
+    47282, 49146, 50257, 50357, 50358, 50359, 50360, 50361,
+];
 
 /// Names of tokens that end a text or a turn, where no file names them.
 const ENDS: [&str; 7] =
@@ -64,10 +77,14 @@ impl Settings {
                 _ => break,
             }
         }
+        let mut suppressed = first("suppress_tokens");
         let (end, number, names) = ENGLISH;
         if starts.is_empty() && token(end) == Some(number) {
             starts =
                 names.iter().map(|name| token(name)).collect::<Option<_>>().unwrap_or_default();
+            if suppressed.is_empty() && !starts.is_empty() {
+                suppressed = ENGLISH_SUPPRESSED.to_vec();
+            }
         }
         let named =
             ["bos_token", "eos_token", "pad_token", "unk_token"].iter().filter_map(|name| {
@@ -75,7 +92,7 @@ impl Settings {
                 let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
                 Some((name.to_string(), text.to_string()))
             });
-        Settings { ends, starts, names: named.collect() }
+        Settings { ends, starts, suppressed, names: named.collect() }
     }
 }
 
@@ -122,5 +139,25 @@ mod tests {
         assert_eq!(of(&[file]).starts, [50257, 50362]);
         let unknown = r#"{"decoder_start_token_id": 1, "forced_decoder_ids": [[1, null], [2, 3]]}"#;
         assert_eq!(of(&[unknown]).starts, [1]);
+    }
+
+    #[test]
+    fn marks_that_no_one_says_are_suppressed() {
+        assert_eq!(of(&[r#"{"suppress_tokens": [3, 8]}"#]).suppressed, [3, 8]);
+        assert!(of(&[r#"{"suppress_tokens": null}"#]).suppressed.is_empty());
+        let token = |name: &str| match name {
+            "<|endoftext|>" => Some(50256),
+            "<|startoftranscript|>" => Some(50257),
+            "<|notimestamps|>" => Some(50362),
+            _ => None,
+        };
+        // The English Whispers, with no file beside their graphs: [ is 58, its end and the blank may be written.
+        let found = Settings::of(&[], &token);
+        assert_eq!(found.starts, [50257, 50362]);
+        let never = |id: u32| found.suppressed.contains(&id);
+        assert!(never(58) && never(50257) && !never(50256) && !never(220));
+        // A language model of the same vocabulary writes all.
+        let plain = |name: &str| (name == "<|endoftext|>").then_some(50256);
+        assert!(Settings::of(&[], &plain).suppressed.is_empty());
     }
 }
