@@ -200,7 +200,7 @@ impl Decoder {
             });
         }
         let watch = Watch { stop: past.stop.clone(), ..Watch::default() };
-        let outputs = graph.run_free(tensors, &grows(graph), adapter, watch)?;
+        let outputs = graph.run_free(tensors, &grows(graph, ids.len()), adapter, watch)?;
         let (mut found, mut states) = (None, vec![]);
         for (spec, value) in graph.outputs().iter().zip(outputs) {
             match spec.role {
@@ -299,22 +299,24 @@ fn fixed(graph: &Engine) -> Option<usize> {
 }
 
 /// The free dimensions whose values differ from run to run of a step: those of the states that it gives
-/// again, of the mask beside them, and where there are no states, of the tokens.
-fn grows(graph: &Engine) -> Vec<String> {
+/// again, of the mask beside them, and of the tokens, where there are no states or several tokens: a plan for each
+/// length of a prompt would take longer than it saves. One token, step after step, is worth a plan of its own.
+fn grows(graph: &Engine, tokens: usize) -> Vec<String> {
     let given: Vec<u32> = states(graph.outputs()).collect();
     let stateful = states(graph.inputs()).next().is_some();
+    let tokens_differ = if stateful { tokens > 1 } else { given.is_empty() };
     let ids = graph.input(Role::Ids);
     let mut free = vec![];
     for spec in graph.inputs() {
         let grows = match spec.role {
             Role::State(k) => given.contains(&k),
             Role::Mask => true,
-            Role::Ids | Role::Positions => !stateful && given.is_empty(),
+            Role::Ids | Role::Positions => tokens_differ,
             _ => false,
         };
         for dim in spec.dims.iter().skip(1).filter(|d| grows && symbol(d)) {
             let of_ids = ids.is_some_and(|ids| ids.dims.contains(dim));
-            if (!of_ids || !stateful && given.is_empty()) && !free.contains(dim) {
+            if (!of_ids || tokens_differ) && !free.contains(dim) {
                 free.push(dim.clone());
             }
         }
