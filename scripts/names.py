@@ -40,7 +40,7 @@ Do we need anything from the shop?|The lamp in the hall is broken.|We will be ho
 Read me the news, please.|The garden needs some water.""".replace("\n", "|").split("|")
 VOICES = ["en-us", "en-gb", "en-us+f3", "en-gb+m3"]
 STRANGERS = ["en-us+m7", "en-gb-scotland", "en-us+f4", "en-gb-x-rp"]
-COUNT, CLIPS, ROUNDS = 30, 3, 6
+COUNT, CLIPS, ROUNDS = 30, 5, 6
 # What hears stays as it is, and so do the keys and values of its 1,500 frames: what a clip costs then is small.
 TARGETS = r"model\.decoder\.layers\..*(self_attn\..*|encoder_attn\.(q|out)_proj|fc.)"
 
