@@ -186,6 +186,8 @@ pub(crate) fn answers<'a>(
 ) -> Result<Option<Answered<'a>>> {
     let names = labels(engine, adapter, data.task)?;
     let samples = Samples::new(engine, data, &data.labels, max_tokens)?;
+    // Each is read once, beside others' answers that keep theirs.
+    samples.limit_cache(0);
     let all: Vec<usize> = (0..samples.len()).collect();
     let head = head_of(engine, adapter, data.task)?;
     Answered::new(data, samples, names.clone(), head).scored(|samples, take| {

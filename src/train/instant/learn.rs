@@ -179,6 +179,8 @@ pub(crate) fn instant_adapter(
     let features = choose_features(engine, output, pool, false)?;
     let under = previous.map(|p| engine.bind(&[(p, 1.0)])).transpose()?;
     let samples = Samples::new(engine, data, &labels, max_tokens)?;
+    // Each is read once.
+    samples.limit_cache(0);
     let all: Vec<usize> = (0..samples.len()).collect();
     let under = under.as_ref();
     let made = make(engine, under, &samples, &all, &features, &labels, form, 1, go_on)?;
