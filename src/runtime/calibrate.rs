@@ -340,7 +340,9 @@ impl Trial {
             let read = Trial::of(&graph, prepared, &Runs { dims, ..runs.clone() }, &reading, true);
             match read.and_then(|trial| trial.outputs(0).map(|_| trial)) {
                 Ok(trial) => return Ok(trial),
-                Err(e) => tracing::debug!("texts are not read: {e}"),
+                Err(e) => {
+                    tracing::warn!("layers are judged by random tokens, texts are not read: {e}")
+                }
             }
         }
         Trial::of(&graph, prepared, &runs, &reading, false)
