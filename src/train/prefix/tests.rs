@@ -137,7 +137,8 @@ fn limited() -> (tempfile::TempDir, Engine, Dataset, TrainOptions, Trained) {
     let spare = crate::train::samples::PICTURE_CACHE;
     // Arrays: the cache of pictures isn't planned.
     assert!(kept < spare);
-    let ram = Some(whole.report.planned_peak_bytes - kept / 2);
+    // An eighth is left free.
+    let ram = Some((whole.report.planned_peak_bytes - kept / 2) * 8 / 7);
     (dir, engine, data, TrainOptions { ram, ..options }, whole)
 }
 

@@ -99,11 +99,13 @@ impl Run<'_> {
         }
         let wanted = self.samples.fixed_rows().unwrap_or(wanted);
         let longest = self.samples.longest();
-        let cache = if pictures { PICTURE_CACHE } else { 0 };
+        // What is kept of the layers below is read in the place of pictures.
+        let cache = if pictures && self.prefix.is_none() { PICTURE_CACHE } else { 0 };
         let Some(ram) = self.options.ram else {
             self.micro = wanted;
             let split = Split { micro: wanted, threads: self.threads, again: false };
             let planned = self.planned(longest, split)?;
+            self.samples.limit_cache(cache);
             self.peak = planned + self.give_room(KEPT, longest)? + cache;
             return self.look_at_repeated(longest);
         };
@@ -135,8 +137,10 @@ impl Run<'_> {
             let (planned, threads) = found;
             if planned <= ram {
                 (self.micro, self.threads) = (micro, threads);
-                let kept = self.give_room(ram - planned, longest)?;
-                let spare = (ram - planned - kept).min(cache);
+                // Not to the brim: how much a process takes beside its tensors was measured of two networks.
+                let room = (ram - planned).saturating_sub(ram / 8);
+                let kept = self.give_room(room, longest)?;
+                let spare = (room - kept).min(cache);
                 self.samples.limit_cache(spare);
                 self.peak = planned + kept + spare;
                 return self.look_at_repeated(longest);
