@@ -4,10 +4,10 @@
 #   cross/aarch64.sh build [ARGS…]       release binary for glibc 2.31, checked (check_release in tools.sh)
 #   cross/aarch64.sh small [ARGS…]       the same of the small one, which runs, switches and trains
 #   cross/aarch64.sh tools               installs what the others need
-#   cross/aarch64.sh test [CPU…]         the tests on emulated processors: cortex-a53, cortex-a76, max;
-#                                        the first named runs all of them, the others all
-#                                        of the library and its engine but the slow and
-#                                        those that know no processor
+#   cross/aarch64.sh test [--all] [CPU…] the tests on emulated processors: cortex-a53, cortex-a76, max;
+#                                        the first named runs the library and its engine, the others
+#                                        the kernels and whole networks. --all: the first runs
+#                                        what knows no processor too, and the program
 #   cross/aarch64.sh kernels [CPU…]      of them those of the kernels alone, built in a minute
 #   cross/aarch64.sh run [CPU] ARGS…     the binary on an emulated processor, cortex-a76 if none is named
 #
@@ -78,6 +78,13 @@ case $verb in
         # Many tests start the program, or themselves.
         emulate aarch64
         skipped=("${not_emulated[@]}")
+        if [ "${1:-}" = --all ]; then
+            shift
+        else
+            # The same code runs natively on another 64-bit Linux.
+            suites=('--lib' '--test engine')
+            skipped+=("${of_no_processor[@]}" "${of_data[@]}")
+        fi
         build_tests
         for cpu in ${*:-$cpus}; do
             all_tests "$cpu" "${skipped[@]}"

@@ -119,13 +119,20 @@ slow=(
     --skip shipped::an_adapter
 )
 
-# Tests that know no processor, which run on the first of an architecture only: files and disks, the
-# daemon's requests and sensors, refusals, our own sources.
+# Tests that know no processor: files and disks, the daemon's requests and sensors, refusals, our own sources.
 of_no_processor=(
     --skip store::
-    --skip daemon::config
-    --skip daemon::host
-    --skip daemon::serve
+    --skip daemon::
+    --skip cli::
+    --skip compare::
+    --skip plot::
     --skip bad_input::
     --skip layers::
+)
+
+# Tests that take minutes under emulation and whose arithmetic shorter ones hold as well: runs that go on
+# bit by bit where they were stopped, clips learned by heart.
+of_data=(
+    --skip train::lesson_tests
+    --skip train::translate_tests::clips_are_learned
 )
