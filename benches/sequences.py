@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Offshoot's generation beside ONNX Runtime's and llama.cpp's on one machine, in one run, one thread each.
 
-    benches/sequences.py --offshoot PROGRAM --base lm.base [--ort NAME=FILE.onnx]... [--gguf FILE] [--rounds 5]
+    benches/sequences.py --offshoot PROGRAM --base lm.base [--ort FILE.onnx]... [--gguf FILE] [--rounds 5]
 
 The base and the ONNX files are of one model (../shared/scripts/make_smollm2.py: model_kv.onnx; its int8 by
 onnxruntime.quantization.quantize_dynamic), the GGUF its own. All get the same 64 tokens and then take the likeliest
