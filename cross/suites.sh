@@ -103,7 +103,7 @@ not_emulated=(
 # The slowest tests, which run on the first processor of aarch64 only; what they use of the kernels is
 # held on each by quant's tests and by real networks' answers. Whole models written as text and read
 # back, files cut and flipped at every place, archives, a store killed or counted at every step, gradients
-# against PyTorch's and against differences, other programs' adapters.
+# against PyTorch's and against differences, other programs' adapters, networks in floats (whose kernels are tract's), clips.
 slow=(
     --skip store::damage_tests
     --skip graph::nnef::tests
@@ -117,6 +117,9 @@ slow=(
     --skip train::lesson_tests
     --skip peft::
     --skip shipped::an_adapter
+    --skip golden::minilm_f32
+    --skip golden::efficientnet_f32
+    --skip generate::whisper
 )
 
 # Tests that know no processor: files and disks, the daemon's requests and sensors, refusals, our own sources.
