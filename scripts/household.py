@@ -126,4 +126,4 @@ if __name__ == "__main__":
     given = dict(enumerate(sys.argv[1:]))
     place = pathlib.Path(given.get(2) or tempfile.mkdtemp())
     place.mkdir(parents=True, exist_ok=True)
-    main(given[0], given.get(1, "offshoot"), place, given.get(3, "60"), given.get(4, "5e-4"), given.get(5, "0"))
+    main(given[0], given.get(1, "offshoot"), place, given.get(3, "100"), given.get(4, "6e-4"), given.get(5, "0.88"))
