@@ -137,6 +137,7 @@ fn document(args: &Args, found: &Generated, adapters: Vec<(String, f32)>) -> Val
         "text": found.text,
         "ids": found.ids,
         "ended": found.ended.name(),
+        "temperature": found.temperature,
         "prompt_tokens": found.prompt_tokens,
         "prompt_ms": ms(found.prompt_time),
         "tokens_ms": ms(found.time),

@@ -15,6 +15,9 @@ mod embedding;
 mod fuse;
 mod fused_linear;
 mod join;
+mod kept;
+#[cfg(feature = "text")]
+mod last;
 mod layer_norm;
 mod layout;
 mod linear;
@@ -47,9 +50,7 @@ mod weights;
 mod window;
 
 pub use attention::Attention;
-#[cfg(test)]
-pub use bind::substitute;
-pub use bind::{bind_dims, solve, symbol_values};
+pub use bind::{bind_dims, solve, substitute, symbol_values};
 pub use cells::{Functions, GruCell, LstmCell};
 pub use changes::{ActiveAdapter, RowAdapters};
 pub use contraction::contract_einsums;
@@ -57,9 +58,12 @@ pub use conv::{FrozenConv, FrozenConvInputGradient};
 pub use ctc_loss::{CtcLoss, ctc_loss, ctc_steps};
 pub use depthwise::{DepthwiseInputGradient, FrozenDepthwise};
 pub use embedding::FrozenEmbedding;
-pub use fuse::fuse;
+pub use fuse::{GivenState, KeptLayer, fuse, keep};
 pub use fused_linear::FusedLinear;
 pub use join::join;
+pub use kept::{KeptAttention, KeptStates};
+#[cfg(feature = "text")]
+pub use last::last_row;
 pub use layer_norm::LayerNorm;
 pub use layout::channels_last;
 pub use linear::{FrozenLinear, FrozenLinearTransposed};

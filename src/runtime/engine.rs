@@ -8,8 +8,8 @@ use crate::adapter::{Adapter, Bound, bind};
 use crate::error::{Cause, Error, ErrorKind, Result};
 use crate::fs::available_bytes;
 use crate::graph::{
-    ActiveAdapter, FrozenWeights, Halt, RowAdapters, Stop, Watch, bind_dims, run_watched, solve,
-    tract_error,
+    ActiveAdapter, FrozenWeights, Halt, KeptStates, RowAdapters, Stop, Watch, bind_dims,
+    run_watched, solve, tract_error,
 };
 use crate::pack::{Base, GraphRecord, IoSpec, Role};
 use crate::quant::{PackedRef, Threads, WeightSource, check_kernels};
@@ -265,7 +265,7 @@ impl Engine {
                 .map_err(|e| tract_error(ErrorKind::Failed, &e))?;
             tensors.push(to_tensor(&spec.name, *view, fact.datum_type)?.into_tvalue());
         }
-        let made = self.execute(&plan, tensors, carried, watch)?;
+        let made = self.execute(&plan, tensors, carried, None, watch)?;
         let outputs = &made.outputs;
         named.truncate(outputs.len());
         for (at, (spec, value)) in self.outputs().iter().zip(outputs.iter()).enumerate() {
@@ -285,6 +285,7 @@ impl Engine {
         plan: &Plan,
         tensors: TVec<TValue>,
         carried: Carried<'_>,
+        kept: Option<&KeptStates>,
         mut watch: Watch,
     ) -> Result<Made> {
         let taken = self.memory.as_ref().map(|limit| limit.take(plan.bytes)).transpose()?;
@@ -297,6 +298,7 @@ impl Engine {
         }
         shared.remove::<ActiveAdapter>();
         shared.remove::<RowAdapters>();
+        kept.map(|kept| shared.insert(kept.clone()));
         match carried {
             Carried::Nothing => {}
             Carried::One(bound) => drop(shared.insert(ActiveAdapter(bound.clone()))),
@@ -309,6 +311,7 @@ impl Engine {
         };
         let outputs = outputs.map_err(|e| self.run_error(&e))?;
         state.turn_state.shared.remove::<Watch>();
+        state.turn_state.shared.remove::<KeptStates>();
         plan.keep(state);
         Ok(Made { outputs, _taken: taken })
     }

@@ -12,7 +12,8 @@ use crate::npy::read_npz;
 use crate::pack::AudioSpec;
 use crate::quant::Scheme;
 use crate::runtime::{
-    Engine, ExportFolder, GenerateOptions, Generator, PackOptions, Preprocessor, pack_graphs,
+    Engine, ExportFolder, GenerateOptions, Generator, PackOptions, Preprocessor, Sampling,
+    pack_graphs,
 };
 use crate::shape::Array;
 use std::collections::HashMap;
@@ -288,6 +289,36 @@ fn suppressed_tokens_are_never_written() {
     let never = first[0];
     let other = written(&config(&format!(r#", "suppress_tokens": [{never}, 70000]"#)));
     assert!(first.contains(&never) && !other.contains(&never), "{first:?} {other:?}");
+}
+
+/// The likeliest tokens of random weights repeat themselves: such speech is written again by chance, always the same.
+#[test]
+fn a_loop_is_written_again() {
+    let engine = tiny();
+    let generator = Generator::new(&engine).unwrap();
+    let heard =
+        [("input_features".to_string(), Array::f32([1, 80, 100], vec![0.5; 8000]).unwrap())];
+    let encoded = generator.encode(&heard, None).unwrap();
+    let write = |temperature: f32, heard: &mut String| {
+        let sampling = Sampling { temperature, ..Sampling::default() };
+        let options = GenerateOptions { tokens: 100, sampling, ..GenerateOptions::default() };
+        let mut hear = |text: &str| {
+            heard.push_str(text);
+            true
+        };
+        let (encoded, starts) = (Some(encoded.clone()), generator.starts());
+        generator.generate_from(encoded, starts, None, &options, &mut hear).unwrap()
+    };
+    // As good as none, but asked for: it stays.
+    let looped = write(1e-4, &mut String::new());
+    assert!(looped.temperature == 1e-4 && looped.ids.len() > 50);
+    let mut texts = String::new();
+    let again = write(0.0, &mut texts);
+    println!("{:?}\n{} {:?}", looped.text, again.temperature, again.text);
+    assert!(again.temperature > 0.0 && again.text != looped.text);
+    // Nothing of the tries before was told.
+    assert_eq!(texts, again.text);
+    assert_eq!(write(0.0, &mut String::new()).ids, again.ids);
 }
 
 /// With targets in the decoder alone the encoder runs once a clip and padded length, and that changes nothing.

@@ -47,7 +47,7 @@ fn operand(model: &TypedModel, outlet: OutletId, rows: char) -> Option<Operand> 
 }
 
 /// The labels of an einsum's output, if it contracts `contracted` and pairs equal axes only.
-fn contract(op: &EinSum, a: &Labels, b: &Labels, contracted: char) -> Option<Labels> {
+pub(super) fn contract(op: &EinSum, a: &Labels, b: &Labels, contracted: char) -> Option<Labels> {
     let mut output = vec![vec![]; op.axes.rank(InOut::Out(0))];
     for axis in op.axes.iter_all_axes() {
         let of = |slot: usize, labels: &Labels| match axis.inputs[slot].as_slice() {
@@ -209,7 +209,7 @@ fn found(model: &TypedModel, node: &TypedNode, softmax: &Softmax, q_first: bool)
 }
 
 /// Whether `outlet` comes from an einsum through factors and moves.
-fn reaches_product(model: &TypedModel, mut outlet: OutletId) -> bool {
+pub(super) fn reaches_product(model: &TypedModel, mut outlet: OutletId) -> bool {
     loop {
         let node = model.node(outlet.node);
         if node.op_is::<EinSum>() {
@@ -226,7 +226,7 @@ fn reaches_product(model: &TypedModel, mut outlet: OutletId) -> bool {
 /// H.
 fn heads(labels: &Labels) -> Option<usize> {
     let parts = labels.0.iter().flatten();
-    let heads = parts.clone().find(|p| p.0 == 'h').map_or(1, |p| p.1);
+    let heads = parts.clone().find(|p| p.0 == 'h').map_or(Some(1), |p| p.1.to_usize().ok())?;
     parts.clone().any(|p| p.0 == 'd').then_some(heads)
 }
 

@@ -4,20 +4,20 @@ use tract_core::internal::*;
 
 /// What one axis stands for: named parts with their sizes, outermost first. A part of size 1 says
 /// nothing and is dropped.
-pub type Axis = Vec<(char, usize)>;
+pub type Axis = Vec<(char, TDim)>;
 
 /// The axes of a value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Labels(pub Vec<Axis>);
 
 /// A single part, or none where its size is 1.
-pub fn part(name: char, size: usize) -> Axis {
-    if size == 1 { vec![] } else { vec![(name, size)] }
+pub fn part(name: char, size: impl ToDim) -> Axis {
+    let size = size.to_dim();
+    if size.is_one() { vec![] } else { vec![(name, size)] }
 }
 
 impl Labels {
-    /// The labels after `op`. `split` says what the part `x` becomes when it is cut in two: `h` of a
-    /// size yet unknown, and `d`.
+    /// The labels after `op`. Where a part `x` is cut in two it becomes `h` and `d`, `r` becomes `g` and `t`.
     pub fn after(&self, op: &AxisOp) -> Option<Labels> {
         let mut axes = self.0.clone();
         match op {
@@ -35,44 +35,52 @@ impl Labels {
             AxisOp::Reshape(at, from, to) => {
                 let end = at + from.len();
                 let parts: Axis = axes.get(*at..end)?.concat();
-                let sizes: Option<Vec<usize>> = to.iter().map(|d| d.to_usize().ok()).collect();
-                axes.splice(*at..end, regroup(parts, &sizes?)?);
+                axes.splice(*at..end, regroup(parts, to)?);
             }
         }
         Some(Labels(axes))
     }
 }
 
-/// Cuts a row of parts into axes of these sizes; only `x`, heads and their features together, may be
-/// cut itself, once.
-fn regroup(parts: Axis, sizes: &[usize]) -> Option<Vec<Axis>> {
+/// What a part is cut into, where it may be.
+const CUTS: [(char, char, char); 2] = [('x', 'h', 'd'), ('r', 'g', 't')];
+
+/// Cuts a row of parts into axes of these sizes; of the parts only those of [`CUTS`] may be cut themselves, once.
+fn regroup(parts: Axis, sizes: &[TDim]) -> Option<Vec<Axis>> {
     let mut parts = parts.into_iter().peekable();
     let mut axes = vec![];
     let mut cut = None;
-    for &size in sizes {
+    for size in sizes {
         let mut axis: Axis = vec![];
-        let mut so_far = 1;
-        while so_far < size {
+        let mut so_far = 1.to_dim();
+        while so_far != *size {
             let (name, part) = match cut.take() {
                 Some(rest) => rest,
                 None => parts.next()?,
             };
-            let wanted = size / so_far;
-            if name == 'x' && part != wanted && part % wanted == 0 {
-                axis.push(('h', wanted));
-                cut = Some(('d', part / wanted));
-                so_far *= wanted;
-            } else {
-                axis.push((name, part));
-                so_far *= part;
+            let wanted = quotient(size, &so_far)?;
+            let rest = quotient(&part, &wanted).filter(|rest| !rest.is_one());
+            match (CUTS.iter().find(|cut| cut.0 == name), rest) {
+                (Some((_, outer, inner)), Some(rest)) => {
+                    cut = Some((*inner, rest));
+                    so_far *= &wanted;
+                    axis.push((*outer, wanted));
+                }
+                _ => {
+                    so_far *= &part;
+                    axis.push((name, part));
+                }
             }
-        }
-        if so_far != size {
-            return None;
         }
         axes.push(axis);
     }
     (parts.peek().is_none() && cut.is_none()).then_some(axes)
+}
+
+/// a / b, where it is whole.
+fn quotient(a: &TDim, b: &TDim) -> Option<TDim> {
+    let (found, rest) = a.maybe_div(b).ok()?;
+    (rest == 1).then_some(found)
 }
 
 #[cfg(test)]
@@ -91,10 +99,25 @@ mod tests {
         let want = [part('b', 2), part('h', 3), part('t', 5), part('d', 4)];
         assert_eq!(moved.0, want);
         let merged = moved.after(&AxisOp::Reshape(0, dims(&[2, 3]), dims(&[6]))).unwrap();
-        assert_eq!(merged.0[0], [('b', 2), ('h', 3)]);
+        assert_eq!(merged.0[0], [part('b', 2), part('h', 3)].concat());
         assert_eq!(merged.after(&AxisOp::Reshape(0, dims(&[6]), dims(&[2, 3]))).unwrap(), moved);
         // Not the same cut: two of six are no parts of b = 2, h = 3.
         assert!(merged.after(&AxisOp::Reshape(0, dims(&[6]), dims(&[3, 2]))).is_none());
+    }
+
+    #[test]
+    fn free_sizes_are_followed_too() {
+        let scope = SymbolScope::default();
+        let t = scope.sym("t").to_dim();
+        let rows = t.clone() * 3;
+        let start = Labels(vec![part('h', 3), part('r', rows.clone()), part('s', t.clone() + 7)]);
+        let split = AxisOp::Reshape(1, tvec![rows.clone()], tvec![3.to_dim(), t.clone()]);
+        let split = start.after(&split).unwrap();
+        assert_eq!(split.0[1..3], [part('g', 3), part('t', t.clone())]);
+        let merged = split.after(&AxisOp::Reshape(0, dims(&[3, 3]), dims(&[9]))).unwrap();
+        assert_eq!(merged.0[0], [part('h', 3), part('g', 3)].concat());
+        // Other rows than there are.
+        assert!(start.after(&AxisOp::Reshape(1, tvec![rows], tvec![2.to_dim(), t])).is_none());
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod convolution;
 mod following;
 mod gelu;
 mod hard_swish;
+mod kept;
 mod labels;
 mod layer_norm;
 mod pictures;
@@ -16,6 +17,8 @@ mod siblings;
 mod strips;
 #[cfg(test)]
 mod tests;
+
+pub use kept::{GivenState, KeptLayer, keep};
 
 use tract_core::internal::*;
 use tract_core::ops::binary::TypedBinOp;

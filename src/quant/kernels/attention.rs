@@ -3,7 +3,7 @@
 //! sum of values.
 
 use super::super::layout::PANEL;
-use super::super::{Attention, Mask};
+use super::super::{Attention, Kept, Mask};
 use super::finish::{exp, halved};
 use super::float::{Isa, MAX_PANELS, MAX_ROWS, Tile};
 use super::lanes::Lanes;
@@ -14,7 +14,11 @@ pub(crate) struct Operands<'a> {
     pub(super) q: &'a [f32],
     pub(super) k: &'a [f32],
     pub(super) v: &'a [f32],
+    /// In the place of k and v. Rows of q and y are then one head's after the other's.
+    kept: Option<&'a Kept>,
     mask: Option<(&'a [f32], [usize; 4])>,
+    /// Rows of the mask: what a head has more are the same tokens again.
+    tokens: usize,
     y: Heads<'a>,
 }
 
@@ -37,12 +41,13 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub(super) fn new(a: &Attention) -> Scratch {
+    pub(super) fn new(a: &Attention, o: &Operands<'_>) -> Scratch {
         let padded = a.keys.next_multiple_of(PANEL);
         let features = a.head_dim.next_multiple_of(PANEL);
+        let laid = usize::from(o.kept.is_none());
         Scratch {
-            keys: vec![0.0; padded * a.head_dim],
-            values: vec![0.0; features * a.keys],
+            keys: vec![0.0; laid * padded * a.head_dim],
+            values: vec![0.0; laid * features * a.keys],
             scores: vec![0.0; MAX_ROWS * padded],
             sums: vec![0.0; MAX_ROWS * features],
         }
@@ -60,8 +65,34 @@ impl<'a> Operands<'a> {
         mask: Option<Mask<'a>>,
         y: &'a mut [f32],
     ) -> Operands<'a> {
+        Operands { k, v, ..Operands::of(a, q, mask, a.queries, y) }
+    }
+
+    /// What attends to what is kept: `tokens` queries of each of a group's heads.
+    ///
+    /// # Panics
+    /// As [`Operands::new`]; if the mask is not one for all heads.
+    pub(crate) fn kept(
+        a: &Attention,
+        kept: &'a Kept,
+        q: &'a [f32],
+        mask: Option<Mask<'a>>,
+        tokens: usize,
+        y: &'a mut [f32],
+    ) -> Operands<'a> {
+        assert!(mask.is_none_or(|m| m.shape[1] == 1), "a mask of one head's");
+        Operands { kept: Some(kept), ..Operands::of(a, q, mask, tokens, y) }
+    }
+
+    fn of(
+        a: &Attention,
+        q: &'a [f32],
+        mask: Option<Mask<'a>>,
+        tokens: usize,
+        y: &'a mut [f32],
+    ) -> Operands<'a> {
         let mask = mask.map(|m| {
-            let full = [a.batch, a.heads, a.queries, a.keys];
+            let full = [a.batch, a.heads, tokens, a.keys];
             let fits = m.shape.iter().zip(full).all(|(&m, full)| m == 1 || m == full);
             let count: usize = m.shape.iter().product();
             assert!(fits && m.values.len() == count, "a mask of {:?} for {full:?}", m.shape);
@@ -76,7 +107,16 @@ impl<'a> Operands<'a> {
             (m.values, strides)
         });
         let y = Heads { values: y.as_mut_ptr(), len: y.len(), borrowed: PhantomData };
-        Operands { q, k, v, mask, y }
+        Operands { q, k: &[], v: &[], kept: None, mask, tokens, y }
+    }
+
+    /// Whether keys and values are as many as `a` says.
+    pub(super) fn fits(&self, a: &Attention) -> bool {
+        let all = a.batch * a.keys * a.heads * a.head_dim;
+        match self.kept {
+            Some(kept) => kept.fits(a),
+            None => self.k.len() == all && self.v.len() == all,
+        }
     }
 
     /// Values of y.
@@ -105,27 +145,34 @@ pub(super) unsafe fn head<I: Isa, V: Lanes>(
     let Scratch { keys, values, scores, sums } = scratch;
     let step = a.queries.div_ceil(a.queries.div_ceil(I::ROWS));
     let (n, head) = (at / a.heads, at % a.heads);
-    let at = n * a.keys * width + head * d;
-    // SAFETY: passed on; the buffers have the sizes that these want.
-    unsafe { lay_out::<V>(&o.k[at..], width, d, a.keys, keys) }
-    for (p, panel) in values.chunks_exact_mut(a.keys * PANEL).enumerate() {
-        let lanes = PANEL.min(d - p * PANEL);
-        for (s, row) in panel.chunks_exact_mut(PANEL).enumerate() {
-            let from = at + s * width + p * PANEL;
-            row[..lanes].copy_from_slice(&o.v[from..from + lanes]);
+    // Where its rows begin in q and y, how far apart they are; keys, values and how far apart their panels are.
+    let (start, apart, keys, values, room): (_, _, &[f32], &[f32], _) = match o.kept {
+        Some(kept) => (at * a.queries * d, d, kept.keys(head), kept.values(head), kept.room()),
+        None => {
+            let at = n * a.keys * width + head * d;
+            // SAFETY: passed on; the buffers have the sizes that these want.
+            unsafe { lay_out::<V>(&o.k[at..], width, d, a.keys, keys) }
+            for (p, panel) in values.chunks_exact_mut(a.keys * PANEL).enumerate() {
+                let lanes = PANEL.min(d - p * PANEL);
+                for (s, row) in panel.chunks_exact_mut(PANEL).enumerate() {
+                    let from = at + s * width + p * PANEL;
+                    row[..lanes].copy_from_slice(&o.v[from..from + lanes]);
+                }
+            }
+            (n * a.queries * width + head * d, width, keys, values, a.keys)
         }
-    }
+    };
     for first in (0..a.queries).step_by(step) {
         let rows = step.min(a.queries - first);
-        let at = (n * a.queries + first) * width + head * d;
+        let at = start + first * apart;
         // SAFETY: q holds `rows` rows from here on, `scores` rows of padded keys.
         unsafe {
-            let x = (o.q[at..].as_ptr(), width, d);
-            tiles::<I>(rows, x, keys, key_panels, (scores.as_mut_ptr(), padded));
+            let x = (o.q[at..].as_ptr(), apart, d);
+            tiles::<I>(rows, x, (keys, d), key_panels, (scores.as_mut_ptr(), padded));
         }
         let mut factors = [0f32; MAX_ROWS];
         for (i, row) in scores.chunks_exact_mut(padded).enumerate().take(rows) {
-            scale_and_mask(&mut row[..a.keys], a.scale, o.mask, [n, head, first + i]);
+            scale_and_mask(&mut row[..a.keys], a.scale, o.mask, [n, head, (first + i) % o.tokens]);
             row[a.keys..].fill(f32::NEG_INFINITY);
             factors[i] = 1.0 / exponents(row);
         }
@@ -133,11 +180,11 @@ pub(super) unsafe fn head<I: Isa, V: Lanes>(
         // SAFETY: as above; `sums` holds rows of padded features.
         unsafe {
             let x = (scores.as_ptr(), padded, a.keys);
-            tiles::<I>(rows, x, values, value_panels, (sums.as_mut_ptr(), stride));
+            tiles::<I>(rows, x, (values, room), value_panels, (sums.as_mut_ptr(), stride));
         }
         for (i, sums) in sums.chunks_exact(stride).enumerate().take(rows) {
             // SAFETY: d values of row `first + i` and this head, which are inside y and nobody else's.
-            let y = unsafe { std::slice::from_raw_parts_mut(o.y.values.add(at + i * width), d) };
+            let y = unsafe { std::slice::from_raw_parts_mut(o.y.values.add(at + i * apart), d) };
             y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * factors[i]);
         }
     }
@@ -178,8 +225,8 @@ unsafe fn lay_out<V: Lanes>(x: &[f32], stride: usize, d: usize, keys: usize, out
     }
 }
 
-/// y\[rows, 16·panels\] = x\[rows, len\] · w\[panels\]\[len\]\[16\]; x is (pointer, stride, len), y
-/// (pointer, stride).
+/// y\[rows, 16·panels\] = x\[rows, len\] · w\[panels\]\[room, of which len count\]\[16\]; x is (pointer, stride,
+/// len), w (values, room), y (pointer, stride).
 ///
 /// # Safety
 /// The processor has `I`; the pointers hold as much; `rows` is at most `I::ROWS`.
@@ -187,7 +234,7 @@ unsafe fn lay_out<V: Lanes>(x: &[f32], stride: usize, d: usize, keys: usize, out
 unsafe fn tiles<I: Isa>(
     rows: usize,
     (x, x_stride, len): (*const f32, usize, usize),
-    w: &[f32],
+    (w, room): (&[f32], usize),
     panels: usize,
     (y, y_stride): (*mut f32, usize),
 ) {
@@ -196,7 +243,7 @@ unsafe fn tiles<I: Isa>(
         let count = I::PANELS.min(panels - done);
         let mut from = [w.as_ptr(); MAX_PANELS];
         for (i, from) in from.iter_mut().enumerate().take(count) {
-            *from = w[(done + i) * len * PANEL..][..len * PANEL].as_ptr();
+            *from = w[(done + i) * room * PANEL..][..len * PANEL].as_ptr();
         }
         // SAFETY: the panels are there, and y has room for them.
         unsafe {

@@ -192,8 +192,7 @@ impl Kernels {
     pub(crate) fn attention(&self, a: &Attention, o: &mut Operands<'_>) {
         let width = a.heads * a.head_dim;
         assert_eq!(o.q.len(), a.batch * a.queries * width, "q is [B, T, H·D]");
-        assert_eq!(o.k.len(), a.batch * a.keys * width, "k is [B, S, H·D]");
-        assert_eq!(o.v.len(), a.batch * a.keys * width, "v is [B, S, H·D]");
+        assert!(o.fits(a), "k and v are [B, S, H·D]");
         assert_eq!(o.y_len(), a.batch * a.queries * width, "y is [B, T, H·D]");
         if o.y_len() == 0 {
             return;
@@ -205,7 +204,7 @@ impl Kernels {
         share(
             threads,
             heads,
-            || Scratch::new(a),
+            || Scratch::new(a, o),
             |scratch, head| {
                 // SAFETY: the processor has the instructions; lengths are checked; no other thread has
                 // this head, and `o` is borrowed for writing here.

@@ -1,19 +1,21 @@
 //! A base's graphs as a decoder: tokens go in, the logits of what comes next come out, and the past
 //! stays with the caller.
 //!
-//! A past grows by what tract's own Concat makes of it in each run (one copy of it a step): tract's
-//! tensors are dense, so nothing can be appended to one in place. What a run gives as a state goes
-//! into the next one as it is. Dimensions that grow stay free in plans, so that one plan serves all steps.
+//! Keys and values that layers attend to stay with the layers ([`Engine::for_kept_states`]), and new ones are written
+//! behind them. Other states go into the next run as a run gives them: they grow by tract's Concat, one copy a
+//! step. Dimensions that grow stay free in plans, so that one plan serves all steps.
 
 use crate::adapter::Bound;
 use crate::error::{Error, ErrorKind, Result};
-use crate::graph::{Stop, Watch, tract_error};
+use crate::graph::{KeptStates, Stop, Watch, tract_error};
 use crate::pack::{IoSpec, Role};
+use crate::quant::Kept;
 use crate::runtime::engine::Engine;
+use crate::runtime::free::PAST;
 use crate::runtime::to_tensor;
 use crate::shape::Array;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tract_core::internal::*;
 
 /// One row of tokens as it goes through the graphs.
@@ -25,10 +27,19 @@ pub(super) struct Past {
     known: usize,
     /// By the states' numbers.
     states: HashMap<u32, TValue>,
+    /// Those that stay with the layers of `step`, once it has run.
+    kept: Option<KeptStates>,
     /// An encoder's output, for graphs that take it.
     encoded: Option<TValue>,
     /// Asked between the steps of runs whether they end.
-    pub(super) stop: Option<Stop>,
+    stop: Option<Stop>,
+}
+
+impl Past {
+    /// Without tokens, behind what [`Decoder::encoded`] gave.
+    pub(super) fn behind(encoded: Option<TValue>, stop: Option<Stop>) -> Past {
+        Past { encoded, stop, ..Past::default() }
+    }
 }
 
 /// The graphs that tokens go through.
@@ -39,7 +50,19 @@ pub(super) struct Decoder {
     step: Option<Engine>,
     /// Whether `first` gives the states that `step` begins with; else that begins with empty ones.
     seeds: bool,
+    /// What layers of `step` keep of its states.
+    kept: Vec<Layer>,
+    /// The states of `step`, with its axis of one row.
+    #[cfg_attr(not(feature = "daemon"), allow(dead_code))]
+    given: (Vec<IoSpec>, Option<String>),
     pub(super) encoder: Option<Engine>,
+}
+
+/// The numbers of the states of a layer's keys and values, \[1, heads, S, head_dim\].
+struct Layer {
+    states: [Option<u32>; 2],
+    heads: usize,
+    head_dim: usize,
 }
 
 impl Decoder {
@@ -56,8 +79,14 @@ impl Decoder {
             Some(_) => engine.graph_named("decoder")?,
             None => engine.graph_named(engine.base().graphs().next().unwrap_or_default())?,
         };
-        let stateful = states(first.inputs()).next().is_some();
-        let step = step.or_else(|| stateful.then(|| first.clone()));
+        // A graph of a fixed length is filled up behind the last token.
+        let last = |graph: Engine| match fixed(&graph) {
+            Some(length) if length > 1 => Ok(graph),
+            _ => graph.for_last_token(),
+        };
+        let (first, step) = (last(first)?, step.map(last).transpose()?);
+        let alone = step.is_none() && stateful(&first);
+        let step = if alone { Some(first.clone()) } else { step };
         for graph in [Some(&first), step.as_ref()].into_iter().flatten() {
             check(graph).map_err(|e| match engine.base().graphs().count() {
                 1 => e,
@@ -74,7 +103,63 @@ impl Decoder {
             )));
         }
         let seeds = lost.is_none();
-        Ok(Decoder { first, step, seeds, encoder })
+        let given = step.as_ref().map_or((vec![], None), |step| {
+            let states = step.inputs().iter().filter(|s| matches!(s.role, Role::State(_)));
+            (states.cloned().collect(), step.input(Role::Ids).and_then(|s| s.dims.first().cloned()))
+        });
+        let mut decoder = Decoder { first, step, seeds, kept: vec![], given, encoder };
+        decoder.keep_states(alone)?;
+        Ok(decoder)
+    }
+
+    /// Has the layers of `step` keep what they can; it is `first` too where it is `alone`.
+    fn keep_states(&mut self, alone: bool) -> Result<()> {
+        let Some(step) = &self.step else { return Ok(()) };
+        let Some((engine, layers)) = step.for_kept_states()? else { return Ok(()) };
+        let number = |input: usize| match step.inputs().get(input)?.role {
+            Role::State(k) => Some(k),
+            _ => None,
+        };
+        let layer = |layer: &crate::graph::KeptLayer| {
+            let (heads, head_dim) = (layer.heads, layer.head_dim);
+            Layer { states: layer.states.map(|state| number(state.input)), heads, head_dim }
+        };
+        self.kept = layers.iter().map(layer).collect();
+        if alone {
+            self.first = engine.clone();
+        }
+        self.step = Some(engine);
+        Ok(())
+    }
+
+    /// What the layers begin with: the states that another graph gave, if one did.
+    fn seeded(&self, states: &mut HashMap<u32, TValue>) -> Result<KeptStates> {
+        let mut all = vec![];
+        for layer in &self.kept {
+            let mut kept = Kept::new(layer.heads, layer.head_dim);
+            if let [Some(k), Some(v)] = layer.states.map(|number| states.remove(&number?)) {
+                let fits = |t: &TValue| {
+                    let shape =
+                        [1, layer.heads, k.shape().get(2).copied().unwrap_or(0), layer.head_dim];
+                    t.shape() == shape
+                };
+                if !fits(&k) || !fits(&v) {
+                    let found = [k.shape(), v.shape()];
+                    return Err(Error::unsupported(format!("states of the shapes {found:?}")));
+                }
+                let plain = |t: &TValue| Ok(t.try_as_plain_ram()?.as_slice::<f32>()?.to_vec());
+                let plain = |t: &TValue| plain(t).map_err(failed);
+                kept.append(&plain(&k)?, &plain(&v)?);
+            }
+            all.push(Mutex::new(kept));
+        }
+        Ok(KeptStates(all.into()))
+    }
+
+    /// How many states of the next tokens' graph stay with its layers.
+    #[cfg(test)]
+    pub(super) fn kept_states(&self) -> usize {
+        2 * self.kept.len()
     }
 
     /// How many tokens the graphs leave room for, where they say.
@@ -85,46 +170,36 @@ impl Decoder {
         }
     }
 
-    /// Bytes of the states of `tokens` tokens, of which a run has the old and the new ones, and of a row of
-    /// logits, which is there three times while a token is chosen.
+    /// Bytes of the states of `tokens` tokens, for which there is room twice, and of a row of logits, which is there three times while a token is chosen.
     #[cfg(feature = "daemon")]
     pub(super) fn kept_bytes(&self, tokens: usize) -> u64 {
-        let batch = |graph: &Engine| graph.input(Role::Ids).and_then(|s| s.dims.first().cloned());
-        let bytes = |graph: &Engine, spec: &IoSpec| {
-            let batch = batch(graph);
-            let size = |dim: &String| match dim.parse::<u64>() {
-                Ok(size) => size,
-                Err(_) if Some(dim) == batch.as_ref() => 1,
-                Err(_) => tokens as u64,
-            };
-            // Of four bytes.
-            spec.dims.iter().map(size).fold(4, u64::saturating_mul)
+        let (states, batch) = &self.given;
+        let size = |dim: &String| match dim.parse::<u64>() {
+            Ok(size) => size,
+            Err(_) if Some(dim) == batch.as_ref() => 1,
+            Err(_) => tokens as u64,
         };
-        let kept = self.step.iter().flat_map(|step| {
-            let states = step.inputs().iter().filter(|s| matches!(s.role, Role::State(_)));
-            states.map(move |spec| bytes(step, spec))
-        });
+        // Of four bytes.
+        let kept =
+            states.iter().map(|spec| spec.dims.iter().map(size).fold(4, u64::saturating_mul));
         let logits = self.first.outputs().iter().find(|s| s.role == Role::Logits);
         let width = logits.and_then(|s| s.dims.last()?.parse::<u64>().ok()).unwrap_or(0);
         kept.fold(0, u64::saturating_add).saturating_mul(2).saturating_add(3 * 4 * width)
     }
 
-    /// A past without tokens; `encoded` is an encoder's output \[1, frames, features\].
-    pub(super) fn begin(&self, encoded: Option<Array>) -> Result<Past> {
-        let encoded = match (self.first.input(Role::Encoded), encoded) {
+    /// An encoder's output \[1, frames, features\] as the graphs take it, if they do.
+    pub(super) fn encoded(&self, encoded: Option<Array>) -> Result<Option<TValue>> {
+        match (self.first.input(Role::Encoded), encoded) {
             (Some(spec), Some(array)) => {
                 let tensor = to_tensor(&spec.name, array.view(), f32::datum_type())?;
-                Some(tensor.into_tvalue())
+                Ok(Some(tensor.into_tvalue()))
             }
             (Some(spec), None) => {
-                return Err(Error::usage(format!(
-                    "the decoder's input '{}' needs the encoder's",
-                    spec.name
-                )));
+                let error = format!("the decoder's input '{}' needs the encoder's", spec.name);
+                Err(Error::usage(error))
             }
-            (None, _) => None,
-        };
-        Ok(Past { encoded, ..Past::default() })
+            (None, _) => Ok(None),
+        }
     }
 
     /// Takes `ids` in after what `past` has, and gives the logits of the token that follows, into
@@ -140,8 +215,7 @@ impl Decoder {
             Some(step) if past.known > 0 || !self.seeds => step,
             _ => &self.first,
         };
-        let stateful = states(graph.inputs()).next().is_some();
-        if stateful && ids.len() > 1 && fixed(graph) == Some(1) {
+        if stateful(graph) && ids.len() > 1 && fixed(graph) == Some(1) {
             return ids
                 .iter()
                 .try_for_each(|id| self.feed(past, std::slice::from_ref(id), adapter, logits));
@@ -154,6 +228,9 @@ impl Decoder {
                 past.states.insert(k, empty(graph, spec)?);
             }
         }
+        if keeps(graph) && past.kept.is_none() {
+            past.kept = Some(self.seeded(&mut past.states)?);
+        }
         self.run(graph, past, adapter, logits)
     }
 
@@ -165,7 +242,7 @@ impl Decoder {
         adapter: Option<&Arc<Bound>>,
         logits: &mut Vec<f32>,
     ) -> Result<()> {
-        let stateful = states(graph.inputs()).next().is_some();
+        let stateful = stateful(graph);
         let (mut ids, known) = (past.ids[past.known..].to_vec(), past.known);
         let count = ids.len();
         // A graph of a fixed length is filled up on the right: what follows a token changes nothing.
@@ -196,11 +273,16 @@ impl Decoder {
                 Role::EncodedMask => row(vec![1; frames])?,
                 Role::Encoded => past.encoded.clone().ok_or_else(|| missing(spec))?,
                 Role::State(k) => past.states.get(&k).cloned().ok_or_else(|| missing(spec))?,
+                Role::Other if spec.name == PAST => {
+                    let known = Tensor::zero_dt(bool::datum_type(), &[1, known]);
+                    known.map_err(failed)?.into_tvalue()
+                }
                 _ => return Err(unknown(spec)),
             });
         }
         let watch = Watch { stop: past.stop.clone(), ..Watch::default() };
-        let outputs = graph.run_free(tensors, &grows(graph, ids.len()), adapter, watch)?;
+        let kept = past.kept.as_ref().filter(|_| keeps(graph));
+        let outputs = graph.run_free(tensors, &grows(graph, ids.len()), adapter, kept, watch)?;
         let (mut found, mut states) = (None, vec![]);
         for (spec, value) in graph.outputs().iter().zip(outputs) {
             match spec.role {
@@ -238,6 +320,16 @@ fn states(specs: &[IoSpec]) -> impl Iterator<Item = u32> {
         Role::State(k) => Some(k),
         _ => None,
     })
+}
+
+/// Whether its layers keep states.
+fn keeps(graph: &Engine) -> bool {
+    graph.inputs().last().is_some_and(|spec| spec.name == PAST)
+}
+
+/// Whether what a run gives goes into the next one.
+fn stateful(graph: &Engine) -> bool {
+    keeps(graph) || states(graph.inputs()).next().is_some()
 }
 
 fn missing(spec: &IoSpec) -> Error {
@@ -303,14 +395,14 @@ fn fixed(graph: &Engine) -> Option<usize> {
 /// length of a prompt would take longer than it saves. One token, step after step, is worth a plan of its own.
 fn grows(graph: &Engine, tokens: usize) -> Vec<String> {
     let given: Vec<u32> = states(graph.outputs()).collect();
-    let stateful = states(graph.inputs()).next().is_some();
-    let tokens_differ = if stateful { tokens > 1 } else { given.is_empty() };
+    let tokens_differ = if stateful(graph) { tokens > 1 } else { given.is_empty() };
     let ids = graph.input(Role::Ids);
     let mut free = vec![];
     for spec in graph.inputs() {
         let grows = match spec.role {
             Role::State(k) => given.contains(&k),
             Role::Mask => true,
+            Role::Other => spec.name == PAST,
             Role::Ids | Role::Positions => tokens_differ,
             _ => false,
         };

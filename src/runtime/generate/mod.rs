@@ -2,6 +2,9 @@
 
 mod chat;
 mod decoder;
+mod fallback;
+#[cfg(all(test, feature = "import"))]
+mod kept_tests;
 mod sampling;
 mod settings;
 mod stream;
@@ -17,8 +20,8 @@ use crate::error::{Error, Result};
 use crate::graph::Stop;
 use crate::pack::Role;
 use crate::shape::{Array, Input};
-use decoder::Decoder;
-use sampling::Sampler;
+use decoder::{Decoder, Past};
+use sampling::{Sampler, log_probability};
 use settings::Settings;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -84,9 +87,12 @@ pub struct Generated {
     pub prompt_tokens: usize,
     /// Why no more came.
     pub ended: Ended,
+    /// The temperature that it was written at: that which was asked for, or a higher one where speech became the same
+    /// words over and over ([`Generator::generate_from`]).
+    pub temperature: f32,
     /// How long the prompt took, an encoder included.
     pub prompt_time: Duration,
-    /// How long the new tokens took.
+    /// How long the new tokens took, of all tries.
     pub time: Duration,
 }
 
@@ -206,11 +212,8 @@ impl Generator {
         })?;
         // Whisper, of a byte-level vocabulary, writes a blank first (openai/whisper encodes texts so); others add
         // their own.
-        let hears = self.decoder.encoder.as_ref().is_some_and(|encoder| {
-            encoder.inputs().iter().any(|s| matches!(s.role, Role::Mel | Role::Samples))
-        });
         let blank = self.text()?.id_of("\u{120}");
-        let leads = hears
+        let leads = self.hears()
             && !text.is_empty()
             && blank.is_some_and(|id| self.bare_tokens(" ").is_ok_and(|ids| ids == [id]));
         let mut ids = match leads {
@@ -219,6 +222,13 @@ impl Generator {
         };
         ids.push(end);
         Ok(ids)
+    }
+
+    /// Whether it writes down speech.
+    fn hears(&self) -> bool {
+        self.decoder.encoder.as_ref().is_some_and(|encoder| {
+            encoder.inputs().iter().any(|s| matches!(s.role, Role::Mel | Role::Samples))
+        })
     }
 
     /// Feeds `ids` in behind `prompt` one by one; `take` gets each with the logits that it follows on.
@@ -233,7 +243,7 @@ impl Generator {
         adapter: Option<&Arc<Bound>>,
         take: &mut dyn FnMut(u32, &[f32]),
     ) -> Result<()> {
-        let (mut past, mut logits) = (self.decoder.begin(encoded)?, vec![]);
+        let (mut past, mut logits) = (Past::behind(self.decoder.encoded(encoded)?, None), vec![]);
         let mut new = prompt;
         for (at, id) in ids.iter().enumerate() {
             self.decoder.feed(&mut past, new, adapter, &mut logits)?;
@@ -304,6 +314,10 @@ impl Generator {
     }
 
     /// As [`Generator::generate`], with what [`Generator::encode`] gave.
+    ///
+    /// Speech that becomes the same words over and over, where the likeliest token is taken each time, is written again at
+    /// temperatures of 0.2 to 1 until it doesn't: `listener` then hears all of the text at its end, and nothing but empty
+    /// texts before.
     pub fn generate_from(
         &self,
         encoded: Option<Array>,
@@ -343,20 +357,50 @@ impl Generator {
                 room.unwrap_or_default()
             )));
         }
+        let encoded = self.decoder.encoded(encoded)?;
+        let behind = || Past::behind(encoded.clone(), stop.clone());
+        if options.sampling.temperature > 0.0 || !self.hears() {
+            return Ok(self.write(behind(), prompt, adapter, options, false, listener)?.0);
+        }
         let start = Instant::now();
-        let (mut past, mut logits) = (self.decoder.begin(encoded)?, vec![]);
-        past.stop = stop;
+        let mut found = fallback::tries(options.sampling, &mut |sampling, measured| {
+            let options = GenerateOptions { sampling, ..options.clone() };
+            self.write(behind(), prompt, adapter, &options, measured, &mut |_| listener(""))
+        })?;
+        found.time = start.elapsed().saturating_sub(found.prompt_time);
+        if found.ended != Ended::Listener {
+            listener(&found.text);
+        }
+        Ok(found)
+    }
+
+    /// Text behind `past` and `prompt`, with the mean of its tokens' log probabilities where that is to be measured.
+    fn write(
+        &self,
+        mut past: Past,
+        prompt: &[u32],
+        adapter: Option<&Arc<Bound>>,
+        options: &GenerateOptions,
+        measured: bool,
+        listener: &mut Listener<'_>,
+    ) -> Result<fallback::Try> {
+        let room = self.room();
+        let (start, mut logits) = (Instant::now(), vec![]);
         self.decoder.feed(&mut past, prompt, adapter, &mut logits)?;
         let prompt_time = start.elapsed();
         let mut sampler = Sampler::new(options.sampling);
         let mut stream = TextStream::new(&options.stop);
         let decode = |ids: &[u32]| self.text.as_ref().map_or(Ok(String::new()), |t| t.decode(ids));
         let mut ended = Ended::Tokens;
+        let (mut likely, mut chosen) = (0.0, 0);
         for left in (0..options.tokens).rev() {
             for id in &self.settings.suppressed {
                 logits.get_mut(*id as usize).into_iter().for_each(|v| *v = f32::NEG_INFINITY);
             }
             let id = sampler.next(&mut logits, &past.ids)?;
+            if measured {
+                (likely, chosen) = (likely + log_probability(&logits, id), chosen + 1);
+            }
             if self.settings.ends.contains(&id) {
                 ended = Ended::End;
                 break;
@@ -383,7 +427,9 @@ impl Generator {
         }
         let time = start.elapsed() - prompt_time;
         let (ids, text) = (past.ids[prompt.len()..].to_vec(), stream.into_text());
-        Ok(Generated { ids, text, prompt_tokens: prompt.len(), ended, prompt_time, time })
+        let (prompt_tokens, temperature) = (prompt.len(), options.sampling.temperature);
+        let found = Generated { ids, text, prompt_tokens, ended, temperature, prompt_time, time };
+        Ok((found, likely / f64::from(chosen.max(1))))
     }
 
     /// Bytes that `tokens` tokens take between runs: their states and one row of logits.

@@ -98,6 +98,13 @@ impl Sampler {
     }
 }
 
+/// log softmax(logits) at `id`.
+pub(super) fn log_probability(logits: &[f32], id: u32) -> f64 {
+    let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|v| f64::from(v - greatest).exp()).sum();
+    f64::from(logits[id as usize] - greatest) - sum.ln()
+}
+
 /// Keskar et al. 2019 (CTRL), section 4.1; each token once, however often it was seen.
 fn penalize(logits: &mut [f32], seen: &[u32], penalty: f32) {
     if penalty == 1.0 {
