@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """What an adapter gains and what it leaves of the base's knowledge, measured from outside the program.
 
-Trains on 200 tweets, 200 mails or 20 pictures a class of Fashion-MNIST, once for each share to keep and
-seed, and prints a JSON line each: accuracy and macro-F1 on the test rows (`eval`), what the program
+Trains on 200 tweets, 200 mails, 200 of models/commands.jsonl or 20 pictures a class of Fashion-MNIST, once
+for each share to keep and seed, and prints a JSON line each: accuracy and macro-F1 on the test rows (`eval`), what the program
 says it keeps, and what this script finds from the outputs of `run`, on inputs that neither the training
-nor the program has seen: of sentences (mail subjects for tweets, tweets for mails) the share of the
+nor the program has seen: of sentences (mail subjects for tweets and commands, tweets for mails) the share of the
 nearest neighbour (top1) and of the five nearest (top5) that stay, of photographs (scikit-image's, whole
 and in crops) the share of the base's own answers. The data are described in the README beside them.
 
-usage: knowledge.py OFFSHOOT [--data DIR] [--models DIR] [--sets tweets,spam,fashion] [--keep 0,0.9]
+Of the commands those that are not trained on are judged, 120.
+
+usage: knowledge.py OFFSHOOT [--data DIR] [--models DIR] [--sets tweets,spam,commands,fashion] [--keep 0,0.9]
                     [--seeds 3] [--more "--epochs 4"]
 needs: numpy, pillow, scikit-image, tokenizers
 """
@@ -44,18 +46,23 @@ def unrelated(found):
 def text_set(name, data, seed, rows, tests):
     """Training and test rows, and sentences of another sort."""
     tweets, mails = rows_of(data / "tweets.jsonl.gz"), rows_of(data / "spam_assassin.jsonl.gz")
-    if name == "tweets":
+    if name != "spam":
         sure = [t for t in tweets if t["confidence"] < 0 or t["confidence"] >= 0.6]
+        if name == "commands":
+            with open(ROOT / "models/commands.jsonl") as lines:
+                sure = [json.loads(line) for line in lines]
         labelled = [(t["text"], t["label"], t["split"]) for t in sure]
         subjects = [m["subject"] for m in mails]
         other = [s for s in subjects if len(s.split()) >= 4 and not s.lower().startswith("re:")]
     else:
         labelled = [(m["subject"] + " . " + m["text"], m["label"], m["split"]) for m in mails]
         other = [t["text"] for t in tweets]
-    train = [r for r in labelled if r[2] == "train"][:4000]
+    train = [r for r in labelled if r[2] == "train" or name == "commands"][:4000]
     test = [r for r in labelled if r[2] == "test"][:tests]
-    chosen = np.random.default_rng(seed).permutation(len(train))[:rows]
-    return [train[i] for i in chosen], test, unrelated(other)
+    order = np.random.default_rng(seed).permutation(len(train))
+    if name == "commands":  # few: judged by all others
+        test = [train[i] for i in order[rows:]]
+    return [train[i] for i in order[:rows]], test, unrelated(other)
 
 
 def write_rows(path, rows):
@@ -159,7 +166,7 @@ def main():
     parser.add_argument("program")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data")
     parser.add_argument("--models", type=Path, default=ROOT / "models")
-    parser.add_argument("--sets", default="tweets,spam,fashion")
+    parser.add_argument("--sets", default="tweets,spam,commands,fashion")
     parser.add_argument("--keep", default="0,0.9", help="shares; auto: without the option")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rows", type=int, default=200)
@@ -193,7 +200,7 @@ def main():
                     write_rows(where / "test.jsonl", test)
                     data = (where / "train.jsonl", where / "test.jsonl")
                     see = lambda adapter: program.sentences(base, adapter, tokenizer, other)
-                    tokens = ["--max-tokens", 64 if name == "tweets" else 96]
+                    tokens = ["--max-tokens", 96 if name == "spam" else 64]
                 else:
                     pictures(args.data, where, seed, args.rows // 10, args.tests)
                     data, other = (where / "train", where / "test"), photos()

@@ -14,11 +14,12 @@ use crate::train::schedule::Schedule;
 use crate::train::tasks::MAX_BEAM;
 use crate::train::{
     InstantHead, OptimizerKind, PrefixReport, TargetChoice, Task, TrainOptions, TrainReport, train,
+    usual_share,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-/// What `--keep-knowledge` asks for by itself: the recipe that was measured (docs/LEARNING.md).
+/// What `--keep-knowledge` asks for by itself: that of [`usual_share`].
 const KEPT: &str = "0.85";
 
 /// `offshoot train`'s arguments.
@@ -116,11 +117,10 @@ pub struct Args {
     #[arg(long, value_parser = positive)]
     clip: Option<f32>,
     /// Share of what the base knows that the adapter should leave as it is, measured on inputs that it
-    /// isn't taught; without a number 0.85, which costs sentences less than a point of accuracy; 0: it is
-    /// measured alone, of a language model with --probes
-    #[arg(long, value_name = "SHARE", num_args = 0..=1, default_value_t = 0.0, default_missing_value = KEPT,
-        value_parser = whole_share)]
-    keep_knowledge: f32,
+    /// isn't taught; 0: it is measured alone, of a language model with --probes [default: 0.85 where classes
+    /// of sentences or pictures are learned, else 0; without a number 0.85]
+    #[arg(long, value_name = "SHARE", num_args = 0..=1, default_missing_value = KEPT, value_parser = whole_share)]
+    keep_knowledge: Option<f32>,
     /// Which knowledge: sentences one a line (.txt), a folder of pictures, or a data file; half are
     /// taught of, half measured (default: sentences or pictures that come with the program)
     #[arg(long, value_name = "FILE|FOLDER")]
@@ -158,7 +158,9 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         None => data.held_out,
     };
     let data = data.data;
-    let options = options(args, &data);
+    let mut options = options(args, &data);
+    options.keep_knowledge =
+        args.keep_knowledge.map_or_else(|| usual_share(&engine, &options), Ok)?;
     let checkpoint = options.checkpoint.clone();
     // What a run that was killed was writing.
     for path in [Some(&args.out), checkpoint.as_ref()].into_iter().flatten() {
@@ -374,7 +376,6 @@ fn options(args: &Args, data: &Dataset) -> TrainOptions {
         checkpoint_every: args.checkpoint_every,
         resume: args.resume,
         max_tokens: args.max_tokens,
-        keep_knowledge: args.keep_knowledge,
         probes: args.probes.clone(),
         watch: args.plot.is_some(),
         ..TrainOptions::default()

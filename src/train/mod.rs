@@ -77,6 +77,8 @@ pub(crate) use kind::suited_rate;
 pub use knowledge::KnowledgeKept;
 #[cfg(feature = "daemon")]
 pub(crate) use knowledge::sentences;
+#[cfg(feature = "cli")]
+pub(crate) use knowledge::usual_share;
 pub use lesson::Lesson;
 pub use options::{InstantHead, OptimizerKind, TargetChoice, TrainOptions};
 pub use prefix::PrefixReport;

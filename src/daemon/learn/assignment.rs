@@ -186,7 +186,7 @@ impl Assignment {
             warm_start: t.warm_start,
             replay: t.replay,
             keep: t.keep,
-            keep_knowledge: t.keep_knowledge,
+            keep_knowledge: t.keep_knowledge.unwrap_or_default(),
             ..TrainOptions::default()
         }
     }

@@ -58,8 +58,8 @@ pub struct TrainSettings {
     /// only.
     pub keep: f32,
     /// Share of the base's own knowledge that is to be kept, 0 to 1; 0: no penalty, it is measured
-    /// alone. See `offshoot train --keep-knowledge`.
-    pub keep_knowledge: f32,
+    /// alone. `None`: as `offshoot train` does it without `--keep-knowledge`.
+    pub keep_knowledge: Option<f32>,
     /// Whether a generation starts at the values of the one before.
     pub warm_start: bool,
     /// Whether a first generation's head begins with the instant head, which what is trained must
@@ -95,7 +95,7 @@ impl Default for TrainSettings {
             batch: 16,
             replay: 0.5,
             keep: 0.2,
-            keep_knowledge: 0.0,
+            keep_knowledge: None,
             warm_start: true,
             instant: true,
             clip: 1.0,
@@ -332,7 +332,8 @@ impl Settings {
         range("train.batch", train.batch as f64, 2.0, 65536.0)?;
         range("train.replay", train.replay.into(), 0.0, 1.0)?;
         range("train.keep", train.keep.into(), 0.0, 1.0)?;
-        range("train.keep_knowledge", train.keep_knowledge.into(), 0.0, 1.0)?;
+        let keep_knowledge = train.keep_knowledge.unwrap_or_default();
+        range("train.keep_knowledge", keep_knowledge.into(), 0.0, 1.0)?;
         range("train.clip", train.clip.into(), 0.0, 1e6)?;
         range("train.threads", train.threads as f64, 1.0, 1024.0)?;
         range("train.checkpoint_every", train.checkpoint_every.into(), 1.0, 1e6)?;

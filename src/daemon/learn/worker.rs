@@ -18,6 +18,7 @@ use crate::train::instant::instant_adapter;
 use crate::train::progress::{Event, Progress};
 use crate::train::{
     Lesson, Task, answering_bytes, learn, longest_sentence, misfit, too_large, try_sample,
+    usual_share,
 };
 use rustix::process::{Signal, getppid, nice, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
@@ -370,6 +371,9 @@ fn candidate(
     stop: &Arc<AtomicBool>,
 ) -> Result<Option<Adapter>> {
     let mut options = work.options(folder, train.task, memory);
+    if work.train.keep_knowledge.is_none() {
+        options.keep_knowledge = usual_share(engine, &options)?;
+    }
     let mut lesson = Lesson { data: train, replayed: work.replayed.len(), holdout: None, previous };
     if options.warm_start
         && let Some(why) = misfit(engine, &lesson, &options)?

@@ -98,6 +98,8 @@ pub(crate) fn row_of(
 pub(in crate::train) struct Made {
     pub head: Head,
     pub report: InstantReport,
+    /// The features that it was made of, in the samples' order.
+    pub rows: Vec<Vec<f32>>,
 }
 
 /// The instant head of the samples `which`, on their features with the adapter `under` or of the base
@@ -133,7 +135,7 @@ pub(in crate::train) fn make(
     }
     head.known = known(&fitted, &rows, &targets)?.map(Arc::new);
     let report = report(&fitted, task, &asked, &head, milliseconds)?;
-    Ok(Some(Made { head, report }))
+    Ok(Some(Made { head, report, rows }))
 }
 
 fn report(

@@ -12,10 +12,14 @@ mod probes;
 mod scenes;
 mod tokens;
 
+#[cfg(feature = "cli")]
+use super::instant::Form;
+#[cfg(feature = "cli")]
+use super::options::{InstantHead, TargetChoice, TrainOptions};
 use super::retention::{Lens, Retention, Seen, direction, retention};
 use super::samples::Samples;
 use super::trainer::Trainer;
-use crate::adapter::{Adapter, Head};
+use crate::adapter::{Adapter, Head, Pool};
 use crate::error::{Error, Result};
 use crate::runtime::Engine;
 use serde::Serialize;
@@ -36,8 +40,15 @@ const MOST: f32 = 16.0;
 /// What is kept more than asked for that the weight is held, least and most: what is measured differs
 /// from input to input.
 const SPARE: [f32; 2] = [0.02, 0.06];
-/// Looks in a run, the one after its end among them.
-const LOOKS: u64 = 5;
+/// Looks on the way of a run, at most, ...
+pub(super) const LOOKS: u64 = 4;
+/// ... and the share of its steps' work that they may take.
+const LOOKING: f64 = 0.2;
+/// Passes through the network that a sample takes in a step, there and back.
+const PASSES: u64 = 3;
+/// What is kept where nobody says otherwise, as measured in docs/LEARNING.md.
+#[cfg(feature = "cli")]
+const USUAL: f32 = 0.85;
 /// Probes that are taught of in a step, where they are the user's own.
 const TAUGHT: usize = 16;
 /// Most samples that are measured on where there are no probes.
@@ -184,12 +195,14 @@ pub(super) struct Parts<'r, 's> {
 }
 
 impl<'a> Knowledge<'a> {
-    /// Asks the base alone, once a sample. `None` where `go_on` said stop.
+    /// Asks the base alone, once a sample; `known` are the features of those trained on where they are known,
+    /// else empty. `None` where `go_on` said stop.
     pub fn ask(
         parts: &Parts<'_, '_>,
         measure: Measure<'a>,
         head: &Head,
         wanted: f32,
+        known: Vec<Vec<f32>>,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Knowledge<'a>>> {
         if parts.samples.task().rules().completes() {
@@ -206,9 +219,13 @@ impl<'a> Knowledge<'a> {
         let mut directions = vec![vec![]; samples.len()];
         let mut taught = vec![];
         if wanted > 0.0 {
-            let Some(seen) = ask(samples, train)? else { return Ok(None) };
-            for (&sample, seen) in train.iter().zip(&seen) {
-                directions[sample] = direction(&seen.features);
+            let mut rows = known;
+            if rows.len() != train.len() || head.pool == Pool::None {
+                let Some(seen) = ask(samples, train)? else { return Ok(None) };
+                rows = seen.into_iter().map(|seen| seen.features).collect();
+            }
+            for (&sample, row) in train.iter().zip(&rows) {
+                directions[sample] = direction(row);
             }
             if let Some(probes) = &measure.probes {
                 let Some(seen) = ask(probes, &measure.taught)? else { return Ok(None) };
@@ -296,6 +313,14 @@ impl<'a> Knowledge<'a> {
         }))
     }
 
+    /// Looks that are worth their time on the way of a run of `steps` steps of `batch` samples.
+    pub fn looks(&self, steps: u64, batch: usize) -> u64 {
+        match self.seen {
+            Before::Features { .. } => looks(steps, batch, self.measure.which.len()),
+            Before::Tokens => LOOKS,
+        }
+    }
+
     /// Makes the penalty heavier where less is kept than is wanted, lighter where much more is.
     pub fn weigh(&mut self, kept: f32) {
         let first = match self.seen {
@@ -335,10 +360,29 @@ impl<'s> Parts<'_, 's> {
     }
 }
 
-/// Whether a look is due after step `step` of `steps`; the one after the last step is not among them.
-pub(super) fn is_look(step: u64, steps: u64) -> bool {
-    let looks = |step: u64| step.saturating_mul(LOOKS) / steps.max(1);
-    step < steps && looks(step) > looks(step.saturating_sub(1))
+fn looks(steps: u64, batch: usize, measured: usize) -> u64 {
+    let work = (steps.saturating_mul(PASSES * batch as u64)) as f64;
+    ((LOOKING * work / measured.max(1) as f64) as u64).min(LOOKS)
+}
+
+/// Whether one of `looks` looks on the way is due after step `step` of `steps`; the one after the last step is
+/// not among them.
+pub(super) fn is_look(step: u64, steps: u64, looks: u64) -> bool {
+    let part = |step: u64| step.saturating_mul(looks + 1) / steps.max(1);
+    step < steps && part(step) > part(step.saturating_sub(1))
+}
+
+/// The share that is kept where nobody says otherwise: [`USUAL`] of a classifier whose base takes what ships
+/// to measure it on, and whose layers are trained; else 0.
+///
+/// # Errors
+/// What trying the base's inputs says.
+#[cfg(feature = "cli")]
+pub(crate) fn usual_share(engine: &Engine, options: &TrainOptions) -> Result<f32> {
+    let classes = options.task.rules().closed_form() == Some(Form::OneOf);
+    let layers = options.targets != TargetChoice::None && options.instant != InstantHead::Only;
+    let measured = classes && layers && probes::shipped(engine, options.max_tokens)?.is_some();
+    Ok(if measured { USUAL } else { 0.0 })
 }
 
 /// The user's probes, else those that ship with the program, else none.
@@ -362,11 +406,16 @@ mod tests {
 
     #[test]
     fn looks_are_spread_over_a_run() {
-        let looks = |steps: u64| (1..=steps).filter(|&s| is_look(s, steps)).collect::<Vec<_>>();
-        assert_eq!(looks(100), [20, 40, 60, 80]);
-        assert_eq!(looks(5), [1, 2, 3, 4]);
-        assert_eq!(looks(2), [1]);
-        assert_eq!(looks(1), [0u64; 0]);
+        let of = |steps: u64, looks| {
+            (1..=steps).filter(|&s| is_look(s, steps, looks)).collect::<Vec<_>>()
+        };
+        assert_eq!(of(100, LOOKS), [20, 40, 60, 80]);
+        assert_eq!(of(5, LOOKS), [1, 2, 3, 4]);
+        assert_eq!(of(2, LOOKS), [1]);
+        assert_eq!(of(90, 2), [30, 60]);
+        assert_eq!((of(1, LOOKS), of(100, 0)), (vec![], vec![]));
+        // 200 sentences in eight epochs; a few steps aren't worth any.
+        assert_eq!((looks(104, 16, 218), looks(50, 16, 218), looks(6, 16, 218)), (4, 2, 0));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::Run;
 use super::state::SoFar;
 use crate::adapter::{Adapter, TrainingRecord};
 use crate::error::Result;
-use crate::train::knowledge::{Knowledge, KnowledgeKept, Measure, Parts, is_look};
+use crate::train::knowledge::{Knowledge, KnowledgeKept, LOOKS, Measure, Parts, is_look};
 use crate::train::prefix::Set;
 use crate::train::progress::{Event, Progress};
 use crate::train::samples::Samples;
@@ -52,18 +52,19 @@ impl<'a> Run<'a> {
         Ok(samples.hash(&(0..samples.len()).collect::<Vec<_>>()))
     }
 
-    /// Asks the base alone for what is to be kept, where layers are trained at all. `false` where
-    /// `go_on` said stop.
+    /// Asks the base alone for what is to be kept, where layers are trained at all; `known` are its features of
+    /// the samples trained on, where they are known. `false` where `go_on` said stop.
     pub(super) fn ask_base(
         &mut self,
         so_far: &SoFar,
+        known: Vec<Vec<f32>>,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<bool> {
         let Some(measure) = self.measure.take() else { return Ok(true) };
         let adapter = self.trainer.adapter()?;
         let Some(head) = adapter.head() else { return Ok(true) };
-        let found =
-            Knowledge::ask(&self.parts(), measure, head, self.options.keep_knowledge, go_on)?;
+        let wanted = self.options.keep_knowledge;
+        let found = Knowledge::ask(&self.parts(), measure, head, wanted, known, go_on)?;
         let Some(mut knowledge) = found else { return Ok(false) };
         if let Some(weight) = so_far.keep_weight {
             knowledge.weight = weight;
@@ -80,10 +81,14 @@ impl<'a> Run<'a> {
         progress: &mut dyn Progress,
     ) -> Result<()> {
         let keeping = self.options.keep_knowledge > 0.0;
-        if !(keeping || self.options.watch) || !is_look(so_far.step, steps) {
+        let looks = self.knowledge.as_ref().map_or(0, |k| k.looks(steps, self.options.batch));
+        // What is only watched changes no weight.
+        let weighs = keeping && is_look(so_far.step, steps, looks);
+        let watches = self.options.watch && is_look(so_far.step, steps, LOOKS);
+        if !weighs && !watches {
             return Ok(());
         }
-        if self.options.watch {
+        if watches {
             let shown = self.evaluate(&self.trainer.adapter()?, &mut || true)?;
             self.tell(so_far.step, &shown.unwrap_or_default().metrics, false, progress);
         }
@@ -92,7 +97,7 @@ impl<'a> Run<'a> {
             return Ok(());
         };
         let Some(knowledge) = &mut self.knowledge else { return Ok(()) };
-        if keeping {
+        if weighs {
             knowledge.weigh(found.kept);
             so_far.keep_weight = Some(knowledge.weight);
         }

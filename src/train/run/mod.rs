@@ -237,9 +237,12 @@ impl<'a> Run<'a> {
         let stopped = |step: u64| Err(stopped(step, steps, options.checkpoint.is_some()));
         let hash = self.hash(steps)?;
         let mut go_on = || !progress.stop();
-        let Some(made) = self.instant(&mut go_on)? else { return stopped(0) };
-        if let Some(made) = &made {
+        let Some(mut made) = self.instant(&mut go_on)? else { return stopped(0) };
+        let mut features = vec![];
+        if let Some(made) = &mut made {
             self.begin_with(made)?;
+            let rows = std::mem::take(&mut made.rows);
+            features = if options.keep_knowledge > 0.0 { rows } else { vec![] };
         }
         let begun = match self.resume(&hash, &mut sampler)? {
             Some(resumed) => Some(resumed),
@@ -249,7 +252,7 @@ impl<'a> Run<'a> {
             }
         };
         let Some(mut so_far) = begun else { return stopped(0) };
-        if !self.ask_teacher(&mut go_on)? || !self.ask_base(&so_far, &mut go_on)? {
+        if !self.ask_teacher(&mut go_on)? || !self.ask_base(&so_far, features, &mut go_on)? {
             return stopped(so_far.step);
         }
         progress.event(&Event::Started {
