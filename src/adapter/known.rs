@@ -18,6 +18,8 @@ const NEAREST: usize = 3;
 pub const MOST_EXEMPLARS: usize = 1024;
 /// Most scores of each sort.
 const MOST_SCORES: usize = 1024;
+/// Share of strangers' scores whose excess over the others is taken as exponential.
+pub const TAIL: f64 = 0.1;
 /// Share of what was learned that is taken for unknown where nobody says how much may pass.
 const LOST: f64 = 0.05;
 
@@ -114,16 +116,13 @@ impl Known {
             return Err(Error::usage("how much passes that was never taught is not known")
                 .hint("train with three classes or more, of two samples at least"));
         }
-        let (share, tail) = (f64::from(share), 0.1);
-        if share >= tail {
+        let share = f64::from(share);
+        if share >= TAIL {
             return Ok(quantile(&self.strangers, 1.0 - share));
         }
         // Beyond the last tenth there are too few: its excess is taken as exponential.
-        let from = quantile(&self.strangers, 1.0 - tail);
-        let excess: Vec<f64> =
-            self.strangers.iter().filter(|s| **s > from).map(|s| f64::from(s - from)).collect();
-        let mean = excess.iter().sum::<f64>() / excess.len().max(1) as f64;
-        Ok(from + (mean * (tail / share).ln()) as f32)
+        let (from, mean) = tail(&self.strangers);
+        Ok(from + (mean * (TAIL / share).ln()) as f32)
     }
 
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>> {
@@ -176,6 +175,14 @@ impl Known {
         }
         Ok(())
     }
+}
+
+/// Where the last [`TAIL`] of `sorted` begins, and how far they lie beyond it on average.
+pub fn tail(sorted: &[f32]) -> (f32, f64) {
+    let from = quantile(sorted, 1.0 - TAIL);
+    let excess: Vec<f64> =
+        sorted.iter().filter(|s| **s > from).map(|s| f64::from(s - from)).collect();
+    (from, excess.iter().sum::<f64>() / excess.len().max(1) as f64)
 }
 
 /// The value below which `share` of `sorted` lies; below all of none.

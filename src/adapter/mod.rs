@@ -25,7 +25,7 @@ pub use config::{
 };
 pub use file::{MAGIC, MAX_FILE};
 pub use kind::Kind;
-pub use known::{Known, MOST_EXEMPLARS, dot, nearness, unit_row};
+pub use known::{Known, MOST_EXEMPLARS, TAIL, dot, nearness, tail, unit_row};
 pub use merge::merge;
 pub use target::{Target, TargetKind};
 pub use tensor::TensorType;

@@ -369,7 +369,7 @@ impl State {
         let rows: Vec<Vec<f32>> = self.rows.values().map(|row| row.features.clone()).collect();
         let y: Vec<Vec<f32>> = self.rows.values().map(|row| self.target(&row.label)).collect();
         let made = fit(&rows, &y, Form::OneOf)?;
-        self.known = known(&made, &rows, &y)?.map(Arc::new);
+        self.known = known(&made, &rows, &y)?.map(|found| Arc::new(found.finish()));
         self.live = Some(Live::new(made.clone(), &rows, &y)?);
         let places: BTreeMap<usize, Option<usize>> =
             made.left_out.outputs.iter().map(|(at, said)| (*at, argmax(said))).collect();

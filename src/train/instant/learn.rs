@@ -133,7 +133,7 @@ pub(in crate::train) fn make(
     if task.rules().has_thresholds() {
         head.thresholds = task.rules().thresholds(&asked, head.labels.len());
     }
-    head.known = known(&fitted, &rows, &targets)?.map(Arc::new);
+    head.known = known(&fitted, &rows, &targets)?.map(|found| Arc::new(found.finish()));
     let report = report(&fitted, task, &asked, &head, milliseconds)?;
     Ok(Some(Made { head, report, rows }))
 }

@@ -21,7 +21,7 @@ mod standard;
 mod tests;
 
 pub use fit::{Fitted, LeaveOneOut, fit};
-pub use known::{ENOUGH_HELD, held_out, known, linear, temperature};
+pub use known::{ENOUGH_HELD, known, linear, temperature};
 pub use learn::InstantReport;
 pub(crate) use learn::head_of;
 pub(in crate::train) use learn::{Made, features_of, make};

@@ -5,7 +5,7 @@ use crate::adapter::{Adapter, Head};
 use crate::error::{Error, Result};
 use crate::train::head::{BIAS, WEIGHT};
 use crate::train::instant::{
-    ENOUGH_HELD, Form, Made, features_of, fit, held_out, known, linear, make, temperature,
+    ENOUGH_HELD, Form, Made, features_of, fit, known, linear, make, temperature,
 };
 use crate::train::options::InstantHead;
 use crate::train::samples::Samples;
@@ -84,8 +84,8 @@ impl Run<'_> {
             logits.iter_mut().flatten().for_each(|v| *v /= head.temperature);
         }
         if let Some(mut found) = known(&fit(&rows, &targets, Form::OneOf)?, &rows, &targets)? {
-            held_out(&mut found, &held_rows, &logits);
-            head.known = Some(Arc::new(found));
+            found.held_out(&held_rows, &logits);
+            head.known = Some(Arc::new(found.finish()));
         }
         Ok(true)
     }
