@@ -84,6 +84,30 @@ fn a_base_with_labels_and_pictures_says_its_own_classes() {
     assert!(top[0]["probability"].as_f64().unwrap() >= top[1]["probability"].as_f64().unwrap());
 }
 
+/// Tasks that are learned on adapters of their own: what is learned later leaves the answers of those before as they
+/// are, bit for bit.
+#[test]
+fn adapters_of_their_own_forget_nothing() {
+    let place = Place::new();
+    learnable(&place);
+    let row = npy_row(&place);
+    let answers = |task: u64| {
+        let run = format!("run mlp.base --input x={row} --adapter {task}.adapter --output out");
+        let said = place.json(&run)["predictions"].to_string();
+        let outputs = place.names("out");
+        assert!(!outputs.is_empty());
+        (said, outputs.iter().map(|name| place.read(&format!("out/{name}"))).collect::<Vec<_>>())
+    };
+    let mut learned = vec![];
+    for task in 0..3 {
+        let train = format!("train mlp.base --data two.npz --lr 0.02 --steps 10 --seed {task}");
+        place.ok(&format!("{train} --keep-knowledge 0 --out {task}.adapter"));
+        learned.push(answers(task));
+        assert!((0..).zip(&learned).all(|(earlier, before)| answers(earlier) == *before));
+    }
+    assert!(learned[0] != learned[1] && learned[1] != learned[2]);
+}
+
 #[test]
 fn an_adapter_from_training_to_removal() {
     let place = Place::new();
