@@ -118,7 +118,7 @@ pub struct Args {
     clip: Option<f32>,
     /// Share of what the base knows that the adapter should leave as it is, measured on inputs that it
     /// isn't taught; 0: it is measured alone, of a language model with --probes [default: 0.85 where classes
-    /// of sentences or pictures are learned, else 0; without a number 0.85]
+    /// of sentences are learned, else 0; without a number 0.85]
     #[arg(long, value_name = "SHARE", num_args = 0..=1, default_missing_value = KEPT, value_parser = whole_share)]
     keep_knowledge: Option<f32>,
     /// Which knowledge: sentences one a line (.txt), a folder of pictures, or a data file; half are
