@@ -106,7 +106,7 @@ impl OpState for State {
             }
             if let Some(watch) = shared.get::<Watch>() {
                 // Its nodes have numbers of their own: the loop itself is what is named.
-                carried.insert(Watch { trace: None, ..watch.clone() });
+                carried.insert(Watch { trace: None, open: Arc::default(), ..watch.clone() });
             }
         }
         let read = |(slot, mapping): (usize, &InputMapping)| Some((slot, mapping.as_scan()?.axis));

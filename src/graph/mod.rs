@@ -80,7 +80,7 @@ pub use select::{NonMaxSuppression, NonZero};
 pub use token_drift::TokenDrift;
 pub use token_loss::TokenLoss;
 pub use trace::{Origin, Trace};
-pub use watch::{Halt, More, Stop, Watch, run_watched};
+pub use watch::{Halt, More, Stop, Watch, open_sizes, run_watched};
 pub use weights::FrozenWeights;
 pub use window::{Padding, Window};
 

@@ -22,6 +22,8 @@ pub struct Watch {
     pub stop: Option<Stop>,
     /// Asked for memory that was not planned.
     pub more: Option<More>,
+    /// [`open_sizes`] of the plan: the largest is asked for before the first step.
+    pub open: Arc<[TDim]>,
     /// Told what each step has made.
     pub trace: Option<Arc<Trace>>,
 }
@@ -70,13 +72,28 @@ pub fn run_watched(
     let Some(watch) = state.turn_state.shared.get::<Watch>().cloned() else {
         return state.run(inputs);
     };
+    // Bytes that were asked for already.
+    let mut ahead = None;
     state.run_plan_with_eval(inputs, |ctx, op_state, node, inputs| -> TractResult<_> {
         if watch.stop.as_ref().is_some_and(|stop| stop()) {
             return Err(Halt::Stopped.into());
         }
         let more = watch.more.as_ref().filter(|_| is_open(node));
         let foreseen = more.map_or(0, |_| foreseen(ctx, node, &inputs));
-        more.map_or(Ok(()), |more| more(foreseen))?;
+        if let Some(more) = more {
+            let ahead = match &mut ahead {
+                Some(ahead) => ahead,
+                none => {
+                    let sizes = watch.open.iter().filter_map(|size| known(size, ctx.symbols));
+                    let largest = sizes.max().unwrap_or(0);
+                    more(largest)?;
+                    none.insert(largest)
+                }
+            };
+            let there = foreseen.min(*ahead);
+            *ahead -= there;
+            more(foreseen - there)?;
+        }
         let outputs = eval(ctx, op_state, node, inputs)?;
         if let Some(more) = more {
             let bytes = |value: &TValue| value.len() * value.datum_type().size_of();
@@ -93,6 +110,26 @@ pub fn run_watched(
 /// Whether the sizes of what it makes are told by the run alone.
 fn is_open(node: &TypedNode) -> bool {
     node.outputs.iter().any(|o| o.fact.shape.as_concrete().is_none())
+}
+
+/// The sizes, in bytes, of what the nodes make whose sizes the run tells.
+pub fn open_sizes(model: &TypedModel) -> TractResult<Arc<[TDim]>> {
+    let mut sizes: Vec<TDim> = vec![];
+    for outlet in model.nodes().iter().flat_map(|node| &node.outputs) {
+        let fact = &outlet.fact;
+        if fact.shape.as_concrete().is_none() {
+            let size = fact.shape.volume() * fact.datum_type.size_of();
+            if !sizes.contains(&size) {
+                sizes.push(size);
+            }
+        }
+    }
+    Ok(sizes.into())
+}
+
+/// A size, where symbols tell it; what is beyond all memory is as large as can be.
+fn known(size: &TDim, symbols: &SymbolValues) -> Option<u64> {
+    u64::try_from(size.eval_to_i64(symbols).ok()?).ok()
 }
 
 /// Bytes of what an open node will make, as far as can be told before it runs.
@@ -176,5 +213,44 @@ mod tests {
         assert_eq!(run(5).unwrap()[0].len(), 5);
         let e = run(1 << 40).unwrap_err();
         assert_eq!(Halt::of(&e), Some(Halt::TooLarge { bytes: 8 << 40 }));
+    }
+
+    #[test]
+    fn the_largest_value_is_asked_for_before_the_first_step_and_once() {
+        let mut model = TypedModel::default();
+        let n = model.symbols.sym("n").to_dim();
+        let x = model.add_source("x", f32::fact([n])).unwrap();
+        let doubled = model.wire_node("doubled", add(), &[x, x]).unwrap()[0];
+        let row = model.wire_node("row", AxisOp::Add(0), &[doubled]).unwrap()[0];
+        let column = model.wire_node("column", AxisOp::Add(1), &[doubled]).unwrap()[0];
+        let y = model.wire_node("y", add(), &[row, column]).unwrap();
+        model.select_output_outlets(&y).unwrap();
+        let open = open_sizes(&model).unwrap();
+        let plan = TypedSimplePlan::new(model).unwrap();
+        let run = |n: usize, limit: u64| {
+            let mut state = plan.spawn().unwrap();
+            let (steps, taken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+            let (counter, sum) = (steps.clone(), taken.clone());
+            let stop: Stop = Arc::new(move || counter.fetch_add(1, Ordering::Relaxed) > 100);
+            let more: More = Arc::new(move |bytes| match bytes > limit {
+                true => Err(Halt::TooLarge { bytes }),
+                false => {
+                    sum.fetch_add(bytes as usize, Ordering::Relaxed);
+                    Ok(())
+                }
+            });
+            let watch =
+                Watch { stop: Some(stop), more: Some(more), open: open.clone(), trace: None };
+            state.turn_state.shared.insert(watch);
+            let found = run_watched(&mut state, tvec!(Tensor::zero::<f32>(&[n]).unwrap().into()));
+            let counted = |n: Arc<AtomicUsize>| n.load(Ordering::Relaxed);
+            (found.map_err(|e| Halt::of(&e)), counted(steps), counted(taken))
+        };
+        let (found, steps, _) = run(1000, 1 << 20);
+        assert_eq!((found.unwrap_err(), steps), (Some(Halt::TooLarge { bytes: 4_000_000 }), 1));
+        let (found, _, taken) = run(100, 1 << 20);
+        found.unwrap();
+        // The square, and no more than each of the others beside it.
+        assert!((40_000..=40_000 + 4 * 400).contains(&taken), "{taken}");
     }
 }

@@ -293,6 +293,7 @@ impl Engine {
         let mut state = plan.state().map_err(|e| tract_error(ErrorKind::Failed, &e))?;
         let shared = &mut state.turn_state.shared;
         watch.more = taken.clone().map(more);
+        watch.open = plan.open.clone();
         if watch.stop.is_some() || watch.more.is_some() || watch.trace.is_some() {
             shared.insert(watch);
         }

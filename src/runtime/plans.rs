@@ -1,7 +1,7 @@
 //! Plans of one graph, for the dimensions that it has been run with.
 
 use crate::error::Result;
-use crate::graph::{fuse, memory, optimized, shared_macs};
+use crate::graph::{fuse, memory, open_sizes, optimized, shared_macs};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tract_core::internal::*;
@@ -31,6 +31,8 @@ pub(super) struct Plan {
     pub shares: bool,
     /// Bytes that a run takes.
     pub bytes: u64,
+    /// Of values whose sizes a run tells.
+    pub open: Arc<[TDim]>,
     /// Bytes of constants that the graph has not.
     constants: u64,
     idle: Mutex<Vec<TypedSimpleState>>,
@@ -49,7 +51,8 @@ impl Plan {
         let outputs = memory::outputs(runnable.model())?;
         let values = memory::peak(&runnable)?.saturating_sub(own);
         let bytes = values.saturating_add(outputs).saturating_add(memory::SCRATCH);
-        Ok(Plan { runnable, fused, shares, bytes, constants, idle: Mutex::default() })
+        let open = open_sizes(runnable.model())?;
+        Ok(Plan { runnable, fused, shares, bytes, open, constants, idle: Mutex::default() })
     }
 
     /// Bytes that the building of such a plan takes for what it computes ahead.
