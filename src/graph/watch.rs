@@ -127,7 +127,7 @@ pub fn open_sizes(model: &TypedModel) -> TractResult<Arc<[TDim]>> {
     Ok(sizes.into())
 }
 
-/// A size, where symbols tell it; what is beyond all memory is as large as can be.
+/// A size, where symbols tell it.
 fn known(size: &TDim, symbols: &SymbolValues) -> Option<u64> {
     u64::try_from(size.eval_to_i64(symbols).ok()?).ok()
 }
