@@ -4,7 +4,7 @@
 # on emulated processors. Fails where they grow by more than 2 % over cross/counts.tsv.
 #
 #   cross/count.sh HOST_PROGRAM AARCH64_PROGRAM          MiniLM on two processors; the host's program packs
-#   cross/count.sh --all HOST_PROGRAM AARCH64_PROGRAM    EfficientNet-Lite0 and `max` too, in ten minutes
+#   cross/count.sh --all HOST_PROGRAM AARCH64_PROGRAM    EfficientNet-Lite0 and `max` too, in five minutes
 #   cross/count.sh --write HOST_PROGRAM AARCH64_PROGRAM  writes what all of it takes to cross/counts.tsv
 #
 # Counts are exact but for a thousandth that hangs on addresses. cross/instructions.sh compares families of kernels.
@@ -61,7 +61,7 @@ awk -F '\t' '
     $3 !~ /^[0-9]+$/ || !before[$1, $2] { print "not counted, or not in cross/counts.tsv: " $0; bad = 1; next }
     {
         share = $3 / before[$1, $2]
-        printf "%-22s %-11s %12d instructions, %.3f of what is written down\n", $1, $2, $3, share
+        printf "%-22s %-11s %12.0f instructions, %.3f of what is written down\n", $1, $2, $3, share
         if (share > 1.02) bad = 1
         if (share < 0.98) print "    less than before: write it down (cross/count.sh --write)"
     }
