@@ -55,7 +55,7 @@ for base in "${bases[@]}"; do
         printf '%s\t%s\t%s\n' "$base" "$processor" "$(cat "$dir/$base-$processor.count")"
     done
 done >"$dir/counts.tsv"
-[ -z "$write" ] || cp "$dir/counts.tsv" cross/counts.tsv
+[ -z "$write" ] || { ! grep -vP '\t[0-9]+$' "$dir/counts.tsv" && cp "$dir/counts.tsv" cross/counts.tsv; }
 awk -F '\t' '
     NR == FNR { before[$1, $2] = $3; next }
     $3 !~ /^[0-9]+$/ || !before[$1, $2] { print "not counted, or not in cross/counts.tsv: " $0; bad = 1; next }

@@ -54,6 +54,7 @@ impl EvalOp for KeptAttention {
             kept.truncate(past);
             kept.append(floats(&inputs[1])?, floats(&inputs[2])?);
         }
+        ensure!(kept.len() > 0, "nothing is kept of layer {}", self.layer);
         let mask = match inputs.last().filter(|_| self.has_mask) {
             Some(mask) => {
                 let &[1, 1, t, s] = mask.shape() else { bail!("a mask of {:?}", mask.shape()) };

@@ -314,7 +314,6 @@ fn a_loop_is_written_again() {
     assert!(looped.temperature == 1e-4 && looped.ids.len() > 50);
     let mut texts = String::new();
     let again = write(0.0, &mut texts);
-    println!("{:?}\n{} {:?}", looped.text, again.temperature, again.text);
     assert!(again.temperature > 0.0 && again.text != looped.text);
     // Nothing of the tries before was told.
     assert_eq!(texts, again.text);
