@@ -53,6 +53,9 @@ pub struct PredictArgs {
     /// passes (0.01: one in a hundred)
     #[arg(long, value_name = "SHARE", value_parser = share)]
     reject: Option<f32>,
+    /// Choose the answer among these labels alone, separated by commas
+    #[arg(long, value_name = "LABELS", value_delimiter = ',')]
+    among: Vec<String>,
     /// How many labels to print
     #[arg(long, value_name = "K", default_value_t = 5)]
     top: usize,
@@ -118,6 +121,9 @@ pub fn predict(args: &PredictArgs, out: &Out) -> Result<()> {
     args.wording.put(&mut body);
     if let Some(reject) = args.reject {
         put(&mut body, "reject", reject);
+    }
+    if !args.among.is_empty() {
+        put(&mut body, "among", args.among.as_slice());
     }
     if let Some(adapter) = &args.adapter {
         put(&mut body, "adapter", adapter.as_str());

@@ -110,7 +110,7 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         })?;
         let wanted =
             Wanted { top: prediction.labels.len(), reject: args.reject, ..Wanted::default() };
-        let answer = task.answer(head, prediction, None, wanted)?;
+        let answer = task.answer(head, prediction, None, &wanted)?;
         let time = passed as f64 / f64::from(rate);
         let shares = shares(&answer.json, &prediction.labels);
         if args.every {

@@ -55,6 +55,9 @@ pub struct Args {
     /// 1: the likeliest symbol at each step
     #[arg(long, value_name = "WIDTH", default_value_t = 1, value_parser = beam)]
     beam: usize,
+    /// Choose the answer among these labels alone, separated by commas
+    #[arg(long, value_name = "LABELS", value_delimiter = ',')]
+    among: Vec<String>,
     /// How many labels to print
     #[arg(long, value_name = "K", default_value_t = 5)]
     top: usize,
@@ -98,10 +101,11 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
         _ => None,
     };
     let sentence = sentence.as_ref().map(|(text, words)| (*text, words));
-    let wanted = Wanted { top: args.top, reject: args.reject, beam: args.beam };
+    let wanted =
+        Wanted { top: args.top, among: args.among.clone(), reject: args.reject, beam: args.beam };
     let answers = predictions
         .iter()
-        .map(|p| task.answer(head, p, sentence, wanted))
+        .map(|p| task.answer(head, p, sentence, &wanted))
         .collect::<Result<Vec<_>>>()?;
     if let Some(folder) = &args.output {
         write_outputs(folder, &outputs)?;

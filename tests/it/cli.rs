@@ -220,6 +220,9 @@ fn an_instant_head_is_an_adapter_like_others() {
     let said = &said["predictions"][0];
     assert_eq!((&said["label"], &said["known"]), (&"0".into(), &true.into()), "{said}");
     assert!(said["probability"].as_f64().unwrap() > 0.5, "{said}");
+    let one = place.json(&format!("run mlp.base --input x={row} --adapter home --among 1"));
+    assert_eq!(one["predictions"][0]["label"], "1");
+    place.fails(&format!("run mlp.base --input x={row} --adapter home --among 1,7"), 2);
     // Two classes: nothing could be left out to measure what passes.
     place.fails(&format!("run mlp.base --input x={row} --adapter home --reject 0.01"), 2);
     let flat = offshoot::Array::f32([1, 12], vec![-3.0; 12]).unwrap();

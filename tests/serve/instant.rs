@@ -39,6 +39,35 @@ fn a_new_name_learns_from_its_first_samples() {
             tell(&daemon, question(class, variant), label);
         }
     }
+    // Two classes: nothing could be left out to measure what passes.
+    let reject = daemon.post("/v1/predict", &and(question(0, 0), "reject", 0.01));
+    assert_eq!((reject.status, reject.error().as_str()), (400, "invalid_request"));
+}
+
+/// A name that learned two questions answers the one that is meant.
+#[test]
+fn labels_to_choose_from_leave_the_others_out() {
+    let daemon = Daemon::start("adapter = \"home\"");
+    for variant in 0..4 {
+        for (class, label) in [(0, "a"), (1, "b"), (2, "c")] {
+            tell(&daemon, question(class, variant), label);
+        }
+    }
+    let asked = |labels: Value| ask(&daemon, and(question(0, 5), "among", labels));
+    assert_eq!(ask(&daemon, question(0, 5))["predictions"][0]["label"], "a");
+    let among = &asked(json!(["c", "b", "c"]))["predictions"][0];
+    let sum: f64 =
+        among["top"].as_array().unwrap().iter().map(|l| l["probability"].as_f64().unwrap()).sum();
+    assert!(among["label"] != "a" && (sum - 1.0).abs() < 1e-5, "{among}");
+    assert_eq!(among["top"].as_array().unwrap().len(), 2);
+    assert_eq!(asked(json!(["b"]))["predictions"][0]["label"], "b");
+    assert_eq!(asked(json!([])), ask(&daemon, question(0, 5)));
+    let other = and(question(0, 5), "among", json!(["a", "d"]));
+    let refused = daemon.post("/v1/predict", &other);
+    let said = refused.json()["error"].clone();
+    assert_eq!(refused.status, 400, "{said}");
+    assert!(said["message"].as_str().unwrap().contains("'d'"), "{said}");
+    assert_eq!(said["hint"], "it has a, b, c");
 }
 
 /// More samples than are fitted at once, so that one more would be taken into the head that is there.

@@ -183,9 +183,10 @@ impl Answerer {
             return Err(Problem::invalid("what answers this writes no text that could be worded")
                 .hint("'tokens', 'temperature', 'stop', 'stream', ... are for language models"));
         }
-        if completes && (outputs == Some(true) || wanted.reject.is_some()) {
+        let of_labels = wanted.reject.is_some() || !wanted.among.is_empty();
+        if completes && (outputs == Some(true) || of_labels) {
             return Err(Problem::invalid(
-                "a text that is written has no outputs and rejects nothing",
+                "a text that is written has no outputs and no labels, and rejects nothing",
             ));
         }
         let mut sentence = None;
@@ -340,10 +341,11 @@ impl Answerer {
                 let sentence =
                     prepared.sentence.as_ref().map(|(text, words)| (text.as_str(), words));
                 let said = |p: &Prediction| -> Result<serde_json::Value> {
-                    Ok(task.answer(head, p, sentence, prepared.wanted)?.json)
+                    Ok(task.answer(head, p, sentence, &prepared.wanted)?.json)
                 };
-                if let ([one], true) = (own, prepared.kept.is_some()) {
-                    self.keep(prepared, &[said(one)?]);
+                let first = own.first().map(said).transpose()?;
+                if let ([_], Some(first), true) = (own, first, prepared.kept.is_some()) {
+                    self.keep(prepared, &[first]);
                 }
                 let reply = Reply {
                     adapter: prepared.served.name.as_deref(),

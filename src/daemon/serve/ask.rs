@@ -99,6 +99,8 @@ pub type Hear = UnboundedSender<String>;
 pub struct AskQuery {
     pub adapter: Option<String>,
     pub top: Option<usize>,
+    /// Separated by commas.
+    pub among: Option<String>,
     pub reject: Option<f32>,
     pub beam: Option<usize>,
     pub outputs: Option<bool>,
@@ -155,6 +157,7 @@ struct PredictBody {
     adapter: Option<Option<String>>,
     lora: Option<Vec<LoraWeight>>,
     top: Option<usize>,
+    among: Option<Vec<String>>,
     reject: Option<f32>,
     beam: Option<usize>,
     outputs: Option<bool>,
@@ -396,10 +399,11 @@ impl Raw {
         taken: &mut Taken,
     ) -> Result<Question, Problem> {
         let raw = raw_input(&self.body, self.mime, taken)?;
-        let (input, adapter, lora, top, reject, beam, outputs, wording) = match raw {
+        let (input, adapter, lora, top, among, reject, beam, outputs, wording) = match raw {
             Some(input) => {
                 let q = self.query.clone();
-                (input, q.adapter.map(Some), None, q.top, q.reject, q.beam, q.outputs, None)
+                let among = q.among.map(|labels| labels.split(',').map(str::to_string).collect());
+                (input, q.adapter.map(Some), None, q.top, among, q.reject, q.beam, q.outputs, None)
             }
             None => {
                 if self.query.adapter.is_some() || self.query.top.is_some() {
@@ -410,7 +414,8 @@ impl Raw {
                 let mut b: PredictBody = object(&self.body)?;
                 let wording = b.wording()?;
                 let input = input(b.text, b.messages, b.image, b.audio, b.inputs)?;
-                (input, b.adapter, b.lora, b.top, b.reject, b.beam, b.outputs, wording)
+                let among = b.among;
+                (input, b.adapter, b.lora, b.top, among, b.reject, b.beam, b.outputs, wording)
             }
         };
         let selection = match (adapter, lora) {
@@ -436,7 +441,7 @@ impl Raw {
             let error = format!("beam: expected 1 to {MAX_BEAM}, found {beam}");
             return Err(Problem::invalid(error));
         }
-        let wanted = Wanted { top, reject, beam };
+        let wanted = Wanted { top, among: among.unwrap_or_default(), reject, beam };
         Ok(Question { input, selection, wanted, wording, outputs })
     }
 }

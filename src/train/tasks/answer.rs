@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::pack::{Base, Role};
 use crate::runtime::{Prediction, Words};
 use crate::train::data::Label;
+use crate::train::instant::Form;
 use crate::train::metrics::Confusion;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
@@ -22,10 +23,12 @@ pub struct Answer {
 pub const MAX_BEAM: usize = 100;
 
 /// What is asked of an answer.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Wanted {
     /// Labels at most, where they are ranked.
     pub top: usize,
+    /// The labels that are asked about, of those that classes have; none: all of them.
+    pub among: Vec<String>,
     /// What is not known gets no label, and so much at most of what was never taught passes; without it
     /// 5 % of what was learned is called unknown.
     pub reject: Option<f32>,
@@ -35,7 +38,7 @@ pub struct Wanted {
 
 impl Default for Wanted {
     fn default() -> Wanted {
-        Wanted { top: 5, reject: None, beam: 1 }
+        Wanted { top: 5, among: vec![], reject: None, beam: 1 }
     }
 }
 
@@ -215,15 +218,15 @@ impl super::Task {
     ///
     /// # Errors
     /// Mismatch: a head that answers for tokens, where the task is about samples. Usage: a `reject` for
-    /// what answers without having measured that.
+    /// what answers without having measured that; labels to choose from that it hasn't got.
     pub fn answer(
         self,
         head: Option<&Head>,
         prediction: &Prediction,
         sentence: Option<(&str, &Words)>,
-        wanted: Wanted,
+        wanted: &Wanted,
     ) -> Result<Answer> {
-        let (task, Wanted { top, reject, beam }) = (self, wanted);
+        let (task, &Wanted { top, ref among, reject, beam }) = (self, wanted);
         let (outputs, labels) = (prediction.logits.len(), prediction.labels.len());
         if !task.rules().per_token() && outputs != labels {
             return Err(Error::mismatch(format!(
@@ -231,7 +234,12 @@ impl super::Task {
                 task {task} for a sample"
             )));
         }
-        let given = Given::of_head(&prediction.logits, &prediction.labels, head);
+        let chosen = (!among.is_empty()).then(|| chosen(task, prediction, among)).transpose()?;
+        let (logits, labels) = match &chosen {
+            Some((logits, labels)) => (logits.as_slice(), labels.as_slice()),
+            None => (prediction.logits.as_slice(), &*prediction.labels),
+        };
+        let given = Given::of_head(logits, labels, head);
         let known = head.and_then(|head| head.known.as_ref());
         let least = known.map(|known| known.threshold(reject)).transpose()?;
         if least.is_none() && reject.is_some() {
@@ -264,6 +272,26 @@ impl super::Task {
             (None, None) => Ok(super::Task::default()),
         }
     }
+}
+
+/// What a prediction says of the labels `among` alone, each once.
+fn chosen(
+    task: super::Task,
+    prediction: &Prediction,
+    among: &[String],
+) -> Result<(Vec<f32>, Vec<String>)> {
+    if task.rules().closed_form() != Some(Form::OneOf) {
+        return Err(Error::usage(format!("the task {task} has no labels to choose from")));
+    }
+    let labels = &prediction.labels;
+    if let Some(other) = among.iter().find(|label| !labels.contains(label)) {
+        let known: Vec<&str> = labels.iter().take(20).map(String::as_str).collect();
+        let more = if labels.len() > known.len() { ", ..." } else { "" };
+        return Err(Error::usage(format!("'{other}' is no label of what answers"))
+            .hint(format!("it has {}{more}", known.join(", "))));
+    }
+    let wanted = labels.iter().zip(&prediction.logits).filter(|(label, _)| among.contains(label));
+    Ok(wanted.map(|(label, value)| (*value, label.clone())).unzip())
 }
 
 /// Whether a decoder stands behind the main graph, and nothing says that that has labels of its own.

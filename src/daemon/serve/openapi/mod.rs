@@ -73,6 +73,7 @@ fn paths() -> Value {
             .npz file as the body; then the query holds the rest")
             .query("adapter", json!({"type": "string"}))
             .query("top", json!({"type": "integer", "minimum": 0, "maximum": 1000}))
+            .query("among", json!({"type": "string", "description": "labels, separated by commas"}))
             .query("reject", rate()).query("beam", up_to(MAX_BEAM)).query("outputs", json!({"type": "boolean"}))
             .takes("Question", true).gives(200, "Answer").or_events().refuses(&[404, 409, 422]).end()},
         "/v1/feedback": {"post": Operation::new("feedback", "Tell the right answer: kept for training when this \
@@ -407,6 +408,8 @@ fn schemas() -> Value {
             "adapter": nullable(json!({"type": "string"})),
             "lora": nullable(json!({"type": "array", "maxItems": 16, "items": weight})),
             "top": nullable(json!({"type": "integer", "minimum": 0, "maximum": 1000})),
+            "among": nullable(json!({"type": "array", "items": word(),
+                "description": "labels to choose from: the others are left out"})),
             "reject": nullable(rate()),
             "beam": nullable(up_to(MAX_BEAM)),
             "outputs": nullable(json!({"type": "boolean"})),
