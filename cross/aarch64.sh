@@ -7,7 +7,8 @@
 #   cross/aarch64.sh test [--all] [CPU…] the tests on emulated processors: cortex-a53, cortex-a76, max;
 #                                        the first named runs the library and its engine, the others
 #                                        the kernels and whole networks. --all: the first runs
-#                                        what knows no processor too, and the program
+#                                        what knows no processor too, and the program. --no-run (in
+#                                        the place of processors): they are only built
 #   cross/aarch64.sh kernels [CPU…]      of them those of the kernels alone, built in a minute
 #   cross/aarch64.sh run [CPU] ARGS…     the binary on an emulated processor, cortex-a76 if none is named
 #
@@ -72,7 +73,6 @@ case $verb in
     build) build "$@" ;;
     small) small "$@" ;;
     test)
-        pack_here
         tools_for_arm64
         link_with_gcc_for_arm64
         # Many tests start the program, or themselves.
@@ -81,11 +81,14 @@ case $verb in
         if [ "${1:-}" = --all ]; then
             shift
         else
-            # The same code runs natively on another 64-bit Linux.
+            # The same code runs natively on another 64-bit Linux, and need not be built here.
             suites=('--lib' '--test engine')
+            parts=(--no-default-features --features 'import text')
             skipped+=("${of_no_processor[@]}" "${of_data[@]}")
         fi
         build_tests
+        if [ "${1:-}" = --no-run ]; then exit; fi
+        pack_here
         for cpu in ${*:-$cpus}; do
             all_tests "$cpu" "${skipped[@]}"
             skipped=("${not_emulated[@]}" "${slow[@]}" "${of_no_processor[@]}")
@@ -113,7 +116,7 @@ case $verb in
         exec $emulator "$binary" "$@"
         ;;
     *)
-        sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
+        sed -n '2,15s/^# \{0,1\}//p' "$0" >&2
         exit 2
         ;;
 esac

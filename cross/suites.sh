@@ -42,7 +42,7 @@ tests() { # FOLDER CPU SUITE ARGS…
             watcher=$! ended=0
             # shellcheck disable=SC2086 # a suite is one word or two
             timeout --kill-after=10 $longest cargo test --locked --target "$target" \
-                "${std_arguments[@]}" $suite -- "$@" || ended=$?
+                "${std_arguments[@]}" "${parts[@]}" $suite -- "$@" || ended=$?
             kill $watcher $(pgrep -P $watcher) 2>/dev/null || true
             exit $ended
         ) || status=$?
@@ -56,9 +56,12 @@ suites=(--lib '--test engine' '--test it')
 # What is of the processor: the kernels, and whole networks' answers through them.
 of_each_processor=('--lib quant::' '--test engine')
 
+# What of cargo's arguments says how much of the crate is built.
+parts=()
+
 build_tests() {
     # shellcheck disable=SC2068 # a suite is one word or two
-    cargo test --locked --target "$target" "${std_arguments[@]}" ${suites[@]} --no-run
+    cargo test --locked --target "$target" "${std_arguments[@]}" "${parts[@]}" ${suites[@]} --no-run
 }
 
 all_tests() { # CPU ARGS…
@@ -119,7 +122,10 @@ slow=(
     --skip shipped::an_adapter
     --skip golden::minilm_f32
     --skip golden::efficientnet_f32
-    --skip generate::whisper
+    --skip golden::recogniser_f32
+    --skip golden::resemblyzer_f32
+    --skip golden::classifier_f32
+    --skip generate::
 )
 
 # Tests that know no processor: files and disks, the daemon's requests and sensors, refusals, our own sources.
