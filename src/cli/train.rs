@@ -51,8 +51,9 @@ pub struct Args {
     /// Scale by alpha/sqrt(rank)
     #[arg(long)]
     rslora: bool,
-    /// Layers to adapt: all-linear, none (the head alone), or a regular expression
-    #[arg(long, value_name = "REGEX", default_value = "all-linear")]
+    /// Layers to adapt: all-linear, none (the head alone), a regular expression, or auto: the last third
+    /// where classes of sentences are learned, else all
+    #[arg(long, value_name = "REGEX", default_value = "auto")]
     targets: String,
     /// The output that the new head reads (default: found)
     #[arg(long, value_name = "OUTPUT")]

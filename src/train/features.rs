@@ -1,12 +1,13 @@
 //! Where the head reads, and which targets are trained.
 
-use super::options::TargetChoice;
+use super::instant::Form;
+use super::options::{TargetChoice, TrainOptions};
 use crate::adapter::{Pool, TargetKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::graph::{FrozenConv, FrozenEmbedding, FrozenLinear, Place, places, tract_error};
 use crate::pack::Role;
-use crate::runtime::{Engine, Reading};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use crate::runtime::{Engine, Preprocessor, Reading};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use tract_core::internal::*;
 
 /// The output that a head reads, and how.
@@ -206,6 +207,32 @@ pub(crate) fn output_layer(engine: &Engine, output: usize) -> Result<Option<usiz
     Ok(node.and_then(|node| node.op_as::<FrozenLinear>()?.target))
 }
 
+/// Whether a base of sentences learns classes.
+///
+/// # Errors
+/// What trying the base's inputs says.
+pub(crate) fn learns_sentences(engine: &Engine, options: &TrainOptions) -> Result<bool> {
+    if options.task.rules().closed_form() != Some(Form::OneOf) {
+        return Ok(false);
+    }
+    let preprocessor = Preprocessor::new(engine).with_max_tokens(options.max_tokens);
+    match preprocessor.text(&["A sentence."]) {
+        Err(e) if e.kind() == ErrorKind::Unsupported => Ok(false),
+        tried => tried.map(|_| true),
+    }
+}
+
+/// What [`TargetChoice::Auto`] means here; another choice as it is.
+///
+/// # Errors
+/// As [`learns_sentences`].
+pub(crate) fn usual_targets(engine: &Engine, options: &TrainOptions) -> Result<TargetChoice> {
+    Ok(match &options.targets {
+        TargetChoice::Auto if !learns_sentences(engine, options)? => TargetChoice::AllLinear,
+        choice => choice.clone(),
+    })
+}
+
 /// Places of the targets that `choice` names, in the order of the table. With
 /// [`TargetChoice::AllLinear`] those that can't be trained (`nodes` lacks them, or the output
 /// doesn't depend on them) are left out.
@@ -230,6 +257,25 @@ pub(crate) fn choose_targets(
         TargetChoice::AllLinear => {
             let linear = |t: usize| targets[t].kind != TargetKind::Embedding;
             return Ok((0..targets.len()).filter(|&t| linear(t) && trainable(t)).collect());
+        }
+        TargetChoice::Auto => {
+            let order = graph.eval_order().map_err(|e| tract_error(ErrorKind::Failed, &e))?;
+            let steps: HashMap<usize, usize> = order.into_iter().zip(0..).collect();
+            let step = |t: &usize| nodes.get(t).and_then(|place| steps.get(&place.outermost()));
+            let mut layers = choose_targets(engine, &TargetChoice::AllLinear, output)?;
+            layers.sort_by_key(step);
+            let weights =
+                |&t: &usize| u64::from(targets[t].in_features) * u64::from(targets[t].out_features);
+            let most = layers.iter().map(weights).sum::<u64>() / 3;
+            let mut sum = 0;
+            let mut fits = |t: &usize| {
+                sum += weights(t);
+                sum <= most
+            };
+            let last = layers.iter().rev().take_while(|t| fits(t)).count().max(1);
+            let mut chosen = layers.split_off(layers.len().saturating_sub(last));
+            chosen.sort_unstable();
+            return Ok(chosen);
         }
         TargetChoice::Regex(pattern) => pattern,
     };

@@ -14,6 +14,9 @@ pub enum TargetChoice {
     /// embeddings.
     #[default]
     AllLinear,
+    /// Where a base of sentences learns classes the last layers before that output, with a third of all
+    /// weights at most: what is below runs once a sample. Else as [`TargetChoice::AllLinear`].
+    Auto,
     /// The targets whose whole module path matches; one that can't be trained is an error.
     Regex(String),
     /// None: the head alone.
@@ -21,9 +24,10 @@ pub enum TargetChoice {
 }
 
 impl TargetChoice {
-    /// `all-linear`, `none`, else a regular expression.
+    /// `auto`, `all-linear`, `none`, else a regular expression.
     pub fn parse(text: &str) -> TargetChoice {
         match text {
+            "auto" => TargetChoice::Auto,
             "all-linear" => TargetChoice::AllLinear,
             "none" => TargetChoice::None,
             pattern => TargetChoice::Regex(pattern.into()),

@@ -1,11 +1,33 @@
 //! First values from a generation before.
 
 use super::head;
+use super::lesson::Lesson;
+use super::options::{TargetChoice, TrainOptions};
 use super::parameter;
 use super::tasks::Task;
 use super::trainer::Trainer;
 use crate::adapter::{Adapter, NamedTensor};
 use crate::error::{Error, Result};
+use crate::runtime::Engine;
+
+/// At its first values. What the layers are is that of the generation before, where it goes on from
+/// that and nobody says otherwise.
+pub(super) fn untaught(
+    engine: &Engine,
+    lesson: &Lesson<'_>,
+    options: &TrainOptions,
+) -> Result<Trainer> {
+    let labels = lesson.labels(options.task)?;
+    let previous = lesson.previous.filter(|previous| !previous.targets.is_empty());
+    match previous {
+        Some(previous) if options.warm_start && options.targets == TargetChoice::Auto => {
+            let paths = previous.targets.iter().map(|pair| regex::escape(&pair.module_path));
+            let targets = TargetChoice::Regex(paths.collect::<Vec<_>>().join("|"));
+            Trainer::new(engine, &TrainOptions { targets, ..options.clone() }, labels)
+        }
+        _ => Trainer::new(engine, options, labels),
+    }
+}
 
 impl Trainer {
     /// Starts at the values of `previous` (an adapter of the same base): its pairs and the rows of

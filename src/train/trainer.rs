@@ -1,11 +1,11 @@
 //! Gradients and steps over micro-batches: what a training run is made of.
 
 use super::data::Label;
-use super::features::{choose_features, choose_targets, output_layer};
+use super::features::{choose_features, choose_targets, output_layer, usual_targets};
 use super::head;
 use super::kind::{self, Frozen};
 use super::optimizer::{Optimizer, Rule, clip_global_norm};
-use super::options::{OptimizerKind, TrainOptions};
+use super::options::{OptimizerKind, TargetChoice, TrainOptions};
 use super::parameter::{self, Group, Parameter};
 use super::plan::{Plan, Setup, TrainedTarget, floats, reaching};
 use super::prefix::Below;
@@ -80,9 +80,10 @@ impl Trainer {
         let per_token = options.task.rules().per_token();
         let head_from = options.head_from.as_deref();
         let features = choose_features(engine, head_from, options.pool, per_token)?;
-        let mut chosen = choose_targets(engine, &options.targets, features.output)?;
+        let choice = usual_targets(engine, options)?;
+        let mut chosen = choose_targets(engine, &choice, features.output)?;
         let texts = options.task.rules().learns_texts() || options.task.rules().writes();
-        if texts && matches!(options.targets, super::TargetChoice::AllLinear) {
+        if texts && matches!(choice, TargetChoice::AllLinear) {
             // As PEFT has it: of a language model all layers but that of the vocabulary.
             let last = output_layer(engine, features.output)?;
             chosen.retain(|target| Some(*target) != last);
@@ -115,7 +116,7 @@ impl Trainer {
         let table = engine.base().targets();
         let reached = reaching(engine, &setup)?;
         let lost = setup.targets.iter().zip(&reached).find(|(_, reached)| !**reached);
-        if let (super::TargetChoice::Regex(_), Some((target, _))) = (&options.targets, lost) {
+        if let (TargetChoice::Regex(_), Some((target, _))) = (&choice, lost) {
             let path = &table[target.place].module_path;
             return Err(Error::usage(format!(
                 "target '{path}' can't be trained: no gradient flows from the loss to it"
@@ -126,8 +127,8 @@ impl Trainer {
         setup.targets.retain(|_| at.next().is_some_and(keep));
         let mut at = 0..;
         parameters.retain(|_| at.next().is_some_and(keep));
-        let skipped = match options.targets {
-            super::TargetChoice::AllLinear => (0..table.len())
+        let skipped = match choice {
+            TargetChoice::AllLinear => (0..table.len())
                 .filter(|&t| !setup.targets.iter().any(|target| target.place == t))
                 .filter(|&t| table[t].kind != crate::adapter::TargetKind::Embedding)
                 .map(|t| table[t].module_path.clone())

@@ -39,7 +39,7 @@ pub struct TrainSettings {
     pub rank: u32,
     /// Numerator of the scaling.
     pub alpha: f32,
-    /// `all-linear`, `none` (the head alone), or a regular expression over module paths.
+    /// `auto`, `all-linear`, `none` (the head alone), or a regular expression over module paths.
     pub targets: String,
     /// Peak learning rate.
     pub learning_rate: f32,
@@ -87,7 +87,7 @@ impl Default for TrainSettings {
             kind: Kind::default(),
             rank: 8,
             alpha: 16.0,
-            targets: "all-linear".into(),
+            targets: "auto".into(),
             learning_rate: 3e-4,
             head_rate: 10.0,
             epochs: 8,

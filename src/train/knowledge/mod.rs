@@ -13,19 +13,15 @@ mod scenes;
 mod tokens;
 
 #[cfg(feature = "cli")]
-use super::instant::Form;
+use super::features::learns_sentences;
 #[cfg(feature = "cli")]
 use super::options::{InstantHead, TargetChoice, TrainOptions};
 use super::retention::{Lens, Retention, Seen, direction, retention};
 use super::samples::Samples;
 use super::trainer::Trainer;
 use crate::adapter::{Adapter, Head, Pool};
-#[cfg(feature = "cli")]
-use crate::error::ErrorKind;
 use crate::error::{Error, Result};
 use crate::runtime::Engine;
-#[cfg(feature = "cli")]
-use crate::runtime::Preprocessor;
 use serde::Serialize;
 use std::path::Path;
 
@@ -383,14 +379,8 @@ pub(super) fn is_look(step: u64, steps: u64, looks: u64) -> bool {
 /// What trying the base's inputs says.
 #[cfg(feature = "cli")]
 pub(crate) fn usual_share(engine: &Engine, options: &TrainOptions) -> Result<f32> {
-    let classes = options.task.rules().closed_form() == Some(Form::OneOf);
     let layers = options.targets != TargetChoice::None && options.instant != InstantHead::Only;
-    let preprocessor = Preprocessor::new(engine).with_max_tokens(options.max_tokens);
-    let sentences = || match preprocessor.text(&["A sentence."]) {
-        Err(e) if e.kind() == ErrorKind::Unsupported => Ok(false),
-        tried => tried.map(|_| true),
-    };
-    Ok(if classes && layers && sentences()? { USUAL } else { 0.0 })
+    Ok(if layers && learns_sentences(engine, options)? { USUAL } else { 0.0 })
 }
 
 /// The user's probes, else those that ship with the program, else none.

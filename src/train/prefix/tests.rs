@@ -8,7 +8,7 @@ use crate::runtime::{Engine, PackOptions};
 use crate::train::data::Dataset;
 use crate::train::progress::{Event, Progress, Silent};
 use crate::train::testing::{bytes, engine, options, pictures, points, sequences};
-use crate::train::{TargetChoice, TrainOptions, Trained, train};
+use crate::train::{TargetChoice, Task, TrainOptions, Trained, train};
 use std::cell::Cell;
 use std::io;
 use std::path::Path;
@@ -299,6 +299,43 @@ fn sentences_are_kept_for_each_padded_length() {
     assert_eq!(prefix.layers, 30);
     assert_eq!(prefix.rows_run + prefix.rows_kept, 3 * 16);
     assert!((16..=32).contains(&prefix.rows_run), "{prefix:?}");
+}
+
+/// Of MiniLM's six blocks the last two; of what takes no sentences all that can be trained. What goes on
+/// from a generation before has that one's layers.
+#[cfg(all(feature = "import", feature = "text"))]
+#[test]
+fn auto_trains_the_last_third_where_sentences_are_learned() {
+    use crate::train::start::untaught;
+    use crate::train::{Lesson, Trainer};
+    let auto = TrainOptions { targets: TargetChoice::Auto, ..options() };
+    let trained = |trainer: &Trainer| -> Vec<String> {
+        trainer.parameters().map(|(name, _)| name.to_string()).collect()
+    };
+    let labels = || vec!["a".to_string(), "b".to_string()];
+    let models = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models"));
+    let tokenizer = Some(std::fs::read(models.join("minilm-l6.tokenizer.json")).unwrap());
+    let packing = PackOptions { tokenizer, ..PackOptions::default() };
+    let minilm = crate::common::packed(&models.join("minilm-l6.onnx"), &packing);
+    let two = TargetChoice::Regex(r".*layer\.[45]\..*".into());
+    let blocks = TrainOptions { targets: two, ..options() };
+    let chosen = trained(&Trainer::new(&minilm, &auto, labels()).unwrap());
+    assert_eq!(chosen, trained(&Trainer::new(&minilm, &blocks, labels()).unwrap()));
+    let values = TrainOptions { task: Task::parse("numbers").unwrap(), ..auto.clone() };
+    let all = trained(&Trainer::new(&minilm, &options(), labels()).unwrap());
+    assert_eq!(trained(&Trainer::new(&minilm, &values, labels()).unwrap()), all);
+
+    let (_dir, mlp) = engine("mlp", &PackOptions::default());
+    let all = trained(&Trainer::new(&mlp, &options(), labels()).unwrap());
+    assert_eq!(trained(&Trainer::new(&mlp, &auto, labels()).unwrap()), all);
+    let before = TrainOptions { targets: last(&mlp, 1), ..options() };
+    let data = points(30, 1);
+    let first = run(&mlp, &data, &before).adapter;
+    let lesson = Lesson { previous: Some(&first), ..Lesson::new(&data, None) };
+    let chosen = trained(&untaught(&mlp, &lesson, &auto).unwrap());
+    assert_eq!(chosen, trained(&Trainer::new(&mlp, &before, data.labels.clone()).unwrap()));
+    let anew = TrainOptions { warm_start: false, ..auto };
+    assert_eq!(trained(&untaught(&mlp, &lesson, &anew).unwrap()), all);
 }
 
 /// x·W over the last axis, with W constant.

@@ -19,6 +19,7 @@ use super::progress::{Event, Meter, Progress};
 use super::recompute::Repeated;
 use super::samples::Samples;
 use super::split::hold_out;
+use super::start::untaught;
 use super::stopping::Verdict;
 use super::trainer::{Answers, Trainer};
 use crate::adapter::{Adapter, TrainingRecord};
@@ -73,7 +74,7 @@ pub fn learn(
 }
 
 fn trainer(engine: &Engine, lesson: &Lesson<'_>, options: &TrainOptions) -> Result<Trainer> {
-    let mut trainer = Trainer::new(engine, options, lesson.labels(options.task)?)?;
+    let mut trainer = untaught(engine, lesson, options)?;
     if let Some(previous) = lesson.previous.filter(|_| options.warm_start) {
         trainer.start_from(previous)?;
     }
@@ -107,7 +108,7 @@ pub fn misfit(
     options: &TrainOptions,
 ) -> Result<Option<Error>> {
     let Some(previous) = lesson.previous else { return Ok(None) };
-    let mut trainer = Trainer::new(engine, options, lesson.labels(options.task)?)?;
+    let mut trainer = untaught(engine, lesson, options)?;
     match trainer.start_from(previous) {
         Err(e) if e.kind() == ErrorKind::Mismatch => Ok(Some(e)),
         other => other.map(|()| None),
