@@ -114,7 +114,7 @@ unsafe fn sliding<V: FewLanes>(l: &mut Line<'_>, run: &Run, i: usize, pixels: us
             }
         };
     }
-    tiles!(4 3 1, 8 3 1, 4 5 1, 8 5 1, 4 5 2,);
+    tiles!(4 3 1, 8 3 1, 4 5 1, 8 5 1, 4 3 2, 4 5 2,);
     c
 }
 

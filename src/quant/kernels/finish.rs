@@ -8,7 +8,7 @@ use super::super::Activation;
 pub(super) fn finish(y: &mut [f32], add: Option<&[f32]>, activation: Activation) {
     match activation {
         Activation::Identity => each(y, add, |v| v),
-        Activation::Clamp { low, high } => each(y, add, |v| clamp(v, low, high)),
+        Activation::Clamp { low, high } => clamp_each(y, add, low, high),
         Activation::HardSwish => each(y, add, hard_swish),
         Activation::Silu => each(y, add, silu),
         Activation::Gelu => each(y, add, gelu),
@@ -29,6 +29,19 @@ fn each(y: &mut [f32], add: Option<&[f32]>, f: impl Fn(f32) -> f32) {
 fn clamp(v: f32, low: f32, high: f32) -> f32 {
     let v = if v < low { low } else { v };
     if v > high { high } else { v }
+}
+
+#[inline(always)]
+fn clamp_each(y: &mut [f32], add: Option<&[f32]>, low: f32, high: f32) {
+    // NEON's least of two zeros hangs on their signs, [`clamp`]'s does not.
+    #[cfg(target_arch = "aarch64")]
+    if add.is_none() && high != 0.0 {
+        let (many, rest) = y.as_chunks_mut::<32>();
+        // SAFETY: every processor of ours has NEON.
+        many.iter_mut().for_each(|y| unsafe { super::neon::clamp(y, low, high) });
+        return rest.iter_mut().for_each(|y| *y = clamp(*y, low, high));
+    }
+    each(y, add, |v| clamp(v, low, high));
 }
 
 #[inline(always)]
@@ -131,5 +144,24 @@ mod tests {
         assert_eq!((gelu(40.0), gelu_tanh(40.0), gelu(-40.0)), (40.0, 40.0, 0.0));
         assert!(silu(f32::NAN).is_nan() && hard_swish(f32::NAN).is_nan());
         assert!(clamp(f32::NAN, 0.0, 6.0).is_nan());
+    }
+
+    /// Whole registers of a kernel are clamped as single values are.
+    #[test]
+    fn clamped_values_have_the_bits_of_the_definition() {
+        let values = [-0.0, 0.0, 1e-42, -1e-42, 2.5, 6.0, 6.5, -3.0, f32::NAN, f32::INFINITY];
+        for (low, high) in [(0.0, 6.0), (-0.0, 6.0), (0.0, f32::INFINITY), (-1.0, 0.0), (-1.0, 1.0)]
+        {
+            for n in [31, 32, 33, 70] {
+                let x: Vec<f32> = (0..n).map(|i| values[i * 7 % values.len()]).collect();
+                let want = x.iter().map(|v| clamp(*v, low, high).to_bits()).collect::<Vec<u32>>();
+                for k in super::super::Kernels::available() {
+                    let mut y = x.clone();
+                    k.finish(&mut y, None, Activation::Clamp { low, high });
+                    let got = y.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+                    assert_eq!(got, want, "{} {low} {high}", k.name);
+                }
+            }
+        }
     }
 }

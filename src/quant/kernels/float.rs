@@ -311,7 +311,12 @@ pub(super) unsafe fn tile<V: Lanes, const M: usize, const P: usize, const HALF: 
                 sums[i][p] = V::load(t.start.add(i * t.start_stride + p * PANEL));
             }
         }
-        for k in 0..t.len {
+        let fours = if V::BY_LANE && !HALF { t.len / 4 * 4 } else { 0 };
+        for k in (0..fours).step_by(4) {
+            let w = std::array::from_fn(|p| t.w[p].add(k * PANEL));
+            V::add_four(&mut sums, x.map(|x| x.add(k)), w);
+        }
+        for k in fours..t.len {
             let mut w = [V::splat(0.0); P];
             for p in 0..P {
                 w[p] = match HALF {

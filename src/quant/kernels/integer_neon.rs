@@ -6,8 +6,9 @@
 
 use super::super::Scheme;
 use super::super::layout::{PANEL, SCALES, block_bytes};
-use super::integer::{Isa, RANKS, Tile, quantize};
+use super::integer::{Isa, RANKS, Tile};
 use super::neon::f16_pair;
+use super::quantize::neon::quantize;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -18,31 +19,48 @@ pub(super) struct DotProd;
 
 /// Implements [`Isa`] with a tile of half a panel for each number of rows.
 macro_rules! isa {
-    ($name:ident, $features:literal, most = $most:literal, [$($rows:literal $tile:ident),*]) => {
+    ($name:ident, $features:literal, $tile:ident, most = $most:literal, [$($rows:literal),*]) => {
         impl Isa for $name {
             const ROWS: usize = $most;
 
             unsafe fn tile(scheme: Scheme, rows: usize, t: &Tile) {
+                // SAFETY: passed on.
+                unsafe { Self::tiles(scheme, rows, rows, *t) }
+            }
+
+            unsafe fn tiles(scheme: Scheme, rows: usize, step: usize, mut t: Tile) {
+                /// As many whole tiles of R rows as there are in `rows`. A function of its own, so that its pointers
+                /// are in registers.
+                #[inline(never)]
                 #[target_feature(enable = $features)]
-                unsafe fn inner<const Q4: bool, const S: usize>(rows: usize, t: &Tile) {
-                    for half in 0..2 {
+                unsafe fn strip<const Q4: bool, const S: usize, const R: usize>(rows: usize, t: &mut Tile) {
+                    let mut tile = *t;
+                    for _ in 0..rows / R {
                         // SAFETY: the caller's promise.
                         unsafe {
-                            match rows {
-                                $($rows => $tile::<Q4, S, $rows>(t, half),)*
-                                _ => unreachable!("a tile of {rows} rows"),
-                            }
+                            $tile::<Q4, S, R>(&tile, 0);
+                            $tile::<Q4, S, R>(&tile, 1);
+                            tile.advance(R, 32 * S);
                         }
                     }
+                    *t = tile;
                 }
-                // SAFETY: the trait's contract.
-                unsafe {
-                    match scheme {
-                        Scheme::Q4 => inner::<true, 1>(rows, t),
-                        Scheme::Q8 => inner::<false, 1>(rows, t),
-                        Scheme::Q8Wide => inner::<false, 2>(rows, t),
-                        Scheme::F16 | Scheme::F32 => unreachable!("{scheme:?} has no integers"),
+                let mut left = rows;
+                let mut count = step;
+                while left > 0 {
+                    // SAFETY: the trait's contract.
+                    unsafe {
+                        match (scheme, count) {
+                            $(
+                                (Scheme::Q4, $rows) => strip::<true, 1, $rows>(left, &mut t),
+                                (Scheme::Q8, $rows) => strip::<false, 1, $rows>(left, &mut t),
+                                (Scheme::Q8Wide, $rows) => strip::<false, 2, $rows>(left, &mut t),
+                            )*
+                            _ => unreachable!("a tile of {count} rows of {scheme:?}"),
+                        }
                     }
+                    left %= count;
+                    count = left;
                 }
             }
 
@@ -53,17 +71,21 @@ macro_rules! isa {
                 scale: &mut [f32],
                 start: &mut [i32],
             ) {
-                match wide {
-                    true => quantize::<64>(x, out, scale, start),
-                    false => quantize::<32>(x, out, scale, start),
+                // SAFETY: every processor of ours has NEON.
+                unsafe {
+                    match wide {
+                        true => quantize::<64>(x, out, scale, start),
+                        false => quantize::<32>(x, out, scale, start),
+                    }
                 }
             }
         }
     };
 }
 
-isa!(Baseline, "neon", most = 3, [1 widened, 2 widened, 3 widened]);
-isa!(DotProd, "neon,dotprod", most = 4, [1 dotted, 2 dotted, 3 dotted, 4 dotted]);
+isa!(Baseline, "neon", widened, most = 3, [1, 2, 3]);
+isa!(DotProd, "neon,dotprod", dotted, most = 4, [1, 2, 3, 4]);
+
 /// Sixteen quants of group `group` of 32 columns: four rows of the panel by four columns, from row
 /// 4 · `quarter` on. Those of q4 are 0..=15, 8 above what they mean.
 ///
@@ -184,10 +206,13 @@ unsafe fn widened<const Q4: bool, const S: usize, const R: usize>(t: &Tile, half
             let mut wide = [[[vdupq_n_s32(0); 2]; 2]; R];
             let mut narrow = [[[vdupq_n_s16(0); 2]; 2]; R];
             let (block, x) = (t.panel.add(b * S * quant_bytes::<Q4>()), t.x.add(b * S * 32));
+            let whole = !t.half_last || b + 1 < t.blocks;
             // Written out, for the compiler would keep a loop and put sums into memory for it.
             four_groups::<Q4, R>(&mut wide, &mut narrow, block, (0, half), x, row);
-            four_groups::<Q4, R>(&mut wide, &mut narrow, block, (1, half), x, row);
-            if S == 2 {
+            if whole || S == 2 {
+                four_groups::<Q4, R>(&mut wide, &mut narrow, block, (1, half), x, row);
+            }
+            if S == 2 && whole {
                 // Nothing is loaded ahead of this: that would cost moves between registers.
                 asm!("", options(nostack, preserves_flags));
                 let (block, x) = (block.add(quant_bytes::<Q4>()), x.add(32));
@@ -233,18 +258,19 @@ unsafe fn sdot<const GROUP: usize>(acc: &mut int32x4_t, w: int8x16_t, x: int8x16
     }
 }
 
-/// Groups GROUP and 4 + GROUP of 32 columns into the sums of R rows of x and eight rows of the panel.
+/// Groups GROUP and, of both halves, 4 + GROUP of 32 columns into the sums of R rows of x and eight rows of
+/// the panel.
 ///
 /// # Safety
 /// As [`dotted`].
 #[inline(always)]
-unsafe fn dot_groups<const Q4: bool, const R: usize, const GROUP: usize>(
+unsafe fn dot_groups<const Q4: bool, const R: usize, const HALVES: usize, const GROUP: usize>(
     ints: &mut [[int32x4_t; 2]; R],
     block: *const u8,
     half: usize,
-    x: &[[int8x16_t; 2]; R],
+    x: &[[int8x16_t; HALVES]; R],
 ) {
-    for columns in 0..2 {
+    for columns in 0..HALVES {
         for i in 0..2 {
             // SAFETY: the caller's promise.
             unsafe {
@@ -257,12 +283,13 @@ unsafe fn dot_groups<const Q4: bool, const R: usize, const GROUP: usize>(
     }
 }
 
-/// 32 columns, as [`dot_groups`], of x that lies `row` bytes apart.
+/// The groups of both halves of 32 columns, or of the first alone, of x that lies `row` bytes apart, into
+/// the sums of R rows of x and eight rows of the panel.
 ///
 /// # Safety
 /// As [`dotted`].
 #[inline(always)]
-unsafe fn dot_columns<const Q4: bool, const R: usize>(
+unsafe fn dot_columns<const Q4: bool, const R: usize, const HALVES: usize>(
     ints: &mut [[int32x4_t; 2]; R],
     block: *const u8,
     half: usize,
@@ -271,15 +298,57 @@ unsafe fn dot_columns<const Q4: bool, const R: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut rows = [[vdupq_n_s8(0); 2]; R];
+        let mut rows = [[vdupq_n_s8(0); HALVES]; R];
         for r in 0..R {
-            let from = x.add(r * row);
-            rows[r] = [vld1q_s8(from), vld1q_s8(from.add(16))];
+            for columns in 0..HALVES {
+                rows[r][columns] = vld1q_s8(x.add(r * row + 16 * columns));
+            }
         }
-        dot_groups::<Q4, R, 0>(ints, block, half, &rows);
-        dot_groups::<Q4, R, 1>(ints, block, half, &rows);
-        dot_groups::<Q4, R, 2>(ints, block, half, &rows);
-        dot_groups::<Q4, R, 3>(ints, block, half, &rows);
+        dot_groups::<Q4, R, HALVES, 0>(ints, block, half, &rows);
+        dot_groups::<Q4, R, HALVES, 1>(ints, block, half, &rows);
+        dot_groups::<Q4, R, HALVES, 2>(ints, block, half, &rows);
+        dot_groups::<Q4, R, HALVES, 3>(ints, block, half, &rows);
+    }
+}
+
+/// Block `b`, of S times 32 columns, or its first half, into the sums of eight rows of the panel.
+///
+/// # Safety
+/// As [`dotted`].
+#[inline(always)]
+unsafe fn dot_block<const Q4: bool, const S: usize, const R: usize, const WHOLE: bool>(
+    t: &Tile,
+    half: usize,
+    b: usize,
+    w_scales: *const u8,
+    sums: &mut [[float32x4_t; 2]; R],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let row = t.blocks * S * 32;
+        let mut ints = [[vdupq_n_s32(0); 2]; R];
+        if Q4 {
+            for r in 0..R {
+                ints[r] = [vdupq_n_s32(*t.offsets.add(r * t.blocks + b) >> 4); 2];
+            }
+        }
+        let (block, x) = (t.panel.add(b * S * quant_bytes::<Q4>()), t.x.add(b * S * 32));
+        if WHOLE || S == 2 {
+            dot_columns::<Q4, R, 2>(&mut ints, block, half, x, row);
+        } else {
+            dot_columns::<Q4, R, 1>(&mut ints, block, half, x, row);
+        }
+        if WHOLE && S == 2 {
+            let (block, x) = (block.add(quant_bytes::<Q4>()), x.add(32));
+            dot_columns::<Q4, R, 2>(&mut ints, block, half, x, row);
+        }
+        let w_scale = f16_pair(w_scales.add(b * SCALES));
+        for r in 0..R {
+            for i in 0..2 {
+                let x_scale = t.scales.add(r * t.blocks + b);
+                sums[r][i] = scaled(sums[r][i], ints[r][i], w_scale[i], x_scale);
+            }
+        }
     }
 }
 
@@ -293,29 +362,47 @@ unsafe fn dotted<const Q4: bool, const S: usize, const R: usize>(t: &Tile, half:
     unsafe {
         let mut sums = load_starts::<R>(t, half);
         let w_scales = t.panel.add(t.blocks * S * quant_bytes::<Q4>() + 16 * half);
-        let row = t.blocks * S * 32;
-        for b in 0..t.blocks {
-            let mut ints = [[vdupq_n_s32(0); 2]; R];
-            if Q4 {
-                for r in 0..R {
-                    ints[r] = [vdupq_n_s32(*t.offsets.add(r * t.blocks + b) >> 4); 2];
-                }
-            }
-            let (block, x) = (t.panel.add(b * S * quant_bytes::<Q4>()), t.x.add(b * S * 32));
-            dot_columns::<Q4, R>(&mut ints, block, half, x, row);
-            if S == 2 {
-                let (block, x) = (block.add(quant_bytes::<Q4>()), x.add(32));
-                dot_columns::<Q4, R>(&mut ints, block, half, x, row);
-            }
-            let w_scale = f16_pair(w_scales.add(b * SCALES));
-            for r in 0..R {
-                for i in 0..2 {
-                    let x_scale = t.scales.add(r * t.blocks + b);
-                    sums[r][i] = scaled(sums[r][i], ints[r][i], w_scale[i], x_scale);
-                }
-            }
+        let whole = t.blocks - usize::from(t.half_last);
+        for b in 0..whole {
+            dot_block::<Q4, S, R, true>(t, half, b, w_scales, &mut sums);
+        }
+        if t.half_last {
+            dot_block::<Q4, S, R, false>(t, half, whole, w_scales, &mut sums);
         }
         store_sums(t, half, &sums);
+    }
+}
+
+/// Eight ranks of an update: a load for four of a row's u.
+///
+/// # Safety
+/// The processor has NEON; b holds eight ranks of a panel from the part on, u those of R rows.
+#[inline(always)]
+unsafe fn add_eight<const R: usize>(
+    sums: &mut [[float32x4_t; 2]; R],
+    b: *const f32,
+    u: *const f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut four = [[vdupq_n_f32(0.0); 2]; R];
+        for r in 0..R {
+            four[r] = [vld1q_f32(u.add(r * RANKS)), vld1q_f32(u.add(r * RANKS + 4))];
+        }
+        macro_rules! lanes {
+            ($($half:literal $k:literal,)*) => {$(
+                let at = b.add((4 * $half + $k) * PANEL);
+                let values = [vld1q_f32(at), vld1q_f32(at.add(4))];
+                for r in 0..R {
+                    let u = four[r][$half];
+                    sums[r] = [
+                        vfmaq_laneq_f32::<$k>(sums[r][0], values[0], u),
+                        vfmaq_laneq_f32::<$k>(sums[r][1], values[1], u),
+                    ];
+                }
+            )*};
+        }
+        lanes!(0 0, 0 1, 0 2, 0 3, 1 0, 1 1, 1 2, 1 3,);
     }
 }
 
@@ -329,7 +416,12 @@ unsafe fn load_starts<const R: usize>(t: &Tile, part: usize) -> [[float32x4_t; 2
             let from = t.start.add(r * t.start_stride + part * PANEL / 2);
             sums[r] = [vld1q_f32(from), vld1q_f32(from.add(4))];
         }
-        for (b, u) in t.ranks() {
+        let eights = t.rank / RANKS;
+        for eight in 0..eights {
+            let (b, u) = (t.b.add(eight * RANKS * PANEL), t.u.add(eight * t.u_rows * RANKS));
+            add_eight(&mut sums, b.add(part * PANEL / 2), u);
+        }
+        for (b, u) in t.ranks().skip(eights * RANKS) {
             let b = b.add(part * PANEL / 2);
             let b = [vld1q_f32(b), vld1q_f32(b.add(4))];
             for r in 0..R {

@@ -2,7 +2,8 @@
 
 use super::super::Scheme;
 use super::super::layout::{PANEL, SCALES, block_bytes};
-use super::integer::{Isa, RANKS, Second, Tile, quantize};
+use super::integer::{Isa, RANKS, Second, Tile};
+use super::quantize::quantize;
 use std::arch::x86_64::*;
 
 /// vpdpbusd on registers of a whole panel.

@@ -10,6 +10,9 @@ pub(super) trait Lanes: Copy {
     /// Whether the lanes are one register, of 32.
     const ONE_REGISTER: bool = false;
 
+    /// Whether instructions multiply by one lane of a register, so that factors need no load each.
+    const BY_LANE: bool = false;
+
     /// Lanes in one or two registers.
     type Few: FewLanes;
 
@@ -28,6 +31,15 @@ pub(super) trait Lanes: Copy {
     unsafe fn store_part(self, p: *mut f32, n: usize);
     /// self + a · b: one rounding where the instructions have it, two in the portable kernels.
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
+    /// Four times [`Lanes::add_product`] to each of M × P sums, of four floats from each of `x` and four
+    /// times 16 floats from each of `w`. Only where [`Lanes::BY_LANE`] says so.
+    unsafe fn add_four<const M: usize, const P: usize>(
+        _sums: &mut [[Self; P]; M],
+        _x: [*const f32; M],
+        _w: [*const f32; P],
+    ) {
+        unreachable!("no products by one lane of a register")
+    }
     /// self · b.
     unsafe fn mul(self, b: Self) -> Self;
     /// 16 little-endian f16 from the 32 bytes at `p`.

@@ -25,6 +25,7 @@ mod lanes;
 mod neon;
 mod normalize;
 mod portable;
+mod quantize;
 
 use super::threads::{piece, share, threads_for};
 use super::{Activation, Attention, LayerNorm, PackedRef, Scheme};
@@ -35,8 +36,8 @@ pub(crate) use dense::Dense;
 pub(crate) use depthwise::{Line, Run, Tap};
 use float::{Isa, Tile};
 pub(crate) use float::{Job, Start};
-use integer::QuantizedRows;
-pub(crate) use integer::{Piece, Quantized, RANKS};
+pub(crate) use integer::{Piece, RANKS};
+pub(crate) use quantize::Quantized;
 
 type Product = unsafe fn(&mut Job<'_>);
 
@@ -44,7 +45,7 @@ type Product = unsafe fn(&mut Job<'_>);
 pub(super) struct Integers {
     /// Quantizes x, block by block, and multiplies.
     product: Product,
-    quantize: unsafe fn(&[f32], usize, QuantizedRows<'_>),
+    quantize: unsafe fn(&[f32], usize, quantize::QuantizedRows<'_>),
     panels: unsafe fn(PackedRef<'_>, &Quantized, Start<'_>, &[Piece<'_>], &mut [f32]),
 }
 
@@ -53,7 +54,7 @@ impl Integers {
     const fn new<I: integer::Isa>() -> Integers {
         Integers {
             product: integer::run::<I>,
-            quantize: integer::quantize_rows::<I>,
+            quantize: quantize::quantize_rows::<I>,
             panels: integer::panels::<I>,
         }
     }
@@ -459,8 +460,8 @@ kernels! {
     features = "neon",
     integers = integer_neon::Baseline,
     detected = || std::arch::is_aarch64_feature_detected!("neon"),
-    rows = 6, panels = 1,
-    tiles = [1 x 1, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 6 x 1, 1 x 4]
+    rows = 5, panels = 1,
+    tiles = [1 x 1, 2 x 1, 3 x 1, 4 x 1, 5 x 1, 1 x 4]
 }
 
 #[cfg(target_arch = "aarch64")]

@@ -9,6 +9,8 @@ use std::arch::asm;
 pub(super) struct Neon([float32x4_t; 4]);
 
 impl Lanes for Neon {
+    const BY_LANE: bool = true;
+
     type Few = [float32x4_t; 2];
     type Words = [uint8x16_t; 4];
 
@@ -62,6 +64,35 @@ impl Lanes for Neon {
             *v = unsafe { vfmaq_f32(*v, a.0[i], b.0[i]) };
         }
         Neon(out)
+    }
+
+    #[inline(always)]
+    unsafe fn add_four<const M: usize, const P: usize>(
+        sums: &mut [[Self; P]; M],
+        x: [*const f32; M],
+        w: [*const f32; P],
+    ) {
+        // SAFETY: the caller has NEON; `x` and `w` are readable for so many floats.
+        unsafe {
+            let mut four = [vdupq_n_f32(0.0); M];
+            for m in 0..M {
+                four[m] = vld1q_f32(x[m]);
+            }
+            macro_rules! lanes {
+                ($($k:literal)*) => {$(
+                    for p in 0..P {
+                        let w = Self::load(w[p].add(16 * $k)).0;
+                        for m in 0..M {
+                            for i in 0..4 {
+                                let sum = &mut sums[m][p].0[i];
+                                *sum = vfmaq_laneq_f32::<$k>(*sum, w[i], four[m]);
+                            }
+                        }
+                    }
+                )*};
+            }
+            lanes!(0 1 2 3);
+        }
     }
 
     #[inline(always)]
@@ -144,6 +175,26 @@ impl FewLanes for [float32x4_t; 2] {
     unsafe fn add_product(self, a: Self, b: Self) -> Self {
         // SAFETY: the caller has NEON.
         unsafe { [vfmaq_f32(self[0], a[0], b[0]), vfmaq_f32(self[1], a[1], b[1])] }
+    }
+}
+
+/// Values below `low` and above `high`, which is not 0, become these. NaN stays NaN.
+///
+/// # Safety
+/// The processor has NEON.
+#[inline(always)]
+pub(super) unsafe fn clamp(values: &mut [f32; 32], low: f32, high: f32) {
+    // SAFETY: the caller has NEON.
+    unsafe {
+        let (low, high) = (vdupq_n_f32(low), vdupq_n_f32(high));
+        let mut held = [low; 8];
+        for (held, four) in held.iter_mut().zip(values.as_chunks::<4>().0) {
+            let v = vld1q_f32(four.as_ptr());
+            *held = vminq_f32(vbslq_f32(vcgtq_f32(low, v), low, v), high);
+        }
+        for (held, four) in held.iter().zip(values.as_chunks_mut::<4>().0) {
+            vst1q_f32(four.as_mut_ptr(), *held);
+        }
     }
 }
 
