@@ -199,7 +199,7 @@ unsafe fn four_groups<const Q4: bool, const R: usize>(
 unsafe fn widened<const Q4: bool, const S: usize, const R: usize>(t: &Tile, half: usize) {
     // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
-        let mut sums = load_starts::<R>(t, half);
+        let mut sums = load_starts::<false, R>(t, half);
         let w_scales = t.panel.add(t.blocks * S * quant_bytes::<Q4>() + 16 * half);
         let row = t.blocks * S * 32;
         for b in 0..t.blocks {
@@ -360,7 +360,7 @@ unsafe fn dot_block<const Q4: bool, const S: usize, const R: usize, const WHOLE:
 unsafe fn dotted<const Q4: bool, const S: usize, const R: usize>(t: &Tile, half: usize) {
     // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
-        let mut sums = load_starts::<R>(t, half);
+        let mut sums = load_starts::<true, R>(t, half);
         let w_scales = t.panel.add(t.blocks * S * quant_bytes::<Q4>() + 16 * half);
         let whole = t.blocks - usize::from(t.half_last);
         for b in 0..whole {
@@ -406,9 +406,13 @@ unsafe fn add_eight<const R: usize>(
     }
 }
 
-/// What eight rows of the panel start at, for each of R rows: the update is in it.
+/// What eight rows of the panel start at, for each of R rows: the update is in it. Where tiles leave no
+/// registers for EIGHTS ranks at once, one by one.
 #[inline(always)]
-unsafe fn load_starts<const R: usize>(t: &Tile, part: usize) -> [[float32x4_t; 2]; R] {
+unsafe fn load_starts<const EIGHTS: bool, const R: usize>(
+    t: &Tile,
+    part: usize,
+) -> [[float32x4_t; 2]; R] {
     // SAFETY: start and u hold R rows, b its ranks of a panel.
     unsafe {
         let mut sums = [[vdupq_n_f32(0.0); 2]; R];
@@ -416,7 +420,7 @@ unsafe fn load_starts<const R: usize>(t: &Tile, part: usize) -> [[float32x4_t; 2
             let from = t.start.add(r * t.start_stride + part * PANEL / 2);
             sums[r] = [vld1q_f32(from), vld1q_f32(from.add(4))];
         }
-        let eights = t.rank / RANKS;
+        let eights = if EIGHTS { t.rank / RANKS } else { 0 };
         for eight in 0..eights {
             let (b, u) = (t.b.add(eight * RANKS * PANEL), t.u.add(eight * t.u_rows * RANKS));
             add_eight(&mut sums, b.add(part * PANEL / 2), u);
