@@ -51,8 +51,7 @@ pub struct Args {
     /// Scale by alpha/sqrt(rank)
     #[arg(long)]
     rslora: bool,
-    /// Layers to adapt: all-linear, none (the head alone), a regular expression, or auto: the last third
-    /// where classes of sentences are learned, else all
+    /// Layers to adapt: auto (for sentences' classes the last third), all-linear, none, or a regular expression
     #[arg(long, value_name = "REGEX", default_value = "auto")]
     targets: String,
     /// The output that the new head reads (default: found)

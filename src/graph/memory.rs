@@ -113,19 +113,21 @@ fn fact_size(fact: &TypedFact, dims: &SymbolValues) -> u64 {
         let Ok(dim) = dim.eval(dims).to_i64() else { return 0 };
         bytes = bytes.and_then(|b| b.checked_mul(u64::try_from(dim).ok()?));
     }
-    // Packed matrices, whose shape tells nothing.
-    let packed = fact.exotic_fact().map_or(0, |exotic| {
-        let sizes = exotic.buffer_sizes();
-        sizes.iter().filter_map(|d| d.eval(dims).to_usize().ok()).sum::<usize>() as u64
-    });
-    bytes.map_or(u64::MAX, |bytes| bytes.saturating_add(packed))
+    let Some(exotic) = fact.exotic_fact() else { return bytes.unwrap_or(u64::MAX) };
+    // Packed matrices: the shape tells how many there are, not how large one is.
+    let sizes = exotic.buffer_sizes();
+    let one: u64 = sizes.iter().filter_map(|d| d.eval(dims).to_usize().ok()).sum::<usize>() as u64;
+    let count = bytes.map_or(u64::MAX, |bytes| bytes / fact.datum_type.size_of().max(1) as u64);
+    count.saturating_mul(one)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use tract_core::ops::array::MultiBroadcastTo;
+    use tract_core::ops::einsum::EinSum;
     use tract_core::ops::math::{add, mul};
+    use tract_core::ops::matmul::pack::OptMatMulPack;
 
     #[test]
     fn values_live_until_their_last_reader() {
@@ -154,6 +156,22 @@ mod tests {
         assert_eq!((folded(&model, &dims).unwrap(), constants(&model)), (4 << 20, 4));
         let bound = super::super::bind_dims(&model, &[(n.to_string(), 1 << 20)]).unwrap();
         assert_eq!(outputs(&bound).unwrap(), (4 << 20) + 12);
+    }
+
+    #[test]
+    fn every_packed_matrix_of_a_batch_counts() {
+        let mut model = TypedModel::default();
+        let x = model.add_source("x", f32::fact([6, 64, 32])).unwrap();
+        let w = model.add_source("w", f32::fact([6, 48, 32])).unwrap();
+        let op = EinSum::new("bmk,bnk->bmn".parse().unwrap(), f32::datum_type());
+        let y = model.wire_node("y", op, &[x, w]).unwrap()[0];
+        model.select_output_outlets(&[y]).unwrap();
+        let model = model.into_optimized().unwrap();
+        let packs = model.nodes().iter().filter(|node| node.op_is::<OptMatMulPack>());
+        let sizes = packs.map(|pack| (bytes(pack), bytes(model.node(pack.inputs[0].node))));
+        let sizes: Vec<(u64, u64)> = sizes.collect();
+        assert_eq!(sizes.len(), 2);
+        assert!(sizes.iter().all(|(pack, of)| of <= pack && *pack < 2 * of), "{sizes:?}");
     }
 
     #[test]
