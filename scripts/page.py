@@ -15,6 +15,7 @@ import json
 import math
 import os
 import random
+import re
 import socket
 import struct
 import subprocess
@@ -30,10 +31,13 @@ from pathlib import Path
 from playwright.sync_api import expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAM, SHOTS = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
+PROGRAM, SHOTS, *ENCODER = [Path(path).resolve() for path in sys.argv[1:]]
 TOKEN = "0123456789abcdef-page"
 PICTURES = ROOT / "models/pictures/wardrobe"
 PHONE = {"width": 390, "height": 844}
+# In milliseconds: a machine may be busy.
+PATIENCE = 180_000
+expect.set_options(timeout=PATIENCE)
 
 CONFIG = """
 base = "a.base"
@@ -152,6 +156,7 @@ def running(name, pack, instant="true"):
 
 def watch(page, own, faults):
     """Notes requests to other hosts, and what the page's policy or scripts complain of."""
+    page.set_default_timeout(PATIENCE)
     page.on("request", lambda r: r.url.startswith((own, "data:")) or faults.append(f"asked {r.url}"))
     page.on("console", lambda m: m.type == "error" and faults.append(f"console: {m.text}"))
     page.on("pageerror", lambda e: faults.append(f"script: {e}"))
@@ -167,11 +172,34 @@ def log_in(page, own):
 
 def until(page, condition):
     """Playwright's own waiting evaluates strings in the page, which the page's policy forbids."""
-    for _ in range(150):
+    for _ in range(1800):
         if page.evaluate(condition):
             return
         time.sleep(0.1)
     sys.exit(f"not so: {condition}")
+
+
+def train_now(page, own):
+    """The button is there once the job before has left the page."""
+    button = page.get_by_role("button", name="Train now")
+    for _ in range(1800):
+        page.goto(own)
+        if button.count():
+            return button.click()
+        time.sleep(0.1)
+    sys.exit("no button to train")
+
+
+def open_when_kept(page, own, asked):
+    """The page once each of so many answers is kept or left out; they are written after they were given."""
+    for _ in range(1800):
+        page.goto(own)
+        left_out = " ".join(page.get_by_text("Not kept since the start").all_inner_texts())
+        kept = page.locator(".card").count()
+        if kept + sum(map(int, re.findall("[0-9]+", left_out))) >= asked:
+            return kept
+        time.sleep(0.1)
+    sys.exit(f"{kept} of {asked} answers are kept; {left_out}")
 
 
 def shot(page, name, **more):
@@ -191,17 +219,14 @@ def pictures(daemon, browser, faults):
     log_in(page, own)
 
     daemon.teach("train", ["bag", "sneaker"], 24)
-    page.goto(own)
-    page.get_by_role("button", name="Train now").click()
+    train_now(page, own)
     print("first job:", daemon.wait_trained(1)["progress"]["verdict"])
     files = [f for d in sorted((PICTURES / "test").iterdir()) for f in sorted(d.iterdir())[:4]]
     random.Random(3).shuffle(files)
     for file in files[:14]:
         daemon.ask("POST", "/v1/predict", file.read_bytes(), "image/png")
-    time.sleep(1)
-    page.goto(own)
     cards = page.locator(".card")
-    count = cards.count()
+    count = open_when_kept(page, own, 14)
     assert count >= 8, count
     until(page, "[...document.images].filter(i => i.complete && i.naturalWidth).length >= 6")
     shot(page, "label")
@@ -241,12 +266,10 @@ def pictures(daemon, browser, faults):
 
     # The next generation, with three more classes.
     daemon.teach("train", ["dress", "t-shirt", "trouser"], 24)
-    page.goto(own)
-    page.get_by_role("button", name="Train now").click()
+    train_now(page, own)
     print("second job:", daemon.wait_trained(2)["progress"]["verdict"])
     # Nothing new: what is trained once more is no better, and is refused with the reason.
-    page.goto(own)
-    page.get_by_role("button", name="Train now").click()
+    train_now(page, own)
     print("third job:", daemon.wait_trained(3)["progress"]["verdict"])
     page.goto(own)
     active = daemon.active()
@@ -307,10 +330,10 @@ def sentences(daemon, browser, faults):
         daemon.ask("POST", "/v1/feedback", {"text": text, "label": label})
     for text in ["<b>lamp</b> & garage", "garage up", "what is the weather"]:
         daemon.ask("POST", "/v1/predict", {"text": text})
-    time.sleep(1)
     page = browser.new_context(viewport=PHONE, is_mobile=True, color_scheme="dark").new_page()
     watch(page, daemon.own, faults)
     log_in(page, daemon.own)
+    open_when_kept(page, daemon.own, 3)
     page.get_by_text("<b>lamp</b> & garage").wait_for()
     assert page.locator("blockquote").count() == 3
     shot(page, "sentences")
@@ -336,10 +359,10 @@ def sounds(daemon, browser, faults):
         daemon.ask("POST", "/v1/feedback?label=low", tone(200 + n), "audio/wav")
         daemon.ask("POST", "/v1/feedback?label=high", tone(2000 + n), "audio/wav")
     daemon.ask("POST", "/v1/predict", tone(220, 2.0), "audio/wav")
-    time.sleep(1)
     page = browser.new_context(viewport=PHONE, is_mobile=True).new_page()
     watch(page, daemon.own, faults)
     log_in(page, daemon.own)
+    open_when_kept(page, daemon.own, 1)
     audio = page.locator(".card audio")
     assert audio.count() == 1
     audio.evaluate("a => { a.muted = true; return a.play(); }")
@@ -388,6 +411,7 @@ def foreign(daemon, browser):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     context = browser.new_context()
     page = context.new_page()
+    page.set_default_timeout(PATIENCE)
     log_in(page, daemon.own)
     source = page.locator(".card img").first.get_attribute("src")
     # As if it had the page's own secret.
@@ -421,7 +445,8 @@ def foreign(daemon, browser):
 def main():
     SHOTS.mkdir(exist_ok=True, parents=True)
     faults, models = [], ROOT / "models"
-    image = "--image 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225".split()
+    wardrobe = [models / "efficientnet-lite0.onnx"]
+    wardrobe += "--image 224 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225".split()
     text = [models / "minilm-l6.onnx", "--tokenizer", models / "minilm-l6.tokenizer.json"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -429,14 +454,14 @@ def main():
             args=["--no-sandbox", "--host-resolver-rules=MAP foreign.example 127.0.0.1"],
         )
         # Without the instant head it is a generation that learns the new classes.
-        with running("wardrobe", [models / "efficientnet-lite0.onnx", *image], "false") as daemon:
+        with running("wardrobe", wardrobe, "false") as daemon:
             pictures(daemon, browser, faults)
             foreign(daemon, browser)
             undo(daemon, browser, faults)
         with running("house", text) as daemon:
             sentences(daemon, browser, faults)
-        if sys.argv[3:]:
-            with running("sounds", [Path(sys.argv[3]).resolve(), "--audio", "resemblyzer"]) as daemon:
+        if ENCODER:
+            with running("sounds", [*ENCODER, "--audio", "resemblyzer"]) as daemon:
                 sounds(daemon, browser, faults)
         browser.close()
     assert not faults, faults
