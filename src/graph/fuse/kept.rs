@@ -51,8 +51,10 @@ pub fn keep(
         }
         let op = KeptAttention { layer: layers.len(), ..op };
         let name = kept.node(id).name.clone();
+        let shape = kept.outlet_fact(last)?.shape.to_tvec();
         TypedModelPatch::rewire(&kept, &inputs, &[last], &|patch, inputs| {
-            patch.wire_node(&name, op.clone(), inputs)
+            let outlet = patch.wire_node(&name, op.clone(), inputs)?[0];
+            shaped(patch, &name, outlet, &shape).map(|outlet| tvec![outlet])
         })?
         .apply(&mut kept)?;
         layers.push(layer);
@@ -66,6 +68,25 @@ pub fn keep(
     kept.add_source("past", bool::fact([1.to_dim(), past]))?;
     kept.compact()?;
     Ok(Some((kept, layers)))
+}
+
+/// An outlet in a shape that differs in axes of one alone.
+fn shaped(
+    patch: &mut TypedModelPatch,
+    name: &str,
+    mut outlet: OutletId,
+    shape: &[TDim],
+) -> TractResult<OutletId> {
+    let own = patch.model.outlet_fact(outlet)?.shape.to_tvec();
+    if own.as_slice() == shape {
+        return Ok(outlet);
+    }
+    let ones = |dims: &[TDim]| (0..dims.len()).filter(|at| dims[*at].is_one()).collect::<Vec<_>>();
+    let less = ones(&own).into_iter().rev().map(AxisOp::Rm);
+    for (at, op) in less.chain(ones(shape).into_iter().map(AxisOp::Add)).enumerate() {
+        outlet = patch.wire_node(format!("{name}.axis.{at}"), op, &[outlet])?[0];
+    }
+    Ok(outlet)
 }
 
 /// All but those at these places.
@@ -253,8 +274,10 @@ fn found(model: &TypedModel, states: &[GivenState], id: usize) -> Option<Found> 
         false => contract(einsum, &values.labels, &labels, 's')?,
     };
     let last: OutletId = product.id.into();
+    // A batch of one may have gone on the way.
+    let plain = |dims: TVec<TDim>| dims.into_iter().filter(|d| !d.is_one()).collect::<TVec<_>>();
     let fits = in_order(&labels)
-        && shape(last)? == shape(q)?
+        && plain(shape(last)?) == plain(shape(q)?)
         && (keys.heads, keys.head_dim) == (values.heads, values.head_dim)
         && keys.state != values.state;
     fits.then_some(())?;
