@@ -20,12 +20,10 @@ these" 0.794 and 0.848; 607 and 305 MB; Frigate with half of the new labels wron
 was seen with 60 test pictures alone: 0.650 after the first 200.
 """
 
-import http.client
 import json
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +31,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from daemon import Daemon
 
 ROOT = Path(__file__).resolve().parent.parent
 PER_CLASS, TESTS = 20, 500
@@ -46,18 +46,6 @@ adapter = "door"
 targets = "none"
 [limits]
 request_seconds = 300.0
-[conditions]
-min_new = 100000
-min_interval_seconds = 0
-idle_seconds = 0
-max_load = 1.0
-max_busy = 1.0
-free_mib = 1
-mains_only = false
-[samples]
-source_per_hour = 0
-[trial]
-seconds = 0
 """
 
 
@@ -179,66 +167,17 @@ class Ours:
         return [row for said in self.batches(paths, "--adapter", "a.adapter") for row in said["predictions"]]
 
 
-class Connection(http.client.HTTPConnection):
-    def __init__(self, path):
-        super().__init__("localhost", timeout=300)
-        self.path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(300)
-        self.sock.connect(str(self.path))
-
-
-class Daemon:
-    def __init__(self, ours):
-        self.folder = ours.folder
-        shutil.rmtree(self.folder / "state", ignore_errors=True)
-        (self.folder / "o.toml").write_text(CONFIG)
-        with open(self.folder / "log", "w") as log:
-            words = [ours.program, "serve", "--config", "o.toml"]
-            self.running = subprocess.Popen(words, cwd=self.folder, stderr=log, env={"PATH": ""})
-        for _ in range(600):
-            try:
-                # 503 until the base has answered a probe.
-                if self.answer("GET", "/health")[0] == 200:
-                    return
-            except OSError:
-                pass
-            time.sleep(0.1)
-        sys.exit((self.folder / "log").read_text())
-
-    def answer(self, method, path, body=None):
-        connection = Connection(self.folder / "s")
-        connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-
-    def ask(self, *words):
-        status, text = self.answer(*words)
-        if status >= 400:
-            sys.exit(f"{words[1]}: {status} {text[:300]!r}")
-        return json.loads(text)
-
+class Door(Daemon):
     def teach(self, paths, labels):
         for path, label in zip(paths, labels):
             self.ask("POST", "/v1/feedback", {"image": encoded(path), "label": f"class-{label}", "source": path.name})
-        job = self.ask("POST", "/v1/train", {"adapter": "door"})["job"]
-        while True:
-            found = self.ask("GET", f"/v1/train/{job}")
-            if found["state"] in ("done", "failed", "cancelled", "forgotten"):
-                return found
-            time.sleep(0.5)
+        return self.train("door")
 
     def accuracy(self, paths, labels):
         right = 0
         for path, label in zip(paths, labels):
             right += self.ask("POST", "/v1/predict", {"image": encoded(path)})["predictions"][0]["label"] == f"class-{label}"
         return right / len(paths)
-
-    def stop(self):
-        self.running.terminate()
-        self.running.wait()
 
 
 def encoded(path):
@@ -288,7 +227,7 @@ def one_set(ours, data, name, seed):
     p, _, _ = frigate(folder, both, np.concatenate([y, again]), 10, seed, fasked)
     row["frigate after"] = float((p.argmax(1) == ty).mean())
     print(json.dumps(row), flush=True)
-    daemon = Daemon(ours)
+    daemon = Door(ours.program, ours.folder, CONFIG)
     try:
         daemon.teach(learned, y)
         row["daemon"] = daemon.accuracy(asked, ty)

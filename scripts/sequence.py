@@ -16,15 +16,15 @@ asked; so the name is asked twice: among the labels of the task (`among`), and w
 """
 
 import gzip
-import http.client
 import json
 import random
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from daemon import Daemon
 
 ROOT = Path(__file__).resolve().parent.parent
 JUDGED, TOKENS = 100, 64
@@ -36,18 +36,6 @@ socket = "s"
 adapter = "all"
 [train]
 max_tokens = {TOKENS}
-[conditions]
-min_new = 100000
-min_interval_seconds = 0
-idle_seconds = 0
-max_load = 1.0
-max_busy = 1.0
-free_mib = 1
-mains_only = false
-[samples]
-source_per_hour = 0
-[trial]
-seconds = 0
 """
 
 
@@ -83,54 +71,11 @@ def tasks(data, seed, rows):
     return found
 
 
-class Connection(http.client.HTTPConnection):
-    def __init__(self, path):
-        super().__init__("localhost", timeout=600)
-        self.path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(600)
-        self.sock.connect(str(self.path))
-
-
-class Daemon:
-    def __init__(self, program, folder):
-        self.folder = folder
-        (folder / "o.toml").write_text(CONFIG)
-        with open(folder / "log", "w") as log:
-            words = [program, "serve", "--config", "o.toml"]
-            self.running = subprocess.Popen(words, cwd=folder, stderr=log)
-        for _ in range(600):
-            try:
-                if self.answer("GET", "/health")[0] == 200:
-                    return
-            except OSError:
-                pass
-            time.sleep(0.1)
-        sys.exit((folder / "log").read_text())
-
-    def answer(self, method, path, body=None):
-        connection = Connection(self.folder / "s")
-        connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-
-    def ask(self, *words):
-        status, text = self.answer(*words)
-        if status >= 400:
-            sys.exit(f"{words[1]}: {status} {text[:300]!r}")
-        return json.loads(text)
-
+class All(Daemon):
     def teach(self, rows):
         for text, label in rows:
             self.ask("POST", "/v1/feedback", {"text": text, "label": label})
-        job = self.ask("POST", "/v1/train", {"adapter": "all"})["job"]
-        while True:
-            found = self.ask("GET", f"/v1/train/{job}")
-            if found["state"] in ("done", "failed", "cancelled", "forgotten"):
-                return found
-            time.sleep(1)
+        return self.train("all")
 
     def accuracy(self, rows, among=None):
         more = {"among": among} if among else {}
@@ -159,7 +104,7 @@ def one_seed(program, folder, data, seed, rows):
         at, more = folder / "own.adapter", ["--threads", 1, "--max-tokens", TOKENS, "--seed", seed]
         offshoot("train", base, "--data", folder / "taught.jsonl", "-o", at, *more)
         own[name] = offshoot("eval", base, "--data", folder / "judged.jsonl", "--adapter", at)["evaluation"]["accuracy"]
-    daemon = Daemon(program, folder)
+    daemon = All(program, folder, CONFIG)
     try:
         for at, (name, taught, judged) in enumerate(found):
             began = time.time()
@@ -173,8 +118,7 @@ def one_seed(program, folder, data, seed, rows):
             learned[name] = now[name]
             print(json.dumps(said | {"answers": now, "all labels": every}), flush=True)
     finally:
-        daemon.running.terminate()
-        daemon.running.wait()
+        daemon.stop()
     mean = lambda of: sum(of.values()) / len(of)
     gaps = [round(mean(own) - mean(of), 4) for of in (now, every)]
     print(json.dumps({

@@ -62,6 +62,9 @@ fn labels_to_choose_from_leave_the_others_out() {
     assert_eq!(among["top"].as_array().unwrap().len(), 2);
     assert_eq!(asked(json!(["b"]))["predictions"][0]["label"], "b");
     assert_eq!(asked(json!([])), ask(&daemon, question(0, 5)));
+    // A query beside JSON would say nothing.
+    let beside = daemon.post("/v1/predict?among=b", &question(0, 5));
+    assert_eq!((beside.status, beside.error().as_str()), (400, "invalid_request"));
     let other = and(question(0, 5), "among", json!(["a", "d"]));
     let refused = daemon.post("/v1/predict", &other);
     let said = refused.json()["error"].clone();

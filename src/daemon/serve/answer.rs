@@ -343,9 +343,16 @@ impl Answerer {
                 let said = |p: &Prediction| -> Result<serde_json::Value> {
                     Ok(task.answer(head, p, sentence, &prepared.wanted)?.json)
                 };
-                let first = own.first().map(said).transpose()?;
-                if let ([_], Some(first), true) = (own, first, prepared.kept.is_some()) {
-                    self.keep(prepared, &[first]);
+                let Wanted { reject, among, .. } = &prepared.wanted;
+                let kept = prepared.kept.is_some() && own.len() == 1;
+                // What can't be had is the request's fault, and said before the answer is written.
+                if let Some(one) =
+                    own.first().filter(|_| kept || reject.is_some() || !among.is_empty())
+                {
+                    let said = said(one)?;
+                    if kept {
+                        self.keep(prepared, &said);
+                    }
                 }
                 let reply = Reply {
                     adapter: prepared.served.name.as_deref(),
@@ -367,7 +374,7 @@ impl Answerer {
     fn complete(&self, asked: &Prepared, prompt: &Prompt, stop: &Stop) -> Result<Bytes, Problem> {
         let served = &asked.served;
         let predictions = [self.completer.answer(prompt, served.bound.as_ref(), stop)?];
-        self.keep(asked, &predictions);
+        self.keep(asked, &predictions[0]);
         let reply = Reply {
             adapter: served.name.as_deref(),
             generation: served.generation,
@@ -381,8 +388,8 @@ impl Answerer {
     }
 
     /// Offers an answer to be kept for people to look at.
-    fn keep(&self, prepared: &Prepared, said: &[serde_json::Value]) {
-        let (Some((input, look)), [answer]) = (&prepared.kept, said) else { return };
+    fn keep(&self, prepared: &Prepared, answer: &serde_json::Value) {
+        let Some((input, look)) = &prepared.kept else { return };
         let Some(name) = prepared.served.name.clone() else { return };
         self.recent.offer(Offer {
             time: now(),

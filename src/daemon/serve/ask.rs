@@ -94,7 +94,7 @@ impl Raw {
 pub type Hear = UnboundedSender<String>;
 
 /// The query of a raw body.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AskQuery {
     pub adapter: Option<String>,
@@ -406,9 +406,9 @@ impl Raw {
                 (input, q.adapter.map(Some), None, q.top, among, q.reject, q.beam, q.outputs, None)
             }
             None => {
-                if self.query.adapter.is_some() || self.query.top.is_some() {
+                if (AskQuery { aside: false, ..self.query.clone() }) != AskQuery::default() {
                     return Err(Problem::invalid(
-                        "the query is for raw bodies: put 'adapter' and 'top' into the JSON",
+                        "the query is for raw bodies: put it into the JSON",
                     ));
                 }
                 let mut b: PredictBody = object(&self.body)?;
