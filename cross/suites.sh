@@ -104,13 +104,11 @@ not_emulated=(
 )
 
 # The slowest tests, which run on the first processor of aarch64 only; what they use of the kernels is
-# held on each by quant's tests and by real networks' answers. Whole models written as text and read
-# back, files cut and flipped at every place, archives, a store killed or counted at every step, gradients
-# against PyTorch's and against differences, other programs' adapters, networks in floats (whose kernels are tract's), clips.
+# held on each by quant's tests and by real networks' answers. Files cut and flipped at every place, a store killed or
+# counted at every step, gradients against PyTorch's and against differences, other programs' adapters, networks in
+# floats (whose kernels are tract's), clips.
 slow=(
     --skip store::damage_tests
-    --skip graph::nnef::tests
-    --skip npy::tests
     --skip store::kill_tests
     --skip store::wear_tests
     --skip bad_input::cut_and_flipped
@@ -128,7 +126,8 @@ slow=(
     --skip generate::
 )
 
-# Tests that know no processor: files and disks, the daemon's requests and sensors, refusals, our own sources.
+# Tests that know no processor: files and disks, the daemon's requests and sensors, refusals, our own sources, graphs
+# written as text and read back, changed bytes.
 of_no_processor=(
     --skip store::
     --skip daemon::
@@ -137,11 +136,20 @@ of_no_processor=(
     --skip plot::
     --skip bad_input::
     --skip layers::
+    --skip graph::nnef::
+    --skip graph::divided
+    --skip pack::hostile
+    --skip npy::
+    --skip host::elf
 )
 
 # Tests that take minutes under emulation and whose arithmetic shorter ones hold as well: runs that go on
-# bit by bit where they were stopped, clips learned by heart.
+# bit by bit where they were stopped, clips learned by heart, all networks in floats but one.
 of_data=(
+    --skip golden::efficientnet_f32
+    --skip golden::recogniser_f32
+    --skip golden::resemblyzer_f32
+    --skip golden::classifier_f32
     --skip train::lesson_tests
     --skip train::translate_tests::clips_are_learned
 )
