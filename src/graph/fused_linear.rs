@@ -23,19 +23,22 @@ pub struct Part {
 
 /// For each part y\[.., N\] = activation(x\[.., K\] · Wᵀ (+ bias\[N\]) (+ what the active adapter adds)
 /// (+ residual\[.., N\])). Inputs: x, the biases of the parts that have one, the residual. A stretch of
-/// rows at a time is quantized once for all parts, multiplied and finished, while it is in the cache.
+/// rows at a time is quantized once for all parts, multiplied and finished, while it is in the cache. Where it is
+/// gated, the one output is the first part's, with the activation, times the second's, without.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FusedLinear {
     /// The weight table.
     pub weights: FrozenWeights,
     /// K.
     pub in_features: usize,
-    /// The layers, one output each.
+    /// The layers, one output each, or two of one output.
     pub parts: Vec<Part>,
     /// Whether the last input is added to the (only) part's product.
     pub has_residual: bool,
     /// What follows at the end.
     pub activation: Activation,
+    /// Whether the output is the product of both parts.
+    pub gated: bool,
 }
 
 impl FusedLinear {
@@ -53,6 +56,7 @@ impl FusedLinear {
             parts: vec![part],
             has_residual: false,
             activation: Activation::Identity,
+            gated: false,
         }
     }
 
@@ -71,7 +75,8 @@ impl Op for FusedLinear {
         let part =
             |p: &Part| format!("{} -> {}, weight {}", self.in_features, p.out_features, p.weight);
         let mut info: Vec<String> = self.parts.iter().map(part).collect();
-        info.push(format!("{:?}, residual {}", self.activation, self.has_residual));
+        let (activation, residual) = (self.activation, self.has_residual);
+        info.push(format!("{activation:?}, residual {residual}, gated {}", self.gated));
         Ok(info)
     }
 
@@ -107,6 +112,9 @@ impl EvalOp for FusedLinear {
                 false => None,
             };
             layers.push((w, bias, spans(ctx, part.target, batch)?));
+            if self.gated && !outputs.is_empty() {
+                continue;
+            }
             let y = Tensor::zero::<f32>(&shape)?;
             ensure!(
                 residual.is_none_or(|r| r.len() == y.len()),
@@ -129,15 +137,24 @@ impl EvalOp for FusedLinear {
         try_share(
             threads,
             stretches,
-            || (),
-            |(), (first, outputs)| -> TractResult<()> {
+            Vec::new,
+            |factor: &mut Vec<f32>, (first, mut outputs)| -> TractResult<()> {
                 let rows = first..m.min(first + step);
                 let x = &x[rows.start * self.in_features..rows.end * self.in_features];
                 let mut shared = Inputs::new(x, self.in_features);
-                for ((w, bias, spans), y) in layers.iter().zip(outputs) {
+                let mut product = |of: usize, y: &mut [f32]| -> TractResult<usize> {
+                    let (w, bias, spans) = &layers[of];
                     let updates = updates(spans, *w, m / batch.max(1), rows.clone())?;
                     shared.product(*w, *bias, &updates, y);
-                    after.apply(first * w.rows(), y);
+                    Ok(first * w.rows())
+                };
+                for (of, y) in outputs.iter_mut().enumerate() {
+                    after.apply(product(of, y)?, y);
+                }
+                if let (true, [y]) = (self.gated, outputs.as_mut_slice()) {
+                    factor.resize(y.len(), 0.0);
+                    product(1, factor)?;
+                    y.iter_mut().zip(factor).for_each(|(y, factor)| *y *= *factor);
                 }
                 Ok(())
             },
@@ -158,6 +175,11 @@ impl TypedOp for FusedLinear {
             "a residual goes with one part, not with {}",
             self.parts.len()
         );
+        ensure!(
+            !self.gated || self.parts.len() == 2 && !self.has_residual,
+            "{} parts gate nothing",
+            self.parts.len()
+        );
         let mut facts = tvec!();
         let mut bias = 1;
         for part in &self.parts {
@@ -166,6 +188,10 @@ impl TypedOp for FusedLinear {
                 bias += 1;
             }
             facts.push(product_fact(inputs[0], self.in_features, part.out_features)?);
+        }
+        if self.gated {
+            ensure!(facts[0] == facts[1], "{:?} is no gate of {:?}", facts[0], facts[1]);
+            facts.pop();
         }
         if let (true, Some(residual)) = (self.has_residual, inputs.last()) {
             expect_f32("residual", residual)?;

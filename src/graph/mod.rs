@@ -35,6 +35,7 @@ mod place;
 mod quotient;
 #[cfg(feature = "import")]
 mod recurrent;
+mod rotary;
 mod rounding;
 mod row_norms;
 mod select;
@@ -74,6 +75,7 @@ pub use optimize::{decluttered, optimized, shared_macs};
 pub use patches::{Col2im, Im2col};
 pub use place::{Place, places, within};
 pub use quotient::Quotient;
+pub use rotary::Rotary;
 pub use rounding::{ByteRange, RoundThrough};
 pub use row_norms::RowNorms;
 pub use select::{NonMaxSuppression, NonZero};

@@ -1,10 +1,10 @@
-//! What follows a layer value by value: a residual sum, then an activation. The layer takes it over,
-//! after the adapter's part, while a stretch of its outputs is in the cache.
+//! What follows a layer value by value: a residual sum, then an activation, then the product with a sibling. The
+//! layer takes it over, after the adapter's part, while a stretch of its outputs is in the cache.
 
 use tract_core::internal::*;
 use tract_core::ops::binary::TypedBinOp;
 use tract_core::ops::element_wise::ElementWiseOp;
-use tract_core::ops::math::{Add, Max, Min};
+use tract_core::ops::math::{Add, Max, Min, Mul};
 use tract_core::ops::nn::{
     HardSwish, Silu, gelu_approximate::GeluApproximate, gelu_exact::GeluExact,
 };
@@ -140,4 +140,32 @@ pub fn activation(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Ty
     let Some(both) = joined(*activation, next) else { return Ok(None) };
     *activation = both;
     layer.replaces(model, before, None, node)
+}
+
+/// The product of two layers over the same input, one of them with an activation (arXiv:2002.05202).
+pub fn gate(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
+    if !node.op_as::<TypedBinOp>().is_some_and(|op| op.0.is::<Mul>()) {
+        return Ok(None);
+    }
+    let alone = |outlet: OutletId| match Layer::before(model, outlet)? {
+        (node, Layer::Linear(op)) if !op.has_residual && !op.gated => Some((node, op)),
+        _ => None,
+    };
+    let [a, b] = [node.inputs[0], node.inputs[1]];
+    for sides in [[a, b], [b, a]] {
+        let [Some((gate, op)), Some((other, plain))] = sides.map(alone) else { return Ok(None) };
+        let one = gate.inputs[0] == other.inputs[0] && op.weights == plain.weights;
+        let wide = op.parts[0].out_features == plain.parts[0].out_features;
+        if plain.activation != Activation::Identity || !one || !wide {
+            continue;
+        }
+        let from: TVec<OutletId> = gate.inputs.iter().chain(&other.inputs[1..]).copied().collect();
+        let parts = op.parts.iter().chain(&plain.parts).cloned().collect();
+        let op = FusedLinear { parts, gated: true, ..op };
+        return TypedModelPatch::rewire(model, &from, &[node.id.into()], &|patch, inputs| {
+            patch.wire_node(&node.name, op.clone(), inputs)
+        })
+        .map(Some);
+    }
+    Ok(None)
 }

@@ -13,6 +13,7 @@ mod kept;
 mod labels;
 mod layer_norm;
 mod pictures;
+mod rotary;
 mod siblings;
 mod strips;
 #[cfg(test)]
@@ -42,10 +43,13 @@ pub const RULES: &[Rule] = &[
     Rule { name: "hard-swish", apply: hard_swish::hard_swish },
     Rule { name: "residual", apply: following::residual },
     Rule { name: "activation", apply: following::activation },
+    // After the activation of one of its layers.
+    Rule { name: "gate", apply: following::gate },
     // After those that it takes over: it ends with the depthwise convolution's activation.
     Rule { name: "conv-depthwise", apply: strips::conv_depthwise },
     Rule { name: "linear-siblings", apply: siblings::siblings },
     Rule { name: "attention", apply: attention::attention },
+    Rule { name: "rotary", apply: rotary::rotary },
     // Last: rules above follow moves of axes.
     Rule { name: "channels-last", apply: pictures::channels_last },
 ];

@@ -124,3 +124,43 @@ fn other_activations_and_residuals_are_found() {
         .is_empty()
     );
 }
+
+#[test]
+fn a_layer_that_gates_another_takes_its_product() {
+    let weights = FrozenWeights::new(vec![matrix(5, 5, &values(25, 1))]);
+    let second = |net: &mut Net, x: OutletId| {
+        let bias = net.0.add_const("second", tensor(&[5], &values(5, 7))).unwrap();
+        net.op(FrozenLinear::new(&weights, 0, None, true).unwrap(), &[x, bias])
+    };
+    let linear = FrozenLinear::new(&weights, 0, None, false).unwrap();
+    for first in [true, false] {
+        let mut net = Net(TypedModel::default());
+        let x = net.0.add_source("x", f32::fact([2, 3, 5])).unwrap();
+        let y = net.op(linear.clone(), &[x]);
+        let active = net.op(silu(), &[y]);
+        let factor = second(&mut net, x);
+        let out = net.op(mul(), &if first { [active, factor] } else { [factor, active] });
+        net.0.select_output_outlets(&[out]).unwrap();
+        let (fused, _) = fuse(net.0.clone()).unwrap();
+        let ops: Vec<_> = fused.nodes.iter().filter_map(|n| n.op_as::<FusedLinear>()).collect();
+        assert!(ops.len() == 1 && ops[0].gated && fused.nodes.len() == 3, "{ops:?}");
+        let input = tensor(&[2, 3, 5], &values(30, 3));
+        let run = |model: TypedModel| {
+            run_model(model, tvec![input.clone().into_tvalue()], None).unwrap().remove(0)
+        };
+        let (want, got) = (run(net.0), run(fused));
+        for (want, got) in floats(&want).unwrap().iter().zip(floats(&got).unwrap()) {
+            assert!((want - got).abs() <= 2e-6 * want.abs().max(1.0), "{got} for {want}");
+        }
+    }
+    // The gate is read elsewhere too, so it stays.
+    let mut net = Net(TypedModel::default());
+    let x = net.0.add_source("x", f32::fact([2, 3, 5])).unwrap();
+    let y = net.op(linear, &[x]);
+    let active = net.op(silu(), &[y]);
+    let factor = second(&mut net, x);
+    let out = net.op(mul(), &[active, factor]);
+    net.0.select_output_outlets(&[out, active]).unwrap();
+    let (fused, _) = fuse(net.0).unwrap();
+    assert!(fused.nodes.iter().filter_map(|n| n.op_as::<FusedLinear>()).all(|op| !op.gated));
+}
