@@ -223,7 +223,6 @@ pub(crate) fn share_heaps() {
 
 /// Gives back to the system what the heap keeps of what was freed, megabytes after
 /// [`prepare_heap`]. Where another C library than glibc is at work there is little to give.
-#[cfg(feature = "daemon")]
 pub(crate) fn release_heap() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {

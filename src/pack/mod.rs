@@ -23,10 +23,11 @@ pub use base::{Base, ConstantRef};
 pub use header::{MAGIC, SECTION_ALIGN};
 pub use io::{IoSpec, Role};
 pub use mapping::prepare_heap;
+pub(crate) use mapping::release_heap;
 #[cfg(feature = "cli")]
 pub(crate) use mapping::say_cut_files;
 #[cfg(feature = "daemon")]
-pub(crate) use mapping::{release_heap, share_heaps};
+pub(crate) use mapping::share_heaps;
 pub use preprocess::{Activation, Filter, Fit, ImageSpec, Preprocess, Problem, Subspace};
 pub use record::{Bound, ConstType, GraphRecord, ImportRecord, SectionInfo, TargetError};
 pub use writer::BaseWriter;

@@ -355,6 +355,14 @@ impl<'a> Samples<'a> {
         self.rows(&rows, samples)
     }
 
+    /// As [`Samples::inputs`] for one sample, of a text its first `tokens` alone.
+    pub(super) fn beginning(&self, sample: usize, rows: usize, tokens: usize) -> Result<Named> {
+        let Item::Tokens(whole) = &self.items[sample] else { return self.inputs(&[sample], rows) };
+        let first = |all: &[u32]| all.iter().copied().take(tokens).collect();
+        let cut = Tokens { ids: first(&whole.ids), types: first(&whole.types) };
+        self.preprocessor.batch_as_with(&vec![&cut; rows.max(1)], cut.ids.len())
+    }
+
     /// The base's inputs for `sample` alone, as long as beside the others of `group`.
     pub(super) fn alone(&self, sample: usize, group: &[usize]) -> Result<Named> {
         self.rows(&[sample], group)

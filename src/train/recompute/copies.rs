@@ -46,6 +46,9 @@ impl Forward {
                 model.node(id).inputs.iter().for_each(|i| wanted[i.node] = true);
             }
         }
+        // Nodes are large, and a vector that grows by itself doubles.
+        let copied = self.order.iter().filter(|&&id| wanted[id] && forgotten[id]).count();
+        model.nodes.reserve_exact(copied);
         let backward: Vec<usize> = (0..model.nodes().len()).filter(|&id| !self.is[id]).collect();
         let mut copies: HashMap<usize, usize> = HashMap::new();
         let again = |copies: &HashMap<usize, usize>, from: OutletId| {

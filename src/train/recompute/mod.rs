@@ -69,8 +69,7 @@ struct Ordered {
 
 impl Ordered {
     /// Of `model`, which repeats `stretches` and what is cheap.
-    fn of(model: &TypedModel, stretches: &[Vec<usize>]) -> TractResult<Ordered> {
-        let mut model = model.clone();
+    fn of(mut model: TypedModel, stretches: &[Vec<usize>]) -> TractResult<Ordered> {
         let mut forward = Forward::of(&model)?;
         let mut forgotten = vec![false; model.nodes().len()];
         stretches.iter().flatten().for_each(|&id| forgotten[id] = true);
@@ -100,34 +99,39 @@ pub fn repeating(
     let found = match repeat {
         #[cfg(test)]
         Repeat::Nothing => Ordered::plain(model, Repeated::default())?,
-        Repeat::Cheap => Ordered::of(&model, &[])?,
-        Repeat::Within(bytes) => fewest(&model, bytes)?,
+        Repeat::Cheap => Ordered::of(model, &[])?,
+        Repeat::Within(bytes) => fewest(model, bytes)?,
     };
     let Ordered { model, order, again, .. } = found;
     Ok((Arc::new(order::in_order(&Arc::new(model), &order)?), again))
 }
 
 /// That which repeats fewest stretches, from the first on, within `allowed` bytes.
-fn fewest(model: &TypedModel, allowed: u64) -> TractResult<Ordered> {
-    let cheap = Ordered::of(model, &[])?;
+fn fewest(model: TypedModel, allowed: u64) -> TractResult<Ordered> {
+    let cheap = Ordered::of(model.clone(), &[])?;
     if cheap.peak <= allowed {
         return Ok(cheap);
     }
-    let stretches = stretches::stretches(model, &Forward::of(model)?);
-    let first = |count: usize| Ordered::of(model, &stretches[..count]);
+    // Graphs are large: two of them at a time.
+    let cheap = cheap.peak;
+    let stretches = stretches::stretches(&model, &Forward::of(&model)?);
+    let peak = |count: usize| -> TractResult<u64> {
+        Ok(Ordered::of(model.clone(), &stretches[..count])?.peak)
+    };
     let (mut few, mut enough) = (0, stretches.len());
-    let mut best = first(enough)?;
-    while best.peak <= allowed && few + 1 < enough {
+    let mut least = peak(enough)?;
+    while least <= allowed && few + 1 < enough {
         let middle = few.midpoint(enough);
-        let tried = first(middle)?;
-        match tried.peak <= allowed {
-            true => (enough, best) = (middle, tried),
+        let tried = peak(middle)?;
+        match tried <= allowed {
+            true => (enough, least) = (middle, tried),
             false => few = middle,
         }
     }
-    if best.peak > allowed && cheap.peak <= best.peak {
-        best = cheap;
+    if least > allowed && cheap <= least {
+        enough = 0;
     }
-    best.again.of = stretches.len();
-    Ok(best)
+    let mut found = Ordered::of(model, &stretches[..enough])?;
+    found.again.of = stretches.len();
+    Ok(found)
 }

@@ -10,7 +10,7 @@ use crate::train::{Answers, MicroBatch, TrainOptions, Trainer};
 use std::path::Path;
 use tract_core::ops::einsum::EinSum;
 use tract_core::ops::math;
-use tract_core::ops::nn::{Reduce, Reducer};
+use tract_core::ops::nn::{Reduce, Reducer, Softmax};
 
 /// Gradients of `batch` while nothing, what is cheap, and every stretch is computed twice: the same bits. The
 /// planned bytes of the three, and what the last one repeats.
@@ -135,6 +135,52 @@ fn deep(layers: usize, rows: usize, width: usize) -> TypedModel {
     let outputs: Vec<OutletId> = [loss].into_iter().chain(gradients).collect();
     model.select_output_outlets(&outputs).unwrap();
     model.into_optimized().unwrap()
+}
+
+/// `layers` attentions, keys of each its values too; the gradients of all keys.
+fn attentions(layers: usize, heads: usize, tokens: usize, width: usize) -> TypedModel {
+    let mut model = TypedModel::default();
+    let fact = || f32::fact([heads, tokens, width]);
+    let mut x = model.add_source("x", fact()).unwrap();
+    let mut wanted = vec![];
+    let product = |model: &mut TypedModel, name: String, formula: &str, inputs: [OutletId; 2]| {
+        let op = EinSum::new(formula.parse().unwrap(), f32::datum_type());
+        model.wire_node(name, op, &inputs).unwrap()[0]
+    };
+    for layer in 0..layers {
+        let keys = model.add_source(format!("keys{layer}"), fact()).unwrap();
+        wanted.push(keys);
+        let scores = product(&mut model, format!("scores{layer}"), "hqk,htk->hqt", [x, keys]);
+        let softmax = Softmax { axes: tvec![2], ..Softmax::default() };
+        let shares = model.wire_node(format!("shares{layer}"), softmax, &[scores]).unwrap()[0];
+        x = product(&mut model, format!("mixed{layer}"), "hqt,htk->hqk", [shares, keys]);
+    }
+    let sum = Reduce::new(tvec![0, 1, 2], Reducer::Sum);
+    let square = model.wire_node("square", math::square(), &[x]).unwrap()[0];
+    let loss = model.wire_node("loss", sum, &[square]).unwrap()[0];
+    let gradients = crate::train::vjp::check::gradients(&mut model, loss, &wanted).unwrap();
+    let outputs: Vec<OutletId> = [loss].into_iter().chain(gradients).collect();
+    model.select_output_outlets(&outputs).unwrap();
+    model.into_optimized().unwrap()
+}
+
+#[test]
+fn scores_of_attention_are_not_kept() {
+    let (layers, heads, tokens, width) = (6, 2, 96, 8);
+    let model = attentions(layers, heads, tokens, width);
+    let found = [Repeat::Nothing, Repeat::Cheap].map(|repeat| {
+        let (plan, _) = repeating(model.clone(), repeat).unwrap();
+        let values = |at: usize| {
+            let values = init::uniform(at as u64, "value", heads * tokens * width, 1.0);
+            Tensor::from_shape(&[heads, tokens, width], &values).unwrap().into_tvalue()
+        };
+        let outputs = plan.run((0..=layers).map(values).collect()).unwrap();
+        (memory::peak(&plan).unwrap(), outputs)
+    });
+    let scores = (4 * heads * tokens * tokens) as u64;
+    let [(plain, want), (cheap, got)] = found;
+    assert!(cheap + (layers as u64 - 1) * scores < plain, "{cheap} of {plain}, {scores} a layer");
+    assert_eq!(want, got);
 }
 
 #[test]

@@ -3,11 +3,16 @@
 use super::Run;
 use crate::adapter::{Adapter, ProbeEffect};
 use crate::error::{Error, Result};
+use crate::runtime::Named;
+use crate::shape::Array;
 use crate::train::data::Label;
 use crate::train::evaluate::each_row;
 
 /// Training inputs that effects are measured on.
 const PROBES: usize = 2;
+/// Tokens of them where the output has the vocabulary's width for each: whole texts' logits would take
+/// more than a step does.
+const PROBE_TOKENS: usize = 32;
 /// Largest inputs that are stored with an adapter, in bytes.
 const MAX_PROBE_BYTES: usize = 256 << 10;
 
@@ -78,18 +83,15 @@ impl Run<'_> {
         let mut probes = vec![];
         for &sample in self.train.iter().take(PROBES) {
             let rows = self.samples.fixed_rows().unwrap_or(1);
-            let inputs = self.samples.inputs(&[sample], rows)?;
-            let engine = self.trainer.engine();
-            let base = engine.run(&inputs, None)?;
-            let adapted = engine.run(&inputs, Some(&bound))?;
-            let values = |named: &'_ crate::runtime::Named| -> Result<Vec<f32>> {
-                let found = named.iter().find(|(name, _)| name == output);
-                let (_, array) =
-                    found.ok_or_else(|| Error::failed(format!("output '{output}' is gone")))?;
-                Ok(array.as_f32()?.to_vec())
+            let inputs = match self.options.task.rules().learns_texts() {
+                true => self.samples.beginning(sample, rows, PROBE_TOKENS)?,
+                false => self.samples.inputs(&[sample], rows)?,
             };
-            let (base, adapted) = (values(&base)?, values(&adapted)?);
-            let moved: f64 = base.iter().zip(&adapted).map(|(b, a)| f64::from((a - b).abs())).sum();
+            let engine = self.trainer.engine();
+            let base = named(engine.run(&inputs, None)?, output)?;
+            let adapted = named(engine.run(&inputs, Some(&bound))?, output)?;
+            let (base, adapted) = (base.as_f32()?, adapted.as_f32()?);
+            let moved: f64 = base.iter().zip(adapted).map(|(b, a)| f64::from((a - b).abs())).sum();
             let effect = (moved / base.len().max(1) as f64) as f32;
             // NaN stays.
             most = if effect > most || effect.is_nan() { effect } else { most };
@@ -103,4 +105,9 @@ impl Run<'_> {
         adapter.probes = probes;
         Ok(Some(most))
     }
+}
+
+fn named(outputs: Named, output: &str) -> Result<Array> {
+    let found = outputs.into_iter().find(|(name, _)| name == output);
+    found.map(|(_, array)| array).ok_or_else(|| Error::failed(format!("output '{output}' is gone")))
 }

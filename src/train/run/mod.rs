@@ -24,6 +24,7 @@ use super::stopping::Verdict;
 use super::trainer::{Answers, Trainer};
 use crate::adapter::{Adapter, TrainingRecord};
 use crate::error::{Error, ErrorKind, Result};
+use crate::pack::release_heap;
 use crate::runtime::Engine;
 use instant::worse;
 pub use report::{TrainReport, Trained};
@@ -312,6 +313,9 @@ impl<'a> Run<'a> {
                 return stopped(step);
             }
         }
+        // What measures has graphs of its own.
+        self.trainer.drop_plans();
+        release_heap();
         if let Some(best) = so_far.best.take() {
             self.trainer.set_values(best);
         }
