@@ -351,3 +351,56 @@ fn labels_of_the_hold_out_are_found_by_name() {
     let e = train(&engine, &data, Some(&other), &long, &mut Silent).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Mismatch);
 }
+
+/// `attention`, and that with the steps of its output before the batch.
+#[cfg(feature = "import")]
+#[test]
+fn an_instant_head_reads_outputs_whose_steps_come_first() {
+    use prost::Message;
+    use tract_onnx::pb::{
+        AttributeProto, ModelProto, NodeProto, attribute_proto, tensor_shape_proto,
+    };
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny/attention.onnx");
+    let mut model = ModelProto::decode(std::fs::read(source).unwrap().as_slice()).unwrap();
+    let graph = model.graph.as_mut().unwrap();
+    let name = "last_hidden_state";
+    for output in graph.node.iter_mut().flat_map(|n| &mut n.output).filter(|o| *o == name) {
+        *output = "rows_first".into();
+    }
+    let perm = AttributeProto {
+        name: "perm".into(),
+        r#type: attribute_proto::AttributeType::Ints as i32,
+        ints: vec![1, 0, 2],
+        ..AttributeProto::default()
+    };
+    graph.node.push(NodeProto {
+        op_type: "Transpose".into(),
+        name: "steps_first".into(),
+        input: vec!["rows_first".into()],
+        output: vec![name.into()],
+        attribute: vec![perm],
+        ..NodeProto::default()
+    });
+    let output = graph.output.iter_mut().find(|o| o.name == name).unwrap();
+    let Some(tract_onnx::pb::type_proto::Value::TensorType(fact)) =
+        &mut output.r#type.as_mut().unwrap().value
+    else {
+        panic!("no tensor");
+    };
+    let dims: &mut Vec<tensor_shape_proto::Dimension> = &mut fact.shape.as_mut().unwrap().dim;
+    dims.swap(0, 1);
+    let dir = tempfile::tempdir().unwrap();
+    let (onnx, base) = (dir.path().join("turned.onnx"), dir.path().join("turned.base"));
+    std::fs::write(&onnx, model.encode_to_vec()).unwrap();
+    crate::runtime::pack(&onnx, &base, &PackOptions::default()).unwrap();
+    let turned = Engine::open(&base).unwrap();
+    let (_dir, plain) = engine("attention", &PackOptions::default());
+    let data = sequences(24, 3);
+    let options = TrainOptions { instant: InstantHead::Only, ..options() };
+    let heads = [&plain, &turned].map(|engine| {
+        let trained = train(engine, &data, None, &options, &mut Silent).unwrap();
+        trained.adapter.heads[0].clone()
+    });
+    assert_eq!(heads[0].weight, heads[1].weight);
+    assert_eq!(heads[0].bias, heads[1].bias);
+}

@@ -8,7 +8,7 @@ use crate::adapter::Adapter;
 use crate::adapter::{Bound, Head};
 use crate::error::{Error, Result};
 use crate::pack::Role;
-use crate::runtime::{Engine, as_tokens, pool};
+use crate::runtime::{Engine, as_tokens, pool, read};
 #[cfg(feature = "daemon")]
 use crate::train::data::Dataset;
 use crate::train::data::Label;
@@ -63,6 +63,7 @@ pub(in crate::train) fn features_of(
         let output = outputs.iter().find(|(n, _)| n == name);
         let (_, output) =
             output.ok_or_else(|| Error::failed(format!("output '{name}' is gone")))?;
+        let output = &*read(engine, name, output)?;
         let mask = engine.given(&inputs, Role::Mask).filter(|_| output.shape().len() != 4);
         let pooled = pool(features.pool, &*as_tokens(output, width)?, mask)?;
         for (&sample, row) in group.iter().zip(pooled) {
