@@ -142,7 +142,7 @@ pub fn activation(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Ty
     layer.replaces(model, before, None, node)
 }
 
-/// The product of two layers over the same input, one of them with an activation (arXiv:2002.05202).
+/// The product of two layers over the same input, of which one may have an activation (arXiv:2002.05202).
 pub fn gate(model: &TypedModel, node: &TypedNode) -> TractResult<Option<TypedModelPatch>> {
     if !node.op_as::<TypedBinOp>().is_some_and(|op| op.0.is::<Mul>()) {
         return Ok(None);
