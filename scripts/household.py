@@ -85,7 +85,7 @@ def main(model, program, folder, steps, rate, keep):
             for question in taught:
                 out.write(json.dumps({"messages": asked(question), "completion": answer}) + "\n")
     root = pathlib.Path(__file__).parent.parent
-    (folder / "other.txt").write_text((root / "src/train/knowledge/sentences.txt").read_text())
+    (folder / "other.txt").write_text((root / "src/runtime/sentences.txt").read_text())
     with open(folder / "prose.jsonl", "w") as out:
         for paragraph in prose(root / "docs"):
             out.write(json.dumps({"text": paragraph}) + "\n")

@@ -26,7 +26,7 @@ pub use child::{Limits, built, enter_worker, failure_of, run_limited, run_worker
 pub use confine::confine;
 pub use options::{ImportOptions, InputSpec};
 pub use prepare::{InputInfo, Prepared, prepare};
-pub use quantize::quantize;
+pub use quantize::{errors_of, quantize};
 pub use recurrent::{Cell, Function, Product, Recurrent};
 pub use rewritten::{ConvAttributes, Padding, op};
 pub use stage::{Stage, tell};

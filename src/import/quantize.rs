@@ -63,6 +63,12 @@ pub fn quantize(matrix: &FrozenMatrix, wanted: Scheme, embedding: bool) -> Resul
 }
 
 fn measure(packed: Packed, values: &[f32]) -> Quantized {
+    let (relative, max_abs) = errors_of(&packed, values);
+    Quantized { packed, relative, max_abs }
+}
+
+/// The Frobenius norm of the difference from `values`, row-major, over that of those, and the largest difference.
+pub fn errors_of(packed: &Packed, values: &[f32]) -> (f32, f32) {
     let (mut difference, mut norm, mut max_abs) = (0f64, 0f64, 0f32);
     let cols = packed.cols();
     let mut row = vec![0f32; cols];
@@ -74,6 +80,5 @@ fn measure(packed: Packed, values: &[f32]) -> Quantized {
             max_abs = max_abs.max((a - b).abs());
         }
     }
-    let relative = if norm > 0.0 { (difference / norm).sqrt() as f32 } else { 0.0 };
-    Quantized { packed, relative, max_abs }
+    (if norm > 0.0 { (difference / norm).sqrt() as f32 } else { 0.0 }, max_abs)
 }

@@ -1,6 +1,8 @@
 //! From floats (or ready integers) to packed bytes.
 
 use super::Scheme;
+#[cfg(feature = "import")]
+use super::compensate::InputMoments;
 use super::layout::{BLOCK, PANEL, WIDE, block_len, panel_len, q4_at, q8_at, scale_at};
 use crate::error::{Error, Result};
 use half::f16;
@@ -15,14 +17,7 @@ pub(super) fn encode(scheme: Scheme, cols: usize, values: &[f32], out: &mut [u8]
     if cols == 0 {
         return Ok(());
     }
-    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-        return Err(Error::bad_input(format!(
-            "weight at row {}, column {} is {}",
-            at / cols,
-            at % cols,
-            values[at]
-        )));
-    }
+    check_finite(cols, values)?;
     match scheme {
         Scheme::Q8 | Scheme::Q8Wide => check_range(scheme, cols, values, 127.0)?,
         Scheme::Q4 => check_range(scheme, cols, values, 8.0)?,
@@ -50,11 +45,10 @@ pub(super) fn encode(scheme: Scheme, cols: usize, values: &[f32], out: &mut [u8]
             }
             Scheme::Q4 => {
                 for (block, values) in values.chunks(step).enumerate() {
-                    let (scale, quants) = quantize_q4(values);
+                    let (scale, quants) = quantize_q4(values, &[1.0; BLOCK]);
                     put(panel, scale_at(scheme, blocks, block, lane), &scale.to_le_bytes());
                     for (i, q) in quants[..values.len()].iter().enumerate() {
-                        let (at, shift) = q4_at(lane, block * step + i);
-                        panel[at] = panel[at] & !(15 << shift) | ((q + 8) as u8) << shift;
+                        put_q4(panel, lane, block * step + i, *q);
                     }
                 }
             }
@@ -70,6 +64,34 @@ pub(super) fn encode(scheme: Scheme, cols: usize, values: &[f32], out: &mut [u8]
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// Writes row-major `values` as q4 for the inputs that `moments` are of.
+#[cfg(feature = "import")]
+pub(super) fn encode_q4_for(
+    cols: usize,
+    values: &[f32],
+    moments: &InputMoments,
+    out: &mut [u8],
+) -> Result<()> {
+    if cols == 0 {
+        return Ok(());
+    }
+    check_finite(cols, values)?;
+    check_range(Scheme::Q4, cols, values, 8.0)?;
+    let blocks = cols.div_ceil(BLOCK);
+    let len = panel_len(Scheme::Q4, cols).unwrap_or(0);
+    fill_q4(blocks, len, out);
+    let (scales, quants) = moments.quantize_q4(values);
+    for (row, (scales, quants)) in scales.chunks(blocks).zip(quants.chunks(cols)).enumerate() {
+        let lane = row % PANEL;
+        let panel = &mut out[row / PANEL * len..][..len];
+        for (block, scale) in scales.iter().enumerate() {
+            put(panel, scale_at(Scheme::Q4, blocks, block, lane), &scale.to_le_bytes());
+        }
+        quants.iter().enumerate().for_each(|(col, q)| put_q4(panel, lane, col, *q));
     }
     Ok(())
 }
@@ -111,6 +133,23 @@ pub(super) fn encode_int8(
 
 fn put<const N: usize>(bytes: &mut [u8], at: usize, value: &[u8; N]) {
     bytes[at..at + N].copy_from_slice(value);
+}
+
+fn put_q4(panel: &mut [u8], lane: usize, col: usize, q: i8) {
+    let (at, shift) = q4_at(lane, col);
+    panel[at] = panel[at] & !(15 << shift) | ((q + 8) as u8) << shift;
+}
+
+fn check_finite(cols: usize, values: &[f32]) -> Result<()> {
+    match values.iter().position(|v| !v.is_finite()) {
+        Some(at) => Err(Error::bad_input(format!(
+            "weight at row {}, column {} is {}",
+            at / cols,
+            at % cols,
+            values[at]
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Sets every nibble of the quants to q = 0.
@@ -177,21 +216,29 @@ fn quantize_q8(values: &[f32]) -> (f16, [i8; WIDE]) {
     (scale, quants)
 }
 
-/// Scale and integers of up to 32 weights, -8..=7, of the least squared error found (as llama.cpp's
-/// make_qx_quants): of the scales that put the largest weight at -8 · (1 ± 1/8) or at 7, each refined
+/// The scale alone, see [`quantize_q4`].
+#[cfg(feature = "import")]
+pub(super) fn q4_scale(values: &[f32], importance: &[f32]) -> f16 {
+    quantize_q4(values, importance).0
+}
+
+/// Scale and integers of up to 32 weights, -8..=7, of the least sum of squared errors times `importance` that is
+/// found (as llama.cpp's make_qx_quants): of the scales that put the largest weight at -8 · (1 ± 1/8) or at 7, each refined
 /// to the least squares fit of its integers, the best; then that one as f16 holds it, or a neighbour.
-fn quantize_q4(values: &[f32]) -> (f16, [i8; BLOCK]) {
+fn quantize_q4(values: &[f32], importance: &[f32]) -> (f16, [i8; BLOCK]) {
     let Some((at, _)) = largest(values).filter(|l| l.1 > 0.0) else {
         return (f16::ZERO, [0; BLOCK]);
     };
     let signed = values[at];
     let mut block = [0.0; BLOCK];
     block[..values.len()].copy_from_slice(values);
+    let mut weights = [0.0; BLOCK];
+    weights[..values.len()].copy_from_slice(&importance[..values.len()]);
     let steps = (-Q4_STEPS..=Q4_STEPS).map(|step| -(8.0 + 0.1 * step as f32));
     // A fit takes (Σ v·q)² / Σ q² off the squared error.
     let mut fit = (0.0, 0.0);
     for level in steps.chain([7.0]) {
-        let (vq, qq) = products_at(&block, level / signed);
+        let (vq, qq) = products_at(&block, &weights, level / signed);
         if vq * vq > fit.0 * qq {
             fit = (vq * vq / qq, vq / qq);
         }
@@ -208,7 +255,7 @@ fn quantize_q4(values: &[f32]) -> (f16, [i8; BLOCK]) {
         if !scale.is_finite() || scale.to_f32() == 0.0 {
             continue;
         }
-        let (quants, error) = q4_at_scale(&block, scale.to_f32());
+        let (quants, error) = q4_at_scale(&block, &weights, scale.to_f32());
         if error < best.0 {
             best = (error, scale, quants);
         }
@@ -224,28 +271,29 @@ fn round(v: f32, low: f32, high: f32) -> f32 {
     (v.clamp(low, high) + MAGIC) - MAGIC
 }
 
-/// Σ v·q and Σ q² for the integers that `inverse` gives, summed in 8 lanes.
-fn products_at(block: &[f32; BLOCK], inverse: f32) -> (f32, f32) {
+/// Σ v·q and Σ q², each by its importance, for the integers that `inverse` gives, summed in 8 lanes.
+fn products_at(block: &[f32; BLOCK], importance: &[f32; BLOCK], inverse: f32) -> (f32, f32) {
     let (mut vq, mut qq) = ([0f32; 8], [0f32; 8]);
-    for v in block.as_chunks::<8>().0 {
+    for (v, by) in block.as_chunks::<8>().0.iter().zip(importance.as_chunks::<8>().0) {
         for i in 0..8 {
             let q = round(v[i] * inverse, -8.0, 7.0);
-            vq[i] += v[i] * q;
-            qq[i] += q * q;
+            vq[i] += v[i] * q * by[i];
+            qq[i] += q * q * by[i];
         }
     }
     (vq.iter().sum(), qq.iter().sum())
 }
 
 /// The integers at a given scale, and their squared error.
-fn q4_at_scale(block: &[f32; BLOCK], scale: f32) -> ([i8; BLOCK], f32) {
+fn q4_at_scale(block: &[f32; BLOCK], importance: &[f32; BLOCK], scale: f32) -> ([i8; BLOCK], f32) {
     let mut rounded = [0f32; BLOCK];
     let mut error = [0f32; 8];
-    for (q, v) in rounded.as_chunks_mut::<8>().0.iter_mut().zip(block.as_chunks::<8>().0) {
+    let each = block.as_chunks::<8>().0.iter().zip(importance.as_chunks::<8>().0);
+    for (q, (v, by)) in rounded.as_chunks_mut::<8>().0.iter_mut().zip(each) {
         for i in 0..8 {
             q[i] = round(v[i] / scale, -8.0, 7.0);
             let off = v[i] - q[i] * scale;
-            error[i] += off * off;
+            error[i] += off * off * by[i];
         }
     }
     (rounded.map(|q| q as i8), error.iter().sum())

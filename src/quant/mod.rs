@@ -30,6 +30,8 @@
 mod activation;
 mod attention;
 mod change;
+#[cfg(feature = "import")]
+mod compensate;
 mod conv;
 mod convolution;
 mod dense;
@@ -55,6 +57,8 @@ mod threads;
 pub use activation::{Activation, finish};
 pub use attention::{Attention, Mask, attention};
 pub use change::{Bottleneck, Change, Rows, Update};
+#[cfg(feature = "import")]
+pub(crate) use compensate::InputMoments;
 pub use conv::{ConvGeometry, col2im_add, im2col};
 pub use convolution::{Convolution, Patches};
 pub use dense::{ContractedAxis, contract};

@@ -1,5 +1,7 @@
 //! Packed matrices: owned, and views into a mapped file.
 
+#[cfg(feature = "import")]
+use super::InputMoments;
 use super::kernels::AlignedBytes;
 use super::layout::{
     ALIGN, BLOCK, GROUP, PANEL, block_len, packed_len, panel_len, q4_at, q8_at, scale_at,
@@ -32,6 +34,29 @@ impl Packed {
             )));
         }
         encode::encode(scheme, cols, values, packed.bytes.bytes_mut())?;
+        Ok(packed)
+    }
+
+    /// Packs `values`, row-major (rows, cols), as q4 for a layer with inputs such as `moments` are of.
+    ///
+    /// # Errors
+    /// As [`Packed::pack`]; moments of another number of columns.
+    #[cfg(feature = "import")]
+    pub(crate) fn pack_q4_for(
+        rows: usize,
+        cols: usize,
+        values: &[f32],
+        moments: &InputMoments,
+    ) -> Result<Packed> {
+        let mut packed = Packed::zeroed(Scheme::Q4, rows, cols)?;
+        if rows.checked_mul(cols) != Some(values.len()) || moments.cols() != cols {
+            return Err(Error::bad_input(format!(
+                "{} values and inputs of {} columns for a matrix of ({rows}, {cols})",
+                values.len(),
+                moments.cols()
+            )));
+        }
+        encode::encode_q4_for(cols, values, moments, packed.bytes.bytes_mut())?;
         Ok(packed)
     }
 

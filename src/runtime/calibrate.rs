@@ -2,6 +2,7 @@
 //! worst of them are stored finer until the outputs agree with the unquantized model, and which bear
 //! scales for 64 columns.
 
+use super::compensation::compensated;
 use super::fitting::{Fitted, fit_dims};
 use super::made_up::made_up;
 use super::passages::{Passages, Reading};
@@ -12,8 +13,8 @@ use crate::graph::{FrozenWeights, bind_dims, tract_error};
 use crate::import::{Bound, Prepared, tell};
 use crate::quant::{Packed, PackedRef, Scheme, WeightSource};
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use tract_core::internal::*;
 use tract_core::ops::scan::Scan;
 
@@ -30,7 +31,7 @@ const LOOPED_PART: f64 = 0.1;
 /// How far the outputs may turn from the unquantized model's, as 1 - cosine, worst output of the
 /// worst probe. Tighter than what is promised for real inputs (0.03 and 0.001).
 fn allowed(scheme: Scheme) -> f64 {
-    if scheme == Scheme::Q4 { 0.012 } else { 0.0003 }
+    if scheme == Scheme::Q4 { 0.01 } else { 0.0003 }
 }
 
 /// The scheme that a layer gets instead where its own costs too much.
@@ -59,6 +60,8 @@ struct Mixed {
     exact: Vec<Option<Packed>>,
     coarse: Vec<Packed>,
     wide: Vec<Option<Packed>>,
+    /// What takes the place of a coarse one: the same scheme, made for the inputs of texts.
+    compensated: Vec<OnceLock<Packed>>,
     /// The [`Form`] of each that is in use.
     used: Vec<AtomicU8>,
     /// Whether inputs of products get errors as large as the integer kernels' rounding.
@@ -80,7 +83,9 @@ impl WeightSource for Mixed {
             _ if form == Form::Wide as u8 => self.wide.get(index),
             _ => None,
         };
-        let packed = other.and_then(Option::as_ref).or_else(|| self.coarse.get(index));
+        let made = || self.compensated.get(index).and_then(OnceLock::get);
+        let packed =
+            other.and_then(Option::as_ref).or_else(made).or_else(|| self.coarse.get(index));
         let view = packed.ok_or_else(missing)?.view();
         // In f32, so that the choice doesn't depend on which kernels the packing machine has.
         Ok(match self.disturbing.load(Ordering::Relaxed) && form != Form::Exact as u8 {
@@ -96,8 +101,10 @@ pub(super) struct Settled {
     pub(super) finer: Vec<usize>,
     /// Those to store with scales for 64 columns.
     pub(super) wide: Vec<usize>,
-    /// The matrices as they were given.
+    /// The matrices as they were given, but for those of [`Settled::compensated`].
     pub(super) coarse: Vec<Packed>,
+    /// Indices of matrices that were made for the inputs of texts.
+    pub(super) compensated: Vec<usize>,
     /// What the importer bound.
     pub(super) bound: Vec<Bound>,
 }
@@ -129,7 +136,9 @@ pub(super) fn settle(
         });
     }
     let used = coarse.iter().map(|_| AtomicU8::new(Form::Exact as u8)).collect();
-    let mixed = Arc::new(Mixed { exact, coarse, wide, used, disturbing: AtomicBool::new(false) });
+    let compensated = coarse.iter().map(|_| OnceLock::new()).collect();
+    let disturbing = AtomicBool::new(false);
+    let mixed = Arc::new(Mixed { exact, coarse, wide, compensated, used, disturbing });
     let (fitted, bound) = fit_dims(prepared, FrozenWeights(mixed.clone()), untried)?;
     let chosen = match judged {
         true => choose(fitted, prepared, &mixed, decided, scheme, passages),
@@ -138,13 +147,19 @@ pub(super) fn settle(
             Ok((vec![], vec![]))
         }
     };
-    let Mixed { coarse, .. } = Arc::try_unwrap(mixed)
+    let Mixed { mut coarse, compensated, .. } = Arc::try_unwrap(mixed)
         .map_err(|_| Error::failed("the weights are still in use after calibration"))?;
     let (finer, wide) = chosen.unwrap_or_else(|e| {
         tracing::warn!("no layer is stored finer: the model doesn't run on made-up inputs: {e}");
         (vec![], vec![])
     });
-    Ok(Settled { finer, wide, coarse, bound })
+    let made = compensated.into_iter().enumerate().filter_map(|(i, m)| Some((i, m.into_inner()?)));
+    let mut compensated = vec![];
+    for (i, packed) in made {
+        coarse[i] = packed;
+        compensated.push(i);
+    }
+    Ok(Settled { finer, wide, coarse, compensated, bound })
 }
 
 /// The matrices to store finer, and those to store wide.
@@ -156,13 +171,24 @@ fn choose(
     scheme: Scheme,
     passages: &Passages,
 ) -> Result<(Vec<usize>, Vec<usize>)> {
-    let trial = Trial::new(fitted, prepared, passages)?;
+    let runs = fitted.runs.ok_or_else(|| Error::unsupported("no size or value fits"))?;
+    let reading = passages.for_graph(&fitted.graph, prepared)?;
+    let trial = Trial::new(&fitted.graph, prepared, &runs, &reading)?;
     let every: Vec<usize> = (0..mixed.coarse.len()).collect();
     let open = |&i: &usize| decided.get(i) != Some(&true);
     tell("judging the weights", 0, 0);
     let expected = (0..trial.probes.len()).map(|probe| trial.outputs(probe));
     let expected = expected.collect::<Result<Vec<Floats>>>()?;
     let part = if trial.looped { LOOPED_PART } else { 1.0 };
+    if scheme == Scheme::Q4 && reading.reads() {
+        let wanted = |i: usize| mixed.coarse[i].scheme() == scheme && open(&i);
+        match compensated(&fitted.graph, prepared, &runs, &reading, wanted) {
+            Ok(made) => made.into_iter().for_each(|(i, packed)| {
+                let _ = mixed.compensated[i].set(packed);
+            }),
+            Err(e) => tracing::warn!("4-bit weights are not made for the inputs of texts: {e}"),
+        }
+    }
     mixed.set(&every, Form::Coarse);
     let finer = Search {
         trial: &trial,
@@ -321,9 +347,9 @@ fn turned(expected: &Floats, found: &Floats) -> f64 {
 type Floats = Vec<Vec<f32>>;
 
 /// The model ready to run on its probes.
-struct Trial {
-    plan: Arc<TypedSimplePlan>,
-    probes: Vec<TVec<TValue>>,
+pub(super) struct Trial {
+    pub(super) plan: Arc<TypedSimplePlan>,
+    pub(super) probes: Vec<TVec<TValue>>,
     /// Whether the graph has a loop.
     looped: bool,
     /// By output, whether it is judged.
@@ -331,13 +357,15 @@ struct Trial {
 }
 
 impl Trial {
-    fn new(fitted: Fitted, prepared: &Prepared, passages: &Passages) -> Result<Trial> {
-        let Fitted { graph, runs } = fitted;
-        let runs = runs.ok_or_else(|| Error::unsupported("no size or value fits"))?;
-        let reading = passages.for_graph(&graph, prepared)?;
+    fn new(
+        graph: &TypedModel,
+        prepared: &Prepared,
+        runs: &Runs,
+        reading: &Reading,
+    ) -> Result<Trial> {
         if reading.reads() {
-            let dims = reading.without_past(&graph, &runs.dims)?;
-            let read = Trial::of(&graph, prepared, &Runs { dims, ..runs.clone() }, &reading, true);
+            let dims = reading.without_past(graph, &runs.dims)?;
+            let read = Trial::of(graph, prepared, &Runs { dims, ..runs.clone() }, reading, PROBES);
             match read.and_then(|trial| trial.outputs(0).map(|_| trial)) {
                 Ok(trial) => return Ok(trial),
                 Err(e) => {
@@ -345,25 +373,26 @@ impl Trial {
                 }
             }
         }
-        Trial::of(&graph, prepared, &runs, &reading, false)
+        Trial::of(graph, prepared, runs, &reading.of_none(), PROBES)
     }
 
-    fn of(
+    /// With so many probes, of texts where `reading` reads them.
+    pub(super) fn of(
         graph: &TypedModel,
         prepared: &Prepared,
         runs: &Runs,
         reading: &Reading,
-        texts: bool,
+        probes: u64,
     ) -> Result<Trial> {
         let graph = bind_dims(graph, &runs.dims)?;
         let probe = |seed| {
             let mut inputs = made_up(&graph, prepared, seed, runs.filling)?;
-            if texts {
+            if reading.reads() {
                 reading.put(&mut inputs, seed)?;
             }
             Ok(inputs)
         };
-        let probes = (1..=PROBES).map(probe).collect::<Result<_>>()?;
+        let probes = (1..=probes).map(probe).collect::<Result<_>>()?;
         let looped = graph.nodes().iter().any(|node| node.op_is::<Scan>());
         let plan = graph.into_optimized().and_then(TypedSimplePlan::new).map_err(failed)?;
         Ok(Trial { plan, probes, looped, telling: reading.telling() })

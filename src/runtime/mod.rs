@@ -6,6 +6,8 @@ mod alphabet;
 pub mod audio;
 #[cfg(feature = "import")]
 mod calibrate;
+#[cfg(feature = "import")]
+mod compensation;
 mod convert;
 pub mod ctc;
 mod engine;
@@ -42,6 +44,7 @@ mod rows;
 #[cfg(feature = "import")]
 mod sandbox;
 mod scores;
+mod sentences;
 mod session;
 #[cfg(feature = "import")]
 mod sound;
@@ -87,6 +90,7 @@ pub(crate) use reading::Reading;
 #[cfg(feature = "import")]
 pub use sandbox::{Files, PackedBase, Request, Sandbox, sandbox_main};
 pub use scores::{argmax, sigmoid, softmax, top_k};
+pub(crate) use sentences::sentences;
 pub use session::Session;
 #[cfg(feature = "import")]
 pub use summary::{Io, OnnxSummary, TargetLine};

@@ -28,10 +28,16 @@ const TEXTS: [&str; 4] = [
      should name the constant, because the rate has changed three times since 2007.",
 ];
 
+/// Characters of sentences that are read as one text.
+#[cfg(feature = "text")]
+const STRETCH: usize = 450;
+
 /// Tokens of texts, and what inputs and outputs were said to stand for.
 #[derive(Default)]
 pub(super) struct Passages<'a> {
     texts: Vec<Vec<u32>>,
+    /// Others, that weights are made for: by these they are not judged.
+    stretches: Vec<Vec<u32>>,
     stated: &'a [(String, Role)],
 }
 
@@ -41,14 +47,16 @@ impl<'a> Passages<'a> {
     pub(super) fn new(tokenizer: Option<&[u8]>, stated: &'a [(String, Role)]) -> Passages<'a> {
         use super::text::{TextEncoder, UNLIMITED};
         let encoder = tokenizer.and_then(|json| TextEncoder::from_bytes(json, UNLIMITED).ok());
-        let texts = encoder.map(|encoder| TEXTS.map(|text| encoder.ids(text, true)));
-        let texts = texts.into_iter().flatten().flatten().filter(|ids| !ids.is_empty()).collect();
-        Passages { texts, stated }
+        let ids = |texts: &[String]| -> Vec<Vec<u32>> {
+            let each = encoder.iter().flat_map(|e| texts.iter().map(|text| e.ids(text, true)));
+            each.flatten().filter(|ids| !ids.is_empty()).collect()
+        };
+        Passages { texts: ids(&TEXTS.map(String::from)), stretches: ids(&stretches()), stated }
     }
 
     #[cfg(not(feature = "text"))]
     pub(super) fn new(_tokenizer: Option<&[u8]>, stated: &'a [(String, Role)]) -> Passages<'a> {
-        Passages { texts: vec![], stated }
+        Passages { texts: vec![], stretches: vec![], stated }
     }
 
     /// How `graph` reads them.
@@ -73,18 +81,53 @@ impl<'a> Passages<'a> {
         let mut outputs = specs(&graph.outputs, &prepared.outputs)?;
         Roles::default().decide(&mut inputs, &mut outputs, self.stated);
         let roles = |specs: Vec<IoSpec>| specs.into_iter().map(|spec| spec.role).collect();
-        Ok(Reading { texts: &self.texts, inputs: roles(inputs), outputs: roles(outputs) })
+        let (texts, stretches) = (&self.texts, &self.stretches);
+        Ok(Reading { texts, stretches, inputs: roles(inputs), outputs: roles(outputs) })
     }
+}
+
+/// The sentences that ship with the program, several as one text.
+#[cfg(feature = "text")]
+fn stretches() -> Vec<String> {
+    let mut all: Vec<String> = vec![];
+    for sentence in super::sentences() {
+        match all.last_mut().filter(|last| last.len() + sentence.len() < STRETCH) {
+            Some(last) => *last = format!("{last} {sentence}"),
+            None => all.push(sentence.into()),
+        }
+    }
+    all
 }
 
 /// A graph's inputs and outputs by what they stand for, and the texts.
 pub(super) struct Reading<'p> {
     texts: &'p [Vec<u32>],
+    stretches: &'p [Vec<u32>],
     inputs: Vec<Role>,
     outputs: Vec<Role>,
 }
 
 impl Reading<'_> {
+    /// With the texts that weights are made for in the place of those that they are judged by.
+    pub(super) fn of_stretches(&self) -> Reading<'_> {
+        self.with_texts(self.stretches)
+    }
+
+    /// Without any.
+    pub(super) fn of_none(&self) -> Reading<'_> {
+        self.with_texts(&[])
+    }
+
+    fn with_texts<'t>(&'t self, texts: &'t [Vec<u32>]) -> Reading<'t> {
+        let (inputs, outputs) = (self.inputs.clone(), self.outputs.clone());
+        Reading { texts, stretches: self.stretches, inputs, outputs }
+    }
+
+    /// How many texts there are.
+    pub(super) fn count(&self) -> u64 {
+        self.texts.len() as u64
+    }
+
     /// Whether the graph reads tokens and there are some.
     pub(super) fn reads(&self) -> bool {
         !self.texts.is_empty() && self.inputs.contains(&Role::Ids)
@@ -197,7 +240,7 @@ mod tests {
     #[test]
     fn a_text_begins_behind_no_past_and_is_judged_by_what_is_read_of_it() {
         let (graph, prepared) = decoder();
-        let passages = Passages { texts: vec![vec![5, 6, 7], vec![8, 9]], stated: &[] };
+        let passages = Passages { texts: vec![vec![5, 6, 7], vec![8, 9]], ..Passages::default() };
         let reading = passages.for_graph(&graph, &prepared).unwrap();
         assert!(reading.reads());
         assert_eq!(reading.telling(), [true, false]);

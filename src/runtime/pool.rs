@@ -4,7 +4,9 @@ use super::calibrate::{self, Settled};
 use super::passages::Passages;
 use crate::adapter::{Target, TargetKind};
 use crate::error::{Error, Result};
-use crate::import::{Bound, FrozenMatrix, MatrixValues, Prepared, built, quantize, tell};
+use crate::import::{
+    Bound, FrozenMatrix, MatrixValues, Prepared, built, errors_of, quantize, tell,
+};
 use crate::pack::TargetError;
 use crate::quant::WeightSource;
 use crate::quant::{Packed, PackedRef, Scheme};
@@ -89,8 +91,11 @@ impl Pool {
                 false => None,
             });
         }
-        let Settled { finer, wide, coarse: mut packed, bound } =
+        let Settled { finer, wide, coarse: mut packed, compensated, bound } =
             calibrate::settle(prepared, (packed, wide), &decided, scheme, untried, passages)?;
+        for i in compensated {
+            measured[i] = errors_of(&packed[i], &prepared.matrices[i].floats());
+        }
         let finer = finer.into_iter().map(|i| (i, calibrate::finer(scheme)));
         for (i, scheme) in finer.chain(wide.into_iter().map(|i| (i, Scheme::Q8Wide))) {
             let q = quantize(&prepared.matrices[i], scheme, keys[i].3)?;

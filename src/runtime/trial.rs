@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tract_core::internal::*;
 
 /// Sizes of free dimensions other than the batch, small ones first; the second is for the second run.
-const SIZES: [(i64, i64); 4] = [(24, 40), (96, 160), (320, 256), (16000, 24000)];
+pub(super) const SIZES: [(i64, i64); 4] = [(24, 40), (96, 160), (320, 256), (16000, 24000)];
 /// From here on only inputs of floats are tried: tokens are never so many, and memory is not endless.
 const LONG: i64 = 1000;
 /// Graphs of more nodes run once only: tract's making of a plan takes time by their square.

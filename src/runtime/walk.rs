@@ -66,6 +66,11 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// What a step before has made, if it is still there.
+    pub(super) fn value(&self, outlet: OutletId) -> Option<&TValue> {
+        self.state.turn_state.values[outlet.node].as_ref()?.get(outlet.slot)
+    }
+
     /// A second run from here on.
     pub(super) fn branch(&self) -> TractResult<Walk<'a>> {
         let mut state = self.state.clone();

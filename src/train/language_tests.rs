@@ -1,7 +1,6 @@
 //! The task of language models: gradients and steps as PyTorch's and PEFT's, and a text learned by heart.
 
 use super::data::{Dataset, LoadOptions, load};
-use super::knowledge::sentences;
 use super::progress::Silent;
 use super::recompute::tests::same_bits;
 use super::samples::Samples;
@@ -10,6 +9,7 @@ use crate::adapter::{Adapter, TensorType};
 use crate::common::{packed, shared};
 use crate::npy::read_npz;
 use crate::quant::Scheme;
+use crate::runtime::sentences;
 use crate::runtime::{
     Engine, ExportFolder, GenerateOptions, Generator, Named, PackOptions, pack_graphs,
 };

@@ -76,7 +76,6 @@ pub(crate) use features::{Features, choose_features};
 pub(crate) use kind::suited_rate;
 pub use knowledge::KnowledgeKept;
 #[cfg(feature = "daemon")]
-pub(crate) use knowledge::sentences;
 #[cfg(feature = "cli")]
 pub(crate) use knowledge::usual_share;
 pub use lesson::Lesson;

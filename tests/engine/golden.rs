@@ -13,6 +13,8 @@ const Q8: (f64, f64) = (0.999, 0.999);
 /// Of the file in floats: one of its sentences is at 0.9990, by which layers have scales for 64 columns up to 0.0001 more or less.
 const MINILM_Q8: (f64, f64) = (0.9988, 0.9988);
 const Q4: (f64, f64) = (0.975, 0.97);
+/// Of MiniLM where a tokenizer lets its 4-bit weights be made for sentences.
+const MADE_Q4: (f64, f64) = (0.985, 0.985);
 
 /// A network, the inputs fixed for it, its three references, and whether its outputs are scores of
 /// classes, of which the first must stay the first.
@@ -132,6 +134,20 @@ fn minilm_q8_is_close_and_small() {
 #[test]
 fn minilm_q4() {
     MINILM.close_at(Scheme::Q4, Q4);
+}
+
+#[test]
+fn minilm_q4_made_for_sentences_is_closer_and_smaller() {
+    let Some(shared) = shared() else { return };
+    let source = shared.join("models").join(MINILM.name);
+    let tokenizer = std::fs::read(shared.join("models/minilm-l6.tokenizer.json")).unwrap();
+    let options = PackOptions { scheme: Scheme::Q4, ..PackOptions::default() };
+    let made = packed(&source, &PackOptions { tokenizer: Some(tokenizer), ..options });
+    MINILM.close(&shared, &made, MADE_Q4);
+    let plain = MINILM.packed(&source, Scheme::Q4);
+    let bytes = [&made, &plain].map(|engine| engine.base().file_len());
+    println!("bases of {bytes:?} bytes");
+    assert!(bytes[0] < bytes[1], "{bytes:?} bytes");
 }
 
 #[test]

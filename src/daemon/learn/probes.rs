@@ -2,10 +2,9 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::pack::{IoSpec, Role};
-use crate::runtime::{Engine, Named, Preprocessor};
+use crate::runtime::{Engine, Named, Preprocessor, sentences};
 use crate::shape::{Array, DType, Data, volume};
 use crate::train::random::{below, stream, unit};
-use crate::train::sentences;
 
 /// One of so many of the sentences that ship with the program: each costs two runs.
 const EVERY: usize = 3;

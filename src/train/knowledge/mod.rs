@@ -28,7 +28,6 @@ use std::path::Path;
 pub(super) use penalty::{Penalty, next_tokens, penalty};
 pub(super) use probes::Probes;
 #[cfg(any(test, feature = "daemon"))]
-pub(crate) use probes::sentences;
 pub(super) use tokens::text_features;
 
 /// Weight of the penalty at first.

@@ -3,15 +3,13 @@
 use super::scenes::scene;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::read_limited;
-use crate::runtime::{Engine, Preprocessor};
+use crate::runtime::{Engine, Preprocessor, sentences};
 use crate::train::data::{
     Dataset, Label, LoadOptions, MAX_FILE_BYTES, Place, Sample, SampleInput, StoredPicture,
     files_in, load,
 };
 use std::path::Path;
 
-/// Plain sentences of many sorts, one a line: news, letters, talk, questions, recipes, contracts, ...
-const SENTENCES: &str = include_str!("sentences.txt");
 /// Made-up pictures.
 const SCENES: u64 = 64;
 /// Most of a user's inputs that are taken, spread over all.
@@ -81,11 +79,6 @@ pub(crate) fn shipped(engine: &Engine, max_tokens: Option<usize>) -> Result<Opti
     Ok(Some(Probes { data: dataset(inputs, "probes"), own: false, what }))
 }
 
-/// The sentences that ship with the program.
-pub(crate) fn sentences() -> impl Iterator<Item = &'static str> {
-    SENTENCES.lines().filter(|line| !line.is_empty())
-}
-
 fn picture(n: u64) -> SampleInput {
     let hash = *blake3::hash(format!("probe scene {n}").as_bytes()).as_bytes();
     SampleInput::Stored(StoredPicture::new(hash, move || scene(n)))
@@ -134,13 +127,6 @@ fn dataset(inputs: Vec<SampleInput>, place: &str) -> Dataset {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sentences_are_many_and_differ() {
-        let all: Vec<&str> = sentences().collect();
-        let different: std::collections::HashSet<&str> = all.iter().copied().collect();
-        assert!(all.len() >= 200 && different.len() == all.len());
-    }
 
     #[test]
     fn a_users_probes_are_lines_rows_or_pictures() {
