@@ -238,10 +238,8 @@ mod tests {
             for j in 0..n {
                 let by = a[j][i] / a[i][i];
                 if j != i {
-                    for k in i..=n {
-                        let taken = by * a[i][k];
-                        a[j][k] -= taken;
-                    }
+                    let taken: Vec<f64> = a[i].iter().map(|v| by * v).collect();
+                    a[j].iter_mut().zip(taken).for_each(|(v, taken)| *v -= taken);
                 }
             }
         }

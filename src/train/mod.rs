@@ -75,7 +75,6 @@ pub(crate) use features::{Features, choose_features};
 #[cfg(feature = "cli")]
 pub(crate) use kind::suited_rate;
 pub use knowledge::KnowledgeKept;
-#[cfg(feature = "daemon")]
 #[cfg(feature = "cli")]
 pub(crate) use knowledge::usual_share;
 pub use lesson::Lesson;

@@ -27,7 +27,6 @@ use std::path::Path;
 
 pub(super) use penalty::{Penalty, next_tokens, penalty};
 pub(super) use probes::Probes;
-#[cfg(any(test, feature = "daemon"))]
 pub(super) use tokens::text_features;
 
 /// Weight of the penalty at first.
