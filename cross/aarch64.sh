@@ -29,7 +29,7 @@ binary=$built/dist/offshoot
 
 build() {
     release_build $target --profile dist "$@"
-    check_release $target "$binary" --max-bytes 28655616
+    check_release $target "$binary" --max-bytes 28786688
 }
 
 small() {
