@@ -9,7 +9,6 @@ use crate::runtime::Engine;
 use crate::train::data::{Dataset, training};
 use crate::train::progress::{Event, Progress};
 use crate::train::random::{shuffle, stream};
-use crate::train::split::hold_out;
 use crate::train::{Task, Trained, train};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
@@ -131,8 +130,7 @@ fn outcome(trained: &Trained, file_bytes: u64, took: Duration) -> Outcome {
 
 /// What is trained on, and what is held out.
 fn split(data: Dataset, holdout: f64, seed: u64) -> Result<(Dataset, Dataset)> {
-    let groups = data.groups();
-    let chosen = hold_out(data.samples.len(), Some(&groups), holdout, seed)?;
+    let chosen = data.hold_out(holdout, seed)?;
     let Dataset { samples, labels, splits, task, why } = data;
     let mut held = vec![false; samples.len()];
     chosen.held_out.iter().for_each(|&at| held[at] = true);

@@ -14,8 +14,10 @@ mod table;
 pub(super) mod tests;
 mod training;
 
+use super::split::{HoldOut, hold_out};
 use super::tasks::Task;
 use crate::error::{Error, Result};
+use crate::fs::open_regular;
 use crate::pack::Base;
 use crate::shape::Array;
 pub(crate) use collect::Collector;
@@ -23,7 +25,7 @@ pub(crate) use folder::files_in;
 pub use label::{Follows, Label, Mark, Spelled};
 pub use row::Row;
 pub(crate) use row::{Rough, RoughLabel, RoughName, Seen};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -60,6 +62,29 @@ pub enum SampleInput {
 }
 
 impl SampleInput {
+    /// Hash of what it is, of a file that of its bytes, or of its name where it can't be read.
+    fn hash(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        match self {
+            SampleInput::Text(text) => _ = hasher.update(text.trim().as_bytes()),
+            SampleInput::Image(path) | SampleInput::Audio(path) => {
+                let file = open_regular(path, u64::MAX).map(|opened| opened.file);
+                if file.is_ok_and(|file| hasher.update_reader(file).is_ok()) {
+                    return hasher.finalize().into();
+                }
+                hasher.reset().update(path.as_os_str().as_encoded_bytes());
+            }
+            SampleInput::Stored(stored) => return *stored.hash(),
+            SampleInput::Arrays(arrays) => {
+                for (name, array) in arrays {
+                    hasher.update(name.as_bytes()).update(&[0]);
+                    hasher.update(&crate::npy::to_bytes(array));
+                }
+            }
+        }
+        hasher.finalize().into()
+    }
+
     /// Bytes that it takes beside its own size, a sentence's tokens included.
     fn bytes(&self) -> u64 {
         /// What the C library keeps beside a block.
@@ -216,6 +241,25 @@ impl Dataset {
     /// Numbers per label; 0 where labels are names.
     pub fn label_width(&self) -> usize {
         self.samples.first().map_or(0, |s| s.label.width())
+    }
+
+    /// Holds out `fraction` of the samples by `seed`, as [`hold_out`] does: of each class, and of the same inputs
+    /// all or none.
+    ///
+    /// # Errors
+    /// As [`hold_out`].
+    pub(crate) fn hold_out(&self, fraction: f64, seed: u64) -> Result<HoldOut> {
+        // Files are read for it.
+        let same = (fraction > 0.0).then(|| self.same());
+        hold_out(self.samples.len(), Some(&self.groups()), same.as_deref(), fraction, seed)
+    }
+
+    /// Of each sample the place of the first one of the same input. Pictures and sounds
+    /// are the same where their files' bytes are.
+    fn same(&self) -> Vec<usize> {
+        let mut first = HashMap::new();
+        let place = |(at, s): (usize, &Sample)| *first.entry(s.input.hash()).or_insert(at);
+        self.samples.iter().enumerate().map(place).collect()
     }
 
     /// For each sample the group of which a share is held out.

@@ -48,6 +48,38 @@ fn jsonl_rows_become_samples() {
 }
 
 #[test]
+fn rows_of_the_same_input_are_held_out_together() {
+    let row = |i: usize| format!("{{\"text\":\"row {}\",\"label\":\"{}\"}}\n", i % 12, i % 2);
+    let d = plain("a.jsonl", (0..36).map(row).collect::<String>()).unwrap();
+    let split = d.hold_out(0.25, 1).unwrap();
+    assert_eq!((split.train.len(), split.held_out.len()), (24, 12));
+    assert!(split.train.iter().all(|i| split.held_out.iter().all(|j| i % 12 != j % 12)));
+
+    // Files by what is in them.
+    let dir = tempfile::tempdir().unwrap();
+    for (class, file, content) in [
+        ("a", "1.png", "one"),
+        ("a", "copy.png", "one"),
+        ("a", "2.png", "two"),
+        ("b", "3.png", "three"),
+        ("b", "4.png", "four"),
+    ] {
+        std::fs::create_dir_all(dir.path().join(class)).unwrap();
+        std::fs::write(dir.path().join(class).join(file), content).unwrap();
+    }
+    let d = load(dir.path(), &LoadOptions::default()).unwrap();
+    let copies = |s: &&Sample| match &s.input {
+        SampleInput::Image(path) => std::fs::read_to_string(path).unwrap() == "one",
+        _ => false,
+    };
+    for seed in 0..8 {
+        let split = d.hold_out(0.5, seed).unwrap();
+        let held = split.held_out.iter().map(|&i| &d.samples[i]).filter(copies).count();
+        assert!(held == 0 || held == 2, "{split:?}");
+    }
+}
+
+#[test]
 fn integer_labels_sort_by_number() {
     let text: String =
         [10, 9, -1, 2].iter().map(|l| format!("{{\"text\":\"x\",\"label\":{l}}}\n")).collect();

@@ -18,7 +18,6 @@ use super::prefix::{Prefix, PrefixReport};
 use super::progress::{Event, Meter, Progress};
 use super::recompute::Repeated;
 use super::samples::Samples;
-use super::split::hold_out;
 use super::start::untaught;
 use super::stopping::Verdict;
 use super::trainer::{Answers, Trainer};
@@ -180,8 +179,7 @@ impl<'a> Run<'a> {
             Some(other) => ((0..samples.len()).collect(), (0..other.len()).collect()),
             None if replayed > 0 => ((0..samples.len()).collect(), vec![]),
             None => {
-                let share = f64::from(options.holdout);
-                let split = hold_out(samples.len(), Some(&data.groups()), share, options.seed)?;
+                let split = data.hold_out(f64::from(options.holdout), options.seed)?;
                 (split.train, split.held_out)
             }
         };
