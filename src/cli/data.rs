@@ -60,3 +60,14 @@ pub fn inputs_of(path: &Path) -> Result<Dataset> {
     let all = read(Split::All)?;
     if all.splits.contains("test") { read(Split::Test) } else { Ok(all) }
 }
+
+/// What is held out of the training on `data`: the file at `path`.
+///
+/// # Errors
+/// Those of reading it.
+pub fn hold_out(path: &Path, data: &Dataset, memory: Option<u64>) -> Result<Dataset> {
+    let labels = (!data.labels.is_empty()).then(|| data.labels.clone());
+    // What is trained on is there already.
+    let memory = memory.map(|all| all.saturating_sub(data.bytes()));
+    load(path, &LoadOptions { split: Split::All, task: Some(data.task), labels, memory })
+}

@@ -1,6 +1,7 @@
 //! `offshoot train`.
 
 use super::adapter::pool;
+use super::data::hold_out;
 use super::open_engine;
 use super::output::{Out, bytes, count};
 use super::plot::Course;
@@ -8,13 +9,13 @@ use super::progress::Bar;
 use crate::adapter::{Kind, Pool, TensorType};
 use crate::error::{Error, Result};
 use crate::fs::{open_regular, peak_rss_bytes, remove_stale_temps_of};
-use crate::train::data::{Dataset, LoadOptions, Split, load, training};
+use crate::train::data::{Dataset, training};
 use crate::train::instant::InstantReport;
 use crate::train::schedule::Schedule;
 use crate::train::tasks::MAX_BEAM;
 use crate::train::{
-    InstantHead, OptimizerKind, PrefixReport, TargetChoice, Task, TrainOptions, TrainReport, train,
-    usual_share,
+    InstantHead, OptimizerKind, PrefixReport, TargetChoice, Task, TrainOptions, TrainReport,
+    is_cheap, train, train_cheaply, usual_share,
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -83,7 +84,7 @@ pub struct Args {
     /// constant, linear or cosine
     #[arg(long, default_value = "linear", value_parser = Schedule::parse)]
     schedule: Schedule,
-    /// Passes over the data [default: 8]
+    /// Passes over the data [default: 8, of arrays through a small network 200 steps at least]
     #[arg(long, conflicts_with = "steps", value_parser = clap::value_parser!(u32).range(1..))]
     epochs: Option<u32>,
     /// Optimizer steps
@@ -173,7 +174,10 @@ pub fn run(args: &Args, out: &Out) -> Result<()> {
             .hint("--holdout 0.2 shows which classes it takes for which"));
     }
     let mut course = Course::new(Bar::new("training", out.json()));
-    let trained = train(&engine, &data, held_out.as_ref(), &options, &mut course)?;
+    let trained = match held_out.is_none() && is_cheap(&engine, &data, &options)? {
+        true => train_cheaply(&engine, &data, &options, &mut course)?,
+        false => train(&engine, &data, held_out.as_ref(), &options, &mut course)?,
+    };
     if let Some(path) = &args.plot {
         course.write(&trained.report, path)?;
     }
@@ -256,6 +260,9 @@ pub fn summary(report: &TrainReport, out: &Out) {
             metrics.join(", ")
         ));
     }
+    if let Some(all) = report.of_all {
+        out.line(format!("then made of all {all} samples, those held out included"));
+    }
 }
 
 fn instant(made: &InstantReport, samples: usize) -> String {
@@ -323,13 +330,6 @@ pub fn check_out(out: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-fn hold_out(path: &Path, data: &Dataset, memory: Option<u64>) -> Result<Dataset> {
-    let labels = (!data.labels.is_empty()).then(|| data.labels.clone());
-    // What is trained on is there already.
-    let memory = memory.map(|all| all.saturating_sub(data.bytes()));
-    load(path, &LoadOptions { split: Split::All, task: Some(data.task), labels, memory })
 }
 
 fn options(args: &Args, data: &Dataset) -> TrainOptions {

@@ -71,6 +71,8 @@ pub use linear::{FrozenLinear, FrozenLinearTransposed};
 #[cfg(feature = "import")]
 pub use lower::{decided, lower};
 pub use nnef::{read_graph, write_graph};
+#[cfg(feature = "cli")]
+pub use optimize::macs;
 pub use optimize::{decluttered, optimized, shared_macs};
 pub use patches::{Col2im, Im2col};
 pub use place::{Place, places, within};

@@ -51,13 +51,18 @@ fn with_loops(model: &mut TypedModel) -> TractResult<()> {
 /// Multiply-adds of the steps that are worth several threads each. A size that only a run knows counts
 /// as none.
 pub fn shared_macs(model: &TypedModel) -> TractResult<usize> {
-    let mut all = 0;
+    macs(model, WORTH_SHARING)
+}
+
+/// Multiply-adds of the steps that have `least` of them or more.
+pub fn macs(model: &TypedModel, least: usize) -> TractResult<usize> {
+    let mut all = 0usize;
     for node in &model.nodes {
         let cost = node.op.cost(&model.node_input_facts(node.id)?)?;
         let macs = cost.iter().filter(|(kind, _)| matches!(kind, Cost::FMA(_)));
         let macs: usize = macs.filter_map(|(_, count)| count.to_usize().ok()).sum();
-        if macs >= WORTH_SHARING {
-            all += macs;
+        if macs >= least {
+            all = all.saturating_add(macs);
         }
     }
     Ok(all)

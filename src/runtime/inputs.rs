@@ -3,7 +3,7 @@
 use super::audio::{FrontEnd, MAX_SOUND_BYTES, is_wav};
 use super::engine::{Engine, Named};
 use super::picture;
-use super::text::{EncodedText, TextEncoder, Tokens, bucket};
+use super::text::{EncodedText, TextEncoder, Tokens, bucket, narrow_bucket};
 use super::words::Words;
 use crate::error::{Error, Result};
 use crate::fs::read_limited;
@@ -19,6 +19,7 @@ pub(super) const DEFAULT_MAX_TOKENS: usize = 512;
 pub struct Preprocessor {
     engine: Engine,
     max_tokens: Option<usize>,
+    narrow: bool,
     encoder: Mutex<Option<Arc<TextEncoder>>>,
     front: Mutex<Option<Arc<FrontEnd>>>,
 }
@@ -27,7 +28,7 @@ impl Preprocessor {
     /// For the engine's graph.
     pub fn new(engine: &Engine) -> Preprocessor {
         let (engine, encoder, front) = (engine.clone(), Mutex::default(), Mutex::default());
-        Preprocessor { engine, max_tokens: None, encoder, front }
+        Preprocessor { engine, max_tokens: None, narrow: false, encoder, front }
     }
 
     /// Cuts sentences at `max_tokens` (special tokens included) where that is less than the base's
@@ -36,6 +37,12 @@ impl Preprocessor {
         self.max_tokens = max_tokens;
         self.encoder = Mutex::new(None);
         self
+    }
+
+    /// Pads to more lengths than usual, where a mask keeps padding from changing answers: for who asks for
+    /// each length many times.
+    pub(crate) fn pad_narrowly(&mut self) {
+        self.narrow = self.engine.input(Role::Mask).is_some();
     }
 
     /// The most tokens a sentence gets.
@@ -77,7 +84,8 @@ impl Preprocessor {
 
     /// The padded length of a batch whose longest row has `tokens` tokens.
     pub(crate) fn padded_length(&self, tokens: usize) -> usize {
-        self.fixed_length().unwrap_or_else(|| bucket(tokens, self.max_tokens()))
+        let length = if self.narrow { narrow_bucket } else { bucket };
+        self.fixed_length().unwrap_or_else(|| length(tokens, self.max_tokens()))
     }
 
     /// A batch of token rows padded to [`Preprocessor::padded_length`] of the longest; as

@@ -40,6 +40,16 @@ struct Padding {
     left: bool,
 }
 
+/// As [`bucket`], in steps of 8 up to 64 and of 16 up to 128: less is padded, more plans are built.
+pub fn narrow_bucket(tokens: usize, max_tokens: usize) -> usize {
+    let length = match tokens {
+        0..=64 => tokens.max(1).next_multiple_of(8),
+        65..=128 => tokens.next_multiple_of(16),
+        _ => bucket(tokens, max_tokens),
+    };
+    length.min(max_tokens)
+}
+
 /// The padded length for a longest sentence of `tokens`: the next of 8, 16, 32, 48, 64, 96, 128,
 /// 192, 256, ... (a power of two or one and a half times one), at most `max_tokens`. Plans are
 /// built per length, so few lengths mean few plans.

@@ -13,6 +13,10 @@ fn buckets_grow_by_halves_up_to_the_limit() {
     assert_eq!(bucket(4, 5), 5);
     assert_eq!(bucket(65, 80), 80);
     assert_eq!(bucket(usize::MAX, usize::MAX), usize::MAX);
+    let narrow = |n| narrow_bucket(n, 512);
+    assert_eq!([0, 8, 9, 17, 33, 64, 65, 113].map(narrow), [8, 8, 16, 24, 40, 64, 80, 128]);
+    assert_eq!([129, 511].map(narrow), [192, 512]);
+    assert_eq!((narrow_bucket(60, 61), narrow_bucket(usize::MAX, 80)), (61, 80));
 }
 
 #[test]

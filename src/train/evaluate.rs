@@ -2,6 +2,7 @@
 
 use super::data::{Dataset, Label};
 use super::features::choose_features;
+use super::instant::linear;
 use super::metrics::Confusion;
 use super::samples::Samples;
 use super::tasks::{Given, Metrics, Score, Task};
@@ -259,6 +260,31 @@ pub(super) fn evaluate_samples(
         f1: measured.f1,
         labels: if own { vec![] } else { labels.to_vec() },
     }))
+}
+
+/// As [`evaluate_samples`], of `rows`, the features that `head` reads of each of `which`: no graph runs.
+pub(super) fn evaluate_features(
+    samples: &Samples,
+    which: &[usize],
+    rows: &[Vec<f32>],
+    head: &Head,
+) -> Result<Evaluation> {
+    let task = samples.task();
+    let mut meter = task.rules().meter(head.labels.len());
+    for (&sample, row) in which.iter().zip(rows) {
+        let output = linear(&head.weight, &head.bias, row);
+        let given = Given::of_head(&output, &head.labels, Some(head));
+        meter.add(samples.label(sample), &samples.given(sample, given))?;
+    }
+    let measured = meter.finish();
+    Ok(Evaluation {
+        task,
+        samples: which.len(),
+        metrics: measured.metrics,
+        confusion: measured.confusion,
+        f1: measured.f1,
+        labels: head.labels.to_vec(),
+    })
 }
 
 /// Gives `take` the output of every one of `which`, in an order of its own. `false` where `go_on`,

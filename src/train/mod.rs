@@ -10,6 +10,8 @@ mod ctc_tests;
 pub mod data;
 mod evaluate;
 mod features;
+#[cfg(feature = "cli")]
+mod few;
 pub mod forward;
 pub mod gradient;
 pub mod head;
@@ -72,6 +74,8 @@ pub(crate) use evaluate::{Answered, always, answers};
 pub use evaluate::{Evaluation, evaluate, evaluate_with};
 #[cfg(feature = "daemon")]
 pub(crate) use features::{Features, choose_features};
+#[cfg(feature = "cli")]
+pub(crate) use few::{is_cheap, train_cheaply};
 #[cfg(feature = "cli")]
 pub(crate) use kind::suited_rate;
 pub use knowledge::KnowledgeKept;

@@ -103,8 +103,8 @@ pub struct TrainOptions {
     pub steps: Option<u32>,
     /// Samples a step.
     pub batch: usize,
-    /// Samples that go through the graph at once; the smaller of `batch` and 8 (text and raw
-    /// inputs) or 1 (pictures) by default.
+    /// Samples that go through the graph at once; the smaller of `batch` and 8 (raw inputs, a
+    /// language model's texts), 2 (sentences) or 1 (pictures) by default.
     pub micro_batch: Option<usize>,
     /// Bytes that the whole process may take: picks the micro-batch, or refuses.
     pub ram: Option<u64>,

@@ -7,7 +7,7 @@ use super::head::{self, pool};
 use super::kind;
 use super::knowledge::{Kept, Penalty, next_tokens, penalty};
 use super::loss::{Loss, dense};
-use super::parameter::{self, Parameter};
+use super::parameter::{self, Group, Parameter};
 use super::prefix::Below;
 use super::recompute::{Repeat, Repeated};
 use super::runnable::{Runnable, named};
@@ -80,6 +80,8 @@ struct Wired {
     model: TypedModel,
     loss: Loss,
     penalty: Option<Penalty>,
+    /// The features that the head reads.
+    features: OutletId,
     /// The head's answer.
     logits: OutletId,
     /// The inputs that are trained, by their parameters' names.
@@ -142,7 +144,7 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
     if setup.task.rules().own_output() {
         let loss = setup.task.rules().loss(&mut model, outlet, engine.labels())?;
         let penalty = setup.keep.then(|| next_tokens(&mut model, outlet)).transpose()?;
-        return Ok(Wired { model, loss, penalty, logits: outlet, trained });
+        return Ok(Wired { model, loss, penalty, features: outlet, logits: outlet, trained });
     }
     let map = model.outlet_fact(outlet).map_err(failed)?.rank() == 4;
     let outlet = head::as_tokens(&mut model, outlet, setup.features.width)?;
@@ -161,7 +163,7 @@ fn wire(engine: &Engine, binding: &Binding, setup: &Setup) -> Result<Wired> {
     trained.push((head::WEIGHT.to_string(), part.weight));
     trained.push((head::BIAS.to_string(), part.bias));
     let loss = setup.task.rules().loss(&mut model, part.logits, engine.labels())?;
-    Ok(Wired { model, loss, penalty, logits: part.logits, trained })
+    Ok(Wired { model, loss, penalty, features: pooled, logits: part.logits, trained })
 }
 
 /// The forward graph for `binding`, and what is differentiated in it.
@@ -322,6 +324,71 @@ impl Plan {
         let loss = outputs.next().ok_or_else(|| Error::failed("no loss was computed"))?;
         let loss = floats(&loss)?.first().copied().unwrap_or(f32::NAN);
         Ok((loss, outputs.map(|g| g.into_tensor()).collect()))
+    }
+}
+
+/// The way there alone: what gives the features that the head reads, by the targets' values.
+pub(crate) struct Look {
+    runnable: Runnable,
+    below: Option<Below>,
+    slots: Vec<Slot>,
+}
+
+impl Look {
+    pub(crate) fn build(
+        engine: &Engine,
+        binding: &Binding,
+        setup: &Setup,
+        parameters: &[Parameter],
+    ) -> Result<Look> {
+        let Wired { mut model, features, trained, .. } = wire(engine, binding, setup)?;
+        let below = match setup.cut {
+            true => Below::split(engine, binding, setup, &mut model, &[features])?,
+            false => None,
+        };
+        model.select_output_outlets(&[features]).map_err(failed)?;
+        let given = below.as_ref().map_or(engine.inputs().len(), |below| below.crossing.len());
+        let mut inputs: Vec<OutletId> = model.inputs.iter().copied().take(given).collect();
+        let mut slots: Vec<Slot> = (0..given).map(Slot::Input).collect();
+        for (at, parameter) in parameters.iter().enumerate() {
+            let found = trained.iter().find(|(name, _)| *name == parameter.name);
+            // The head's are not on the way.
+            let targets = parameter.group == Group::Targets;
+            if let Some((_, outlet)) = found.filter(|_| targets) {
+                inputs.push(*outlet);
+                slots.push(Slot::Parameter(at));
+            }
+        }
+        model.set_input_outlets(&inputs).map_err(failed)?;
+        let runnable = Runnable::of(engine, "graph of the features", model)?;
+        Ok(Look { runnable, below, slots })
+    }
+
+    /// What lies below the first trained layer, where the graph was cut there.
+    pub(crate) fn below(&self) -> Option<&Below> {
+        self.below.as_ref()
+    }
+
+    /// The features, a row each; `inputs` are the graph's own or what crosses from below.
+    pub(crate) fn run(
+        &self,
+        engine: &Engine,
+        inputs: &[TValue],
+        parameters: &[Arc<Tensor>],
+    ) -> Result<Vec<Vec<f32>>> {
+        let mut values = tvec![];
+        for slot in &self.slots {
+            let value = match *slot {
+                Slot::Parameter(i) => parameters.get(i).map(|p| TValue::from_const(p.clone())),
+                Slot::Input(i) => inputs.get(i).cloned(),
+                _ => None,
+            };
+            values.push(value.ok_or_else(|| Error::failed("the features' graph lacks an input"))?);
+        }
+        let outputs = self.runnable.run(engine, values)?;
+        let output = outputs.first().ok_or_else(|| Error::failed("no features were computed"))?;
+        let width = output.shape().last().copied().unwrap_or(1).max(1);
+        Ok(floats(output)?.chunks(width).map(<[f32]>::to_vec).collect())
     }
 }
 

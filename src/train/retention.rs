@@ -103,6 +103,13 @@ pub(super) struct Seen {
     best: Option<usize>,
 }
 
+impl Seen {
+    /// Of a base without classes.
+    pub fn of_features(features: Vec<f32>) -> Seen {
+        Seen { features, best: None }
+    }
+}
+
 /// What is looked at: the output that the head reads, or the base's last, and the base's own classes.
 pub(super) struct Lens {
     output: String,
@@ -125,6 +132,11 @@ impl Lens {
         };
         let head = head.map(|head| (head.pool, head.features as usize));
         Ok(Lens { output, head, own: own_classes(engine) })
+    }
+
+    /// Whether it sees what the head reads and nothing else.
+    pub fn sees_features(&self) -> bool {
+        self.head.is_some() && self.own.is_none()
     }
 
     /// Each row of `inputs`.

@@ -97,6 +97,13 @@ fn one_row(engine: &Engine, sample: &Sample, max_tokens: Option<usize>) -> Resul
     samples.inputs(&[0], samples.fixed_rows().unwrap_or(1))
 }
 
+/// The graph's free dimensions for a sample alone.
+#[cfg(feature = "cli")]
+pub(super) fn binding_of_one(engine: &Engine, sample: &Sample) -> Result<Vec<(String, i64)>> {
+    let inputs = one_row(engine, sample, None)?;
+    Ok(engine.binding(&engine.ordered(&inputs)?)?.into_iter().collect())
+}
+
 /// Bytes that one row of a sample takes where the base answers it; 0 for what is no array, whose
 /// length is bounded.
 pub fn answering_bytes(engine: &Engine, sample: &Sample) -> Result<u64> {
@@ -224,6 +231,14 @@ impl<'a> Samples<'a> {
             bytes: data.bytes(),
             cache: Mutex::new(cache),
         })
+    }
+
+    /// Of sentences that go through the network many times: they are padded to more lengths.
+    pub(super) fn padded_narrowly(mut self) -> Samples<'a> {
+        if !self.task.rules().learns_texts() {
+            self.preprocessor.pad_narrowly();
+        }
+        self
     }
 
     pub(super) fn len(&self) -> usize {

@@ -50,7 +50,7 @@ pub struct Trainer {
     options: TrainOptions,
     pub(super) labels: Vec<String>,
     skipped: Vec<String>,
-    parameters: Vec<Parameter>,
+    pub(super) parameters: Vec<Parameter>,
     /// Of each parameter.
     values: Vec<Vec<f32>>,
     optimizer: Optimizer,
@@ -58,7 +58,7 @@ pub struct Trainer {
 }
 
 /// Gradient graphs kept for different shapes; the oldest goes first.
-const MAX_PLANS: usize = 12;
+const MAX_PLANS: usize = 16;
 
 impl Trainer {
     /// For a head with one output per label, at the first values that `options.seed` fixes:
@@ -394,7 +394,7 @@ impl Trainer {
         Ok(self.plan_for(&binding)?.answer_shape().get(1).copied().unwrap_or(0))
     }
 
-    fn parameter_tensors(&self) -> Result<Vec<Arc<Tensor>>> {
+    pub(super) fn parameter_tensors(&self) -> Result<Vec<Arc<Tensor>>> {
         let tensors = self.parameters.iter().zip(&self.values);
         tensors.map(|(p, v)| Ok(Arc::new(tensor(&p.shape, v)?))).collect()
     }

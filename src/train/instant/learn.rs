@@ -103,25 +103,18 @@ pub(in crate::train) struct Made {
     pub rows: Vec<Vec<f32>>,
 }
 
-/// The instant head of the samples `which`, on their features with the adapter `under` or of the base
-/// alone. `None` where `go_on` said stop.
+/// The instant head of the samples `which`, of `rows`, their features.
 ///
 /// # Errors
-/// As [`features_of`] and [`fit`].
-#[allow(clippy::too_many_arguments)]
-pub(in crate::train) fn make(
-    engine: &Engine,
-    under: Option<&Arc<Bound>>,
+/// As [`fit`].
+pub(in crate::train) fn made_of(
+    rows: Vec<Vec<f32>>,
     samples: &Samples,
     which: &[usize],
     features: &Features,
     labels: &[String],
     form: Form,
-    batch: usize,
-    go_on: &mut dyn FnMut() -> bool,
-) -> Result<Option<Made>> {
-    let rows = features_of(engine, under, samples, which, features, batch, go_on)?;
-    let Some(rows) = rows else { return Ok(None) };
+) -> Result<Made> {
     let task = samples.task();
     let began = Instant::now();
     let targets = which.iter().map(|&s| samples.target(s)).collect::<Result<Vec<_>>>()?;
@@ -136,7 +129,7 @@ pub(in crate::train) fn make(
     }
     head.known = known(&fitted, &rows, &targets)?.map(|found| Arc::new(found.finish()));
     let report = report(&fitted, task, &asked, &head, milliseconds)?;
-    Ok(Some(Made { head, report, rows }))
+    Ok(Made { head, report, rows })
 }
 
 fn report(
@@ -186,8 +179,9 @@ pub(crate) fn instant_adapter(
     samples.limit_cache(0);
     let all: Vec<usize> = (0..samples.len()).collect();
     let under = under.as_ref();
-    let made = make(engine, under, &samples, &all, &features, &labels, form, 1, go_on)?;
-    let Some(Made { head, .. }) = made else { return Ok(None) };
+    let rows = features_of(engine, under, &samples, &all, &features, 1, go_on)?;
+    let Some(rows) = rows else { return Ok(None) };
+    let Made { head, .. } = made_of(rows, &samples, &all, &features, &labels, form)?;
     let layers = previous.cloned().unwrap_or_default();
     Ok(Some(Some(Adapter {
         name: name.into(),

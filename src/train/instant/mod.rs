@@ -24,7 +24,7 @@ pub use fit::{Fitted, LeaveOneOut, fit};
 pub use known::{ENOUGH_HELD, known, linear, temperature};
 pub use learn::InstantReport;
 pub(crate) use learn::head_of;
-pub(in crate::train) use learn::{Made, features_of, make};
+pub(in crate::train) use learn::{Made, features_of, made_of};
 #[cfg(feature = "daemon")]
 pub(crate) use learn::{instant_adapter, row_of};
 pub use live::Live;

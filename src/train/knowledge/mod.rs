@@ -16,6 +16,7 @@ mod tokens;
 use super::features::learns_sentences;
 #[cfg(feature = "cli")]
 use super::options::{InstantHead, TargetChoice, TrainOptions};
+use super::prefix::{Looks, Prefix, Set};
 use super::retention::{Lens, Retention, Seen, direction, retention};
 use super::samples::Samples;
 use super::trainer::Trainer;
@@ -115,6 +116,7 @@ impl<'a> Measure<'a> {
     ) -> Result<Measure<'a>> {
         if let Some(probes) = probes {
             let samples = Samples::new(engine, &probes.data, &probes.data.labels, max_tokens)?;
+            let samples = samples.padded_narrowly();
             // Read a few times in a run: the planned memory goes to what is trained on.
             samples.limit_cache(0);
             let (taught, which) = match probes.own {
@@ -144,8 +146,6 @@ pub(super) struct Knowledge<'a> {
     seen: Before,
     /// The share that is to be kept.
     wanted: f32,
-    /// Samples that run at once.
-    rows: usize,
     /// The base's features of each probe that is taught of, in their order.
     taught: Vec<Vec<f32>>,
     /// Probes that a step is taught of.
@@ -187,6 +187,11 @@ pub(super) struct Parts<'r, 's> {
     pub train: &'r [usize],
     /// The held-out samples, where they are others than `samples`.
     pub held: Option<&'r Samples<'s>>,
+    /// What keeps rows from below, and makes features of those.
+    pub prefix: Option<&'r Prefix>,
+    pub looks: Option<&'r Looks>,
+    /// Whether the values at first change nothing.
+    pub as_base: bool,
     /// Samples that run at once, and those of a step.
     pub rows: usize,
     pub batch: usize,
@@ -206,10 +211,10 @@ impl<'a> Knowledge<'a> {
         if parts.samples.task().rules().completes() {
             return Knowledge::ask_tokens(parts, measure, wanted, go_on);
         }
-        let Parts { engine, samples, train, rows, .. } = *parts;
+        let Parts { engine, samples, train, .. } = *parts;
         let view = Lens::new(engine, Some(head))?;
-        let mut ask = |samples: &Samples<'_>, which: &[usize]| {
-            view.of_samples(engine, None, samples, which, rows, go_on)
+        let mut ask = |(samples, set): (&Samples<'_>, Set), which: &[usize]| {
+            parts.seen(&view, None, samples, set, which, go_on)
         };
         let Some(measured) = ask(parts.measured(&measure), &measure.which)? else {
             return Ok(None);
@@ -219,20 +224,22 @@ impl<'a> Knowledge<'a> {
         if wanted > 0.0 {
             let mut rows = known;
             if rows.len() != train.len() || head.pool == Pool::None {
-                let Some(seen) = ask(samples, train)? else { return Ok(None) };
+                let seen = ask((samples, Set::Samples), train)?;
+                let Some(seen) = seen else { return Ok(None) };
                 rows = seen.into_iter().map(|seen| seen.features).collect();
             }
             for (&sample, row) in train.iter().zip(&rows) {
                 directions[sample] = direction(row);
             }
             if let Some(probes) = &measure.probes {
-                let Some(seen) = ask(probes, &measure.taught)? else { return Ok(None) };
+                let seen = ask((probes, Set::Probes), &measure.taught)?;
+                let Some(seen) = seen else { return Ok(None) };
                 taught = seen.iter().map(|seen| direction(&seen.features)).collect();
             }
         }
         let seen = Before::Features { view, measured, samples: directions };
         let (a_step, weight) = (TAUGHT.min(taught.len()), WEIGHT);
-        Ok(Some(Knowledge { measure, seen, wanted, rows, taught, a_step, weight }))
+        Ok(Some(Knowledge { measure, seen, wanted, taught, a_step, weight }))
     }
 
     /// What the rows of `group` should stay near to, filled up to `rows`; each counts `share` of the
@@ -280,23 +287,26 @@ impl<'a> Knowledge<'a> {
         Ok((probes, self.of_taught(group, rows, share)))
     }
 
-    /// How much `adapter` keeps. `None` where `go_on` said stop.
+    /// How much `adapter` keeps, which has the trainer's values as they are or no layers. `None` where `go_on` said stop.
     pub fn look(
         &self,
         parts: &Parts<'_, '_>,
         adapter: &Adapter,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Option<KnowledgeKept>> {
-        let bound = parts.engine.bind(&[(adapter, 1.0)])?;
-        let samples = parts.measured(&self.measure);
-        let which = &self.measure.which;
-        let (engine, rows) = (parts.engine, self.rows);
+        let (samples, set) = parts.measured(&self.measure);
+        let (engine, which) = (parts.engine, &self.measure.which);
         let found = match &self.seen {
+            // A head alone leaves the features as they are.
+            Before::Features { view, measured, .. } if adapter.targets.is_empty() => {
+                Some(view.compare(measured, measured)?)
+            }
             Before::Features { view, measured, .. } => {
-                let now = view.of_samples(engine, Some(&bound), samples, which, rows, go_on)?;
+                let now = parts.seen(view, Some(adapter), samples, set, which, go_on)?;
                 now.map(|now| view.compare(measured, &now)).transpose()?
             }
             Before::Tokens => {
+                let bound = engine.bind(&[(adapter, 1.0)])?;
                 let rows = samples.fixed_rows().unwrap_or(1);
                 let inputs = which.iter().map(|&sample| samples.inputs(&[sample], rows));
                 retention(engine, &bound, inputs, go_on)?
@@ -350,11 +360,33 @@ fn weighed(weight: f32, first: f32, wanted: f32, kept: f32) -> f32 {
 }
 
 impl<'s> Parts<'_, 's> {
-    fn measured<'m>(&'m self, measure: &'m Measure<'s>) -> &'m Samples<'s> {
-        match &measure.probes {
-            Some(probes) => probes,
-            None => self.held.unwrap_or(self.samples),
+    fn measured<'m>(&'m self, measure: &'m Measure<'s>) -> (&'m Samples<'s>, Set) {
+        match (&measure.probes, self.held) {
+            (Some(probes), _) => (probes, Set::Probes),
+            (None, Some(held)) => (held, Set::Held),
+            (None, None) => (self.samples, Set::Samples),
         }
+    }
+
+    /// What is seen of each of `which` with `adapter`, which has the trainer's values, or of the base alone,
+    /// before any has changed. `None` where `go_on` said stop.
+    fn seen(
+        &self,
+        view: &Lens,
+        adapter: Option<&Adapter>,
+        samples: &Samples<'_>,
+        set: Set,
+        which: &[usize],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Vec<Seen>>> {
+        let as_is = adapter.is_some() || self.as_base;
+        if let Some(looks) = self.looks.filter(|_| as_is && view.sees_features()) {
+            let (prefix, trainer, rows) = (self.prefix, self.trainer, self.rows);
+            let rows = looks.features(prefix, trainer, samples, set, which, rows, go_on)?;
+            return Ok(rows.map(|rows| rows.into_iter().map(Seen::of_features).collect()));
+        }
+        let bound = adapter.map(|adapter| self.engine.bind(&[(adapter, 1.0)])).transpose()?;
+        view.of_samples(self.engine, bound.as_ref(), samples, which, self.rows, go_on)
     }
 }
 

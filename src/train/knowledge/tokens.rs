@@ -100,7 +100,7 @@ impl<'a> Knowledge<'a> {
             a_step = (batch * taught.len()).div_ceil(tokens.max(1)).clamp(1, TAUGHT);
         }
         let (seen, weight) = (Before::Tokens, TOKEN_WEIGHT);
-        Ok(Some(Knowledge { measure, seen, wanted, rows, taught, a_step, weight }))
+        Ok(Some(Knowledge { measure, seen, wanted, taught, a_step, weight }))
     }
 
     /// Tokens of a probe.

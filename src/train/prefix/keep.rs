@@ -20,6 +20,8 @@ pub(super) type Key = (Set, usize, usize);
 pub(in crate::train) enum Set {
     /// Those that are trained on.
     Samples,
+    /// Those held out, where they are others.
+    Held,
     /// Probes of the base's knowledge.
     Probes,
 }

@@ -8,6 +8,7 @@
 mod below;
 mod cut;
 mod keep;
+mod looks;
 #[cfg(test)]
 mod tests;
 
@@ -15,10 +16,12 @@ use super::samples::Samples;
 use super::trainer::Trainer;
 use super::work::{Above, Fed, mask};
 use crate::error::Result;
-use crate::runtime::Binding;
+use crate::runtime::{Binding, Engine};
 pub(super) use below::Below;
+use cut::Crossing;
 pub(super) use keep::Set;
 use keep::{Keep, Row};
+pub(super) use looks::Looks;
 use serde::Serialize;
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -26,13 +29,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 #[cfg(test)]
 pub(super) use tests::{is_off, plain};
+use tract_core::internal::{TValue, TVec};
 
 /// What a run kept of the frozen layers below the first trained one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PrefixReport {
     /// Those layers.
     pub layers: usize,
-    /// Rows that they ran on in steps; 0 where nothing is kept, and they run on every row.
+    /// Rows that they ran on; 0 where nothing is kept, and they run on every row.
     pub rows_run: u64,
     /// Rows whose outputs were there already.
     pub rows_kept: u64,
@@ -49,8 +53,8 @@ pub(super) struct Prefix {
     layers: usize,
     keep: Keep,
     runs: AtomicU64,
-    /// Those met: their places are part of what rows are kept by.
-    bindings: Mutex<Vec<Binding>>,
+    /// The sizes met and what crosses there: their places are part of what rows are kept by.
+    met: Mutex<Vec<(Binding, Vec<Crossing>)>>,
     /// That of pictures and sounds, which are all of one size: rows that are kept need no decoding.
     of_media: OnceLock<Binding>,
 }
@@ -58,8 +62,13 @@ pub(super) struct Prefix {
 impl Prefix {
     /// Nothing yet. Where memory is full, rows go into a file beside `beside`.
     pub fn new(layers: usize, beside: Option<PathBuf>) -> Prefix {
-        let (runs, bindings, of_media) = (AtomicU64::new(0), Mutex::new(vec![]), OnceLock::new());
-        Prefix { layers, keep: Keep::new(beside), runs, bindings, of_media }
+        Prefix {
+            layers,
+            keep: Keep::new(beside),
+            runs: AtomicU64::new(0),
+            met: Mutex::default(),
+            of_media: OnceLock::new(),
+        }
     }
 
     /// Gives it room in memory.
@@ -91,7 +100,28 @@ impl Prefix {
             let inputs = inputs.map_or_else(|| samples.inputs(group, rows), Ok)?;
             return Ok(Fed::Inputs(Cow::Owned(inputs)));
         };
-        let at = self.place(&binding);
+        let tensors = self.crossing(engine, below, &binding, samples, set, group, rows)?;
+        if samples.is_of_one_size() {
+            self.of_media.get_or_init(|| binding.clone());
+        }
+        let inputs = inputs.filter(|_| trainer.is_per_token());
+        let mask = inputs.and_then(|inputs| mask(engine, &inputs));
+        Ok(Fed::Above(Above { binding, tensors, mask }))
+    }
+
+    /// What crosses of `group`, filled up to `rows` rows: what is kept, else made, and kept.
+    #[allow(clippy::too_many_arguments)]
+    fn crossing(
+        &self,
+        engine: &Engine,
+        below: &Below,
+        binding: &Binding,
+        samples: &Samples<'_>,
+        set: Set,
+        group: &[usize],
+        rows: usize,
+    ) -> Result<TVec<TValue>> {
+        let at = self.place(binding, &below.crossing);
         let mut found: Vec<Row> = vec![];
         for &sample in group {
             let key = (set, sample, at);
@@ -109,21 +139,16 @@ impl Prefix {
         if let Some(first) = found.first().cloned() {
             found.resize(rows.max(found.len()), first);
         }
-        if samples.is_of_one_size() {
-            self.of_media.get_or_init(|| binding.clone());
-        }
-        let inputs = inputs.filter(|_| trainer.is_per_token());
-        let mask = inputs.and_then(|inputs| mask(engine, &inputs));
-        Ok(Fed::Above(Above { binding, tensors: below.gather(&found)?, mask }))
+        below.gather(&found)
     }
 
-    fn place(&self, binding: &Binding) -> usize {
-        let mut bindings = self.bindings.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = bindings.iter().position(|known| known == binding) {
+    fn place(&self, binding: &Binding, crossing: &[Crossing]) -> usize {
+        let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = met.iter().position(|(known, of)| known == binding && of == crossing) {
             return at;
         }
-        bindings.push(binding.clone());
-        bindings.len() - 1
+        met.push((binding.clone(), crossing.to_vec()));
+        met.len() - 1
     }
 
     /// How it went.

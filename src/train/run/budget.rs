@@ -8,8 +8,10 @@ use crate::train::options::TrainOptions;
 use crate::train::recompute::Repeat;
 use crate::train::samples::{PICTURE_CACHE, Samples};
 
-/// Micro-batch of sentences and raw inputs where none is asked for.
+/// Micro-batch of raw inputs and of a language model's texts where none is asked for.
 const MICRO_BATCH: usize = 8;
+/// The same of sentences: they are padded to fewer tokens beside each other, and less is there at once.
+const MICRO_BATCH_SENTENCES: usize = 2;
 /// Micro-batch of pictures where none is asked for.
 const MICRO_BATCH_PICTURES: usize = 1;
 /// Resident bytes of the process beside tensors and the base: code, tokenizer, a gradient and a
@@ -25,7 +27,12 @@ const SCRATCH_SHARE_PICTURES: u64 = 4;
 
 /// The micro-batch that is asked for, else that of such samples, without a limit to memory.
 pub(super) fn usual_micro_batch(options: &TrainOptions, samples: &Samples<'_>) -> usize {
-    let usual = if samples.has_pictures() { MICRO_BATCH_PICTURES } else { MICRO_BATCH };
+    let sentences = samples.has_text() && !samples.task().rules().learns_texts();
+    let usual = match (samples.has_pictures(), sentences) {
+        (true, _) => MICRO_BATCH_PICTURES,
+        (false, true) => MICRO_BATCH_SENTENCES,
+        (false, false) => MICRO_BATCH,
+    };
     options.micro_batch.unwrap_or(usual).min(options.batch)
 }
 

@@ -4,16 +4,10 @@ use super::Run;
 use crate::adapter::{Adapter, Head};
 use crate::error::{Error, Result};
 use crate::train::head::{BIAS, WEIGHT};
-use crate::train::instant::{
-    ENOUGH_HELD, Form, Made, features_of, fit, known, linear, make, temperature,
-};
+use crate::train::instant::{Form, Made, features_of, made_of};
 use crate::train::options::InstantHead;
-use crate::train::samples::Samples;
+use crate::train::prefix::Set;
 use crate::train::tasks::Task;
-use std::sync::Arc;
-
-/// Training samples whose features are looked at again after training, at most.
-const CALIBRATED_ON: usize = 256;
 
 impl Run<'_> {
     /// The instant head of the samples trained on; none where the run wants none or the task has none.
@@ -32,11 +26,33 @@ impl Run<'_> {
             }
             None => return Ok(Some(None)),
         };
-        let features = &self.trainer.setup.features;
-        let (engine, samples, which) = (self.engine, &self.samples, &self.train);
-        let labels = self.trainer.labels();
-        let made = make(engine, None, samples, which, features, labels, form, self.micro, go_on)?;
-        Ok(made.map(Some))
+        let Some(rows) = self.features(None, Set::Samples, &self.train, go_on)? else {
+            return Ok(None);
+        };
+        let (features, labels) = (&self.trainer.setup.features, self.trainer.labels());
+        let made = made_of(rows, &self.samples, &self.train, features, labels, form)?;
+        Ok(Some(Some(made)))
+    }
+
+    /// Whether what the run begins with answers as the instant head alone does.
+    pub(super) fn begins_with_it(&self) -> bool {
+        self.begins_instantly() && !self.options.task.rules().has_thresholds()
+    }
+
+    /// The instant head of all samples, those held out of them included: it has been judged without those, and
+    /// with them it is better. `None` where others are held out, or `go_on` said stop.
+    pub(super) fn instant_of_all(&self, go_on: &mut dyn FnMut() -> bool) -> Result<Option<Head>> {
+        let form = self.options.task.rules().closed_form();
+        let Some(form) = form.filter(|_| self.held_samples.is_none() && !self.held.is_empty())
+        else {
+            return Ok(None);
+        };
+        let (features, labels) = (&self.trainer.setup.features, self.trainer.labels());
+        let (engine, samples, micro) = (self.engine, &self.samples, self.micro);
+        let all: Vec<usize> = (0..samples.len()).collect();
+        let rows = features_of(engine, None, samples, &all, features, micro, go_on)?;
+        let made = rows.map(|rows| made_of(rows, samples, &all, features, labels, form));
+        Ok(made.transpose()?.map(|made| made.head))
     }
 
     /// Whether the trained head begins with the instant one: no generation before has one.
@@ -52,42 +68,6 @@ impl Run<'_> {
             self.trainer.set_parameter(BIAS, &made.head.bias)?;
         }
         Ok(())
-    }
-
-    /// Gives a trained head of classes its temperature, by what was held out, and what tells inputs like
-    /// those learned from others. `false` where `go_on` said stop.
-    pub(super) fn calibrate(
-        &self,
-        adapter: &mut Adapter,
-        go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<bool> {
-        if self.options.task.rules().closed_form() != Some(Form::OneOf) {
-            return Ok(true);
-        }
-        let bound = self.engine.bind(&[(&*adapter, 1.0)])?;
-        let features = &self.trainer.setup.features;
-        let mut ask = |samples: &Samples<'_>, which: &[usize]| {
-            features_of(self.engine, Some(&bound), samples, which, features, self.micro, go_on)
-        };
-        let step = self.train.len().div_ceil(CALIBRATED_ON).max(1);
-        let some: Vec<usize> = self.train.iter().copied().step_by(step).collect();
-        let Some(rows) = ask(&self.samples, &some)? else { return Ok(false) };
-        let targets = some.iter().map(|&s| self.samples.target(s)).collect::<Result<Vec<_>>>()?;
-        let held = self.held_samples.as_ref().unwrap_or(&self.samples);
-        let Some(held_rows) = ask(held, &self.held)? else { return Ok(false) };
-        let Some(head) = adapter.heads.first_mut() else { return Ok(true) };
-        let mut logits: Vec<Vec<f32>> =
-            held_rows.iter().map(|row| linear(&head.weight, &head.bias, row)).collect();
-        if logits.len() >= ENOUGH_HELD {
-            let right = self.held.iter().map(|&s| held.target(s)).collect::<Result<Vec<_>>>()?;
-            head.temperature = temperature(&logits, &right);
-            logits.iter_mut().flatten().for_each(|v| *v /= head.temperature);
-        }
-        if let Some(mut found) = known(&fit(&rows, &targets, Form::OneOf)?, &rows, &targets)? {
-            found.held_out(&held_rows, &logits);
-            head.known = Some(Arc::new(found.finish()));
-        }
-        Ok(true)
     }
 
     /// An adapter of a head alone.

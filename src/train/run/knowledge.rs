@@ -22,6 +22,9 @@ impl<'a> Run<'a> {
             samples: &self.samples,
             train: &self.train,
             held: self.held_samples.as_ref(),
+            prefix: self.prefix.as_ref(),
+            looks: self.looks(),
+            as_base: self.begins_as_base(),
             rows: self.micro,
             batch: self.options.batch,
         }
@@ -56,7 +59,6 @@ impl<'a> Run<'a> {
     /// the samples trained on, where they are known. `false` where `go_on` said stop.
     pub(super) fn ask_base(
         &mut self,
-        so_far: &SoFar,
         known: Vec<Vec<f32>>,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<bool> {
@@ -65,10 +67,7 @@ impl<'a> Run<'a> {
         let Some(head) = adapter.head() else { return Ok(true) };
         let wanted = self.options.keep_knowledge;
         let found = Knowledge::ask(&self.parts(), measure, head, wanted, known, go_on)?;
-        let Some(mut knowledge) = found else { return Ok(false) };
-        if let Some(weight) = so_far.keep_weight {
-            knowledge.weight = weight;
-        }
+        let Some(knowledge) = found else { return Ok(false) };
         self.knowledge = Some(knowledge);
         Ok(true)
     }
@@ -89,8 +88,8 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         if watches {
-            let shown = self.evaluate(&self.trainer.adapter()?, &mut || true)?;
-            self.tell(so_far.step, &shown.unwrap_or_default().metrics, false, progress);
+            let shown = self.shown(&mut || true)?.unwrap_or_default();
+            self.tell(so_far.step, &shown.metrics, false, progress);
         }
         // To its end: a checkpoint can't say that a look is still to be done.
         let Some(found) = self.knowledge_of(&self.trainer.adapter()?, &mut || true)? else {

@@ -3,18 +3,18 @@
 mod budget;
 mod effect;
 mod instant;
+mod judge;
 mod knowledge;
 mod prefix;
 mod report;
 mod state;
 
 use super::data::Dataset;
-use super::evaluate::{Evaluation, evaluate_samples};
 use super::knowledge::{Knowledge, Measure, Probes, probes};
 use super::lesson::{Lesson, Teacher};
 use super::mixer::Mixer;
 use super::options::{InstantHead, TrainOptions};
-use super::prefix::{Prefix, PrefixReport};
+use super::prefix::{Looks, Prefix, PrefixReport};
 use super::progress::{Event, Meter, Progress};
 use super::recompute::Repeated;
 use super::samples::Samples;
@@ -26,6 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::pack::release_heap;
 use crate::runtime::Engine;
 use instant::worse;
+use judge::Shown;
 pub use report::{TrainReport, Trained};
 use state::{SoFar, is_due};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -115,20 +116,6 @@ pub fn misfit(
     }
 }
 
-/// What a hold-out shows: metrics by name, and all of it.
-#[derive(Default)]
-struct Shown {
-    metrics: Vec<(String, f32)>,
-    evaluation: Option<Evaluation>,
-}
-
-impl Shown {
-    fn of(evaluation: Evaluation) -> Shown {
-        let metrics = evaluation.metrics.0.iter().map(|m| (m.name.into(), m.value)).collect();
-        Shown { metrics, evaluation: Some(evaluation) }
-    }
-}
-
 /// A run's parts. `held` are places in `held_samples`, or in `samples` where there is no other.
 struct Run<'a> {
     engine: &'a Engine,
@@ -147,6 +134,7 @@ struct Run<'a> {
     knowledge: Option<Knowledge<'a>>,
     /// What the frozen layers below the first trained one gave.
     prefix: Option<Prefix>,
+    looks: Option<Looks>,
     /// Why nothing is kept of them, though they are there.
     uncut: Option<PrefixReport>,
     held: Vec<usize>,
@@ -168,7 +156,10 @@ impl<'a> Run<'a> {
         if replayed >= data.samples.len() {
             return Err(Error::usage(format!("all {replayed} samples are replayed ones")));
         }
-        let encode = |data| Samples::new(engine, data, trainer.labels(), options.max_tokens);
+        let encode = |data| {
+            let samples = Samples::new(engine, data, trainer.labels(), options.max_tokens)?;
+            Ok(samples.padded_narrowly())
+        };
         let samples = encode(data)?;
         let held_samples = holdout.map(encode).transpose()?;
         // Read once an epoch at most: the planned memory goes to what is trained on.
@@ -197,6 +188,7 @@ impl<'a> Run<'a> {
             measure: None,
             knowledge: None,
             prefix: None,
+            looks: None,
             uncut: None,
             held,
             micro: 0,
@@ -204,23 +196,6 @@ impl<'a> Run<'a> {
             peak: 0,
             again: Repeated::default(),
         })
-    }
-
-    /// What the hold-out shows; nothing without one. `None` where `go_on` said stop.
-    fn evaluate(
-        &self,
-        adapter: &Adapter,
-        go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<Option<Shown>> {
-        if self.held.is_empty() {
-            return Ok(Some(Shown::default()));
-        }
-        let bound = self.engine.bind(&[(adapter, 1.0)])?;
-        let samples = self.held_samples.as_ref().unwrap_or(&self.samples);
-        let labels = self.trainer.labels();
-        let (engine, held, micro) = (self.engine, &self.held, self.micro);
-        let found = evaluate_samples(engine, Some(&bound), samples, held, labels, micro, go_on)?;
-        Ok(found.map(Shown::of))
     }
 
     fn sampler(&self) -> Result<Mixer> {
@@ -244,16 +219,22 @@ impl<'a> Run<'a> {
             let rows = std::mem::take(&mut made.rows);
             features = if options.keep_knowledge > 0.0 { rows } else { vec![] };
         }
+        // Before what is resumed: the values change nothing yet.
+        if !self.ask_teacher(&mut go_on)? || !self.ask_base(features, &mut go_on)? {
+            return stopped(0);
+        }
+        let mut first = None;
         let begun = match self.resume(&hash, &mut sampler)? {
             Some(resumed) => Some(resumed),
             None => {
-                let before = self.evaluate(&self.trainer.adapter()?, &mut go_on)?;
-                before.map(|before| SoFar::new(options.patience, before.metrics))
+                first = self.shown(&mut go_on)?;
+                let before = first.as_ref().map(|shown| shown.metrics.clone());
+                before.map(|before| SoFar::new(options.patience, before))
             }
         };
         let Some(mut so_far) = begun else { return stopped(0) };
-        if !self.ask_teacher(&mut go_on)? || !self.ask_base(&so_far, features, &mut go_on)? {
-            return stopped(so_far.step);
+        if let (Some(knowledge), Some(weight)) = (&mut self.knowledge, so_far.keep_weight) {
+            knowledge.weight = weight;
         }
         progress.event(&Event::Started {
             steps,
@@ -326,25 +307,27 @@ impl<'a> Run<'a> {
         if !only && !self.fit_thresholds(&mut adapter, &mut || !progress.stop())? {
             return stopped(so_far.step);
         }
-        let calibrated = !only && options.instant != InstantHead::Off;
-        if calibrated && !self.calibrate(&mut adapter, &mut || !progress.stop())? {
-            return stopped(so_far.step);
-        }
-        let Some(Shown { metrics: mut after, mut evaluation }) =
-            self.evaluate(&adapter, &mut || !progress.stop())?
-        else {
+        let Some((shown, held)) = self.judge(&mut adapter, &mut || !progress.stop())? else {
             return stopped(so_far.step);
         };
-        let mut given_up = None;
+        let Shown { metrics: mut after, mut evaluation } = shown;
+        let (mut given_up, mut of_all) = (None, None);
         let may_fall_back = !only && !options.even_if_worse && self.begins_instantly();
         if let Some(alone) = alone.filter(|_| may_fall_back)
             && worse(options.task, &after, &so_far.before)
         {
             given_up = Some(std::mem::replace(&mut after, so_far.before.clone()));
-            let Some(shown) = self.evaluate(&alone, &mut || !progress.stop())? else {
-                return stopped(so_far.step);
+            let shown = match first.filter(|_| self.begins_with_it()) {
+                Some(shown) => Some(shown),
+                None => self.evaluate(&alone, &mut || !progress.stop())?,
             };
-            (adapter, evaluation) = (alone, shown.evaluation);
+            let Some(shown) = shown else { return stopped(so_far.step) };
+            let whole = self.instant_of_all(&mut || !progress.stop())?;
+            of_all = whole.as_ref().map(|_| self.train.len() + self.held.len());
+            adapter = whole.map_or(alone, |head| self.head_alone(head));
+            evaluation = shown.evaluation;
+        } else if !self.learn_known(&mut adapter, &held, &mut || !progress.stop())? {
+            return stopped(so_far.step);
         }
         let effect = self.effect(&mut adapter, made.is_some())?;
         if effect == Some(0.0) {
@@ -368,6 +351,7 @@ impl<'a> Run<'a> {
             evaluation,
             instant: made.map(|made| made.report),
             given_up,
+            of_all,
             targets: adapter.targets.len(),
             skipped: self.trainer.skipped().to_vec(),
             parameters: self.trainer.parameter_count(),
@@ -453,7 +437,7 @@ impl<'a> Run<'a> {
     /// Measures the hold-out; whether to stop.
     fn look(&self, so_far: &mut SoFar, progress: &mut dyn Progress) -> Result<bool> {
         // To its end: a checkpoint can't say that a look is still to be done.
-        let shown = self.evaluate(&self.trainer.adapter()?, &mut || true)?.unwrap_or_default();
+        let shown = self.shown(&mut || true)?.unwrap_or_default();
         let metrics = shown.metrics;
         let loss = metrics.iter().find(|(name, _)| name == "loss");
         let Some(loss) = loss.map(|(_, v)| f64::from(*v)) else { return Ok(false) };

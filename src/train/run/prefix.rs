@@ -2,8 +2,10 @@
 
 use super::Run;
 use super::budget::usual_micro_batch;
+use crate::adapter::Adapter;
 use crate::error::{ErrorKind, Result};
-use crate::train::prefix::{Below, Prefix, PrefixReport, Set};
+use crate::train::instant::features_of;
+use crate::train::prefix::{Below, Looks, Prefix, PrefixReport, Set};
 use crate::train::samples::Samples;
 use crate::train::work::Fed;
 use std::borrow::Cow;
@@ -19,7 +21,11 @@ impl Run<'_> {
     /// What running the base says.
     pub(super) fn cut(&mut self) -> Result<()> {
         let per_epoch = self.sampler()?.batches_per_epoch();
-        if self.options.steps_of(per_epoch) <= per_epoch || is_off() {
+        if self.options.steps_of(per_epoch) <= per_epoch {
+            return Ok(());
+        }
+        if is_off() {
+            self.looks = Some(Looks::default());
             return Ok(());
         }
         let fixed = self.samples.fixed_rows();
@@ -56,6 +62,7 @@ impl Run<'_> {
         match found {
             Ok(layers) => {
                 self.trainer.cut(true);
+                self.looks = Some(Looks::default());
                 self.prefix = Some(Prefix::new(layers, self.options.checkpoint.clone()));
             }
             Err((layers, why)) => {
@@ -80,6 +87,43 @@ impl Run<'_> {
         }
     }
 
+    /// What makes features of rows from below, where the head reads one row a sample.
+    pub(super) fn looks(&self) -> Option<&Looks> {
+        let rules = self.options.task.rules();
+        self.looks.as_ref().filter(|_| !rules.per_token() && !rules.own_output())
+    }
+
+    /// Whether the first values change nothing: no generation before gives them.
+    pub(super) fn begins_as_base(&self) -> bool {
+        self.previous.is_none() || !self.options.warm_start
+    }
+
+    /// The features that the head reads of `which` of the samples, in that order, with `adapter`, which has the
+    /// values as they are, or of the base alone, before any has changed. `None` where `go_on` said stop.
+    ///
+    /// # Errors
+    /// As [`features_of`].
+    pub(super) fn features(
+        &self,
+        adapter: Option<&Adapter>,
+        set: Set,
+        which: &[usize],
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<Vec<Vec<f32>>>> {
+        let (samples, set) = match (&self.held_samples, set) {
+            (Some(held), Set::Held) => (held, set),
+            _ => (&self.samples, Set::Samples),
+        };
+        let as_is = adapter.is_some() || self.begins_as_base();
+        if let Some(looks) = self.looks().filter(|_| as_is) {
+            let (prefix, trainer) = (self.prefix.as_ref(), &self.trainer);
+            return looks.features(prefix, trainer, samples, set, which, self.micro, go_on);
+        }
+        let bound = adapter.map(|adapter| self.engine.bind(&[(adapter, 1.0)])).transpose()?;
+        let (engine, features) = (self.engine, &self.trainer.setup.features);
+        features_of(engine, bound.as_ref(), samples, which, features, self.micro, go_on)
+    }
+
     /// Gives what is kept of `spare` bytes what it needs, for samples as long as `longest`; how many.
     pub(super) fn give_room(&self, spare: u64, longest: usize) -> Result<u64> {
         let Some(prefix) = &self.prefix else { return Ok(0) };
@@ -88,7 +132,8 @@ impl Run<'_> {
         let texts = self.samples.has_text() || self.samples.writes();
         let lengths = if texts { 2 } else { 1 };
         let probes = self.probes.map_or(0, |probes| probes.data.samples.len());
-        let room = spare.min(row * lengths * (self.train.len() + probes) as u64);
+        let rows = self.train.len() + self.held.len() + probes;
+        let room = spare.min(row * lengths * rows as u64);
         prefix.allow(room);
         Ok(room)
     }

@@ -50,6 +50,9 @@ pub struct TrainReport {
     /// What the steps came to, where that was worse than the instant head, which was kept instead, or
     /// where the targets changed nothing and the head alone was kept: hold-out metrics.
     pub given_up: Option<Vec<(String, f32)>>,
+    /// Samples that the result is made of, where those held out of the data are among them: what the hold-out
+    /// shows is of the same made without them.
+    pub of_all: Option<usize>,
     /// Targets trained.
     pub targets: usize,
     /// Targets left out because the head's output doesn't depend on them.
