@@ -39,6 +39,13 @@ impl Window {
         self.kernel[0].saturating_mul(self.kernel[1])
     }
 
+    /// Whether each output pixel sees one input pixel, the one in its place.
+    pub(super) fn is_pointwise(&self) -> bool {
+        let unpadded = self.padding != Padding::SameLower && self.padding != Padding::SameUpper;
+        let unpadded = unpadded && !matches!(self.padding, Padding::Explicit(p) if p != [0; 4]);
+        unpadded && self.kernel == [1, 1] && self.stride == [1, 1]
+    }
+
     /// Fails on sizes of zero and on sizes beyond any real convolution.
     pub fn check(&self) -> TractResult<()> {
         let sides = [self.kernel, self.stride, self.dilation].concat();

@@ -122,6 +122,11 @@ impl Change {
         low_rank.as_ref().filter(|_| vectors && rows.is_none() && after.is_none())
     }
 
+    /// Whether it may be given to a product with [`Inputs::bounded`](super::Inputs::bounded).
+    pub fn takes_bounded(&self) -> bool {
+        self.only_low_rank().is_some()
+    }
+
     /// Whether a product needs x as floats beside the integers.
     pub(super) fn needs_floats(&self) -> bool {
         self.input.is_some() || self.rows.is_some()

@@ -24,6 +24,8 @@ pub struct LowRank {
     parts: Packed,
     /// These magnitudes, padded with zeros to whole panels.
     sizes: Vec<f32>,
+    /// The sum of each row of `a`, padded likewise.
+    sums: Vec<f32>,
 }
 
 impl LowRank {
@@ -45,7 +47,12 @@ impl LowRank {
             Scheme::Q8 | Scheme::Q4 | Scheme::F16 | Scheme::F32 => Scheme::Q8,
         };
         let (parts, sizes) = parts(scheme, rank, inputs, a)?;
-        Ok(LowRank { a: whole, b: Packed::pack(Scheme::F32, outputs, rank, b)?, parts, sizes })
+        let b = Packed::pack(Scheme::F32, outputs, rank, b)?;
+        let sums = sizes.iter().enumerate().map(|(r, _)| {
+            let row = a.get(r * inputs..(r + 1) * inputs).unwrap_or_default();
+            row.iter().map(|v| f64::from(*v)).sum::<f64>() as f32
+        });
+        Ok(LowRank { a: whole, b, parts, sums: sums.collect(), sizes })
     }
 
     /// R.
@@ -76,12 +83,15 @@ impl LowRank {
         let (width, own) = (self.parts.rows(), rows.clone());
         room.parts.resize(rows.end * width, 0.0);
         k.product_of(self.parts.view(), x, Start::Zero, &[Piece::plain(rows)], &mut room.parts);
-        for (panel, size) in self.sizes.as_chunks::<RANKS>().0.iter().enumerate() {
+        let sums = self.sums.as_chunks::<RANKS>().0;
+        for (panel, (size, sum)) in self.sizes.as_chunks::<RANKS>().0.iter().zip(sums).enumerate() {
+            let middle = sum.map(|sum| sum * x.middle());
             for row in own.clone() {
                 let parts = &room.parts[row * width + panel * PANEL..][..PANEL];
                 let (high, low) = parts.split_at(RANKS);
-                let u: [f32; RANKS] =
-                    std::array::from_fn(|i| size[i] * (high[i] + low[i] * (1.0 / FINER)));
+                let u: [f32; RANKS] = std::array::from_fn(|i| {
+                    size[i] * (high[i] + low[i] * (1.0 / FINER)) + middle[i]
+                });
                 room.inner.extend_from_slice(&u);
             }
         }

@@ -64,7 +64,7 @@ pub use convolution::{Convolution, Patches};
 pub use dense::{ContractedAxis, contract};
 pub use depthwise::{depthwise, depthwise_input_gradient};
 pub use dispatch::{available_kernels, check_kernels, compiled_kernels, kernel_name};
-pub use inputs::Inputs;
+pub use inputs::{Inputs, bounded_shift, takes_bounded};
 pub use kept::{Kept, attention_to_kept};
 pub use layout::{PANEL, packed_len};
 pub use low_rank::LowRank;

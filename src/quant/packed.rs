@@ -4,7 +4,7 @@
 use super::InputMoments;
 use super::kernels::AlignedBytes;
 use super::layout::{
-    ALIGN, BLOCK, GROUP, PANEL, block_len, packed_len, panel_len, q4_at, q8_at, scale_at,
+    ALIGN, BLOCK, GROUP, PANEL, SCALES, block_len, packed_len, panel_len, q4_at, q8_at, scale_at,
 };
 use super::{Scheme, encode};
 use crate::error::{Error, Result};
@@ -108,6 +108,7 @@ impl Packed {
             bytes: self.bytes.bytes(),
             keep_inputs: false,
             disturb_inputs: false,
+            row_scales: false,
         }
     }
 
@@ -149,6 +150,7 @@ pub struct PackedRef<'a> {
     bytes: &'a [u8],
     keep_inputs: bool,
     disturb_inputs: bool,
+    row_scales: bool,
 }
 
 impl<'a> PackedRef<'a> {
@@ -168,7 +170,8 @@ impl<'a> PackedRef<'a> {
         if len > 0 && !bytes.as_ptr().addr().is_multiple_of(ALIGN) {
             return Err(Error::bad_input("weights do not start at a multiple of 64 bytes"));
         }
-        Ok(PackedRef { scheme, rows, cols, bytes, keep_inputs: false, disturb_inputs: false })
+        let [keep_inputs, disturb_inputs, row_scales] = [false; 3];
+        Ok(PackedRef { scheme, rows, cols, bytes, keep_inputs, disturb_inputs, row_scales })
     }
 
     /// The same matrix, with products in f32 on every processor: integer kernels, which quantize their
@@ -182,6 +185,31 @@ impl<'a> PackedRef<'a> {
     pub fn disturbing_inputs(self) -> PackedRef<'a> {
         let disturb_inputs = !PackedRef { keep_inputs: false, ..self }.keeps_inputs();
         PackedRef { keep_inputs: true, disturb_inputs, ..self }
+    }
+
+    /// The same matrix, with what it takes a walk over it to know: whether each row has one scale, as rows of
+    /// a model have that came in integers. Products with x of one scale sum such rows in one go.
+    pub fn with_row_scales(self, row_scales: bool) -> PackedRef<'a> {
+        PackedRef { row_scales, ..self }
+    }
+
+    /// Whether each row is known to have one scale.
+    pub(crate) fn has_row_scales(&self) -> bool {
+        self.row_scales
+    }
+
+    /// Whether all blocks of each row have the same scale, of q8 and q8-64.
+    pub fn find_row_scales(&self) -> bool {
+        let bytes = matches!(self.scheme, Scheme::Q8 | Scheme::Q8Wide);
+        let blocks = self.cols.div_ceil(block_len(self.scheme));
+        // Sums of more columns could leave 32 bits.
+        bytes
+            && (1..=1 << 16).contains(&self.cols)
+            && (0..self.rows.div_ceil(PANEL)).all(|panel| {
+                let panel = self.panel(panel);
+                let scales = |block| &panel[scale_at(self.scheme, blocks, block, 0)..][..SCALES];
+                (1..blocks).all(|block| scales(block) == scales(0))
+            })
     }
 
     /// Whether products disturb their inputs and go on in f32.

@@ -48,6 +48,14 @@ impl FusedConvolution {
         }
     }
 
+    /// A convolution of which each output pixel sees one input pixel, the one in its place.
+    pub(super) fn pointwise(&self) -> Option<&FrozenConv> {
+        match &self.layer {
+            Layer::Conv(op) => op.window.is_pointwise().then_some(op),
+            Layer::Depthwise(_) => None,
+        }
+    }
+
     /// A depthwise convolution and its activation.
     pub(super) fn depthwise(&self) -> Option<(&FrozenDepthwise, Activation)> {
         match &self.layer {

@@ -12,6 +12,7 @@ mod hard_swish;
 mod kept;
 mod labels;
 mod layer_norm;
+mod narrowing;
 mod pictures;
 mod rotary;
 mod siblings;
@@ -47,6 +48,8 @@ pub const RULES: &[Rule] = &[
     Rule { name: "gate", apply: following::gate },
     // After those that it takes over: it ends with the depthwise convolution's activation.
     Rule { name: "conv-depthwise", apply: strips::conv_depthwise },
+    // After the sum and the activation of the layer that it ends with.
+    Rule { name: "narrowing", apply: narrowing::narrowing },
     Rule { name: "linear-siblings", apply: siblings::siblings },
     Rule { name: "attention", apply: attention::attention },
     Rule { name: "rotary", apply: rotary::rotary },

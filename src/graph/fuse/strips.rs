@@ -5,6 +5,7 @@
 use tract_core::internal::*;
 
 use super::convolution::FusedConvolution;
+use super::narrowing::Narrowing;
 use super::only_reader;
 use crate::graph::conv::After;
 use crate::graph::weights::filled;
@@ -15,19 +16,33 @@ use crate::quant::{Activation, ConvGeometry, depthwise, threads_for};
 /// Floats of a strip for each thread (512 KiB): with inputs and outputs it stays in the L2 cache.
 const STRIP: usize = 1 << 17;
 
-/// y = activation(depthwise(between(conv(x)))). Inputs: x, the bias of `conv` if it has one, the
-/// filters of `depthwise`, its bias if there is a further input.
+/// y = activation(depthwise(between(conv(x)))), or what `last` makes of that. Inputs: x, the bias of
+/// `conv` if it has one, the filters of `depthwise`, its bias if it has one, the inputs of `last`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct ConvDepthwise {
+pub struct ConvDepthwise {
     conv: FrozenConv,
     between: Activation,
     depthwise: FrozenDepthwise,
-    activation: Activation,
+    has_bias: bool,
+    pub(super) activation: Activation,
+    pub(super) last: Option<Narrowing>,
 }
 
+/// The inputs of `conv`, those of `depthwise` beside its x, and those of `last`.
+type Split<'a, T> = (&'a [T], &'a [T], &'a [T]);
+
 impl ConvDepthwise {
-    fn split<'a, T>(&self, inputs: &'a [T]) -> TractResult<(&'a [T], &'a [T])> {
-        inputs.split_at_checked(1 + usize::from(self.conv.has_bias)).context("too few inputs")
+    fn split<'a, T>(&self, inputs: &'a [T]) -> TractResult<Split<'a, T>> {
+        let conv = 1 + usize::from(self.conv.has_bias);
+        let (conv, rest) = inputs.split_at_checked(conv).context("too few inputs")?;
+        let depthwise = 1 + usize::from(self.has_bias);
+        let (depthwise, last) = rest.split_at_checked(depthwise).context("too few inputs")?;
+        Ok((conv, depthwise, last))
+    }
+
+    /// C of what the depthwise convolution gives.
+    pub(super) fn channels(&self) -> usize {
+        self.conv.out_features
     }
 }
 
@@ -41,6 +56,7 @@ impl Op for ConvDepthwise {
         info.push(format!("{:?}", self.between));
         info.extend(self.depthwise.info()?);
         info.push(format!("{:?}", self.activation));
+        info.extend(self.last.iter().map(|last| format!("{last:?}")));
         Ok(info)
     }
 
@@ -71,7 +87,7 @@ impl EvalOp for ConvDepthwise {
     not_out_of_plan!();
 
     fn eval(&self, ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let (conv, constants) = self.split(&inputs)?;
+        let (conv, constants, last) = self.split(&inputs)?;
         let conv = self.conv.ready(ctx, conv, After { add: None, activation: self.between })?;
         let g = self.depthwise.window.geometry(conv.shape)?;
         let (filters, bias) = self.depthwise.constants(&g, constants)?;
@@ -85,11 +101,21 @@ impl EvalOp for ConvDepthwise {
         let mut between = Tensor::zero::<f32>(&[held])?;
         let mut between = between.try_as_plain_ram_mut()?;
         let between = between.as_slice_mut::<f32>()?;
-        let y = filled(&[g.batch, out_height, g.out_width(), g.channels], |y| {
-            for (n, y) in y.chunks_exact_mut((out_height * out_line).max(1)).enumerate() {
+        let out = [g.batch, out_height, g.out_width()];
+        let last = self.last.as_ref().map(|l| l.ready(ctx, last, out)).transpose()?;
+        let outputs = last.as_ref().map_or(g.channels, |last| last.outputs());
+        let to_line = g.out_width() * outputs;
+        let mut wide = vec![0.0; if last.is_some() { step.min(out_height) * out_line } else { 0 }];
+        let activation = match &last {
+            Some(_) => Activation::Identity,
+            None => self.activation,
+        };
+        let y = filled(&[g.batch, out_height, g.out_width(), outputs], |y| {
+            for (n, y) in y.chunks_exact_mut((out_height * to_line).max(1)).enumerate() {
                 let mut there = 0usize..0;
-                for (i, y) in y.chunks_mut(step * out_line).enumerate() {
-                    let strip = Strip::of(&g, reach, i * step, y.len() / out_line);
+                for (i, y) in y.chunks_mut(step * to_line).enumerate() {
+                    let count = y.len() / to_line;
+                    let strip = Strip::of(&g, reach, i * step, count);
                     let rows = strip.rows;
                     // The last strip's last rows are this one's first.
                     let kept = there.end.saturating_sub(rows.start) * line;
@@ -98,8 +124,14 @@ impl EvalOp for ConvDepthwise {
                     let first = n * g.height + rows.start.max(there.end);
                     let between = &mut between[..rows.len() * line];
                     conv.pixels(first * g.width, &mut between[kept..])?;
-                    depthwise(&strip.geometry, filters, bias, self.activation, between, y);
                     there = rows;
+                    let Some(last) = &last else {
+                        depthwise(&strip.geometry, filters, bias, activation, between, y);
+                        continue;
+                    };
+                    let wide = &mut wide[..count * out_line];
+                    depthwise(&strip.geometry, filters, bias, activation, between, wide);
+                    last.pixels((n * out_height + i * step) * g.out_width(), wide, y)?;
                 }
             }
             Ok(())
@@ -112,18 +144,25 @@ impl TypedOp for ConvDepthwise {
     as_op!();
 
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
-        let (conv, constants) = self.split(inputs)?;
+        let (conv, constants, last) = self.split(inputs)?;
         let between = self.conv.output_facts(conv)?;
         let inputs: TVec<&TypedFact> = between.iter().chain(constants.iter().copied()).collect();
-        self.depthwise.output_facts(&inputs)
+        let wide = self.depthwise.output_facts(&inputs)?;
+        match &self.last {
+            Some(narrowing) => narrowing.output_facts(&wide[0], last),
+            None => Ok(wide),
+        }
     }
 
     fn cost(&self, inputs: &[&TypedFact]) -> TractResult<TVec<(Cost, TDim)>> {
-        let (conv, constants) = self.split(inputs)?;
+        let (conv, constants, last) = self.split(inputs)?;
         let between = self.conv.output_facts(conv)?;
         let inputs: TVec<&TypedFact> = between.iter().chain(constants.iter().copied()).collect();
         let mut cost = self.conv.cost(conv)?;
         cost.extend(self.depthwise.cost(&inputs)?);
+        if let Some(narrowing) = &self.last {
+            cost.extend(narrowing.cost(&self.depthwise.output_facts(&inputs)?[0], last)?);
+        }
         Ok(cost)
     }
 }
@@ -171,7 +210,8 @@ pub fn conv_depthwise(
     }
     let before = model.node(node.inputs[0].node);
     let Some((conv, between)) = convolution(before) else { return Ok(None) };
-    let op = ConvDepthwise { conv, between, depthwise: depthwise.clone(), activation };
+    let (depthwise, has_bias) = (depthwise.clone(), node.inputs.len() > 2);
+    let op = ConvDepthwise { conv, between, depthwise, has_bias, activation, last: None };
     let from: TVec<OutletId> = before.inputs.iter().chain(&node.inputs[1..]).copied().collect();
     TypedModelPatch::rewire(model, &from, &[node.id.into()], &|patch, inputs| {
         patch.wire_node(&node.name, op.clone(), inputs)

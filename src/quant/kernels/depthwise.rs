@@ -99,7 +99,8 @@ unsafe fn rest<V: Lanes>(l: &mut Line<'_>, run: &Run, i: usize, pixels: usize, m
 #[inline(always)]
 unsafe fn sliding<V: FewLanes>(l: &mut Line<'_>, run: &Run, i: usize, pixels: usize) -> usize {
     let mut c = l.channels.start;
-    if !run.taps.windows(2).all(|t| t[0].source + 1 == t[1].source) {
+    let next = |t: &[Tap]| t[0].source + 1 == t[1].source && t[0].kernel + 1 == t[1].kernel;
+    if !run.taps.windows(2).all(next) {
         return c;
     }
     macro_rules! tiles {
@@ -141,10 +142,11 @@ unsafe fn slide<V: FewLanes, const N: usize, const K: usize, const S: usize>(
         for row in l.rows {
             let first = row.source * l.from_width + i * S + run.taps[0].source;
             let from = l.from.as_ptr().add(first * all + c);
-            let w = l.w.as_ptr().add(row.kernel * l.kernel_width * all + c);
+            let kernel = row.kernel * l.kernel_width + run.taps[0].kernel;
+            let w = l.w.as_ptr().add(kernel * all + c);
             let mut weights = [start; K];
             for k in 0..K {
-                weights[k] = V::load(w.add(run.taps[k].kernel * all));
+                weights[k] = V::load(w.add(k * all));
             }
             // Written out: the compiler would keep a loop over so many sources, with a branch a tap.
             macro_rules! sources {

@@ -5,6 +5,8 @@
 //! `q + OFFSET` and each block's sum starts at `-OFFSET · Σx`, which is known when x is quantized; so
 //! it is with q4 everywhere. OFFSET is 128 for q8 and 8 for q4.
 //!
+//! Where x has one scale known beforehand and each row of W one too (q8 and q8-64), a row is one block.
+//!
 //! A tile may add a low-rank update u · bᵀ to where its sums start, in f32, while they are registers.
 //! Integer sums don't depend on order, and the f32 part is one fused chain in the order of the
 //! blocks: all instruction sets with a fused multiply-add give the same bits, and a row's result
@@ -12,10 +14,11 @@
 
 #![cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(dead_code))]
 
-use super::super::layout::{PANEL, block_len};
+use super::super::layout::{BLOCK, PANEL, block_len};
 use super::super::{PackedRef, Scheme};
+use super::Product;
 use super::float::{Job, Start};
-use super::quantize::{Quantized, quantize_rows};
+use super::quantize::{Quantized, QuantizedRows, bounded_rows, quantize_rows};
 use std::ops::Range;
 
 /// Rows of x that are quantized and multiplied at a time.
@@ -30,6 +33,8 @@ pub(crate) const RANKS: usize = 8;
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
     pub(super) blocks: usize,
+    /// Columns of a block, where it is a whole row; else 0, and the scheme says it.
+    pub(super) row: usize,
     /// Whether the last block's second half is beyond the columns: x is zero there, and it may be left out.
     #[cfg_attr(target_arch = "x86_64", expect(dead_code))]
     pub(super) half_last: bool,
@@ -85,6 +90,7 @@ impl Tile {
     /// There are so many rows.
     #[inline(always)]
     pub(super) unsafe fn advance(&mut self, rows: usize, block: usize) {
+        let block = if self.row > 0 { self.row } else { block };
         // SAFETY: the caller's promise. `u` may be of no update.
         unsafe {
             self.x = self.x.add(rows * self.blocks * block);
@@ -106,6 +112,8 @@ pub(super) trait Isa {
     const ROWS: usize;
     /// Rows of the largest tile over two panels; 0: there is none.
     const PAIR_ROWS: usize = 0;
+    /// Whether sums of q8 and q8-64 start at what the quantized x says.
+    const STARTS: bool = true;
     /// A tile of 1..=ROWS rows of a panel of integers.
     ///
     /// # Safety
@@ -142,6 +150,32 @@ pub(super) trait Isa {
     /// # Safety
     /// None beyond the instructions.
     unsafe fn quantize(wide: bool, x: &[f32], out: &mut [i8], scale: &mut [f32], start: &mut [i32]);
+    /// [`bounded`](super::quantize::bounded).
+    ///
+    /// # Safety
+    /// None beyond the instructions.
+    unsafe fn bounded(x: &[f32], steps: f32, out: &mut [i8]) -> bool;
+}
+
+/// The integer kernels of one instruction set, for q8, q8-64 and q4.
+pub(in super::super) struct Integers {
+    /// Quantizes x, block by block, and multiplies.
+    pub(super) product: Product,
+    pub(super) quantize: unsafe fn(&[f32], usize, QuantizedRows<'_>),
+    pub(super) bounded: unsafe fn(&[f32], usize, f32, &mut Quantized),
+    pub(super) panels: unsafe fn(PackedRef<'_>, &Quantized, Start<'_>, &[Piece<'_>], &mut [f32]),
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl Integers {
+    pub(super) const fn new<I: Isa>() -> Integers {
+        Integers {
+            product: run::<I>,
+            quantize: quantize_rows::<I>,
+            bounded: bounded_rows::<I>,
+            panels: panels::<I>,
+        }
+    }
 }
 
 /// Rows of a product, and what is added to them.
@@ -204,12 +238,22 @@ pub(super) unsafe fn panels<I: Isa>(
     let paired = if I::PAIR_ROWS > 0 { outputs / PANEL / 2 * 2 } else { 0 };
     let pairs = (0..paired).step_by(2).map(|panel| (panel, I::PAIR_ROWS));
     let single = (paired..outputs.div_ceil(PANEL)).map(|panel| (panel, I::ROWS));
+    // One scale on both sides: a row is one block.
+    let whole = w.has_row_scales() && x.bound.is_some();
+    let (blocks, scales, starts) = match whole {
+        true => (1, &x.row_scales, &x.row_starts),
+        false => (x.blocks, &x.scales, &x.starts),
+    };
     let mut tile = Tile {
-        blocks: x.blocks,
-        half_last: (1..=x.block / 2).contains(&(w.cols() % x.block)),
+        blocks,
+        row: if whole { x.blocks * x.block } else { 0 },
+        half_last: match whole {
+            true => (1..=BLOCK / 2).contains(&(w.cols() % BLOCK)),
+            false => (1..=x.block / 2).contains(&(w.cols() % x.block)),
+        },
         x: x.x.as_ptr(),
-        scales: x.scales.as_ptr(),
-        offsets: x.starts.as_ptr(),
+        scales: scales.as_ptr(),
+        offsets: starts.as_ptr(),
         panel: std::ptr::null(),
         start: ZEROS.as_ptr(),
         start_stride: 0,
@@ -239,8 +283,8 @@ pub(super) unsafe fn panels<I: Isa>(
             // SAFETY: x, u and y hold these rows, the panels their blocks and ranks.
             unsafe {
                 tile.x = x.x.as_ptr().add(row * x.blocks * x.block);
-                tile.scales = x.scales.as_ptr().add(row * x.blocks);
-                tile.offsets = x.starts.as_ptr().add(row * x.blocks);
+                tile.scales = scales.as_ptr().add(row * blocks);
+                tile.offsets = starts.as_ptr().add(row * blocks);
                 if outputs - output < PANEL {
                     part_of_panel::<I>(
                         w.scheme(),

@@ -4,11 +4,14 @@
 //! There are none with the matrix products of ARMv8.6: on panels laid out for dot products smmla needs
 //! as many instructions to regroup bytes as it saves.
 
+mod rows;
+
 use super::super::Scheme;
 use super::super::layout::{PANEL, SCALES, block_bytes};
 use super::integer::{Isa, RANKS, Tile};
 use super::neon::f16_pair;
-use super::quantize::neon::quantize;
+use super::quantize::neon::{bounded, quantize};
+use rows::{dotted_rows, widened_rows};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -22,6 +25,7 @@ macro_rules! isa {
     ($name:ident, $features:literal, $tile:ident, most = $most:literal, [$($rows:literal),*]) => {
         impl Isa for $name {
             const ROWS: usize = $most;
+            const STARTS: bool = false;
 
             unsafe fn tile(scheme: Scheme, rows: usize, t: &Tile) {
                 // SAFETY: passed on.
@@ -52,6 +56,9 @@ macro_rules! isa {
                     unsafe {
                         match (scheme, count) {
                             $(
+                                (Scheme::Q8 | Scheme::Q8Wide, $rows) if t.row > 0 => {
+                                    strip::<false, 0, $rows>(left, &mut t)
+                                }
                                 (Scheme::Q4, $rows) => strip::<true, 1, $rows>(left, &mut t),
                                 (Scheme::Q8, $rows) => strip::<false, 1, $rows>(left, &mut t),
                                 (Scheme::Q8Wide, $rows) => strip::<false, 2, $rows>(left, &mut t),
@@ -62,6 +69,11 @@ macro_rules! isa {
                     left %= count;
                     count = left;
                 }
+            }
+
+            unsafe fn bounded(x: &[f32], steps: f32, out: &mut [i8]) -> bool {
+                // SAFETY: every processor of ours has NEON.
+                unsafe { bounded(x, steps, out) }
             }
 
             unsafe fn quantize(
@@ -191,12 +203,16 @@ unsafe fn four_groups<const Q4: bool, const R: usize>(
     }
 }
 
-/// Eight rows of the panel; a block is S times 32 columns.
+/// Eight rows of the panel; a block is S times 32 columns, or a row where S is 0.
 ///
 /// # Safety
 /// [`Tile`]'s pointers hold `R` rows; `half` < 2.
 #[inline(always)]
 unsafe fn widened<const Q4: bool, const S: usize, const R: usize>(t: &Tile, half: usize) {
+    if S == 0 {
+        // SAFETY: the caller's promise.
+        return unsafe { widened_rows::<R>(t, half) };
+    }
     // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
         let mut sums = load_starts::<false, R>(t, half);
@@ -352,12 +368,16 @@ unsafe fn dot_block<const Q4: bool, const S: usize, const R: usize, const WHOLE:
     }
 }
 
-/// Eight rows of the panel; a block is S times 32 columns.
+/// Eight rows of the panel; a block is S times 32 columns, or a row where S is 0.
 ///
 /// # Safety
 /// The processor has dot products; [`Tile`]'s pointers hold `R` rows; `half` < 2.
 #[inline(always)]
 unsafe fn dotted<const Q4: bool, const S: usize, const R: usize>(t: &Tile, half: usize) {
+    if S == 0 {
+        // SAFETY: the caller's promise.
+        return unsafe { dotted_rows::<R>(t, half) };
+    }
     // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
         let mut sums = load_starts::<true, R>(t, half);

@@ -1,9 +1,12 @@
 //! Integer tiles for AVX512-VNNI and AVX2.
 
+mod rows;
+
 use super::super::Scheme;
 use super::super::layout::{PANEL, SCALES, block_bytes};
 use super::integer::{Isa, RANKS, Second, Tile};
-use super::quantize::quantize;
+use super::quantize::{bounded, quantize};
+use rows::vnni_rows;
 use std::arch::x86_64::*;
 
 /// vpdpbusd on registers of a whole panel.
@@ -40,6 +43,7 @@ impl Isa for Avx512Vnni {
         // SAFETY: the trait's contract.
         unsafe {
             match scheme {
+                Scheme::Q8 | Scheme::Q8Wide if t.row > 0 => inner::<false, 0>(rows, t),
                 Scheme::Q4 => inner::<true, 1>(rows, t),
                 Scheme::Q8 => inner::<false, 1>(rows, t),
                 Scheme::Q8Wide => inner::<false, 2>(rows, t),
@@ -67,12 +71,18 @@ impl Isa for Avx512Vnni {
         // SAFETY: the trait's contract.
         unsafe {
             match scheme {
+                Scheme::Q8 | Scheme::Q8Wide if t.row > 0 => inner::<false, 0>(rows, t, second),
                 Scheme::Q4 => inner::<true, 1>(rows, t, second),
                 Scheme::Q8 => inner::<false, 1>(rows, t, second),
                 Scheme::Q8Wide => inner::<false, 2>(rows, t, second),
                 Scheme::F16 | Scheme::F32 => unreachable!("{scheme:?} has no integers"),
             }
         }
+    }
+
+    unsafe fn bounded(x: &[f32], steps: f32, out: &mut [i8]) -> bool {
+        // SAFETY: the trait's contract.
+        unsafe { bounded_8(x, steps, out) }
     }
 
     unsafe fn quantize(
@@ -90,6 +100,12 @@ impl Isa for Avx512Vnni {
             }
         }
     }
+}
+
+/// As [`bounded`].
+#[target_feature(enable = "avx2,fma,f16c")]
+fn bounded_8(x: &[f32], steps: f32, out: &mut [i8]) -> bool {
+    bounded(x, steps, out)
 }
 
 /// As [`quantize`], 16 values at a time; a block is S times 32 values.
@@ -132,13 +148,17 @@ fn quantize_16<const S: usize>(x: &[f32], out: &mut [i8], scales: &mut [f32], st
     }
 }
 
-/// A block is S times 32 columns.
+/// A block is S times 32 columns, or a row where S is 0.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW, VL and VNNI; [`Tile`]'s pointers hold `R` rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn vnni<const Q4: bool, const S: usize, const R: usize>(t: &Tile) {
+    if S == 0 {
+        // SAFETY: the caller's promise.
+        return unsafe { vnni_rows::<R>(t) };
+    }
     let quants = block_bytes(if Q4 { Scheme::Q4 } else { Scheme::Q8 });
     // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
@@ -206,6 +226,8 @@ unsafe fn vnni<const Q4: bool, const S: usize, const R: usize>(t: &Tile) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn vnni_pair<const Q4: bool, const S: usize, const R: usize>(t: &Tile, second: &Second) {
+    // Of 32 columns.
+    let steps = if S == 0 { t.row / 32 } else { S };
     let quants = block_bytes(if Q4 { Scheme::Q4 } else { Scheme::Q8 });
     let panels = [t.panel, second.panel];
     // SAFETY: start, u, x and y hold R rows; a panel holds `blocks` blocks of quants, then of scales.
@@ -228,7 +250,7 @@ unsafe fn vnni_pair<const Q4: bool, const S: usize, const R: usize>(t: &Tile, se
         let low = _mm512_set1_epi8(15);
         let flip = _mm512_set1_epi8(-128);
         // Not known to the compiler, which else unrolls the loop, loads x ahead and spills.
-        let vectors = std::hint::black_box(if Q4 { 4 } else { 8 * S });
+        let vectors = std::hint::black_box(if Q4 { 4 } else { 8 * steps });
         for b in 0..t.blocks {
             let mut ints = [[_mm512_setzero_si512(); 2]; R];
             for r in 0..R {
@@ -236,7 +258,7 @@ unsafe fn vnni_pair<const Q4: bool, const S: usize, const R: usize>(t: &Tile, se
                 ints[r] = [if Q4 { _mm512_srai_epi32::<4>(offset) } else { offset }; 2];
             }
             // Written out: closures aren't inlined into the library's `map`, which lacks the instructions.
-            let from = [panels[0].add(b * S * quants), panels[1].add(b * S * quants)];
+            let from = [panels[0].add(b * steps * quants), panels[1].add(b * steps * quants)];
             for v in 0..vectors {
                 let q = [
                     _mm512_loadu_si512(from[0].add(64 * v).cast()),
@@ -246,9 +268,9 @@ unsafe fn vnni_pair<const Q4: bool, const S: usize, const R: usize>(t: &Tile, se
                     true => [_mm512_and_si512(q[0], low), _mm512_and_si512(q[1], low)],
                     false => [_mm512_xor_si512(q[0], flip), _mm512_xor_si512(q[1], flip)],
                 };
-                let x = t.x.add(b * S * 32).cast::<i32>();
+                let x = t.x.add(b * steps * 32).cast::<i32>();
                 for r in 0..R {
-                    let x = _mm512_set1_epi32(x.add(r * t.blocks * S * 8 + v).read_unaligned());
+                    let x = _mm512_set1_epi32(x.add(r * t.blocks * steps * 8 + v).read_unaligned());
                     for p in 0..2 {
                         ints[r][p] = _mm512_dpbusd_epi32(ints[r][p], w[p], x);
                     }
@@ -265,7 +287,7 @@ unsafe fn vnni_pair<const Q4: bool, const S: usize, const R: usize>(t: &Tile, se
                 }
             }
             for p in 0..2 {
-                let scales = panels[p].add(t.blocks * S * quants + b * SCALES);
+                let scales = panels[p].add(t.blocks * steps * quants + b * SCALES);
                 let w_scale = _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()));
                 for r in 0..R {
                     let scale = _mm512_set1_ps(*t.scales.add(r * t.blocks + b));
@@ -302,12 +324,18 @@ impl Isa for Avx2 {
         // SAFETY: the trait's contract.
         unsafe {
             match scheme {
+                Scheme::Q8 | Scheme::Q8Wide if t.row > 0 => inner::<false, 0>(rows, t),
                 Scheme::Q4 => inner::<true, 1>(rows, t),
                 Scheme::Q8 => inner::<false, 1>(rows, t),
                 Scheme::Q8Wide => inner::<false, 2>(rows, t),
                 Scheme::F16 | Scheme::F32 => unreachable!("{scheme:?} has no integers"),
             }
         }
+    }
+
+    unsafe fn bounded(x: &[f32], steps: f32, out: &mut [i8]) -> bool {
+        // SAFETY: the trait's contract.
+        unsafe { bounded_8(x, steps, out) }
     }
 
     unsafe fn quantize(
@@ -335,7 +363,8 @@ impl Isa for Avx2 {
 /// AMD processor a walk over 143 MB took 11.7 ms with it and 12.5 ms without, of q4 6.6 and 8.7 (4096 made q8 slower).
 const AHEAD: usize = 8192;
 
-/// H times eight rows of the panel, from the half `first` on; a block is S times 32 columns.
+/// H times eight rows of the panel, from the half `first` on; a block is S times 32 columns, or a row where S
+/// is 0.
 ///
 /// q4: `q + 8` is 0..=15, so eight groups fit into 16 bits (8 · 2 · 15 · 127 < 2¹⁵). q8: |q| times x
 /// with q's sign, at most 2 · 128 · 127 a pair, widened each time; no offset then.
@@ -349,6 +378,7 @@ unsafe fn maddubs<const Q4: bool, const S: usize, const R: usize, const H: usize
     first: usize,
 ) {
     let quants = block_bytes(if Q4 { Scheme::Q4 } else { Scheme::Q8 });
+    let steps = if S == 0 { t.row / 32 } else { S };
     // SAFETY: start, u, x and y hold R rows; the panel holds `blocks` blocks of quants, then of scales.
     unsafe {
         let eight = |half: usize| (first + half) * PANEL / 2;
@@ -368,9 +398,9 @@ unsafe fn maddubs<const Q4: bool, const S: usize, const R: usize, const H: usize
             }
         }
         let ones = _mm256_set1_epi16(1);
-        let w_scales = t.panel.add(t.blocks * S * quants + first * SCALES / 2);
+        let w_scales = t.panel.add(t.blocks * steps * quants + first * SCALES / 2);
         for b in 0..t.blocks {
-            let from = t.panel.add(b * S * quants + 32 * first);
+            let from = t.panel.add(b * steps * quants + 32 * first);
             let mut ints = [[_mm256_setzero_si256(); H]; R];
             if Q4 {
                 let low = _mm256_set1_epi8(15);
@@ -385,7 +415,7 @@ unsafe fn maddubs<const Q4: bool, const S: usize, const R: usize, const H: usize
                             _mm256_and_si256(_mm256_srli_epi16::<4>(q), low),
                         ];
                         for r in 0..R {
-                            let x = t.x.add((r * t.blocks + b) * 32 * S).cast::<i32>();
+                            let x = t.x.add((r * t.blocks + b) * 32 * steps).cast::<i32>();
                             for i in 0..2 {
                                 let x = _mm256_set1_epi32(x.add(v + 4 * i).read_unaligned());
                                 let pairs = _mm256_maddubs_epi16(w[i], x);
@@ -403,7 +433,7 @@ unsafe fn maddubs<const Q4: bool, const S: usize, const R: usize, const H: usize
                     }
                 }
             } else {
-                for g in 0..8 * S {
+                for g in 0..8 * steps {
                     if R == 1 {
                         _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(64 * g + AHEAD).cast());
                     }
@@ -411,7 +441,7 @@ unsafe fn maddubs<const Q4: bool, const S: usize, const R: usize, const H: usize
                         let w = _mm256_loadu_si256(from.add(64 * g + 32 * h).cast());
                         let size = _mm256_abs_epi8(w);
                         for r in 0..R {
-                            let x = t.x.add((r * t.blocks + b) * 32 * S).cast::<i32>();
+                            let x = t.x.add((r * t.blocks + b) * 32 * steps).cast::<i32>();
                             let x = _mm256_set1_epi32(x.add(g).read_unaligned());
                             let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w));
                             let sum = _mm256_madd_epi16(pairs, ones);

@@ -36,29 +36,11 @@ pub(crate) use dense::Dense;
 pub(crate) use depthwise::{Line, Run, Tap};
 use float::{Isa, Tile};
 pub(crate) use float::{Job, Start};
+use integer::Integers;
 pub(crate) use integer::{Piece, RANKS};
 pub(crate) use quantize::Quantized;
 
 type Product = unsafe fn(&mut Job<'_>);
-
-/// The integer kernels of one instruction set, for q8, q8-64 and q4.
-pub(super) struct Integers {
-    /// Quantizes x, block by block, and multiplies.
-    product: Product,
-    quantize: unsafe fn(&[f32], usize, quantize::QuantizedRows<'_>),
-    panels: unsafe fn(PackedRef<'_>, &Quantized, Start<'_>, &[Piece<'_>], &mut [f32]),
-}
-
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-impl Integers {
-    const fn new<I: integer::Isa>() -> Integers {
-        Integers {
-            product: integer::run::<I>,
-            quantize: quantize::quantize_rows::<I>,
-            panels: integer::panels::<I>,
-        }
-    }
-}
 
 /// The kernels of one instruction set. A reference to one proves that this processor can run them:
 /// only [`Kernels::available`] gives any.
@@ -139,6 +121,21 @@ impl Kernels {
                 unsafe { (integers.quantize)(x, cols, to) }
             },
         );
+    }
+
+    /// As [`Kernels::quantize`], of values that are held between 0 and `bound`.
+    ///
+    /// # Panics
+    /// As there.
+    pub(crate) fn quantize_bounded(&self, x: &[f32], cols: usize, bound: f32, to: &mut Quantized) {
+        assert_eq!(to.blocks, cols.div_ceil(to.block), "a row has blocks");
+        to.bound = Some(bound);
+        to.reserve(x.len().checked_div(cols).unwrap_or(0));
+        match &self.integers {
+            // SAFETY: the processor has the instructions.
+            Some(integers) if cols > 0 => unsafe { (integers.bounded)(x, cols, bound, to) },
+            _ => assert_eq!(cols, 0, "'{}' has no integer kernels", self.name),
+        }
     }
 
     /// y\[M, rows\] = start + the first M rows of x · Wᵀ, plus what is added to the pieces. Rows in no

@@ -61,10 +61,60 @@ pub(super) fn scale_and_inverse(bits: u32) -> (f32, f32) {
     (if bits < f32::INFINITY.to_bits() { largest / 127.0 } else { f32::NAN }, inverse)
 }
 
+/// Steps of a value with known bounds: an odd number of integers, -127 to 127.
+const STEPS: f32 = 254.0;
+
+/// v, held between 0 and the bound that has 254 `steps` of 1 / `steps` each, to the nearest of them (ties to
+/// even), less 127. Whether no v is NaN, which would not show in the integers.
+#[inline(always)]
+pub(super) fn bounded(x: &[f32], steps: f32, out: &mut [i8]) -> bool {
+    /// As in [`quantize`].
+    const ROUND: f32 = 12_582_912.0;
+    let mut odd = 0;
+    for (v, out) in x.iter().zip(out) {
+        odd |= u32::from(v.is_nan());
+        let v = v * steps;
+        let v = if v > 0.0 { v } else { 0.0 };
+        let v = if v < STEPS { v } else { STEPS };
+        *out = ((v + ROUND).to_bits() as u8).wrapping_sub(127) as i8;
+    }
+    odd == 0
+}
+
+/// Rows of x, `cols` values each, that are held between 0 and `bound`, to the first rows of `to`, of which
+/// all have one scale. A row that holds NaN has the scale NaN.
+///
+/// # Safety
+/// The processor has the instructions of `I`.
+pub(super) unsafe fn bounded_rows<I: Isa>(x: &[f32], cols: usize, bound: f32, to: &mut Quantized) {
+    let sums = I::STARTS || to.q4;
+    let (blocks, block) = (to.blocks, to.block);
+    let (steps, scale) = (STEPS / bound, bound / STEPS);
+    let rows = to.x.chunks_exact_mut(blocks * block).zip(to.scales.chunks_exact_mut(blocks));
+    let rows = rows.zip(to.starts.chunks_exact_mut(blocks));
+    let rows = rows.zip(to.row_scales.iter_mut().zip(&mut to.row_starts));
+    for (x, (((out, scales), starts), (row_scale, row_start))) in x.chunks_exact(cols).zip(rows) {
+        // SAFETY: the processor has the instructions.
+        let sound = unsafe { I::bounded(x, steps, &mut out[..cols]) };
+        *row_scale = if sound { scale } else { f32::NAN };
+        scales.fill(*row_scale);
+        if !sums {
+            continue;
+        }
+        *row_start = 0;
+        for (x, start) in out.chunks_exact(block).zip(starts) {
+            *start = -128 * x.iter().map(|x| i32::from(*x)).sum::<i32>();
+            *row_start += *start;
+        }
+    }
+}
+
 /// What x becomes for products with weights in integers: int8 in blocks, each with its scale and what
 /// its integer sum with 8-bit weights starts at (a sixteenth of that with q4).
 #[derive(Default)]
 pub(crate) struct Quantized {
+    /// Whether it is for products with q4.
+    q4: bool,
     /// Columns of a block.
     pub(crate) block: usize,
     /// Blocks a row.
@@ -75,6 +125,13 @@ pub(crate) struct Quantized {
     pub(crate) scales: Vec<f32>,
     /// \[rows\]\[blocks\].
     pub(crate) starts: Vec<i32>,
+    /// Where values lie between 0 and a bound, that bound: every row has one scale, and an integer q means
+    /// `scale · (q + 127)`.
+    pub(crate) bound: Option<f32>,
+    /// Of values with a bound, \[rows\].
+    pub(crate) row_scales: Vec<f32>,
+    /// Of values with a bound, \[rows\]: the sum of the row's starts.
+    pub(crate) row_starts: Vec<i32>,
 }
 
 impl Quantized {
@@ -82,13 +139,26 @@ impl Quantized {
     pub(crate) fn empty(scheme: Scheme, cols: usize) -> Quantized {
         let block = block_len(scheme);
         let blocks = cols.div_ceil(block);
-        Quantized { block, blocks, x: vec![], scales: vec![], starts: vec![] }
+        Quantized { q4: scheme == Scheme::Q4, block, blocks, ..Quantized::default() }
+    }
+
+    /// What the integer 0 means.
+    pub(crate) fn middle(&self) -> f32 {
+        self.bound.map_or(0.0, Quantized::middle_of)
+    }
+
+    /// The same, of values between 0 and `bound`.
+    pub(crate) fn middle_of(bound: f32) -> f32 {
+        bound / STEPS * 127.0
     }
 
     /// Whether rows have the blocks of W.
     pub(crate) fn fits(&self, w: PackedRef<'_>) -> bool {
         let block = block_len(w.scheme());
+        let q4 = w.scheme() == Scheme::Q4;
+        // Of bounded values the starts may be there for q4 alone.
         (self.block, self.blocks) == (block, w.cols().div_ceil(block))
+            && (self.bound.is_none() || self.q4 || !q4)
     }
 
     /// How many rows there are.
@@ -113,7 +183,7 @@ impl Quantized {
 
     /// All rows.
     pub(super) fn all(&mut self) -> QuantizedRows<'_> {
-        let Quantized { block, blocks, x, scales, starts } = self;
+        let Quantized { block, blocks, x, scales, starts, .. } = self;
         QuantizedRows { block: *block, blocks: *blocks, x, scales, starts }
     }
 
@@ -124,6 +194,10 @@ impl Quantized {
             self.x.resize(blocks * self.block, 0);
             self.scales.resize(blocks, 0.0);
             self.starts.resize(blocks, 0);
+            if self.bound.is_some() {
+                self.row_scales.resize(rows, 0.0);
+                self.row_starts.resize(rows, 0);
+            }
         }
     }
 }

@@ -74,3 +74,32 @@ unsafe fn quantize_block<const B: usize>(
         (scale, -128 * i32::from(vaddvq_s16(sum)))
     }
 }
+
+/// As [`bounded`](super::bounded).
+///
+/// # Safety
+/// The processor has NEON.
+pub(in super::super) unsafe fn bounded(x: &[f32], steps: f32, out: &mut [i8]) -> bool {
+    let ((many, rest), (to, last)) = (x.as_chunks::<16>(), out.as_chunks_mut::<16>());
+    // SAFETY: the caller's promise; a chunk has 16 values.
+    let sound = unsafe {
+        let mut largest = vdupq_n_f32(0.0);
+        for (x, to) in many.iter().zip(to) {
+            let mut ints = [vdupq_n_u32(0); 4];
+            for k in 0..4 {
+                let v = vld1q_f32(x.as_ptr().add(4 * k));
+                // NaN where one is.
+                largest = vmaxq_f32(largest, v);
+                // Below 0, and of NaN, 0.
+                ints[k] = vcvtnq_u32_f32(vmulq_n_f32(v, steps));
+            }
+            let low = vqmovn_high_u32(vqmovn_u32(ints[0]), ints[1]);
+            let high = vqmovn_high_u32(vqmovn_u32(ints[2]), ints[3]);
+            let bytes = vqmovn_high_u16(vqmovn_u16(low), high);
+            let bytes = vsubq_u8(vminq_u8(bytes, vdupq_n_u8(254)), vdupq_n_u8(127));
+            vst1q_s8(to.as_mut_ptr(), vreinterpretq_s8_u8(bytes));
+        }
+        !vmaxvq_f32(largest).is_nan()
+    };
+    sound & super::bounded(rest, steps, last)
+}
