@@ -144,7 +144,8 @@ fn what_is_measured_of_kept_rows_is_what_serves() {
         let served = evaluate(&engine, Some(bound), &held, 3).unwrap();
         for (name, value) in found {
             let other = served.metric(name).unwrap();
-            assert!((value - other).abs() < 1e-4, "{name}: {value} {other}");
+            // What serves rounds the inputs of an adapter's products, training doesn't.
+            assert!((value - other).abs() < 1e-3, "{name}: {value} {other}");
         }
     };
     let bound = engine.bind(&[(&trained.adapter, 1.0)]).unwrap();
@@ -157,7 +158,7 @@ fn what_is_measured_of_kept_rows_is_what_serves() {
     let inputs = (0..held.samples.len()).map(|s| encoded.inputs(&[s], 1));
     let found = retention(&engine, &bound, inputs, &mut || true).unwrap().unwrap();
     let kept = &report.knowledge.as_ref().unwrap().retention;
-    assert!((found.cosine_mean - kept.cosine_mean).abs() < 1e-4, "{found:?} {kept:?}");
+    assert!((found.cosine_mean - kept.cosine_mean).abs() < 1e-3, "{found:?} {kept:?}");
     assert!(kept.cosine_mean < 0.9999 && found.samples == kept.samples);
 }
 
