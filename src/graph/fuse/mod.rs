@@ -148,6 +148,19 @@ fn only_reader(model: &TypedModel, outlet: OutletId) -> Option<&TypedNode> {
     }
 }
 
+/// `op` in the place of `before` and of `node`, of which it is the first input: with the inputs of both.
+fn joined(
+    model: &TypedModel,
+    before: &TypedNode,
+    node: &TypedNode,
+    op: impl TypedOp + Clone,
+) -> TractResult<TypedModelPatch> {
+    let from: TVec<OutletId> = before.inputs.iter().chain(&node.inputs[1..]).copied().collect();
+    TypedModelPatch::rewire(model, &from, &[node.id.into()], &|patch, inputs| {
+        patch.wire_node(&node.name, op.clone(), inputs)
+    })
+}
+
 #[cfg(test)]
 mod looping {
     use super::*;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use tract_core::internal::*;
 
 use super::convolution::FusedConvolution;
-use super::only_reader;
 use super::strips::ConvDepthwise;
+use super::{joined, only_reader};
 use crate::graph::changes::{Span, spans, updates};
 use crate::graph::conv::After;
 use crate::graph::fused_linear::Part;
@@ -204,11 +204,7 @@ pub fn narrowing(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Typ
     }
     let mut op = strips.clone();
     op.last = Some(Narrowing::of(linear, high)?);
-    let from: TVec<OutletId> = before.inputs.iter().chain(&node.inputs[1..]).copied().collect();
-    TypedModelPatch::rewire(model, &from, &[node.id.into()], &|patch, inputs| {
-        patch.wire_node(&node.name, op.clone(), inputs)
-    })
-    .map(Some)
+    joined(model, before, node, op).map(Some)
 }
 
 #[cfg(test)]

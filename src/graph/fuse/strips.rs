@@ -6,7 +6,7 @@ use tract_core::internal::*;
 
 use super::convolution::FusedConvolution;
 use super::narrowing::Narrowing;
-use super::only_reader;
+use super::{joined, only_reader};
 use crate::graph::conv::After;
 use crate::graph::weights::filled;
 use crate::graph::window::{Padding, Window};
@@ -212,11 +212,7 @@ pub fn conv_depthwise(
     let Some((conv, between)) = convolution(before) else { return Ok(None) };
     let (depthwise, has_bias) = (depthwise.clone(), node.inputs.len() > 2);
     let op = ConvDepthwise { conv, between, depthwise, has_bias, activation, last: None };
-    let from: TVec<OutletId> = before.inputs.iter().chain(&node.inputs[1..]).copied().collect();
-    TypedModelPatch::rewire(model, &from, &[node.id.into()], &|patch, inputs| {
-        patch.wire_node(&node.name, op.clone(), inputs)
-    })
-    .map(Some)
+    joined(model, before, node, op).map(Some)
 }
 
 #[cfg(test)]
